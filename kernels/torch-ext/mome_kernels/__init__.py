@@ -1,0 +1,1 @@
+"""Grouped expert kernels: torch ops with Triton and CPU implementations."""
