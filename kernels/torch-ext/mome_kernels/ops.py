@@ -1,0 +1,194 @@
+"""The torch ops of this package: functional, differentiable, with a CPU implementation of the same semantics.
+
+Forward and backward are separate ops, so that compile, export and activation checkpointing see each of them as
+one node. Gradients are registered per op; nothing is mutated.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import cpu_experts, cpu_head, dispatch
+
+_ACTIVATIONS = ("none", "relu", "silu", "gelu", "gelu_tanh")
+
+
+def check_activation(activation: str) -> None:
+    """Raises ValueError for a name that no kernel knows."""
+    if activation not in _ACTIVATIONS:
+        raise ValueError(f"activation is one of {', '.join(_ACTIVATIONS)}, got {activation!r}")
+
+
+# -- routing ------------------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("mome::route", mutates_args=())
+def _route(expert_ids: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return cpu_experts.route(expert_ids, num_experts)
+
+
+@_route.register_fake
+def _(expert_ids: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    n = expert_ids.numel()
+    return (
+        expert_ids.new_empty(num_experts, dtype=torch.int32),
+        expert_ids.new_empty(num_experts + 1, dtype=torch.int32),
+        expert_ids.new_empty(n, dtype=torch.int64),
+        expert_ids.new_empty(n, dtype=torch.int64),
+    )
+
+
+# -- feed-forward experts ---------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("mome::moe_mlp", mutates_args=())
+def _moe_mlp(
+    x: Tensor, ids: Tensor, gates: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor,
+    down_bias: Tensor | None, activation: str, gated: bool,
+) -> Tensor:  # fmt: skip
+    return dispatch.experts(x).mlp_forward(x, ids, gates, up, up_bias, down, down_bias, activation, gated)
+
+
+@_moe_mlp.register_fake
+def _(
+    x: Tensor, ids: Tensor, gates: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor,
+    down_bias: Tensor | None, activation: str, gated: bool,
+) -> Tensor:  # fmt: skip
+    return x.new_empty(x.shape[0], down.shape[1])
+
+
+@torch.library.custom_op("mome::moe_mlp_backward", mutates_args=())
+def _moe_mlp_backward(
+    grad: Tensor, x: Tensor, ids: Tensor, gates: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor,
+    down_bias: Tensor | None, activation: str, gated: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    return dispatch.experts(x).mlp_backward(grad, x, ids, gates, up, up_bias, down, down_bias, activation, gated)
+
+
+@_moe_mlp_backward.register_fake
+def _(
+    grad: Tensor, x: Tensor, ids: Tensor, gates: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor,
+    down_bias: Tensor | None, activation: str, gated: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    return (
+        torch.empty_like(x),
+        torch.empty_like(gates),
+        torch.empty_like(up),
+        x.new_empty(0) if up_bias is None else torch.empty_like(up_bias),
+        torch.empty_like(down),
+        x.new_empty(0) if down_bias is None else torch.empty_like(down_bias),
+    )
+
+
+def _mlp_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.activation, ctx.gated = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _mlp_grad(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    x, ids, gates, up, up_bias, down, down_bias = ctx.saved_tensors
+    d_x, d_gates, d_up, d_up_bias, d_down, d_down_bias = _moe_mlp_backward(
+        grad.contiguous(), x, ids, gates, up, up_bias, down, down_bias, ctx.activation, ctx.gated
+    )
+    return (
+        d_x, None, d_gates, d_up, None if up_bias is None else d_up_bias, d_down,
+        None if down_bias is None else d_down_bias, None, None,
+    )  # fmt: skip
+
+
+_moe_mlp.register_autograd(_mlp_grad, setup_context=_mlp_setup)
+
+
+# -- linear experts ---------------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("mome::moe_linear", mutates_args=())
+def _moe_linear(x: Tensor, ids: Tensor, gates: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return dispatch.experts(x).linear_forward(x, ids, gates, weight, bias)
+
+
+@_moe_linear.register_fake
+def _(x: Tensor, ids: Tensor, gates: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[1])
+
+
+@torch.library.custom_op("mome::moe_linear_backward", mutates_args=())
+def _moe_linear_backward(
+    grad: Tensor, x: Tensor, ids: Tensor, gates: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return dispatch.experts(x).linear_backward(grad, x, ids, gates, weight, bias)
+
+
+@_moe_linear_backward.register_fake
+def _(
+    grad: Tensor, x: Tensor, ids: Tensor, gates: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    d_bias = x.new_empty(0) if bias is None else torch.empty_like(bias)
+    return torch.empty_like(x), torch.empty_like(gates), torch.empty_like(weight), d_bias
+
+
+def _linear_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _linear_grad(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    x, ids, gates, weight, bias = ctx.saved_tensors
+    d_x, d_gates, d_weight, d_bias = _moe_linear_backward(grad.contiguous(), x, ids, gates, weight, bias)
+    return d_x, None, d_gates, d_weight, None if bias is None else d_bias
+
+
+_moe_linear.register_autograd(_linear_grad, setup_context=_linear_setup)
+
+
+# -- fusion head --------------------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("mome::fusion_head", mutates_args=())
+def _fusion_head(
+    features: Tensor, query: Tensor, bias: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor,
+    b3: Tensor, top_k: int,
+) -> Tensor:  # fmt: skip
+    return dispatch.head(features).forward(features, query, bias, w1, b1, w2, b2, w3, b3, top_k)
+
+
+@_fusion_head.register_fake
+def _(
+    features: Tensor, query: Tensor, bias: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor,
+    b3: Tensor, top_k: int,
+) -> Tensor:  # fmt: skip
+    return features.new_empty(features.shape[0], query.shape[0], features.shape[3])
+
+
+@torch.library.custom_op("mome::fusion_head_backward", mutates_args=())
+def _fusion_head_backward(
+    grad: Tensor, features: Tensor, query: Tensor, bias: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor,
+    w3: Tensor, b3: Tensor, top_k: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    return dispatch.head(features).backward(grad, features, query, bias, w1, b1, w2, b2, w3, b3, top_k)
+
+
+@_fusion_head_backward.register_fake
+def _(
+    grad: Tensor, features: Tensor, query: Tensor, bias: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor,
+    w3: Tensor, b3: Tensor, top_k: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    same = torch.contiguous_format
+    d_features = torch.empty_like(features, memory_format=same)
+    return (d_features, torch.empty_like(query), bias.new_empty(bias.shape)) + tuple(
+        torch.empty_like(t) for t in (w1, b1, w2, b2, w3, b3)
+    )
+
+
+def _head_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.top_k = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _head_grad(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    return *_fusion_head_backward(grad.contiguous(), *ctx.saved_tensors, ctx.top_k), None
+
+
+_fusion_head.register_autograd(_head_grad, setup_context=_head_setup)

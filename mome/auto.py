@@ -1,0 +1,18 @@
+"""Registers MoME with transformers' Auto classes and its kernels as an experts implementation.
+
+`import mome` does this at once where transformers is already imported, and on first use otherwise; importing
+this module does it explicitly.
+"""
+
+from __future__ import annotations
+
+from transformers import AutoConfig, AutoModel
+
+from mome.configuration import MoMEConfig
+from mome.modeling import MoME
+from mome.processing import MoMEProcessor
+
+AutoConfig.register("mome", MoMEConfig, exist_ok=True)
+AutoModel.register(MoMEConfig, MoME, exist_ok=True)
+
+__all__ = ["MoME", "MoMEConfig", "MoMEProcessor"]

@@ -1,0 +1,153 @@
+"""Cases on the network grid, windowed to uint8, as memory-mapped arrays on disk.
+
+One folder per data set and settings; its name carries the hash of both, so that a changed spacing or HU window
+never reads a stale cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mome.data.case_folder import Case, CaseFolder
+from mome.errors import InputError
+from mome.processing import MoMEProcessor
+from mome.volumes import Grid, read_volume, resample
+
+
+@dataclass(frozen=True)
+class CachedCase:
+    """One case on the network grid.
+
+    Attributes:
+        name: The case's name.
+        volume: uint8 (D, H, W): 255 is the top of the HU window.
+        labels: uint8 (D, H, W): 0 or 1 + the index into `annotated_names`.
+        annotated: Names of the structures annotated in this case.
+        voxels: For every annotated structure, flat indices of its voxels.
+    """
+
+    name: str
+    volume: np.ndarray
+    labels: np.ndarray
+    annotated: tuple[str, ...]
+    voxels: dict[str, np.ndarray]
+
+
+class CaseCache:
+    """Cached cases of one source; opening it reads an index, not the arrays."""
+
+    def __init__(self, folder: Path, names: list[str]) -> None:
+        self.folder = folder
+        self.label_names = names
+        self.index: list[dict[str, Any]] = json.loads((folder / "index.json").read_text())["cases"]
+        self._open: dict[int, CachedCase] = {}
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, i: int) -> CachedCase:
+        if i not in self._open:
+            entry = self.index[i]
+            path = self.folder / entry["file"]
+            labels = np.load(path.with_suffix(".labels.npy"), mmap_mode="r")
+            flat = np.asarray(labels).ravel()
+            voxels = {
+                name: np.flatnonzero(flat == self.label_names.index(name) + 1).astype(np.int32)
+                for name in entry["annotated"]
+            }
+            volume = np.load(path.with_suffix(".volume.npy"), mmap_mode="r")
+            self._open[i] = CachedCase(entry["name"], volume, labels, tuple(entry["annotated"]), voxels)
+        return self._open[i]
+
+
+def build_cache(
+    root: str | Path,
+    source: str,
+    names: list[str],
+    processor: MoMEProcessor,
+    cases: Iterable[tuple[str, Callable[[], tuple[np.ndarray, Grid, dict[str, np.ndarray]]]]],
+    fingerprint: str,
+    progress: Callable[[Iterable[Any]], Iterable[Any]] = lambda items: items,
+) -> CaseCache:
+    """Builds the cache of a source, or opens the one that is there.
+
+    Args:
+        root: Folder of all caches.
+        source: Name of the source; the folder's name starts with it.
+        names: Labels the cache numbers 1…n; others are left out.
+        processor: Decides the network grid and the window.
+        cases: (name, loader) pairs; a loader returns HU (i, j, k), its grid and masks of the annotated names.
+        fingerprint: What else the contents depend on.
+        progress: Wraps the iteration, for a progress bar.
+    """
+    if len(names) > 254:
+        raise InputError(f"a cache holds at most 254 labels, got {len(names)}", hint="train on fewer structures")
+    key = json.dumps([processor.settings(), names, fingerprint], sort_keys=True)
+    folder = Path(root) / f"{source}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    if (folder / "index.json").is_file():
+        return CaseCache(folder, names)
+    folder.mkdir(parents=True, exist_ok=True)
+    index = []
+    for number, (name, load) in enumerate(progress(list(cases))):
+        hu, grid, masks = load()
+        target = processor.network_grid(grid)
+        array = torch.as_tensor(hu, dtype=torch.float32)
+        volume = processor.window(resample(array, grid, target, fill=processor.padding_hu))
+        labels = _label_map(masks, names, grid, target)
+        file = f"{number:05d}"  # a number: case names may say who the patient is
+        np.save(folder / f"{file}.volume.npy", (volume * 255).round().to(torch.uint8).numpy())
+        np.save(folder / f"{file}.labels.npy", labels)
+        annotated = [label for label in names if label in masks]
+        index.append({"file": file, "name": name, "annotated": annotated, "shape": list(labels.shape)})
+    temporary = folder / "index.json.part"
+    temporary.write_text(json.dumps({"settings": processor.settings(), "names": names, "cases": index}))
+    os.replace(temporary, folder / "index.json")
+    return CaseCache(folder, names)
+
+
+def _label_map(masks: dict[str, np.ndarray], names: list[str], grid: Grid, target: Grid) -> np.ndarray:
+    """Masks resampled as soft masks; a voxel goes to the structure that covers it most, if that is half of it."""
+    best = torch.full(tuple(target.shape), 0.5)
+    labels = torch.zeros(tuple(target.shape), dtype=torch.uint8)
+    for number, name in enumerate(names, start=1):
+        if name not in masks:
+            continue
+        soft = resample(torch.as_tensor(masks[name], dtype=torch.float32), grid, target, fill=0.0)
+        wins = soft >= best
+        labels[wins] = number
+        best = torch.where(wins, soft, best)
+    return labels.numpy()
+
+
+def cache_case_folder(
+    root: str | Path,
+    folder: CaseFolder,
+    source: str,
+    names: list[str],
+    processor: MoMEProcessor,
+    progress: Callable[[Iterable[Any]], Iterable[Any]] = lambda items: items,
+) -> CaseCache:
+    """The cache of a `CaseFolder`."""
+
+    def loader(case: Case) -> Callable[[], tuple[np.ndarray, Grid, dict[str, np.ndarray]]]:
+        def load() -> tuple[np.ndarray, Grid, dict[str, np.ndarray]]:
+            volume, labels = read_volume(case.image), read_volume(case.labels)
+            if volume.array.shape != labels.array.shape or not np.allclose(volume.affine, labels.affine, atol=1e-3):
+                raise InputError("image and label map are on different grids", where=str(case.labels))
+            ids = np.asarray(labels.array)
+            return volume.array, volume.grid, {name: ids == folder.ids[name] for name in case.annotated}
+
+        return load
+
+    pairs = [(case.name, loader(case)) for case in folder]
+    stats = [(case.name, case.annotated, case.image.stat().st_size, case.labels.stat().st_size) for case in folder]
+    return build_cache(root, source, names, processor, pairs, json.dumps(stats), progress)

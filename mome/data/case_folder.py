@@ -1,0 +1,83 @@
+"""A folder of partially labelled cases: `images/`, `labels/` and `cases.json`.
+
+```
+folder/images/<case>.nii.gz     CT in HU
+folder/labels/<case>.nii.gz     label map; its numbers are the data set's own
+folder/cases.json               {"<case>": {"annotated": ["liver", ...]}, ...}
+```
+A structure that is not in a case's `annotated` list is unknown there, not background.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mome.errors import InputError
+from mome.labels import load_dataset
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scan with its label map.
+
+    Attributes:
+        name: File name without its ending.
+        image, labels: Paths.
+        annotated: Names of the structures annotated in this case.
+    """
+
+    name: str
+    image: Path
+    labels: Path
+    annotated: tuple[str, ...]
+
+
+class CaseFolder:
+    """The cases of one folder, in the order of `cases.json`.
+
+    Args:
+        folder: See the module's description.
+        dataset: Name of the label YAML that maps the map's numbers to label names, as in `openkbp`.
+
+    Raises:
+        InputError: No `cases.json`, a file that it names is missing, or a name the data set does not have.
+    """
+
+    def __init__(self, folder: str | Path, dataset: str) -> None:
+        self.folder = Path(folder)
+        self.ids: dict[str, int] = load_dataset(dataset).name_to_id
+        index = self.folder / "cases.json"
+        if not index.is_file():
+            raise InputError("no cases.json, which lists what is annotated in each case", where=str(self.folder))
+        try:
+            listed = json.loads(index.read_text())
+        except json.JSONDecodeError as error:
+            raise InputError(f"cases.json is not valid JSON: {error}", where=str(index)) from error
+        self.cases: list[Case] = []
+        for name, entry in listed.items():
+            case = Case(
+                name,
+                self.folder / "images" / f"{name}.nii.gz",
+                self.folder / "labels" / f"{name}.nii.gz",
+                tuple(entry["annotated"]),
+            )
+            for path in (case.image, case.labels):
+                if not path.is_file():
+                    raise InputError(f"case {name!r} of cases.json has no file", where=str(path))
+            unknown = [label for label in case.annotated if label not in self.ids]
+            if unknown:
+                raise InputError(
+                    f"case {name!r} lists {unknown[0]!r}, which data set {dataset!r} does not have",
+                    where=str(index),
+                    hint="names: " + ", ".join(self.ids),
+                )
+            self.cases.append(case)
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def __iter__(self) -> Iterator[Case]:
+        return iter(self.cases)

@@ -1,0 +1,92 @@
+"""Swin UNETR (Hatamizadeh et al. 2022, arXiv 2201.01266) through MONAI, with its decoder pyramid exposed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+
+from mome.encoders.pyramid import Pyramid
+from mome.errors import InputError
+
+
+class SwinUNETR(nn.Module):
+    """MONAI's network without its output layer, so that weights published for it keep their meaning.
+
+    The five decoder maps have strides 16, 8, 4, 2, 1 and the bottleneck has stride 32.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """Width of the finest stage; Swin depths, heads and window; rates of dropout."""
+
+        feature_size: int = 48
+        depths: tuple[int, ...] = (2, 2, 2, 2)
+        num_heads: tuple[int, ...] = (3, 6, 12, 24)
+        window_size: int = 7
+        drop_rate: float = 0.0
+        drop_path_rate: float = 0.0
+        use_v2: bool = False
+
+    def __init__(self, config: Config, *, in_channels: int = 1) -> None:
+        super().__init__()
+        if config.feature_size % 12:
+            raise InputError(
+                f"feature_size of swin_unetr is a multiple of 12, got {config.feature_size}",
+                hint="feature_size=48 is the published size, 24 a smaller one",
+            )
+        from monai.networks.nets import SwinUNETR as MonaiSwinUNETR
+
+        self.network = MonaiSwinUNETR(
+            in_channels=in_channels,
+            out_channels=1,
+            feature_size=config.feature_size,
+            depths=tuple(config.depths),
+            num_heads=tuple(config.num_heads),
+            window_size=config.window_size,
+            drop_rate=config.drop_rate,
+            dropout_path_rate=config.drop_path_rate,
+            use_v2=config.use_v2,
+        )
+        del self.network.out
+        width = config.feature_size
+        self.channels = (8 * width, 4 * width, 2 * width, width, width)
+        self.strides = (16, 8, 4, 2, 1)
+        self.bottleneck_channels = 16 * width
+        self.size_divisor = 32
+
+    def forward(self, x_BCDHW: Tensor) -> Pyramid:
+        network = self.network
+        hidden = network.swinViT(x_BCDHW, network.normalize)
+        bottleneck = network.encoder10(hidden[4])  # stride 32
+        map_16 = network.decoder5(bottleneck, hidden[3])
+        map_8 = network.decoder4(map_16, network.encoder4(hidden[2]))
+        map_4 = network.decoder3(map_8, network.encoder3(hidden[1]))
+        map_2 = network.decoder2(map_4, network.encoder2(hidden[0]))
+        map_1 = network.decoder1(map_2, network.encoder1(x_BCDHW))
+        return Pyramid((map_16, map_8, map_4, map_2, map_1), bottleneck)
+
+    @torch.no_grad()
+    def init_weights_(self, init: ModuleType, std: float) -> None:
+        """Fills MONAI's bare parameters and its index buffer, which no base recipe knows."""
+        for module in self.modules():
+            table = getattr(module, "relative_position_bias_table", None)
+            if table is not None:
+                init.trunc_normal_(table, std=0.02)
+                init.copy_(
+                    module.relative_position_index,
+                    relative_position_index(module.window_size).to(table.device),
+                )
+
+
+def relative_position_index(window: tuple[int, int, int]) -> Tensor:
+    """Row of the bias table for every pair of voxels of a window: (N, N) with N = product of `window`."""
+    axes = [torch.arange(size) for size in window]
+    grid_3N = torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1)
+    offset_3NN = grid_3N[:, :, None] - grid_3N[:, None, :]
+    index_NN = torch.zeros_like(offset_3NN[0])
+    for axis, size in enumerate(window):
+        index_NN = index_NN * (2 * size - 1) + offset_3NN[axis] + size - 1
+    return index_NN

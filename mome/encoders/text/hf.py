@@ -1,0 +1,143 @@
+"""Text towers from the Hugging Face Hub, by id and revision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mome.errors import InputError
+
+# The prompt of the paper's family (CLIP-Driven Universal Model, Liu et al. 2023).
+TEMPLATE = "A computerized tomography of a {}"
+
+
+class HuggingFaceText:
+    """Any text model that `AutoModel` loads: encoder models, sentence embedders, language models.
+
+    The tower is loaded at the first `encode` and is never part of a MoME model.
+    """
+
+    needs_tower = True
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """A text tower.
+
+        Args:
+            model: Hub id or a folder.
+            revision: Commit, tag or branch; a commit makes runs repeatable.
+            pooling: `mean` over the tokens, `cls` (first token), `last` token, or `pooler` (the model's own).
+            normalize: Scale rows to unit length.
+            template: Sentence around a prompt; `{}` is the prompt.
+            max_length: Tokens kept.
+            width: Width T of the rows; read from the model's config where 0.
+        """
+
+        model: str = "sentence-transformers/all-MiniLM-L6-v2"
+        revision: str = "main"
+        pooling: str = "mean"
+        normalize: bool = True
+        template: str = TEMPLATE
+        max_length: int = 77
+        width: int = 0
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        if config.pooling not in ("mean", "cls", "last", "pooler"):
+            raise InputError(
+                f"pooling is one of mean, cls, last, pooler, got {config.pooling!r}", where=f"text tower {config.model}"
+            )
+        if "{}" not in config.template:
+            raise InputError("the template has no {} for the prompt", where=f"text tower {config.model}")
+        self._tower: tuple[Any, Any] | None = None
+
+    def width(self, num_labels: int) -> int:
+        """T of the rows; asks the Hub only where the config does not say."""
+        if self.config.width:
+            return self.config.width
+        from transformers import AutoConfig
+
+        return int(self._load(AutoConfig).hidden_size)
+
+    @torch.no_grad()
+    def encode(self, texts: list[str]) -> Tensor:
+        """Texts → (P, T) float32 on the CPU.
+
+        Raises:
+            InputError: The tower is not in the cache and the Hub cannot be reached.
+        """
+        if self._tower is None:
+            self._tower = self._open()
+        tokenizer, model = self._tower
+        rows = []
+        for start in range(0, len(texts), 32):
+            sentences = [self.config.template.format(text) for text in texts[start : start + 32]]
+            tokens = tokenizer(
+                sentences, padding=True, truncation=True, max_length=self.config.max_length, return_tensors="pt"
+            )
+            row = self._pool(model, tokens).float()
+            rows.append(torch.nn.functional.normalize(row, dim=-1) if self.config.normalize else row)
+        return torch.cat(rows)
+
+    def _open(self) -> tuple[Any, Any]:
+        from transformers import AutoModel, AutoTokenizer
+
+        return self._load(AutoTokenizer), self._load(AutoModel).eval()
+
+    def _pool(self, model: Any, tokens: Any) -> Tensor:
+        output = model(**tokens)
+        if self.config.pooling == "pooler":
+            return output.pooler_output
+        hidden_PND, mask_PN = output.last_hidden_state, tokens["attention_mask"]
+        if self.config.pooling == "cls":
+            return hidden_PND[:, 0]
+        if self.config.pooling == "last":
+            last_P = mask_PN.shape[1] - 1 - mask_PN.flip(1).argmax(1)
+            return hidden_PND[torch.arange(hidden_PND.shape[0]), last_P]
+        share_PN1 = mask_PN[..., None].to(hidden_PND.dtype)
+        return (hidden_PND * share_PN1).sum(1) / share_PN1.sum(1)
+
+    def _load(self, factory: Any) -> Any:
+        try:
+            return factory.from_pretrained(self.config.model, revision=self.config.revision)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"the text tower {self.config.model!r} (revision {self.config.revision}) cannot be loaded: "
+                + str(error).splitlines()[0][:120],
+                hint=f"hf download {self.config.model} --revision {self.config.revision}, or use known labels only",
+            ) from error
+
+
+class CLIPText(HuggingFaceText):
+    """The projected text embedding of a CLIP model, as the CLIP-Driven Universal Model uses it."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """As for `hf`; CLIP has its own pooling and projection."""
+
+        model: str = "openai/clip-vit-base-patch32"
+        revision: str = "main"
+        normalize: bool = False
+        template: str = TEMPLATE
+        width: int = 512
+
+    def __init__(self, config: Config) -> None:
+        base = HuggingFaceText.Config(
+            model=config.model,
+            revision=config.revision,
+            normalize=config.normalize,
+            template=config.template,
+            width=config.width,
+        )
+        super().__init__(base)
+
+    def _open(self) -> tuple[Any, Any]:
+        from transformers import AutoTokenizer, CLIPTextModelWithProjection
+
+        return self._load(AutoTokenizer), self._load(CLIPTextModelWithProjection).eval()
+
+    def _pool(self, model: Any, tokens: Any) -> Tensor:
+        return model(**tokens).text_embeds

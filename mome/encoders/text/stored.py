@@ -1,0 +1,55 @@
+"""Text encoders without a tower: a stored bank, rows learned with the model, no text at all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from mome.errors import InputError
+
+
+class BankText:
+    """Embeddings that somebody else made; the checkpoint's bank is all there is."""
+
+    needs_tower = False
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """Width T of the stored rows."""
+
+        width: int = 512
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def width(self, num_labels: int) -> int:
+        """T of the rows."""
+        return self.config.width
+
+    def encode(self, texts: list[str]) -> Tensor:
+        """There is no tower here.
+
+        Raises:
+            InputError: Always.
+        """
+        raise InputError(
+            f"this model stores its labels' embeddings only; {texts[0]!r} is not one of them",
+            hint="prompt one of its labels (mome info MODEL), or build it with text_encoder='hf(...)'",
+        )
+
+
+class LearnedText(BankText):
+    """One-hot rows over the labels: the layers that read them are then a learned table."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """Nothing to set."""
+
+    def width(self, num_labels: int) -> int:
+        """One column per label."""
+        return num_labels
+
+
+class NoText(LearnedText):
+    """The same rows, for a head that reads no text: they only choose the output channel."""

@@ -1,0 +1,38 @@
+"""Convolution blocks of the compact 3D networks."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+def norm_layer(name: str, channels: int) -> nn.Module:
+    """`instance` (affine instance normalisation) or `group` (groups of 8 channels)."""
+    if name == "instance":
+        return nn.InstanceNorm3d(channels, affine=True)
+    if name == "group":
+        return nn.GroupNorm(max(1, channels // 8), channels)
+    raise ValueError(f"norm is 'instance' or 'group', not {name!r}")
+
+
+class ConvBlock(nn.Module):
+    """3×3×3 convolution, normalisation, leaky ReLU (slope 0.01, as in nnU-Net)."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1, norm: str = "instance") -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
+        self.norm = norm_layer(norm, out_channels)
+        self.act = nn.LeakyReLU(0.01, inplace=True)
+
+    def forward(self, x_BCDHW: Tensor) -> Tensor:
+        return self.act(self.norm(self.conv(x_BCDHW)))
+
+
+class ConvStack(nn.Sequential):
+    """`depth` convolution blocks; the first changes the channels and the resolution."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, *, depth: int, stride: int = 1, norm: str = "instance"
+    ) -> None:
+        blocks = [ConvBlock(in_channels, out_channels, stride=stride, norm=norm)]
+        blocks += [ConvBlock(out_channels, out_channels, norm=norm) for _ in range(depth - 1)]
+        super().__init__(*blocks)

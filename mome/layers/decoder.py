@@ -1,0 +1,39 @@
+"""The U-Net decoder, built from the channels and strides of any encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mome.layers.blocks import ConvStack
+
+
+class UNetDecoder(nn.Module):
+    """Transposed convolution, skip connection, convolutions: one step for each encoder stage but the deepest.
+
+    Args:
+        channels: Channels of the encoder's stages, fine to coarse (the last is the bottleneck).
+        strides: Strides of the stages relative to the input, fine to coarse; each must divide the next.
+        depth: Convolution blocks in each decoder stage.
+        norm: See `mome.layers.blocks.norm_layer`.
+    """
+
+    def __init__(
+        self, channels: Sequence[int], strides: Sequence[int], *, depth: int = 1, norm: str = "instance"
+    ) -> None:
+        super().__init__()
+        self.up, self.fuse = nn.ModuleList(), nn.ModuleList()
+        for level in reversed(range(len(channels) - 1)):
+            step = strides[level + 1] // strides[level]
+            self.up.append(nn.ConvTranspose3d(channels[level + 1], channels[level], step, stride=step))
+            self.fuse.append(ConvStack(2 * channels[level], channels[level], depth=depth, norm=norm))
+
+    def forward(self, stages: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Encoder stages, fine to coarse → decoder maps, coarse to fine."""
+        x, maps = stages[-1], []
+        for up, fuse, skip in zip(self.up, self.fuse, reversed(stages[:-1]), strict=True):
+            x = fuse(torch.cat([up(x), skip], dim=1))  # (B, C_s, D_s, H_s, W_s)
+            maps.append(x)
+        return tuple(maps)

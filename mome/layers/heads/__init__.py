@@ -1,0 +1,6 @@
+"""Heads: fused expert maps → one logit per prompt and voxel. Nothing here imports torch."""
+
+from mome.registry import HEADS
+
+HEADS.register("dynamic", "mome.layers.heads.dynamic:DynamicHead", summary="three layers made from text and image")
+HEADS.register("plain", "mome.layers.heads.plain:PlainHead", summary="one linear layer, no text")

@@ -1,0 +1,77 @@
+"""The text-generated head: a controller writes the weights of three 1×1×1 layers for every prompt.
+
+The idea is DoDNet's (Zhang et al. 2021) and the CLIP-Driven Universal Model's (Liu et al. 2023), whose widths
+(C = 8, 256 + 256 controller inputs) are the defaults. The initialisation is our choice.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+from mome_kernels import fusion_head
+from torch import Tensor, nn
+
+from mome.routers.fusion.weights import FusionWeights
+
+
+class DynamicHead(nn.Module):
+    """Logits (B, P, V) = w₃ · relu(W₂ relu(W₁ m_p(v) + b₁) + b₂) + b₃, the weights made for (image, prompt)."""
+
+    uses_text = True
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """Width of the text and of the image half of the controller's input; prior probability of a voxel."""
+
+        hidden: int = 256
+        prior: float = 0.02
+
+    def __init__(self, config: Config, *, channels: int, text_dim: int, bottleneck_channels: int) -> None:
+        super().__init__()
+        self.channels, self.prior = channels, config.prior
+        groups = 16 if bottleneck_channels % 16 == 0 else 1
+        self.image_norm = nn.GroupNorm(groups, bottleneck_channels)
+        self.image = nn.Linear(bottleneck_channels, config.hidden)
+        self.text = nn.Linear(text_dim, config.hidden)
+        # (W1, b1, W2, b2, w3, b3) in this order; 153 numbers at C = 8
+        self.sizes = (channels**2, channels, channels**2, channels, channels, 1)
+        self.controller = nn.Linear(2 * config.hidden, sum(self.sizes))
+
+    def generate(self, text_PT: Tensor, bottleneck: Tensor) -> tuple[Tensor, ...]:
+        """The head's weights for every image and prompt: W (B, P, C, C), b (B, P, C), w₃ (B, P, C), b₃ (B, P)."""
+        pooled_BC = self.image_norm(bottleneck).relu().mean(dim=(2, 3, 4))
+        image_BH, text_PH = self.image(pooled_BC), self.text(text_PT).relu()
+        batch, prompts, c = image_BH.shape[0], text_PH.shape[0], self.channels
+        both_BPH = torch.cat(
+            [image_BH[:, None].expand(-1, prompts, -1), text_PH[None].expand(batch, -1, -1)], dim=-1
+        )
+        w1, b1, w2, b2, w3, b3 = self.controller(both_BPH).split(self.sizes, dim=-1)
+        square = (batch, prompts, c, c)
+        return w1.reshape(square), b1, w2.reshape(square), b2, w3, b3.squeeze(-1)
+
+    def forward(
+        self, features_BSCV: Tensor, text_PT: Tensor, bottleneck: Tensor, fusion: FusionWeights
+    ) -> Tensor:
+        weights = self.generate(text_PT, bottleneck)
+        return fusion_head(
+            features_BSCV, fusion.query_PC, fusion.bias_PS, *weights, top_k=fusion.top_k
+        )
+
+    @torch.no_grad()
+    def init_weights_(self, init: ModuleType, std: float) -> None:
+        """The controller's bias is a sound head by itself; text and image start as small changes to it."""
+        init.trunc_normal_(self.text.weight, std=self.text.weight.shape[1] ** -0.5)
+        init.trunc_normal_(self.image.weight, std=self.image.weight.shape[1] ** -0.5)
+        init.trunc_normal_(self.controller.weight, std=0.5 * (self.controller.weight.shape[1] * self.channels) ** -0.5)
+        base = torch.empty_like(self.controller.bias)
+        init.trunc_normal_(base, std=(2.0 / self.channels) ** 0.5)
+        start = 0
+        for index, size in enumerate(self.sizes):
+            if index % 2:  # biases: zero, but for the last, which is the prior's logit
+                prior = math.log(self.prior / (1 - self.prior)) if index == 5 else 0.0
+                base[start : start + size] = prior
+            start += size
+        init.copy_(self.controller.bias, base)

@@ -1,0 +1,86 @@
+"""Binary cross entropy + soft Dice over the structures that are annotated in each case.
+
+The sum and the mask are the CLIP-Driven Universal Model's (Liu et al. 2023). Dice is taken over whole patches,
+pooled over the batch (nnU-Net's `batch_dice`), never per slice; that is our choice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def _sum_over_processes(x: Tensor) -> Tensor:
+    """Differentiable sum over all processes, so that the loss does not depend on how the batch is spread."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        from torch.distributed.nn.functional import all_reduce
+
+        return all_reduce(x)
+    return x
+
+
+def masked_bce_dice(
+    logits: Tensor,
+    targets: Tensor,
+    supervised_BP: Tensor | None = None,
+    *,
+    bce_weight: float = 1.0,
+    dice_weight: float = 1.0,
+    smooth: float = 1.0,
+) -> Tensor:
+    """Scalar loss; what is not annotated contributes nothing, neither value nor gradient.
+
+    Args:
+        logits, targets: (B, P, D, H, W).
+        supervised_BP: True where prompt p is annotated in case b; all of them where None.
+        bce_weight, dice_weight: Weights of the two parts.
+        smooth: Voxels added above and below, so that an absent structure pulls its prediction to zero gently.
+    """
+    logits, targets = logits.float().flatten(2), targets.flatten(2).to(torch.float32)
+    if supervised_BP is None:
+        supervised_BP = torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device)
+    mask_BP = supervised_BP.to(logits.dtype)
+
+    bce_BP = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(-1)
+    bce_sums = _sum_over_processes(torch.stack([(bce_BP * mask_BP).sum(), mask_BP.sum()]))
+    bce = bce_sums[0] / bce_sums[1].detach().clamp(min=1)
+
+    probability = logits.sigmoid()
+    intersection_P = ((probability * targets).sum(-1) * mask_BP).sum(0)
+    cardinality_P = ((probability.sum(-1) + targets.sum(-1)) * mask_BP).sum(0)
+    sums = _sum_over_processes(torch.stack([intersection_P, cardinality_P, mask_BP.sum(0)]))
+    dice_P = (2 * sums[0] + smooth) / (sums[1] + smooth)
+    present_P = (sums[2].detach() > 0).to(dice_P.dtype)
+    dice = ((1 - dice_P) * present_P).sum() / present_P.sum().clamp(min=1)
+    return bce_weight * bce + dice_weight * dice
+
+
+class BCEDiceLoss(nn.Module):
+    """`masked_bce_dice` with its weights from a config."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """Weights of the two parts; voxels added above and below the Dice fraction."""
+
+        bce_weight: float = 1.0
+        dice_weight: float = 1.0
+        smooth: float = 1.0
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(self, logits: Tensor, targets: Tensor, supervised_BP: Tensor | None = None) -> Tensor:
+        config = self.config
+        return masked_bce_dice(
+            logits,
+            targets,
+            supervised_BP,
+            bce_weight=config.bce_weight,
+            dice_weight=config.dice_weight,
+            smooth=config.smooth,
+        )

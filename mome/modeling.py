@@ -1,0 +1,232 @@
+"""MoME: decoder layers as experts, fused voxel by voxel under the guidance of text.
+
+After *MoME: Mixture of Visual Language Medical Experts for Medical Imaging Segmentation* (arXiv 2510.26996).
+Known from the paper: decoder layers are the experts, text guides a voxel-wise fusion of them, heads are class
+specific, training is partially labelled. Everything else is our choice and a config value.
+
+Shapes: B batch, P prompts, S scales, C head channels, T text width, D H W voxels, V = D·H·W.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from mome.configuration import MoMEConfig
+from mome.errors import InputError
+from mome.layers.scale_expert import ScaleExpert
+from mome.registry import ENCODERS, FUSIONS, HEADS
+from mome.routers.routing import Routing
+from mome.losses.bce_dice import masked_bce_dice
+
+
+class Features(NamedTuple):
+    """What a volume becomes before any prompt is looked at.
+
+    Attributes:
+        scales_BSCDHW: Expert maps of the S scales at the finest resolution.
+        bottleneck: (B, C_b, D_b, H_b, W_b).
+        routings: How the tokens of each scale were routed; None where a scale has one expert.
+    """
+
+    scales_BSCDHW: Tensor
+    bottleneck: Tensor
+    routings: tuple[Routing | None, ...]
+
+
+@dataclass
+class MoMEOutput(ModelOutput):
+    """Result of `MoME.forward`.
+
+    Attributes:
+        logits: (B, P, D, H, W), independent per prompt (sigmoid).
+        loss: Scalar, where targets were given: segmentation loss plus routers' auxiliary losses.
+        segmentation_loss: Masked cross entropy + Dice.
+        aux_loss: Mean of the routers' auxiliary losses, zero in eval.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    segmentation_loss: Tensor | None = None
+    aux_loss: Tensor | None = None
+
+
+class MoME(PreTrainedModel):
+    """A text-prompted mixture-of-experts CT segmenter.
+
+    The model sees numbers only: `text_PT` are embeddings of the prompts (`MoME.bank_rows` for known labels,
+    `mome.prompts.embed_prompts` for anything else). The text tower is never part of the model.
+    """
+
+    config: MoMEConfig
+    config_class = MoMEConfig
+    base_model_prefix = ""
+    main_input_name = "volume"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["ScaleExpert", "ConvStack"]
+    _keep_in_fp32_modules_strict = ["router"]
+    # The expert modules live in other files than this class, where transformers does not look for them.
+    _can_set_experts_implementation_cached_value = True
+
+    def __init__(self, config: MoMEConfig) -> None:
+        super().__init__(config)
+        self.encoder = ENCODERS.build(config.encoder, in_channels=config.in_channels)
+        fusion_class, _ = FUSIONS.resolve(config.fusion)
+        scales = len(self.encoder.channels)
+        first = scales - 1 if fusion_class.finest_only else 0
+        self.scale_experts = nn.ModuleList(
+            ScaleExpert(
+                channels,
+                dim=config.dim,
+                head_channels=config.head_channels,
+                experts=config.experts,
+                router=config.router,
+            )
+            for channels in self.encoder.channels[first:]
+        )
+        self.fusion = FUSIONS.build(
+            config.fusion,
+            channels=config.head_channels,
+            text_dim=config.text_dim,
+            scales=len(self.scale_experts),
+        )
+        self.head = HEADS.build(
+            config.head,
+            channels=config.head_channels,
+            text_dim=config.text_dim,
+            bottleneck_channels=self.encoder.bottleneck_channels,
+        )
+        # Embeddings of the labels, and what centres and scales every text row before the model reads it.
+        self.register_buffer("text_bank", torch.empty(len(config.labels), config.text_dim))
+        self.register_buffer("text_mean", torch.empty(config.text_dim))
+        self.register_buffer("text_scale", torch.empty(()))
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    # -- text ---------------------------------------------------------------------------------------------
+
+    def bank_rows(self, names: list[str]) -> Tensor:
+        """Stored embeddings (P, T) of known labels.
+
+        Raises:
+            InputError: A name is not in the bank.
+        """
+        missing = [name for name in names if name not in self.config.labels]
+        if missing:
+            raise InputError(
+                f"{missing[0]!r} is not one of the {len(self.config.labels)} labels this model stores",
+                hint="embed it with the model's text tower (mome.prompts.embed_prompts)",
+            )
+        return self.text_bank[[self.config.labels.index(name) for name in names]]
+
+    @torch.no_grad()
+    def set_bank(self, bank_LT: Tensor, *, normalize: bool = True) -> None:
+        """Stores the embeddings of `config.labels`; from them, the mean and the scale of text rows."""
+        expected = tuple(self.text_bank.shape)
+        if tuple(bank_LT.shape) != expected:
+            raise InputError(f"the bank has shape {tuple(bank_LT.shape)}, the config asks for {expected}")
+        self.text_bank.copy_(bank_LT)
+        if normalize and bank_LT.shape[0] > 1:
+            mean_T = bank_LT.mean(0)
+            self.text_mean.copy_(mean_T)
+            self.text_scale.copy_(1 / (bank_LT - mean_T).square().mean().sqrt().clamp(min=1e-6))
+
+    # -- the two halves of the model: once per volume, then once per chunk of prompts -------------------------
+
+    def encode(self, volume_B1DHW: Tensor) -> Features:
+        """Volume (B, 1, D, H, W) → expert maps at the finest scale. Costs the same for any prompts.
+
+        Raises:
+            InputError: A side of the volume is not a multiple of the encoder's `size_divisor`.
+        """
+        divisor = self.encoder.size_divisor
+        if any(side % divisor for side in volume_B1DHW.shape[2:]):
+            raise InputError(
+                f"the volume's sides {tuple(volume_B1DHW.shape[2:])} are not multiples of {divisor}",
+                hint="pad it, or let mome.inference.segment do so",
+            )
+        pyramid = self._checkpointed(self.encoder, volume_B1DHW)
+        maps, routings = [], []
+        finest = pyramid.maps[-1].shape[2:]
+        for map_BCDHW, expert in zip(pyramid.maps[-len(self.scale_experts) :], self.scale_experts, strict=True):
+            feature, routing = self._checkpointed(expert, map_BCDHW)
+            if feature.shape[2:] != finest:
+                feature = F.interpolate(feature, size=finest, mode="trilinear", align_corners=False)
+            maps.append(feature)
+            routings.append(routing)
+        return Features(torch.stack(maps, dim=1), pyramid.bottleneck, tuple(routings))
+
+    def decode(self, features: Features, text_PT: Tensor) -> Tensor:
+        """Expert maps and prompts → logits (B, P, D, H, W) at the input's resolution."""
+        text_PT = (text_PT.to(self.text_mean) - self.text_mean) * self.text_scale
+        text_PT = text_PT.to(self.dtype)
+        weights = self.fusion(text_PT)
+        logits_BPV = self.head(features.scales_BSCDHW.flatten(3), text_PT, features.bottleneck, weights)
+        size = features.scales_BSCDHW.shape[3:]
+        logits = logits_BPV.unflatten(-1, size)
+        stride = self.encoder.strides[-1]
+        if stride > 1:
+            full = [side * stride for side in size]
+            logits = F.interpolate(logits, size=full, mode="trilinear", align_corners=False)
+        return logits
+
+    def forward(
+        self,
+        volume: Tensor,
+        text_PT: Tensor,
+        targets: Tensor | None = None,
+        supervised_BP: Tensor | None = None,
+        **kwargs: Any,
+    ) -> MoMEOutput:
+        """Volume (B, 1, D, H, W) in [0, 1] and text rows (P, T) → logits, and the loss where targets are given.
+
+        Args:
+            volume: Windowed HU on the network grid.
+            text_PT: Embeddings of the P prompts.
+            targets: (B, P, D, H, W), 0 or 1.
+            supervised_BP: True where prompt p is annotated in case b; all of them where None.
+        """
+        features = self.encode(volume)
+        logits = self.decode(features, text_PT)
+        losses = [routing.aux_loss for routing in features.routings if routing is not None]
+        aux_loss = torch.stack(losses).mean() if losses else logits.new_zeros((), dtype=torch.float32)
+        if targets is None:
+            return MoMEOutput(logits=logits, aux_loss=aux_loss)
+        segmentation = masked_bce_dice(logits, targets, supervised_BP)
+        return MoMEOutput(
+            loss=segmentation + aux_loss, logits=logits, segmentation_loss=segmentation, aux_loss=aux_loss
+        )
+
+    def _checkpointed(self, module: nn.Module, x: Tensor) -> Any:
+        if self.gradient_checkpointing and self.training:
+            return self._gradient_checkpointing_func(module.__call__, x)
+        return module(x)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """A complete recipe: every parameter and buffer, as loading on the meta device demands."""
+        if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
+            init.kaiming_normal_(module.weight, a=0.01, nonlinearity="leaky_relu")
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.InstanceNorm3d | nn.GroupNorm):
+            if module.affine:
+                init.ones_(module.weight)
+                init.zeros_(module.bias)
+        elif isinstance(module, MoME):
+            init.zeros_(module.text_bank)
+            init.zeros_(module.text_mean)
+            init.ones_(module.text_scale)
+        else:
+            super()._init_weights(module)
+        own = getattr(module, "init_weights_", None)
+        if own is not None:
+            own(init, self.config.initializer_range)

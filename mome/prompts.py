@@ -1,0 +1,87 @@
+"""From what a user types to text rows: known labels from the model's bank, free text from its tower."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mome.errors import InputError
+from mome.labels import Resolved, load_table
+from mome.registry import TEXT_ENCODERS
+
+if TYPE_CHECKING:
+    from mome.modeling import MoME
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt, understood.
+
+    Attributes:
+        text: What the user typed.
+        name: The label's name, or the text itself where it is free text.
+        resolved: How the label table understood it.
+        trained: Whether the weights were trained on this label.
+        warning: What the user should know, or None.
+    """
+
+    text: str
+    name: str
+    resolved: Resolved
+    trained: bool
+    warning: str | None
+
+
+def understand(texts: list[str], model: MoME) -> list[Prompt]:
+    """Resolves prompts against the label table and says what the model was not trained on.
+
+    Raises:
+        InputError: No prompt at all, or an empty one.
+    """
+    if isinstance(texts, str):
+        texts = [texts]
+    if not texts:
+        raise InputError("no prompt was given", hint="name at least one structure, as in -p liver")
+    table = load_table()
+    prompts = []
+    for text in texts:
+        resolved = table.resolve(text)
+        name = resolved.name or text.strip()
+        trained = name in model.config.trained_labels
+        notes = [resolved.warning] if resolved.warning else []
+        if not trained:
+            known = ", ".join(model.config.trained_labels) or "nothing: its weights are random"
+            notes.append(f"this model was not trained on {name!r}; it was trained on {known}")
+        prompts.append(Prompt(text, name, resolved, trained, "; ".join(notes) or None))
+    return prompts
+
+
+def embed_prompts(prompts: list[Prompt], model: MoME) -> Tensor:
+    """Text rows (P, T) float32: the bank's where the label is stored there, else the tower's.
+
+    Raises:
+        InputError: Free text, and the model's text encoder has no tower or it cannot be loaded.
+    """
+    outside = [p for p in prompts if p.name not in model.config.labels]
+    rows: dict[str, Tensor] = {}
+    if outside:
+        encoded = _tower(model.config.text_encoder).encode([p.name.replace("_", " ") for p in outside])
+        rows = {p.name: row for p, row in zip(outside, encoded, strict=True)}
+    bank = model.text_bank.detach().float().cpu()
+    index = {name: i for i, name in enumerate(model.config.labels)}
+    return torch.stack([rows[p.name] if p.name in rows else bank[index[p.name]] for p in prompts])
+
+
+def _tower(spec: dict[str, Any]) -> Any:
+    from mome.spec import dump
+
+    return _build_tower(dump(spec))
+
+
+@lru_cache(maxsize=2)
+def _build_tower(spec: str) -> Any:
+    return TEXT_ENCODERS.build(spec)

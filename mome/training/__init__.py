@@ -1,0 +1,1 @@
+"""Training on Accelerate: configuration, loop, optimiser, checkpoints, validation."""

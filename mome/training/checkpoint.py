@@ -1,0 +1,66 @@
+"""Training states on disk: complete or absent, never half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+
+def latest_checkpoint(folder: Path) -> tuple[Path, int] | None:
+    """The newest complete training state and its step."""
+    found = sorted(path for path in folder.glob("step_*") if path.is_dir() and path.suffix != ".part")
+    return (found[-1], int(found[-1].name.split("_")[1])) if found else None
+
+
+def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, keep: int) -> None:
+    """Writes the state under a temporary name and moves it; then removes states beyond the newest `keep`.
+
+    These are Accelerate's own files: local state, never published and never loaded from a Hub id.
+    """
+    final = folder / f"step_{step:08d}"
+    part = folder / f"step_{step:08d}.part"
+    if accelerator.is_main_process:
+        shutil.rmtree(part, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(part))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(part, final)
+        complete = sorted(path for path in folder.glob("step_*") if path.suffix != ".part")
+        for old in complete[: -max(1, keep)]:
+            shutil.rmtree(old)
+        for stale in folder.glob("step_*.part"):
+            shutil.rmtree(stale)
+    accelerator.wait_for_everyone()
+
+
+class StepLog:
+    """One JSON line per optimiser step. A resumed run drops the lines after its checkpoint and goes on."""
+
+    def __init__(self, path: Path, resume_step: int) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = []
+        if path.is_file() and resume_step:
+            for line in path.read_text().splitlines():
+                try:
+                    entry = json.loads(line)
+                except json.JSONDecodeError:  # the line that a killed run was writing
+                    continue
+                if entry["step"] <= resume_step:
+                    kept.append(line)
+        part = path.with_suffix(".part")
+        part.write_text("".join(line + "\n" for line in kept))
+        os.replace(part, path)
+
+    def write(self, **values: Any) -> None:
+        """Appends one line and flushes it."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(values) + "\n")

@@ -1,0 +1,166 @@
+"""Reading CT: NIfTI through nibabel; NRRD and MetaImage through SimpleITK; a DICOM series likewise."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from mome.errors import InputError
+from mome.volumes.grid import Volume
+
+_NIFTI = (".nii", ".nii.gz")
+_ITK = (".nrrd", ".nhdr", ".mha", ".mhd")
+
+
+def stem(path: str | Path) -> str:
+    """File name without `.nii.gz` or its last ending."""
+    name = Path(path).name
+    for ending in (".nii.gz", ".nii", *_ITK):
+        if name.lower().endswith(ending):
+            return name[: -len(ending)]
+    return Path(name).stem
+
+
+def read_volume(path: str | Path, *, frame: int | None = None) -> Volume:
+    """Reads a CT as float32 HU.
+
+    The sform is used where its code says so, else the qform; where both are set and disagree, a note says so.
+    NaN becomes air (−1024 HU), +Inf and −Inf the largest and smallest finite value.
+
+    Args:
+        path: `.nii`, `.nii.gz`, `.nrrd`, `.nhdr`, `.mha`, `.mhd`, or a folder that holds one DICOM series.
+        frame: Which volume of a 4-D file; a 4-D file with one volume needs none.
+
+    Raises:
+        InputError: No such file, another format, a truncated file, 2-D or colour data, several volumes and no
+            `frame`, an affine that cannot be inverted, or a reader that is not installed.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError("no such file", where=str(path), hint="check the path")
+    name = path.name.lower()
+    if path.is_dir() or name.endswith(_ITK):
+        return _read_itk(path)
+    if not name.endswith(_NIFTI):
+        raise InputError(
+            f"cannot read {path.suffix or 'a file without an ending'}",
+            where=str(path),
+            hint="give .nii, .nii.gz, .nrrd, .mha, or a folder with one DICOM series",
+        )
+    return _read_nifti(path, frame)
+
+
+def _read_nifti(path: Path, frame: int | None) -> Volume:
+    import nibabel as nib
+    from nibabel.filebasedimages import ImageFileError
+    from nibabel.spatialimages import HeaderDataError
+
+    try:
+        image = nib.load(path)
+        if not isinstance(image, nib.Nifti1Image | nib.Nifti2Image):
+            raise ImageFileError(type(image).__name__)
+        if image.get_data_dtype().names is not None:
+            raise InputError("this is a colour image, not a CT", where=str(path), hint="give a volume in HU")
+        array = image.get_fdata(dtype=np.float32, caching="unchanged")
+    except InputError:
+        raise
+    except (ImageFileError, HeaderDataError) as error:
+        raise InputError("not a NIfTI file", where=str(path), hint="is it named .nii by mistake?") from error
+    except (EOFError, OSError, ValueError, zlib.error) as error:
+        raise InputError(
+            "the file is truncated or damaged", where=str(path), hint="copy or download it again"
+        ) from error
+    notes: list[str] = []
+    array = _three_dimensions(array, path, frame)
+    header = image.header
+    affine = np.asarray(image.affine, dtype=np.float64)
+    if header["sform_code"] > 0 and header["qform_code"] > 0:
+        apart = np.abs(header.get_sform() - header.get_qform()).max()
+        if apart > 1e-2:
+            notes.append(f"sform and qform disagree by {apart:.3g} mm; the sform is used")
+    keep = {
+        "sform_code": int(header["sform_code"]),
+        "qform_code": int(header["qform_code"]),
+        "xyzt_units": int(header["xyzt_units"]),
+    }
+    return _checked(array, affine, keep, notes, path)
+
+
+def _three_dimensions(array: np.ndarray, path: Path, frame: int | None) -> np.ndarray:
+    while array.ndim > 4 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.ndim == 4:
+        count = array.shape[3]
+        if frame is None and count > 1:
+            raise InputError(
+                f"the file holds {count} volumes", where=str(path), hint=f"choose one: frame=0 to {count - 1}"
+            )
+        chosen = frame or 0
+        if not 0 <= chosen < count:
+            raise InputError(f"frame {chosen} of {count} does not exist", where=str(path))
+        array = array[..., chosen]
+    if array.ndim != 3:
+        raise InputError(
+            f"a CT is a volume of three dimensions, this has shape {tuple(array.shape)}", where=str(path)
+        )
+    return array
+
+
+def _read_itk(path: Path) -> Volume:
+    try:
+        import SimpleITK as sitk
+    except ImportError as error:
+        raise InputError(
+            "NRRD, MetaImage and DICOM are read through SimpleITK, which is not installed",
+            where=str(path),
+            hint='pip install SimpleITK, or convert the scan to .nii.gz',
+        ) from error
+    try:
+        if path.is_dir():
+            series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(path))
+            if len(series) != 1:
+                raise InputError(
+                    f"the folder holds {len(series)} DICOM series, not one", where=str(path), hint="one series per folder"
+                )
+            image = sitk.ReadImage(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(path), series[0]))
+        else:
+            image = sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        raise InputError("the file is truncated or damaged", where=str(path), hint="copy it again") from error
+    if image.GetNumberOfComponentsPerPixel() != 1 or image.GetDimension() != 3:
+        raise InputError("this is not a CT of three dimensions and one channel", where=str(path))
+    affine = np.eye(4)
+    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * np.asarray(image.GetSpacing())
+    affine[:3, 3] = image.GetOrigin()
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # ITK's world is LPS
+    array = sitk.GetArrayFromImage(image).astype(np.float32).transpose(2, 1, 0)
+    return _checked(array, affine, {"sform_code": 1, "qform_code": 1, "xyzt_units": 2}, [], path)
+
+
+def _checked(
+    array: np.ndarray, affine: np.ndarray, header: dict[str, int], notes: list[str], path: Path
+) -> Volume:
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise InputError(
+            "the affine cannot be inverted: the file does not say where its voxels are",
+            where=str(path),
+            hint="convert the scan again from its DICOM series",
+        )
+    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    shear = np.abs(directions.T @ directions - np.eye(3)).max()
+    if shear > 1e-3:
+        notes.append(f"the axes are not at right angles (cosine {shear:.3f}: gantry tilt?); the affine is kept as it is")
+    if not np.isfinite(array).all():
+        count = int((~np.isfinite(array)).sum())
+        finite = array[np.isfinite(array)]
+        low, high = (float(finite.min()), float(finite.max())) if finite.size else (-1024.0, -1024.0)
+        array = np.nan_to_num(array, nan=-1024.0, posinf=high, neginf=low)
+        notes.append(f"{count} voxels were NaN or infinite; NaN is read as air")
+    if array.size and array.min() >= 0:
+        if array.max() <= 1.0:
+            notes.append("values lie in [0, 1]: this looks normalised, not HU")
+        elif array.max() > 900:
+            notes.append("no value is below 0: HU may be stored with an offset of 1024 that the file does not give")
+    return Volume(np.ascontiguousarray(array, dtype=np.float32), affine, header, tuple(notes))

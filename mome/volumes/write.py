@@ -1,0 +1,92 @@
+"""Writing masks: the input's grid, the label table inside, complete or absent."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mome.errors import InputError, OutputError
+from mome.volumes.grid import Grid
+
+# NIfTI extension code 6 is a plain comment, which every reader may show or skip.
+_COMMENT = 6
+
+
+def write_mask(
+    path: str | Path,
+    array: np.ndarray,
+    grid: Grid,
+    header: dict[str, Any] | None = None,
+    labels: Sequence[dict[str, Any]] = (),
+) -> Path:
+    """Writes a mask or a label map as NIfTI under a temporary name, then moves it.
+
+    Args:
+        path: `.nii.gz` or `.nii`.
+        array: (i, j, k) of integers; stored as uint8, or uint16 above 255.
+        grid: The input's grid.
+        header: `Volume.header` of the input: codes and units are kept.
+        labels: Entries `{"id", "name", …}` stored as JSON in the file's header.
+
+    Raises:
+        OutputError: The file cannot be written; nothing is left behind.
+    """
+    import nibabel as nib
+
+    path, header = Path(path), header or {}
+    if tuple(array.shape) != tuple(grid.shape):
+        raise ValueError(f"mask of shape {array.shape} for a grid of shape {grid.shape}")
+    kind = np.uint16 if array.size and array.max() > 255 else np.uint8
+    image = nib.Nifti1Image(np.asarray(array, dtype=kind), grid.affine)
+    sform, qform = header.get("sform_code", 1), header.get("qform_code", 1)
+    image.set_sform(grid.affine, code=sform if sform or qform else 1)
+    image.set_qform(grid.affine, code=qform)
+    image.header["xyzt_units"] = header.get("xyzt_units", 2) or 2
+    if labels:
+        table = json.dumps({"mome_labels": list(labels)}).encode()
+        image.header.extensions.append(nib.nifti1.Nifti1Extension(_COMMENT, table))
+    ending = ".nii.gz" if path.name.endswith(".nii.gz") else ".nii"
+    temporary = path.with_name(f".{secrets.token_hex(8)}.part{ending}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nib.save(image, temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OutputError(
+            f"the mask could not be written: {error.strerror or error}", where=str(path), hint="free some disk space"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def read_label_table(path: str | Path) -> list[dict[str, Any]]:
+    """The label table inside a mask file; empty where there is none.
+
+    Raises:
+        InputError: The file cannot be read.
+    """
+    import nibabel as nib
+
+    try:
+        image = nib.load(path)
+    except (OSError, nib.filebasedimages.ImageFileError) as error:
+        raise InputError("not a NIfTI file", where=str(path)) from error
+    for extension in image.header.extensions:
+        if extension.get_code() != _COMMENT:
+            continue
+        content = extension.get_content()
+        text = content.decode(errors="replace") if isinstance(content, bytes) else str(content)
+        try:
+            table = json.loads(text.rstrip("\0"))
+        except json.JSONDecodeError:
+            continue
+        if isinstance(table, dict) and "mome_labels" in table:
+            return table["mome_labels"]
+    return []
