@@ -9,7 +9,9 @@ Shapes: B batch, P prompts, S scales, C head channels, T text width, D H W voxel
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -17,14 +19,30 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 
 from mome.configuration import MoMEConfig
 from mome.errors import InputError
+from mome.hub import AUTO_MAP, STUB, STUB_NAME, locate
+from mome.labels import load_table
 from mome.layers.scale_expert import ScaleExpert
 from mome.registry import ENCODERS, FUSIONS, HEADS
 from mome.routers.routing import Routing
 from mome.losses.bce_dice import masked_bce_dice
+
+logger = logging.get_logger(__name__)
+_HUB_ARGUMENTS = ("revision", "cache_dir", "token", "local_files_only", "force_download", "subfolder")
+
+
+def stored_labels(config: MoMEConfig) -> dict[str, Any]:
+    """`labels.json`: the entries of the class table that a checkpoint's bank holds."""
+    table = load_table()
+    entries = {entry["name"]: entry for entry in table.to_json()["labels"]}
+    return {
+        "version": table.version,
+        "trained": list(config.trained_labels),
+        "labels": [entries.get(name, {"name": name}) for name in config.labels],
+    }
 
 
 class Features(NamedTuple):
@@ -110,6 +128,69 @@ class MoME(PreTrainedModel):
         self.register_buffer("text_scale", torch.empty(()))
         self.gradient_checkpointing = False
         self.post_init()
+
+    # -- loading and saving --------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, *args: Any, **kwargs: Any) -> MoME:  # type: ignore[override]
+        """Loads a model from a folder, by the name of a bundled checkpoint, or from the Hub.
+
+        Args:
+            name: As in "runs/a/model", "mome-ct-tiny" or "org/mome-ct".
+            kwargs: Values of the config override the saved ones, as in `experts="swiglu(n=8)"`: weights whose
+                name and shape still fit are kept, the rest are new, and a report says which. Everything else goes
+                to `PreTrainedModel.from_pretrained` (`revision`, `dtype`, `device_map`, …).
+
+        Raises:
+            InputError: Not a MoME checkpoint, one of another architecture, or a Hub id that cannot be reached.
+        """
+        place = locate(name)
+        fields = set(MoMEConfig.__dataclass_fields__) - {"dtype"}
+        overrides = {key: kwargs.pop(key) for key in list(kwargs) if key in fields}
+        report = kwargs.pop("output_loading_info", False)
+        hub = {key: kwargs[key] for key in _HUB_ARGUMENTS if key in kwargs}
+        config = kwargs.pop("config", None)
+        try:
+            if config is None:
+                raw, _ = MoMEConfig.get_config_dict(place, **hub)
+                if raw.get("model_type") != "mome":
+                    raise InputError(
+                        f"this is a checkpoint of '{raw.get('model_type', 'an unknown architecture')}', not of mome",
+                        where=str(name),
+                    )
+                config = MoMEConfig(**{**raw, **overrides})
+            model, info = super().from_pretrained(
+                place,
+                *args,
+                config=config,
+                ignore_mismatched_sizes=bool(overrides) or kwargs.pop("ignore_mismatched_sizes", False),
+                output_loading_info=True,
+                **kwargs,
+            )
+        except OSError as error:
+            raise InputError(
+                f"'{name}' cannot be loaded: {str(error).splitlines()[0][:160]}",
+                hint="check the id and the network; HF_HUB_OFFLINE=1 reads the local cache only",
+            ) from error
+        new = sorted({*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])})
+        total = len(model.state_dict())
+        if not overrides and len(new) > total // 2:
+            raise InputError(
+                f"{len(new)} of {total} weights are not in the checkpoint: it is of another architecture",
+                where=str(name),
+            )
+        if new:
+            shown = ", ".join(new[:4]) + (", …" if len(new) > 4 else "")
+            logger.warning(f"{len(new)} of {total} tensors are new and untrained: {shown}")
+        return (model, info) if report else model
+
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
+        """Writes safetensors, `config.json`, the label table and the stub that remote-code loading needs."""
+        self.config.auto_map = dict(AUTO_MAP)
+        super().save_pretrained(save_directory, *args, **kwargs)
+        folder = Path(save_directory)
+        (folder / STUB_NAME).write_text(STUB)
+        (folder / "labels.json").write_text(json.dumps(stored_labels(self.config), indent=1) + "\n")
 
     # -- text ---------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from transformers.image_processing_base import ImageProcessingMixin
 
 from mome.errors import InputError
+from mome.hub import locate
 
 if TYPE_CHECKING:
     from mome.volumes import Grid, Volume
@@ -48,6 +50,21 @@ class MoMEProcessor(ImageProcessingMixin):
         self.orientation = orientation
         self.hu_window = [float(value) for value in hu_window]
         self.padding_hu = float(padding_hu)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, **kwargs: Any) -> MoMEProcessor:  # type: ignore[override]
+        """Loads the settings of a folder, a bundled checkpoint or a Hub id.
+
+        Raises:
+            InputError: There are none, or they cannot be reached.
+        """
+        try:
+            return super().from_pretrained(locate(name), **kwargs)
+        except OSError as error:
+            raise InputError(
+                f"'{name}' has no preprocessor_config.json: {str(error).splitlines()[0][:120]}",
+                hint="give a processor, or save one beside the model (processor.save_pretrained)",
+            ) from error
 
     def settings(self) -> dict[str, Any]:
         """What decides the network grid: the part of the configuration that a cache depends on."""

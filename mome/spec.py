@@ -1,17 +1,194 @@
-"""stand-in until the real one lands"""
+"""Config strings: `swiglu(n=8)` ⇄ `{"name": "swiglu", "n": 8}`.
+
+```
+spec   := name [ "(" key "=" value {"," key "=" value} ")" ]
+name   := ident { "." ident }
+value  := number | "str" | True/False/None (true/false/null) | [values] | (values) | {str: value} | spec
+```
+Strings are read as a syntax tree of which a few node types are walked; nothing is ever evaluated. Imports no torch.
+"""
+
+from __future__ import annotations
+
 import ast
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, is_dataclass
+from typing import Any
+
 from mome.errors import InputError
+
+# Raised when a part's arguments are renamed; `migrate` brings older specs up to it.
 SPEC_VERSION = 1
-class SpecError(InputError): pass
-def migrate(d, version=1): return d
-def _v(n):
-    if isinstance(n, ast.Constant): return n.value
-    if isinstance(n, (ast.List, ast.Tuple)): return [_v(x) for x in n.elts]
-    if isinstance(n, ast.UnaryOp): return -_v(n.operand)
-    if isinstance(n, ast.Name): return {"name": n.id}
-    if isinstance(n, ast.Call): return {"name": n.func.id, **{k.arg: _v(k.value) for k in n.keywords}}
-    raise SpecError("bad")
-def parse(t): return _v(ast.parse(t, mode="eval").body)
-def canonical(s): return parse(s) if isinstance(s, str) else dict(s)
-def dump(d, registry=None):
-    return d["name"] + ("(" + ", ".join(f"{k}={v!r}" for k, v in d.items() if k != "name") + ")" if len(d) > 1 else "")
+
+Spec = dict[str, Any]
+_WORDS = {"true": True, "false": False, "null": None}
+
+
+class SpecError(InputError):
+    """A config string that does not follow the grammar; shows where with a caret."""
+
+
+def parse(text: str) -> Spec:
+    """A config string → its dict, `name` first.
+
+    Raises:
+        SpecError: The text is not a spec.
+    """
+    if len(text) > 10_000:
+        raise SpecError(f"a config string of {len(text)} characters is too long", hint="use a dict")
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        column = (getattr(error, "offset", None) or 1) - 1
+        raise _at(text, column, f"not a config string: {getattr(error, 'msg', None) or error}") from None
+    try:
+        value = _value(tree, text.strip())
+    except RecursionError:
+        raise SpecError("a config string nests too deeply", hint="use a dict") from None
+    if not isinstance(value, dict) or "name" not in value:
+        raise _at(text, 0, "a config string begins with a name")
+    return value
+
+
+def _value(node: ast.expr, text: str) -> Any:
+    if isinstance(node, ast.Constant):
+        return _constant(node, text)
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
+        number = _value(node.operand, text)
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            raise _at(text, node.col_offset, "a sign stands before a number only")
+        return -number if isinstance(node.op, ast.USub) else number
+    if isinstance(node, ast.List | ast.Tuple):
+        return [_value(item, text) for item in node.elts]
+    if isinstance(node, ast.Dict):
+        return _mapping(node, text)
+    if isinstance(node, ast.Name) and node.id in _WORDS:
+        return _WORDS[node.id]
+    if isinstance(node, ast.Name | ast.Attribute):
+        return {"name": _name(node, text)}
+    if isinstance(node, ast.Call):
+        return _call(node, text)
+    raise _at(text, node.col_offset, "only names, numbers, strings, lists and dicts may stand here")
+
+
+def _constant(node: ast.Constant, text: str) -> Any:
+    value = node.value
+    if isinstance(value, float) and not math.isfinite(value):
+        raise _at(text, node.col_offset, "a number is too large")
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise _at(text, node.col_offset, f"a {type(value).__name__} cannot stand here")
+
+
+def _mapping(node: ast.Dict, text: str) -> dict[str, Any]:
+    result = {}
+    for key, item in zip(node.keys, node.values, strict=True):
+        if not isinstance(key, ast.Constant) or not isinstance(key.value, str):
+            raise _at(text, node.col_offset, "keys of a dict are strings, as in {'a': 1}")
+        result[key.value] = _value(item, text)
+    return result
+
+
+def _call(node: ast.Call, text: str) -> Spec:
+    if not isinstance(node.func, ast.Name | ast.Attribute):
+        raise _at(text, node.col_offset, "arguments follow a name")
+    spec: Spec = {"name": _name(node.func, text)}
+    if node.args:
+        raise _at(text, node.args[0].col_offset, "arguments need a name, write key=value")
+    for keyword in node.keywords:
+        if keyword.arg is None:
+            raise _at(text, keyword.value.col_offset, "** cannot stand here, write key=value")
+        if keyword.arg in spec:
+            raise _at(text, keyword.col_offset, f"argument '{keyword.arg}' is given twice or reserved")
+        spec[keyword.arg] = _value(keyword.value, text)
+    return spec
+
+
+def _name(node: ast.expr, text: str) -> str:
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute):
+        return f"{_name(node.value, text)}.{node.attr}"
+    raise _at(text, node.col_offset, "a name is written a or a.b")
+
+
+def _at(text: str, column: int, what: str) -> SpecError:
+    column = max(0, min(column, len(text)))
+    # A long string is shown around the column only.
+    start = max(0, column - 40)
+    shown = text[start : start + 80].replace("\n", " ")
+    return SpecError(f"{what}, at column {column + 1}\n  {shown}\n  {' ' * (column - start)}^")
+
+
+def canonical(spec: str | Spec | Any) -> Spec:
+    """A string, a dict, or a part's Config object with a `spec_name` → a dict of JSON values, `name` first.
+
+    Raises:
+        SpecError: It is none of these, or holds what JSON cannot.
+    """
+    if isinstance(spec, str):
+        return parse(spec)
+    if is_dataclass(spec) and not isinstance(spec, type) and hasattr(spec, "spec_name"):
+        spec = {"name": spec.spec_name, **asdict(spec)}
+    if not isinstance(spec, dict) or not isinstance(spec.get("name"), str):
+        raise SpecError(f"a part is named by a string or a dict with a name, got {spec!r:.60}", hint="experts='mlp(n=4)'")
+    try:
+        return json.loads(json.dumps({"name": spec["name"], **spec}, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise SpecError(f"the spec of '{spec['name']}' holds what JSON cannot: {error}") from None
+
+
+def dump(spec: Spec, registry: Any = None) -> str:
+    """A dict → its string. With a registry, arguments that equal the part's defaults are left out."""
+    defaults: Callable[[Spec], dict[str, Any]] | None = getattr(registry, "defaults", None)
+    known = defaults(spec) if defaults is not None else {}
+    missing = object()
+    pairs = [(k, v) for k, v in spec.items() if k != "name" and not _same(known.get(k, missing), v)]
+    return _write({"name": spec["name"], **dict(pairs)})
+
+
+def _same(a: Any, b: Any) -> bool:
+    return type(a) is type(b) and a == b
+
+
+def _write(value: Any) -> str:
+    if isinstance(value, dict):
+        if isinstance(value.get("name"), str) and _is_name(value["name"]) and all(_is_word(k) for k in value):
+            arguments = ", ".join(f"{k}={_write(v)}" for k, v in value.items() if k != "name")
+            return value["name"] + (f"({arguments})" if arguments else "")
+        return "{" + ", ".join(f"{k!r}: {_write(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_write(item) for item in value) + "]"
+    return repr(value)
+
+
+def _is_word(text: str) -> bool:
+    import keyword
+
+    return text.isidentifier() and not keyword.iskeyword(text) and text not in _WORDS
+
+
+def _is_name(text: str) -> bool:
+    return all(_is_word(part) for part in text.split("."))
+
+
+# Old spec version → function that brings a spec to the next one. Empty while version 1 is the only one.
+_MIGRATIONS: dict[int, Callable[[Spec], Spec]] = {}
+
+
+def migrate(spec: Spec, version: int) -> Spec:
+    """Brings a stored spec from `version` to `SPEC_VERSION`.
+
+    Raises:
+        SpecError: The spec comes from a newer version of the package.
+    """
+    if version > SPEC_VERSION:
+        raise SpecError(
+            f"this model was saved with spec version {version}, this package reads up to {SPEC_VERSION}",
+            hint="pip install --upgrade mome",
+        )
+    for step in range(version, SPEC_VERSION):
+        spec = _MIGRATIONS[step](spec)
+    return spec
