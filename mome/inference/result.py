@@ -1,0 +1,163 @@
+"""What a segmentation gives back: masks on the scan's grid, one bit per voxel and prompt until asked for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mome.errors import InputError
+from mome.labels import load_table
+from mome.prompts import Prompt
+from mome.volumes import Grid, write_mask
+
+
+class PackedMasks(Mapping[str, np.ndarray]):
+    """Prompt → uint8 (i, j, k) of 0 and 1, unpacked when it is read.
+
+    Args:
+        names: Of the prompts.
+        shape: Of the scan.
+        axis: Axis along which planes arrive.
+    """
+
+    def __init__(self, names: list[str], shape: tuple[int, int, int], axis: int) -> None:
+        self.names, self.shape, self.axis = names, shape, axis
+        self.plane = [n for a, n in enumerate(shape) if a != axis]
+        bits = (int(np.prod(self.plane)) + 7) // 8
+        self.bits = {name: np.zeros((shape[axis], bits), dtype=np.uint8) for name in names}
+        self.voxels = dict.fromkeys(names, 0)
+
+    def write(self, name: str, planes: list[int], block: np.ndarray) -> None:
+        """Stores planes of one prompt; `block` is bool on the scan's axes, cut along `axis`."""
+        moved = np.moveaxis(block, self.axis, 0).reshape(len(planes), -1)
+        self.bits[name][planes] = np.packbits(moved, axis=1)
+        self.voxels[name] += int(moved.sum())
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        flat = np.unpackbits(self.bits[name], axis=1, count=int(np.prod(self.plane)))
+        return np.ascontiguousarray(np.moveaxis(flat.reshape(self.shape[self.axis], *self.plane), 0, self.axis))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+@dataclass
+class Segmentation:
+    """Masks of one scan.
+
+    Attributes:
+        prompts: As understood; their `warning`s are for the user.
+        masks: Prompt's name → uint8 (i, j, k), unpacked lazily.
+        grid: The scan's own grid.
+        header: What the writer keeps of the scan's header.
+        seconds: Time per phase.
+        notes: What the reader said about the scan.
+    """
+
+    prompts: list[Prompt]
+    masks: PackedMasks
+    grid: Grid
+    header: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def warnings(self) -> list[str]:
+        """Everything the user should know, one sentence each."""
+        return [*self.notes, *(p.warning for p in self.prompts if p.warning)]
+
+    def volume_ml(self, name: str) -> float:
+        """Volume of a mask in ml."""
+        return self.masks.voxels[name] * abs(float(np.linalg.det(self.grid.affine[:3, :3]))) / 1000
+
+    def label_map(self) -> tuple[np.ndarray, list[dict[str, Any]], int]:
+        """One map of the class table's ids, its table, and how many voxels more than one mask claimed.
+
+        Smaller structures lie over larger ones. Free text has no id in the table and gets one above it.
+        """
+        names = sorted(self.masks, key=lambda name: -self.masks.voxels[name])
+        table = self.label_entries()
+        highest = max(entry["id"] for entry in table)
+        out = np.zeros(self.grid.shape, dtype=np.uint16 if highest > 255 else np.uint8)
+        overlap = 0
+        ids = {entry["name"]: entry["id"] for entry in table}
+        for name in names:
+            mask = self.masks[name].astype(bool)
+            overlap += int((out[mask] > 0).sum())
+            out[mask] = ids[name]
+        return out, table, overlap
+
+    def label_entries(self) -> list[dict[str, Any]]:
+        """The label table of the masks."""
+        table, entries = load_table(), []
+        free = max(label.id for label in table)
+        for prompt in self.prompts:
+            if prompt.name in table:
+                label = table[prompt.name]
+                entries.append(
+                    {"id": label.id, "name": label.name, "snomed": label.snomed, "color": list(label.color)}
+                )
+            else:
+                free += 1
+                entries.append({"id": free, "name": prompt.name, "snomed": None, "color": [255, 255, 255]})
+        return entries
+
+    def save(self, folder: str | Path, stem: str, *, multilabel: bool = False) -> list[Path]:
+        """Writes `<stem>_<prompt>.nii.gz` per prompt, or one `<stem>.nii.gz` of ids.
+
+        All or nothing: where one file cannot be written, those written before it are removed again.
+
+        Raises:
+            OutputError: The disk is full or the folder cannot be written.
+        """
+        folder = Path(folder)
+        if multilabel:
+            array, table, _ = self.label_map()
+            return [write_mask(folder / f"{stem}.nii.gz", array, self.grid, self.header, table)]
+        written: list[Path] = []
+        try:
+            for entry in self.label_entries():
+                path = folder / f"{stem}_{file_part(entry['name'])}.nii.gz"
+                single = [{**entry, "id": 1, "table_id": entry["id"]}]
+                written.append(write_mask(path, self.masks[entry["name"]], self.grid, self.header, single))
+        except OSError:
+            for path in written:
+                path.unlink(missing_ok=True)
+            raise
+        return written
+
+    def summary(self) -> list[dict[str, Any]]:
+        """One entry per prompt: name, how it was understood, volume, warning."""
+        return [
+            {
+                "prompt": p.text,
+                "name": p.name,
+                "understood": p.resolved.how,
+                "trained": p.trained,
+                "volume_ml": round(self.volume_ml(p.name), 3),
+                "warning": p.warning,
+            }
+            for p in self.prompts
+        ]
+
+
+def file_part(prompt: str) -> str:
+    """A prompt as part of a file name: what a user types never becomes a path.
+
+    Raises:
+        InputError: Nothing is left of it.
+    """
+    safe = re.sub(r"[^\w.+-]+", "_", prompt.strip().replace(" ", "_")).strip("._")[:100]
+    if not safe:
+        raise InputError(f"the prompt {prompt!r} gives no file name", hint="use words")
+    return safe
+
+
