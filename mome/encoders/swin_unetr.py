@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from mome.encoders.pyramid import Pyramid
 from mome.errors import InputError
@@ -39,17 +41,18 @@ class SwinUNETR(nn.Module):
             )
         from monai.networks.nets import SwinUNETR as MonaiSwinUNETR
 
-        self.network = MonaiSwinUNETR(
-            in_channels=in_channels,
-            out_channels=1,
-            feature_size=config.feature_size,
-            depths=tuple(config.depths),
-            num_heads=tuple(config.num_heads),
-            window_size=config.window_size,
-            drop_rate=config.drop_rate,
-            dropout_path_rate=config.drop_path_rate,
-            use_v2=config.use_v2,
-        )
+        with _LinspaceOnCPU():
+            self.network = MonaiSwinUNETR(
+                in_channels=in_channels,
+                out_channels=1,
+                feature_size=config.feature_size,
+                depths=tuple(config.depths),
+                num_heads=tuple(config.num_heads),
+                window_size=config.window_size,
+                drop_rate=config.drop_rate,
+                dropout_path_rate=config.drop_path_rate,
+                use_v2=config.use_v2,
+            )
         del self.network.out
         width = config.feature_size
         self.channels = (8 * width, 4 * width, 2 * width, width, width)
@@ -79,6 +82,16 @@ class SwinUNETR(nn.Module):
                     module.relative_position_index,
                     relative_position_index(module.window_size).to(table.device),
                 )
+
+
+class _LinspaceOnCPU(TorchFunctionMode):
+    """MONAI reads its drop-path rates out of a `torch.linspace`, which the meta device cannot answer."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.linspace:
+            kwargs["device"] = "cpu"
+        return func(*args, **kwargs)
 
 
 def relative_position_index(window: tuple[int, int, int]) -> Tensor:

@@ -1,0 +1,111 @@
+"""`mome demo`: a CT in, masks and a picture out, offline."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from mome.errors import InputError
+
+MODEL = "mome-ct-tiny"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument("ct", nargs="?", type=Path, help="a CT; a synthetic head and neck is drawn if none is given")
+    parser.add_argument("-o", "--out", type=Path, default=Path("mome-demo"), help="folder for masks and preview")
+    parser.add_argument("-p", "--prompt", action="append", default=[], help="structures; all trained ones if none")
+    parser.add_argument("--seed", type=int, default=1, help="of the synthetic CT")
+    parser.add_argument("--json", action="store_true", help="print for programs")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command."""
+    if args.ct is not None and not args.ct.exists():
+        raise InputError("no such file", where=str(args.ct), hint="check the path, or give no file for a synthetic CT")
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.table import Table
+
+    from mome.cli.quiet import quiet_libraries
+    from mome.inference import Segmenter
+    from mome.metrics import dice
+    from mome.viz.preview import save_preview
+    from mome.volumes.read import stem
+
+    quiet_libraries()
+    began = time.perf_counter()
+    console = Console(stderr=args.json)
+    volume, truth = _scan(args)
+    name = stem(args.ct) if args.ct else "phantom"
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("segmenting", total=None)
+        segmenter = Segmenter(MODEL, progress=lambda done, total: bar.update(task, completed=done, total=total))
+        prompts = args.prompt or segmenter.model.config.trained_labels
+        result = segmenter.segment(volume, prompts)
+    paths = result.save(args.out, name)
+    if args.ct is None:
+        paths.insert(0, _write_ct(args.out / "phantom_ct.nii.gz", volume))
+    paths.append(save_preview(args.out / f"{name}_preview.png", volume, result.masks))
+    seconds = time.perf_counter() - began
+    rows: list[dict[str, Any]] = []
+    for entry in result.summary():
+        score = dice(result.masks[entry["name"]], truth[entry["name"]]) if entry["name"] in truth else None
+        rows.append({"structure": entry["name"], "volume_ml": entry["volume_ml"], "dice": score})
+    report = {
+        "structures": rows,
+        "seconds": round(seconds, 1),
+        "phases": result.seconds,
+        "files": [str(path) for path in paths],
+        "warnings": result.warnings,
+    }
+    if args.json:
+        print(json.dumps(report, indent=1))
+        return 0
+    table = Table(title="synthetic head and neck" if args.ct is None else name, title_style="dim")
+    table.add_column("structure")
+    table.add_column("volume (ml)", justify="right")
+    if truth:
+        table.add_column("Dice", justify="right")
+    for row in rows:
+        score = [] if not truth else ["–" if row["dice"] is None else f"{row['dice']:.3f}"]
+        table.add_row(row["structure"], f"{row['volume_ml']:.1f}", *score)
+    console.print(table)
+    for warning in dict.fromkeys(result.warnings):
+        console.print(f"[yellow]warning: {warning}[/yellow]", highlight=False)
+    console.print(f"{seconds:.1f} s in all, {result.seconds.get('network', 0):.1f} s of it the network")
+    console.print(f"masks    {args.out}/{name}_*.nii.gz", highlight=False, soft_wrap=True)
+    if args.ct is None:
+        console.print(f"CT       {paths[0]}", highlight=False, soft_wrap=True)
+    console.print(f"preview  {paths[-1]}", highlight=False, soft_wrap=True)
+    console.print("Research software, not a medical device.", style="dim")
+    return 0
+
+
+def _scan(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+    from mome.volumes import Volume, read_volume
+
+    if args.ct is not None:
+        return read_volume(args.ct), {}
+    from mome.data.phantom import phantom
+
+    made = phantom(args.seed)
+    return Volume(made.array, made.affine), made.masks
+
+
+def _write_ct(path: Path, volume: Any) -> Path:
+    """The synthetic CT as int16 NIfTI."""
+    import nibabel as nib
+    import numpy as np
+
+    part = path.with_name(".part-" + path.name)
+    try:
+        nib.save(nib.Nifti1Image(np.round(volume.array).astype(np.int16), volume.affine), part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path

@@ -1,0 +1,79 @@
+"""`mome info`: what a model is made of, or what a scan holds."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument("what", help="a model (folder, bundled name, preset, Hub id) or a scan")
+    parser.add_argument("--json", action="store_true", help="print for programs")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command."""
+    path = Path(args.what)
+    is_scan = path.is_file() or args.what.lower().endswith((".nii", ".nii.gz", ".nrrd", ".mha", ".mhd"))
+    facts = _scan(args.what) if is_scan else _model(args.what)
+    if args.json:
+        print(json.dumps(facts, indent=1))
+        return 0
+    width = max(map(len, facts))
+    for key, value in facts.items():
+        text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        print(f"{key:<{width}}  {text}")
+    return 0
+
+
+def _scan(name: str) -> dict[str, Any]:
+    from mome.volumes import read_label_table, read_volume
+
+    volume = read_volume(name)
+    facts: dict[str, Any] = {
+        "shape": list(volume.shape),
+        "spacing (mm)": [round(s, 4) for s in volume.spacing],
+        "axes run to": volume.grid.orientation,
+        "HU": [float(volume.array.min()), float(volume.array.max())],
+    }
+    if name.lower().endswith((".nii", ".nii.gz")):
+        table = read_label_table(name)
+        if table:
+            facts["labels"] = [f"{entry['id']} {entry['name']}" for entry in table]
+    if volume.notes:
+        facts["notes"] = list(volume.notes)
+    return facts
+
+
+def _model(name: str) -> dict[str, Any]:
+    from mome.zoo import PRESETS, preset, preset_sizes
+
+    if name in PRESETS:
+        entry = preset_sizes()[name]
+        return {
+            "preset": name,
+            "summary": entry["summary"],
+            "parameters": entry["parameters"],
+            **entry["parts"],
+            "processor": json.dumps(preset(name)["processor"]),
+        }
+    from mome.cli.quiet import quiet_libraries
+
+    quiet_libraries()
+    from mome.modeling import MoME
+    from mome.processing import MoMEProcessor
+
+    model = MoME.from_pretrained(name)
+    config = model.config
+    return {
+        "model": name,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        **config.part_strings(),
+        "patch (voxels)": list(config.patch_size),
+        "processor": json.dumps(MoMEProcessor.from_pretrained(name).settings()),
+        "trained on": config.trained_labels,
+        "labels in bank": len(config.labels),
+    }

@@ -1,0 +1,70 @@
+"""`mome list`: presets, checkpoints, parts and labels. Imports no torch."""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+from typing import Any
+
+from mome.errors import InputError
+
+KINDS = ("models", "encoders", "text_encoders", "experts", "routers", "fusions", "heads", "losses", "labels")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument("words", nargs="*", help=f"a kind ({', '.join(KINDS)}) and/or a pattern such as 'sw*'")
+    parser.add_argument("--json", action="store_true", help="print for programs")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command."""
+    kinds = [word for word in args.words if word in KINDS]
+    patterns = [word for word in args.words if word not in KINDS]
+    if len(patterns) > 1:
+        raise InputError(f"one pattern at a time, got {' '.join(patterns)}", hint="mome list experts 'sw*'")
+    pattern = patterns[0] if patterns else "*"
+    shown = kinds or [kind for kind in KINDS if kind != "labels" or patterns]
+    found = {kind: _rows(kind, pattern) for kind in shown}
+    if args.json:
+        print(json.dumps(found, indent=1))
+        return 0
+    found = {kind: rows for kind, rows in found.items() if rows}
+    if not found:
+        raise InputError(f"nothing is called {pattern!r}", hint="mome list shows everything")
+    for kind, rows in found.items():
+        print(kind.replace("_", " "))
+        width = max(len(row["name"]) for row in rows)
+        for row in rows:
+            size = f"{row['parameters'] / 1e6:6.1f} M  " if "parameters" in row else ""
+            print(f"  {row['name']:<{width}}  {size}{row['summary']}")
+    return 0
+
+
+def _rows(kind: str, pattern: str) -> list[dict[str, Any]]:
+    if kind == "labels":
+        from mome.labels import load_table
+
+        return [
+            {"name": label.name, "id": label.id, "summary": ", ".join(label.synonyms[:3])}
+            for label in load_table()
+            if fnmatch.fnmatch(label.name, pattern)
+        ]
+    if kind == "models":
+        from mome.zoo import list_models, preset_sizes
+
+        sizes = preset_sizes()
+        rows = [
+            {"name": name, "parameters": sizes[name]["parameters"], "summary": sizes[name]["summary"]}
+            for name in list_models(pattern)
+        ]
+        bundled = [
+            {"name": name, "summary": "bundled checkpoint; load it with MoME.from_pretrained"}
+            for name in list_models(pattern, pretrained=True)
+        ]
+        return rows + bundled
+    from mome.registry import REGISTRIES
+
+    registry = REGISTRIES[kind]
+    return [{"name": name, "summary": registry.summary(name)} for name in registry.names(pattern)]

@@ -1,0 +1,98 @@
+"""`mome segment`: scans in, masks out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from mome.errors import InputError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument("inputs", nargs="+", type=Path, help="scans (.nii.gz, .nrrd, .mha, DICOM folder) or folders")
+    parser.add_argument("-p", "--prompt", action="append", default=[], help="a structure; may be repeated")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="folder for the masks")
+    parser.add_argument("-m", "--model", default="mome-ct-tiny", help="folder, bundled name or Hub id")
+    parser.add_argument("--multilabel", action="store_true", help="one map of the class table's ids")
+    parser.add_argument("--resume", action="store_true", help="pass over scans that an earlier run finished")
+    parser.add_argument("--overlap", type=float, default=0.5, help="overlap of tiles, 0 to 0.9")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1; where the model is loaded if not given")
+    parser.add_argument("--precision", default="fp32", help="fp32, bf16 or fp16")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads")
+    parser.add_argument("--json", action="store_true", help="print a report for programs")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command; 2 where a study failed."""
+    if not args.prompt:
+        raise InputError("no prompt was given", hint="name at least one structure, as in -p liver")
+    for given in args.inputs:
+        if not given.exists():
+            raise InputError("no such file", where=str(given), hint="check the path")
+    import torch
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from mome.cli.quiet import quiet_libraries
+    from mome.inference import Segmenter, segment_folder
+
+    quiet_libraries()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=args.json) as bar:
+        task = bar.add_task("segmenting", total=None)
+
+        def on_done(entry: dict[str, Any]) -> None:
+            if not args.json:
+                _say(entry, bar.console)
+
+        segmenter = Segmenter(
+            args.model,
+            overlap=args.overlap,
+            device=args.device,
+            precision=args.precision,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+        entries = segment_folder(
+            segmenter,
+            args.inputs,
+            args.out,
+            args.prompt,
+            multilabel=args.multilabel,
+            resume=args.resume,
+            on_done=on_done,
+        )
+    if args.json:
+        print(json.dumps({"studies": entries}, indent=1))
+    failed = [entry for entry in entries if entry["status"] == "failed"]
+    if failed:
+        for entry in failed[:1] if args.json or len(entries) == 1 else []:
+            print(entry["error"], file=sys.stderr)
+        return 2
+    return 0
+
+
+def _say(entry: dict[str, Any], console: Any) -> None:
+    if entry["status"] == "failed":
+        if "\n" in entry["error"]:
+            console.print(f"[red]{entry['name']}: failed[/red]", highlight=False)
+        return
+    again = " (from an earlier run)" if entry.get("skipped") else ""
+    console.print(f"[bold]{entry['name']}[/bold]  {entry['seconds']:.1f} s{again}", highlight=False)
+    warnings = [f"note: {note}" for note in entry["notes"]]
+    for structure in entry["structures"]:
+        console.print(f"  {structure['name']:<24} {structure['volume_ml']:>10.1f} ml", highlight=False)
+        if structure["warning"]:
+            warnings.append(f"warning: {structure['warning']}")
+    if entry["overlapping_voxels"]:
+        warnings.append(f"note: {entry['overlapping_voxels']} voxels lay in more than one mask; the smaller one holds them")
+    for warning in dict.fromkeys(warnings):
+        console.print(f"  [yellow]{warning}[/yellow]", highlight=False, markup=True)
+    for mask in entry["masks"]:
+        console.print(f"  wrote {mask}", highlight=False)
