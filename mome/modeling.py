@@ -172,6 +172,11 @@ class MoME(PreTrainedModel):
                 f"'{name}' cannot be loaded: {str(error).splitlines()[0][:160]}",
                 hint="check the id and the network; HF_HUB_OFFLINE=1 reads the local cache only",
             ) from error
+        # Weights leave the mapped file: saving over it must not change them, and the aligned copies make the same
+        # sums, bit for bit, as the model that was saved.
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.device.type == "cpu":
+                tensor.data = tensor.data.clone()
         new = sorted({*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])})
         total = len(model.state_dict())
         if not overrides and len(new) > total // 2:
@@ -290,6 +295,11 @@ class MoME(PreTrainedModel):
         if self.gradient_checkpointing and self.training:
             return self._gradient_checkpointing_func(module.__call__, x)
         return module(x)
+
+    def _initialize_weights(self, module: nn.Module, *args: Any, **kwargs: Any) -> None:
+        # For classes outside transformers the base class skips modules whose own parameters are all loaded, and so
+        # every module that only has children. Ours initialise through guarded functions: nothing need be skipped.
+        super()._initialize_weights(module)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -118,7 +118,7 @@ def _at(text: str, column: int, what: str) -> SpecError:
     column = max(0, min(column, len(text)))
     # A long string is shown around the column only.
     start = max(0, column - 40)
-    shown = text[start : start + 80].replace("\n", " ")
+    shown = "".join(c if c.isprintable() else " " for c in text[start : start + 80])
     return SpecError(f"{what}, at column {column + 1}\n  {shown}\n  {' ' * (column - start)}^")
 
 

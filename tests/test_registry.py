@@ -1,0 +1,148 @@
+"""The registry: lookup, errors, plug-ins from other packages, and that listing stays light."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+import warnings
+from pathlib import Path
+
+import pytest
+
+from mome.errors import InputError
+from mome.registry import EXPERTS, REGISTRIES, ROUTERS, Registry
+from mome.spec import dump, parse
+
+
+def message(spec: object, registry: Registry = EXPERTS) -> str:
+    with pytest.raises(InputError) as caught:
+        registry.canonical(spec)
+    assert len(str(caught.value).splitlines()) <= 3
+    return str(caught.value)
+
+
+def test_canonical_fills_defaults_and_dump_leaves_them_out() -> None:
+    full = EXPERTS.canonical("swiglu(n=8)")
+    assert list(full)[0] == "name" and full["n"] == 8 and full["activation"] == "silu"
+    assert dump(full, EXPERTS) == "swiglu(n=8)"
+    assert EXPERTS.canonical(full) == full
+    assert EXPERTS.canonical({"n": 8, "name": "swiglu"}) == full
+
+
+def test_every_builtin_part_round_trips() -> None:
+    for registry in REGISTRIES.values():
+        for name in registry.names():
+            full = registry.canonical(name)
+            assert registry.canonical(parse(dump(full, registry))) == full
+            assert registry.summary(name)
+
+
+def test_messages() -> None:
+    assert "unknown expert 'swigu', did you mean 'swiglu'?" in message("swigu(n=8)")
+    assert "has no argument 'hiden', did you mean 'hidden'?" in message("swiglu(hiden=8)")
+    assert "'topk' is registered as a router, not as a expert" in message("topk")
+    assert "argument 'n' is int, got 'a'" in message("swiglu(n='a')")
+    assert "argument 'n' is int, got 2.0" in message("swiglu(n=2.0)")
+    assert "argument 'normalize' is bool, got 1" in message("topk(normalize=1)", ROUTERS)
+
+
+def test_wildcards() -> None:
+    assert EXPERTS.names("*glu") == ["geglu", "swiglu"]
+
+
+def test_duplicates_name_both_owners() -> None:
+    registry = Registry("thing", "mome.experts", "mome.test_things")
+    registry.register("a", "one:A", owner="first-package")
+    with pytest.raises(InputError, match="first-package .* second-package"):
+        registry.register("a", "two:A", owner="second-package")
+
+
+def test_deprecated_name_still_works_with_a_warning() -> None:
+    registry = Registry("expert", "mome.experts", "mome.test_experts")
+    registry.register("mlp", "mome.experts.mlp:MLPExperts")
+    registry.register_deprecated("ffn", "mlp")
+    with pytest.warns(DeprecationWarning, match="'ffn' is now called 'mlp'"):
+        assert registry.canonical("ffn(n=2)")["name"] == "mlp"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        registry.canonical("mlp")
+
+
+def test_missing_package_says_what_to_install() -> None:
+    registry = Registry("thing", "mome.experts", "mome.test_things")
+    registry.register("a", "no_such_package_here.part:A", extra="dicom")
+    registry.register("b", "no_such_package_here.part:B")
+    assert "needs no_such_package_here" in message("a", registry)
+    assert "pip install 'mome[dicom]'" in message("a", registry)
+    assert "pip install no_such_package_here" in message("b", registry)
+
+
+PLUGIN = """
+from dataclasses import dataclass
+from mome.experts.linear import LinearExperts
+
+class Doubling(LinearExperts):
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        n: int = 1
+        factor: float = 2.0
+
+    def __init__(self, config, *, dim):
+        super().__init__(LinearExperts.Config(n=config.n), dim=dim)
+        self.factor = config.factor
+
+    def forward(self, x_TD, routing=None):
+        return self.factor * super().forward(x_TD, routing)
+"""
+
+
+def test_a_second_package_adds_an_expert(tmp_path: Path) -> None:
+    """A real package, built and installed by pip, is found through its entry point."""
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "doubling.py").write_text(PLUGIN)
+    (source / "pyproject.toml").write_text(
+        textwrap.dedent("""
+        [build-system]
+        requires = ["setuptools"]
+        build-backend = "setuptools.build_meta"
+        [project]
+        name = "mome-doubling"
+        version = "1.0"
+        [project.entry-points."mome.experts"]
+        doubling = "doubling:Doubling"
+        [tool.setuptools]
+        py-modules = ["doubling"]
+        """)
+    )
+    site = tmp_path / "site"
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*pip, "--target", str(site), str(source)], check=True, capture_output=True)
+    code = f"""
+        import sys
+        sys.path.insert(0, {str(site)!r})
+        from mome.registry import EXPERTS
+        assert "doubling" in EXPERTS.names(), EXPERTS.names()
+        assert "torch" not in sys.modules
+        assert EXPERTS.summary("doubling") == "from mome-doubling"
+        from mome.configuration import MoMEConfig
+        from mome.modeling import MoME
+        config = MoMEConfig(encoder="unet(channels=[4, 8])", experts="doubling(n=2, factor=3)", text_encoder="none",
+                            labels=["liver"], dim=4, router="topk(k=1)")
+        print(MoME(config).scale_experts[0].body.experts.factor)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == "3.0", done.stderr
+
+
+def test_listing_imports_no_torch() -> None:
+    code = (
+        "import sys, mome, mome.registry as r; [x.names('*') for x in r.REGISTRIES.values()]; "
+        "import mome.zoo; mome.zoo.list_models('mome*'); "
+        "print([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
