@@ -191,7 +191,8 @@ def _batches(
         for step in range(start, steps)
         for part in range(micro)
     ]
-    return iter(DataLoader(dataset, batch_sampler=numbers, num_workers=workers))
+    # A generator of its own: an iterator draws a seed when it starts, and a resumed run starts one more of them.
+    return iter(DataLoader(dataset, batch_sampler=numbers, num_workers=workers, generator=torch.Generator()))
 
 
 def _step_loss(

@@ -1,0 +1,236 @@
+"""Inference: the stream equals the plain computation, masks come back on the scan's grid, folders survive."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.inferers import sliding_window_inference
+from scipy.spatial.transform import Rotation
+
+from mome.errors import InputError, OutputError
+from mome.inference import Segmenter, segment, segment_folder
+from mome.inference.planes import PlaneStream
+from mome.inference.result import PackedMasks, file_part
+from mome.inference.stream import stream_logits
+from mome.inference.tiles import tile_starts
+from mome.modeling import Features
+from mome.processing import MoMEProcessor
+from mome.volumes import Grid, Volume, read_label_table, read_volume, resample
+from mome.zoo import create_model
+
+PATCH = (16, 16, 16)
+
+
+class Contrast(torch.nn.Module):
+    """A model whose right answer is known: prompt p is where the window is above its threshold."""
+
+    def __init__(self, labels: tuple[str, ...] = ("liver", "spleen"), thresholds: tuple[float, ...] = (0.4, 0.7)) -> None:
+        super().__init__()
+        self.thresholds = torch.nn.Parameter(torch.tensor(thresholds))
+        self.text_bank = torch.eye(len(labels))
+        self.config = SimpleNamespace(
+            labels=list(labels),
+            trained_labels=list(labels),
+            patch_size=list(PATCH),
+            text_encoder={"name": "none"},
+        )
+        self.encoded = 0
+
+    def encode(self, volume: torch.Tensor) -> Features:
+        self.encoded += 1
+        return Features(volume, volume, ())
+
+    def decode(self, features: Features, text_PT: torch.Tensor) -> torch.Tensor:
+        level = text_PT.to(self.thresholds) @ self.thresholds
+        return (features.bottleneck - level[None, :, None, None, None]) * 20
+
+
+def processor(spacing: float = 2.0) -> MoMEProcessor:
+    return MoMEProcessor(spacing=[spacing] * 3, hu_window=[-100, 100])
+
+
+def affine(angles: tuple[float, float, float], spacing: tuple[float, float, float]) -> np.ndarray:
+    out = np.eye(4)
+    out[:3, :3] = Rotation.from_euler("xyz", angles, degrees=True).as_matrix() * spacing
+    out[:3, 3] = (5, -30, 12)
+    return out
+
+
+PERMUTED = np.array([[0, 0, -2, 60], [2.5, 0, 0, 0], [0, -2, 0, 44], [0, 0, 0, 1.0]])
+AFFINES = {
+    "straight": affine((0, 0, 0), (2, 2, 2)),
+    "permuted": PERMUTED,
+    "oblique": affine((20, -15, 30), (2, 1.8, 2.4)),
+    "steep": affine((40, 40, 10), (1.6, 2, 2)),
+}
+
+
+def blobs(grid_affine: np.ndarray, shape: tuple[int, int, int] = (30, 34, 26)) -> Volume:
+    """Smooth random HU."""
+    from scipy.ndimage import gaussian_filter
+
+    noise = gaussian_filter(np.random.default_rng(0).standard_normal(shape), 3)
+    return Volume((noise / noise.std() * 60).astype(np.float32), grid_affine)
+
+
+@pytest.mark.parametrize("name", AFFINES)
+@pytest.mark.parametrize("overlap", [0.0, 0.5])
+def test_stream_equals_the_plain_computation(name: str, overlap: float) -> None:
+    """Whole accumulators, then one resampling: the reference that no large scan could afford."""
+    model, proc, scan = Contrast(), processor(), blobs(AFFINES[name])
+    result = Segmenter(model, proc, overlap=overlap).segment(scan, ["liver", "spleen"])
+    network, grid = proc.to_network(scan)
+    chunks = list(stream_logits(model, network, torch.eye(2), patch=PATCH, overlap=overlap))
+    assert [first for first, _ in chunks] == list(np.cumsum([0] + [c.shape[1] for _, c in chunks[:-1]]))
+    whole = torch.cat([chunk for _, chunk in chunks], dim=1)
+    torch.testing.assert_close(whole[0], (network[0, 0] - 0.4) * 20, rtol=1e-4, atol=1e-4)
+    expected = resample(whole, grid, scan.grid, fill=-30.0, antialias=False) > 0
+    for index, prompt in enumerate(("liver", "spleen")):
+        mask = result.masks[prompt]
+        assert mask.shape == scan.shape and 0 < mask.sum() < mask.size
+        assert np.array_equal(mask.astype(bool), expected[index].numpy())
+
+
+def test_planes_are_dropped_once_read() -> None:
+    """On a straight grid only a few planes are held, however many there are."""
+    network, output = Grid((200, 8, 8), np.eye(4)), Grid((100, 8, 8), np.diag([2.0, 1, 1, 1]))
+    stream, seen = PlaneStream(network, output), []
+    for first in range(0, 200, 10):
+        for planes, block in stream.push(first, torch.full((1, 10, 8, 8), float(first))):
+            seen += planes
+            assert block.shape == (1, len(planes), 8, 8)
+    assert seen == list(range(100)) and stream.most_planes <= 12
+
+
+def test_sliding_window_agrees_with_monai() -> None:
+    torch.manual_seed(0)
+    model = create_model(
+        "mome_ct_tiny", encoder="unet(channels=[4, 8])", dim=8, patch_size=list(PATCH), head="dynamic(hidden=8)"
+    ).eval()
+    text = torch.randn(3, model.config.text_dim)
+    volume = torch.rand(1, 1, 30, 21, 16)
+    ours = torch.cat([c for _, c in stream_logits(model, volume, text, patch=PATCH, overlap=0.5)], dim=1)
+    with torch.inference_mode():
+        theirs = sliding_window_inference(
+            volume, PATCH, 1, lambda tile: model(tile, text).logits, overlap=0.5, mode="gaussian"
+        )[0]
+    # MONAI steps from the start and clamps its last tile as we do; its Gaussian has the same width
+    assert (ours - theirs).abs().max() < 0.02 * theirs.abs().max()
+    assert ((ours > 0) == (theirs > 0)).float().mean() > 0.995
+
+
+def test_one_encoder_pass_per_tile_for_all_prompts() -> None:
+    model, scan = Contrast(), blobs(AFFINES["straight"], (32, 32, 32))
+    Segmenter(model, processor(), overlap=0.0, prompt_chunk=1).segment(scan, ["liver", "spleen"])
+    assert model.encoded == 8
+
+
+def test_tile_starts() -> None:
+    assert tile_starts(10, 16, 0.5) == [0]
+    assert tile_starts(40, 16, 0.5) == [0, 8, 16, 24]
+    assert tile_starts(41, 16, 0.5) == [0, 8, 16, 24, 25]
+
+
+def test_packed_masks_round_trip() -> None:
+    rng = np.random.default_rng(0)
+    for axis in range(3):
+        mask = rng.random((5, 7, 3)) > 0.5
+        packed = PackedMasks(["a"], mask.shape, axis)
+        order = list(range(mask.shape[axis]))
+        packed.write("a", order[2:], np.take(mask, order[2:], axis))
+        packed.write("a", order[:2], np.take(mask, order[:2], axis))
+        assert np.array_equal(packed["a"], mask) and packed.voxels["a"] == mask.sum()
+
+
+def test_masks_on_disk(tmp_path: Path) -> None:
+    scan = blobs(AFFINES["oblique"])
+    result = Segmenter(Contrast(), processor()).segment(scan, ["liver", "spleen", "lien"])
+    assert [p.name for p in result.prompts] == ["liver", "spleen"]
+    paths = result.save(tmp_path, "case")
+    assert [p.name for p in paths] == ["case_liver.nii.gz", "case_spleen.nii.gz"]
+    image = nib.load(paths[0])
+    np.testing.assert_allclose(image.affine, scan.affine, atol=1e-5)
+    assert image.shape == scan.shape and read_label_table(paths[1])[0]["name"] == "spleen"
+    (multi,) = result.save(tmp_path / "m", "case", multilabel=True)
+    ids = {entry["name"]: entry["id"] for entry in read_label_table(multi)}
+    numbers = np.asarray(nib.load(multi).dataobj)
+    # the smaller structure lies over the larger, which here contains it
+    assert np.array_equal(numbers == ids["spleen"], result.masks["spleen"].astype(bool))
+    assert result.label_map()[2] == result.masks["spleen"].sum()
+
+
+def test_a_failing_write_leaves_no_masks(tmp_path: Path, monkeypatch) -> None:
+    result = Segmenter(Contrast(), processor()).segment(blobs(AFFINES["straight"]), ["liver", "spleen"])
+    real, calls = nib.save, []
+
+    def fail_second(image: object, path: object) -> None:
+        calls.append(path)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        real(image, path)
+
+    monkeypatch.setattr(nib, "save", fail_second)
+    with pytest.raises(OutputError, match="No space left"):
+        result.save(tmp_path, "case")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("prompt", ["../../etc/passwd", "a/b", "..", "x\x00y", "liver; rm -rf"])
+def test_a_prompt_never_becomes_a_path(prompt: str) -> None:
+    try:
+        part = file_part(prompt)
+    except InputError:
+        return
+    assert "/" not in part and not part.startswith(".") and Path(part).name == part
+
+
+def test_folder_goes_on_after_a_broken_study_and_resumes(tmp_path: Path) -> None:
+    scans, out = tmp_path / "scans", tmp_path / "out"
+    scans.mkdir()
+    for name in ("a", "c"):
+        nib.save(nib.Nifti1Image(blobs(AFFINES["straight"]).array, AFFINES["straight"]), scans / f"{name}.nii.gz")
+    (scans / "b.nii.gz").write_bytes(b"broken")
+    segmenter = Segmenter(Contrast(), processor())
+    entries = segment_folder(segmenter, [scans], out, ["liver"])
+    assert [e["status"] for e in entries] == ["done", "failed", "done"]
+    report = json.loads((out / "report.json").read_text())["studies"]
+    assert report == entries and str(tmp_path) not in json.dumps([e for e in report if e["status"] == "done"])
+    (out / "c_liver.nii.gz").unlink()
+    again = segment_folder(segmenter, [scans], out, ["liver"], resume=True)
+    assert [e.get("skipped", False) for e in again] == [True, False, False]
+    assert (out / "c_liver.nii.gz").is_file()
+    other = segment_folder(segmenter, [scans], out, ["spleen"], resume=True)
+    assert not any(e.get("skipped") for e in other)
+
+
+def test_bad_settings_are_refused() -> None:
+    for options, words in (({"overlap": 1.0}, "overlap"), ({"precision": "int3"}, "precision"), ({"device": "gpu"}, "device")):
+        with pytest.raises(InputError, match=words):
+            Segmenter(Contrast(), processor(), **options)
+    with pytest.raises(InputError, match="processor"):
+        Segmenter(Contrast())
+    with pytest.raises(InputError, match="no prompt"):
+        segment(blobs(np.eye(4)), [], Contrast(), processor())
+
+
+def test_a_scan_smaller_than_a_tile_and_one_slice() -> None:
+    for shape in ((5, 6, 7), (9, 8, 1)):
+        scan = Volume(np.full(shape, 90, np.float32), np.diag([2.0, 2, 2, 1]))
+        assert Segmenter(Contrast(), processor()).segment(scan, ["liver"]).masks["liver"].all()
+
+
+def test_real_scan(ct_data: Path) -> None:
+    """A soft-tissue threshold on the torso scan: most of the body, on the scan's own grid."""
+    path = ct_data / "torso" / "ts_example_ct.nii.gz"
+    result = segment(path, ["liver"], Contrast(("liver",), (0.3,)), processor(6.0))
+    volume = read_volume(path)
+    truth = volume.array > -40
+    mask = result.masks["liver"].astype(bool)
+    assert mask.shape == volume.shape
+    assert 2 * (mask & truth).sum() / (mask.sum() + truth.sum()) > 0.8
