@@ -172,6 +172,12 @@ class MoME(PreTrainedModel):
                 f"'{name}' cannot be loaded: {str(error).splitlines()[0][:160]}",
                 hint="check the id and the network; HF_HUB_OFFLINE=1 reads the local cache only",
             ) from error
+        except RuntimeError as error:
+            if "mismatch" not in str(error):
+                raise
+            raise InputError(
+                "the checkpoint's weights do not fit its config: it is of another architecture", where=str(name)
+            ) from error
         # Weights leave the mapped file: saving over it must not change them, and the aligned copies make the same
         # sums, bit for bit, as the model that was saved.
         for tensor in (*model.parameters(), *model.buffers()):

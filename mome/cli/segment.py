@@ -45,11 +45,11 @@ def run(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=args.json) as bar:
+    with Progress(*columns, console=console, transient=True, disable=args.json or not console.is_terminal) as bar:
         task = bar.add_task("segmenting", total=None)
 
         def on_done(entry: dict[str, Any]) -> None:
-            if not args.json:
+            if not args.json and not (entry["status"] == "failed" and len(args.inputs) == 1):
                 _say(entry, bar.console)
 
         segmenter = Segmenter(
@@ -71,17 +71,16 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"studies": entries}, indent=1))
     failed = [entry for entry in entries if entry["status"] == "failed"]
+    if len(entries) == 1 and failed:
+        raise InputError(failed[0]["error"])
     if failed:
-        for entry in failed[:1] if args.json or len(entries) == 1 else []:
-            print(entry["error"], file=sys.stderr)
-        return 2
-    return 0
+        print(f"{len(failed)} of {len(entries)} scans failed; {args.out / 'report.json'} says why", file=sys.stderr)
+    return 2 if failed else 0
 
 
 def _say(entry: dict[str, Any], console: Any) -> None:
     if entry["status"] == "failed":
-        if "\n" in entry["error"]:
-            console.print(f"[red]{entry['name']}: failed[/red]", highlight=False)
+        console.print(f"[bold]{entry['name']}[/bold]  [red]failed:[/red] {entry['error']}", highlight=False)
         return
     again = " (from an earlier run)" if entry.get("skipped") else ""
     console.print(f"[bold]{entry['name']}[/bold]  {entry['seconds']:.1f} s{again}", highlight=False)

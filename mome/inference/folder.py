@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mome.errors import InputError
+from mome.errors import InputError, OutputError
 from mome.inference.result import file_part
 from mome.inference.segmenter import Segmenter
 from mome.volumes.read import stem
@@ -120,7 +120,14 @@ def _previous(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _write_report(path: Path, entries: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".json.part")
-    part.write_text(json.dumps({"studies": entries}, indent=1) + "\n")
-    os.replace(part, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(json.dumps({"studies": entries}, indent=1) + "\n")
+        os.replace(part, path)
+    except OSError as error:
+        raise OutputError(
+            f"the report could not be written: {error.strerror}", where=str(path), hint="free some disk space"
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,200 @@
+"""The command line: messages, exit codes, start-up, and what it writes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from mome import MoMEConfig
+from mome.cli.main import main
+from mome.modeling import MoME
+from mome.processing import MoMEProcessor
+from mome.volumes import Grid, write_mask
+from mome.zoo import bundled_models
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory) -> str:
+    """A small random model that knows liver and spleen."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("model")
+    config = MoMEConfig(
+        encoder="unet(channels=[4, 8])",
+        text_encoder="bank(width=6)",
+        head="dynamic(hidden=8)",
+        labels=["liver", "spleen"],
+        trained_labels=["liver"],
+        dim=4,
+        patch_size=[16, 16, 16],
+    )
+    model = MoME(config)
+    model.set_bank(torch.randn(2, 6))
+    model.save_pretrained(folder)
+    MoMEProcessor(spacing=[4, 4, 4]).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def scan(tmp_path: Path) -> Path:
+    hu = np.random.default_rng(0).normal(0, 80, (12, 14, 10)).astype(np.int16)
+    path = tmp_path / "scan.nii.gz"
+    nib.save(nib.Nifti1Image(hu, np.diag([4.0, 4, 4, 1])), path)
+    return path
+
+
+def fails(capsys, code: int, *arguments: object) -> str:
+    assert main([str(a) for a in arguments]) == code
+    captured = capsys.readouterr()
+    lines = captured.err.strip().splitlines()
+    assert 1 <= len(lines) <= 3 and "Traceback" not in captured.err, captured.err
+    return captured.err
+
+
+def test_help_and_list_are_light() -> None:
+    for arguments in (["--help"], ["list"], ["list", "labels", "kid*"], ["list", "--json"]):
+        code = (
+            f"import sys; from mome.cli.main import main; code = main({arguments}); "
+            "heavy = [m for m in ('torch', 'transformers', 'monai', 'numpy', 'nibabel', 'rich') if m in sys.modules]; "
+            "print(code, heavy, file=sys.stderr)"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert done.stderr.strip() == "0 []"
+        assert done.stdout
+
+
+def test_list_is_json_for_programs(capsys) -> None:
+    assert main(["list", "experts", "sw*", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["experts"][0]["name"] == "swiglu"
+
+
+def test_segment_writes_masks_and_says_what_it_was_not_trained_on(capsys, scan: Path, model_folder: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert main(["segment", str(scan), "-p", "liver", "-p", "lien", "-m", model_folder, "-o", str(out)]) == 0
+    printed = capsys.readouterr().err
+    assert "was not trained on 'spleen'" in " ".join(printed.split()) and "ml" in printed
+    assert {p.name for p in out.iterdir()} == {"scan_liver.nii.gz", "scan_spleen.nii.gz", "report.json"}
+    image = nib.load(out / "scan_liver.nii.gz")
+    np.testing.assert_array_equal(image.affine, nib.load(scan).affine)
+    assert image.shape == (12, 14, 10)
+
+
+def test_segment_json_and_multilabel(capsys, scan: Path, model_folder: str, tmp_path: Path) -> None:
+    arguments = ["segment", str(scan), "-p", "liver", "-m", model_folder, "-o", str(tmp_path / "o"), "--multilabel", "--json"]
+    assert main(arguments) == 0
+    study = json.loads(capsys.readouterr().out)["studies"][0]
+    assert study["masks"] == ["scan.nii.gz"] and study["structures"][0]["trained"] is True
+
+
+def test_bad_input(capsys, scan: Path, model_folder: str, tmp_path: Path) -> None:
+    out, base = tmp_path / "out", ["-m", model_folder, "-o", tmp_path / "out"]
+    truncated = tmp_path / "truncated.nii.gz"
+    truncated.write_bytes(scan.read_bytes()[:1500])
+    flat, colour = tmp_path / "flat.nii.gz", tmp_path / "colour.nii.gz"
+    nib.save(nib.Nifti1Image(np.zeros((8, 8), np.int16), np.eye(4)), flat)
+    nib.save(nib.Nifti1Image(np.zeros((4, 4, 4), [("R", "u1"), ("G", "u1"), ("B", "u1")]), np.eye(4)), colour)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.json").write_text('{"model_type": "bert"}')
+    (other / "preprocessor_config.json").write_text("{}")
+    cases = [
+        ("no such file", "segment", tmp_path / "no.nii.gz", "-p", "liver", *base),
+        ("truncated or damaged", "segment", truncated, "-p", "liver", *base),
+        ("three dimensions", "segment", flat, "-p", "liver", *base),
+        ("colour image", "segment", colour, "-p", "liver", *base),
+        ("no prompt was given", "segment", scan, *base),
+        ("a prompt is empty", "segment", scan, "-p", " ", *base),
+        ("embeddings only", "segment", scan, "-p", "some odd lesion", *base),
+        ("not of mome", "segment", scan, "-p", "liver", "-m", other, "-o", out),
+        ("no model 'nope'", "segment", scan, "-p", "liver", "-m", "nope", "-o", out),
+        ("unrecognized arguments", "segment", scan, "-p", "liver", "--colour", *base),
+        ("overlap is from 0", "segment", scan, "-p", "liver", "--overlap", "3", *base),
+        ("did you mean 'segment'", "segmnt"),
+        ("nothing is called", "list", "zzz"),
+        ("did you mean 'mome_ct_tiny'", "info", "mome_ct_tinny"),
+        ("no such file or folder", "evaluate", tmp_path / "a", tmp_path / "b"),
+        ("no such training configuration", "train", "--config", tmp_path / "no.yaml"),
+        ("no such file", "demo", tmp_path / "no.nii.gz"),
+    ]
+    for words, *arguments in cases:
+        assert words in " ".join(fails(capsys, 2, *arguments).split()), arguments
+    assert not out.exists() or {p.name for p in out.iterdir()} <= {"report.json"}
+
+
+def test_a_typo_in_a_config_string(capsys, tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("labels: [liver]\nsources: [{kind: phantom, count: 1}]\n")
+    printed = fails(capsys, 2, "train", "--config", recipe, "experts=swigu(n=8)", f"cache={tmp_path}")
+    assert "unknown expert 'swigu', did you mean 'swiglu'?" in printed
+    printed = fails(capsys, 2, "train", "--config", recipe, "preset=mome_ct_tinny")
+    assert "unknown preset 'mome_ct_tinny'" in printed
+
+
+def test_a_full_disk_is_code_1_and_leaves_nothing(scan: Path, model_folder: str, tmp_path: Path) -> None:
+    code = f"""
+import resource, signal, sys
+import torch, transformers, nibabel, monai, scipy.ndimage
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+from mome.cli.main import main
+sys.exit(main(["segment", {str(scan)!r}, "-p", "liver", "-m", {model_folder!r}, "-o", {str(tmp_path / "out")!r}]))
+"""
+    done = subprocess.run([sys.executable, "-B", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "could not be written" in done.stderr and "Traceback" not in done.stderr
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no such file"):
+        main(["segment", str(tmp_path / "no.nii.gz"), "-p", "liver", "-o", "o", "--debug"])
+
+
+def test_evaluate(capsys, tmp_path: Path) -> None:
+    grid = Grid((10, 10, 10), np.diag([2.0, 2, 2, 1]))
+    a = np.zeros(grid.shape, np.uint8)
+    a[2:6, 2:6, 2:6] = 1
+    write_mask(tmp_path / "p" / "x_liver.nii.gz", a, grid)
+    write_mask(tmp_path / "r" / "x_liver.nii.gz", np.roll(a, 1, 0), grid)
+    assert main(["evaluate", str(tmp_path / "p"), str(tmp_path / "r"), "--json", "--out", str(tmp_path / "s.csv")]) == 0
+    row = json.loads(capsys.readouterr().out)["structures"][0]
+    assert row["structure"] == "liver" and row["dice"]["mean"] == 0.75
+    assert (tmp_path / "s.csv").read_text().startswith("case,structure,dice")
+    assert main(["evaluate", str(tmp_path / "p"), str(tmp_path / "r")]) == 0
+    assert "0.750" in capsys.readouterr().out
+
+
+def test_info(capsys, scan: Path, model_folder: str) -> None:
+    assert main(["info", str(scan), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["spacing (mm)"] == [4.0, 4.0, 4.0]
+    assert main(["info", model_folder]) == 0
+    printed = capsys.readouterr().out
+    assert "unet(channels=[4, 8])" in printed and "trained on" in printed
+    assert main(["info", "mome_ct_base"]) == 0
+
+
+@pytest.mark.skipif("mome-ct-tiny" not in bundled_models(), reason="no checkpoint is bundled")
+def test_demo(capsys, tmp_path: Path) -> None:
+    assert main(["demo", "-o", str(tmp_path), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert len(report["structures"]) == 7 and report["seconds"] < 120
+    for path in report["files"]:
+        assert Path(path).is_file()
+    assert any(path.endswith("preview.png") for path in report["files"])
+
+
+@pytest.mark.skipif("mome-ct-tiny" not in bundled_models(), reason="no checkpoint is bundled")
+def test_liver_on_the_torso_scan(capsys, ct_data: Path, tmp_path: Path) -> None:
+    """The bundled model never saw a liver: it must say so. Free of the tower only where the bank has the label."""
+    path = ct_data / "torso" / "ts_example_ct.nii.gz"
+    assert main(["segment", str(path), "-p", "liver", "-o", str(tmp_path), "--overlap", "0"]) == 0
+    assert "not trained on 'liver'" in " ".join(capsys.readouterr().err.split())
+    image = nib.load(tmp_path / "ts_example_ct_liver.nii.gz")
+    np.testing.assert_allclose(image.affine, nib.load(path).affine)
+    assert image.shape == nib.load(path).shape
