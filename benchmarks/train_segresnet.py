@@ -88,7 +88,10 @@ def fit(run: RunConfig, out: Path, peak: float) -> None:
         optimizer.zero_grad()
         recent.append(loss.item())
         if (step + 1) % train.checkpoint_every == 0 or step + 1 == steps:
-            print(f"step {step + 1}/{steps} loss {np.mean(recent[-50:]):.4f} {time.perf_counter() - began:.0f} s", flush=True)
+            print(
+                f"step {step + 1}/{steps} loss {np.mean(recent[-50:]):.4f} {time.perf_counter() - began:.0f} s",
+                flush=True,
+            )
             save_checkpoint(accelerator, out / "checkpoints", step + 1, train.keep_checkpoints)
     weights = {key: value.contiguous() for key, value in model.state_dict().items()}
     save_file(weights, out / "model.safetensors")
@@ -111,7 +114,12 @@ def predict(out: Path, folder: Path, masks: Path) -> None:
         logits = sliding_window_inference(x, settings["patch"], 2, model, overlap=0.5, mode="gaussian")[0]
         for name, logit in zip(settings["labels"], logits, strict=True):
             back = resample(logit, grid, volume.grid, fill=-20.0) > 0
-            write_mask(masks / f"{case.name}_{name}.nii.gz", back.numpy().astype(np.uint8), volume.grid, volume.header)
+            write_mask(
+                masks / f"{case.name}_{name}.nii.gz",
+                back.numpy().astype(np.uint8),
+                volume.grid,
+                volume.header,
+            )
 
 
 def main() -> None:

@@ -97,7 +97,9 @@ class MoMEConfig(PreTrainedConfig):
     def _check_parts_fit(self) -> None:
         unknown = [name for name in self.trained_labels if name not in self.labels]
         if unknown:
-            raise InputError(f"trained_labels {unknown} are not among the labels of the bank", hint="add them to labels")
+            raise InputError(
+                f"trained_labels {unknown} are not among the labels of the bank", hint="add them to labels"
+            )
         if len(set(self.labels)) != len(self.labels):
             raise InputError("a label stands twice in labels", hint="name every label once")
         if len(self.patch_size) != 3 or min(self.patch_size) < 1:

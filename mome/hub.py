@@ -35,9 +35,11 @@ def locate(name: str | Path) -> str:
     close = difflib.get_close_matches(text, known, n=1)
     if text in PRESETS:
         raise InputError(
-            f"'{text}' is a preset without a bundled checkpoint", hint=f"mome.create_model('{text}') has random weights"
+            f"'{text}' is a preset without a bundled checkpoint",
+            hint=f"mome.create_model('{text}') has random weights",
         )
     raise InputError(
-        f"no model '{text}': no such folder, and it is not bundled" + (f"; did you mean '{close[0]}'?" if close else ""),
+        f"no model '{text}': no such folder, and it is not bundled"
+        + (f"; did you mean '{close[0]}'?" if close else ""),
         hint="bundled: " + (", ".join(bundled_models()) or "none") + "; a Hub id is written org/name",
     )

@@ -26,9 +26,9 @@ from mome.errors import InputError
 from mome.hub import AUTO_MAP, STUB, STUB_NAME, locate
 from mome.labels import load_table
 from mome.layers.scale_expert import ScaleExpert
+from mome.losses.bce_dice import masked_bce_dice
 from mome.registry import ENCODERS, FUSIONS, HEADS
 from mome.routers.routing import Routing
-from mome.losses.bce_dice import masked_bce_dice
 
 logger = logging.get_logger(__name__)
 _HUB_ARGUMENTS = ("revision", "cache_dir", "token", "local_files_only", "force_download", "subfolder")
@@ -176,7 +176,8 @@ class MoME(PreTrainedModel):
             if "mismatch" not in str(error):
                 raise
             raise InputError(
-                "the checkpoint's weights do not fit its config: it is of another architecture", where=str(name)
+                "the checkpoint's weights do not fit its config: it is of another architecture",
+                where=str(name),
             ) from error
         # Weights leave the mapped file: saving over it must not change them, and the aligned copies make the same
         # sums, bit for bit, as the model that was saved.

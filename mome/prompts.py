@@ -71,12 +71,12 @@ def embed_prompts(prompts: list[Prompt], model: MoME) -> Tensor:
     if outside:
         encoded = _tower(model.config.text_encoder).encode([p.name.replace("_", " ") for p in outside])
         rows = {p.name: row for p, row in zip(outside, encoded, strict=True)}
-    bank = model.text_bank.detach().float().cpu()
+    bank = model.state_dict()["text_bank"].detach().float().cpu()
     index = {name: i for i, name in enumerate(model.config.labels)}
     return torch.stack([rows[p.name] if p.name in rows else bank[index[p.name]] for p in prompts])
 
 
-def _tower(spec: dict[str, Any]) -> Any:
+def _tower(spec: Any) -> Any:
     from mome.spec import dump
 
     return _build_tower(dump(spec))

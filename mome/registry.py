@@ -192,7 +192,9 @@ class Registry:
             if f.default is MISSING and f.default_factory is MISSING and f.name not in values
         ]
         if required:
-            raise InputError(f"{self.kind} '{name}' needs the argument '{required[0]}'", hint=f"{name}({required[0]}=…)")
+            raise InputError(
+                f"{self.kind} '{name}' needs the argument '{required[0]}'", hint=f"{name}({required[0]}=…)"
+            )
         return cls.Config(**values)
 
 

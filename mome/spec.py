@@ -133,7 +133,9 @@ def canonical(spec: str | Spec | Any) -> Spec:
     if is_dataclass(spec) and not isinstance(spec, type) and hasattr(spec, "spec_name"):
         spec = {"name": spec.spec_name, **asdict(spec)}
     if not isinstance(spec, dict) or not isinstance(spec.get("name"), str):
-        raise SpecError(f"a part is named by a string or a dict with a name, got {spec!r:.60}", hint="experts='mlp(n=4)'")
+        raise SpecError(
+            f"a part is named by a string or a dict with a name, got {spec!r:.60}", hint="experts='mlp(n=4)'"
+        )
     try:
         return json.loads(json.dumps({"name": spec["name"], **spec}, allow_nan=False))
     except (TypeError, ValueError) as error:

@@ -21,8 +21,7 @@ BUNDLED = Path(__file__).parent / "checkpoints"
 SIZES = Path(__file__).parent / "presets.json"
 
 MINILM = (
-    "hf(model='sentence-transformers/all-MiniLM-L6-v2', "
-    "revision='1110a243fdf4706b3f48f1d95db1a4f5529b4d41', width=384)"
+    "hf(model='sentence-transformers/all-MiniLM-L6-v2', revision='1110a243fdf4706b3f48f1d95db1a4f5529b4d41', width=384)"
 )
 CLIP = "clip(model='openai/clip-vit-base-patch32', width=512)"
 
@@ -47,7 +46,12 @@ _BASE = {
 PRESETS: dict[str, dict[str, Any]] = {
     "mome_ct_tiny": {
         "summary": "compact U-Net, sparse SwiGLU experts in every scale, text-guided fusion",
-        "model": {**_TINY, "experts": "swiglu(n=4, hidden=24)", "router": "topk(k=1)", "fusion": "text_guided"},
+        "model": {
+            **_TINY,
+            "experts": "swiglu(n=4, hidden=24)",
+            "router": "topk(k=1)",
+            "fusion": "text_guided",
+        },
         "processor": _TINY_PROCESSOR,
     },
     "universal_ct_tiny": {

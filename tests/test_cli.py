@@ -74,7 +74,9 @@ def test_list_is_json_for_programs(capsys) -> None:
     assert json.loads(capsys.readouterr().out)["experts"][0]["name"] == "swiglu"
 
 
-def test_segment_writes_masks_and_says_what_it_was_not_trained_on(capsys, scan: Path, model_folder: str, tmp_path: Path) -> None:
+def test_segment_writes_masks_and_says_what_it_was_not_trained_on(
+    capsys, scan: Path, model_folder: str, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     assert main(["segment", str(scan), "-p", "liver", "-p", "lien", "-m", model_folder, "-o", str(out)]) == 0
     printed = capsys.readouterr().err
@@ -86,7 +88,18 @@ def test_segment_writes_masks_and_says_what_it_was_not_trained_on(capsys, scan: 
 
 
 def test_segment_json_and_multilabel(capsys, scan: Path, model_folder: str, tmp_path: Path) -> None:
-    arguments = ["segment", str(scan), "-p", "liver", "-m", model_folder, "-o", str(tmp_path / "o"), "--multilabel", "--json"]
+    arguments = [
+        "segment",
+        str(scan),
+        "-p",
+        "liver",
+        "-m",
+        model_folder,
+        "-o",
+        str(tmp_path / "o"),
+        "--multilabel",
+        "--json",
+    ]
     assert main(arguments) == 0
     study = json.loads(capsys.readouterr().out)["studies"][0]
     assert study["masks"] == ["scan.nii.gz"] and study["structures"][0]["trained"] is True

@@ -21,7 +21,11 @@ SMALL = {
         "unet": TINY_UNET,
         "swin_unetr": "swin_unetr(feature_size=12, depths=[1, 1, 1, 1], num_heads=[1, 1, 1, 1], window_size=2)",
     },
-    "experts": {"swiglu": "swiglu(n=4, hidden=8)", "mlp": "mlp(n=3, hidden=8)", "geglu": "geglu(n=2, hidden=8)"},
+    "experts": {
+        "swiglu": "swiglu(n=4, hidden=8)",
+        "mlp": "mlp(n=3, hidden=8)",
+        "geglu": "geglu(n=2, hidden=8)",
+    },
     "head": {"dynamic": "dynamic(hidden=16)"},
 }
 BASE = {
@@ -39,7 +43,13 @@ BASE = {
 
 
 def _cases() -> list[Any]:
-    registries = {"encoder": ENCODERS, "experts": EXPERTS, "router": ROUTERS, "fusion": FUSIONS, "head": HEADS}
+    registries = {
+        "encoder": ENCODERS,
+        "experts": EXPERTS,
+        "router": ROUTERS,
+        "fusion": FUSIONS,
+        "head": HEADS,
+    }
     return [
         pytest.param(part, SMALL.get(part, {}).get(name, name), id=f"{part}-{name}")
         for part, registry in registries.items()

@@ -30,10 +30,12 @@ PATCH = (16, 16, 16)
 class Contrast(torch.nn.Module):
     """A model whose right answer is known: prompt p is where the window is above its threshold."""
 
-    def __init__(self, labels: tuple[str, ...] = ("liver", "spleen"), thresholds: tuple[float, ...] = (0.4, 0.7)) -> None:
+    def __init__(
+        self, labels: tuple[str, ...] = ("liver", "spleen"), thresholds: tuple[float, ...] = (0.4, 0.7)
+    ) -> None:
         super().__init__()
         self.thresholds = torch.nn.Parameter(torch.tensor(thresholds))
-        self.text_bank = torch.eye(len(labels))
+        self.register_buffer("text_bank", torch.eye(len(labels)))
         self.config = SimpleNamespace(
             labels=list(labels),
             trained_labels=list(labels),
@@ -111,7 +113,11 @@ def test_planes_are_dropped_once_read() -> None:
 def test_sliding_window_agrees_with_monai() -> None:
     torch.manual_seed(0)
     model = create_model(
-        "mome_ct_tiny", encoder="unet(channels=[4, 8])", dim=8, patch_size=list(PATCH), head="dynamic(hidden=8)"
+        "mome_ct_tiny",
+        encoder="unet(channels=[4, 8])",
+        dim=8,
+        patch_size=list(PATCH),
+        head="dynamic(hidden=8)",
     ).eval()
     text = torch.randn(3, model.config.text_dim)
     volume = torch.rand(1, 1, 30, 21, 16)
@@ -210,7 +216,11 @@ def test_folder_goes_on_after_a_broken_study_and_resumes(tmp_path: Path) -> None
 
 
 def test_bad_settings_are_refused() -> None:
-    for options, words in (({"overlap": 1.0}, "overlap"), ({"precision": "int3"}, "precision"), ({"device": "gpu"}, "device")):
+    for options, words in (
+        ({"overlap": 1.0}, "overlap"),
+        ({"precision": "int3"}, "precision"),
+        ({"device": "gpu"}, "device"),
+    ):
         with pytest.raises(InputError, match=words):
             Segmenter(Contrast(), processor(), **options)
     with pytest.raises(InputError, match="processor"):

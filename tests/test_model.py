@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import textwrap
@@ -198,7 +197,13 @@ def test_saved_folder_has_all_that_the_hub_needs(tmp_path: Path) -> None:
     small(trained_labels=["liver"]).save_pretrained(tmp_path)
     MoMEProcessor(hu_window=[-100, 300]).save_pretrained(tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
-    assert {"config.json", "model.safetensors", "labels.json", "modeling_mome.py", "preprocessor_config.json"} <= names
+    assert {
+        "config.json",
+        "model.safetensors",
+        "labels.json",
+        "modeling_mome.py",
+        "preprocessor_config.json",
+    } <= names
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["spec_version"] == 1 and config["auto_map"]["AutoModel"] == "modeling_mome.MoME"
     assert MoMEProcessor.from_pretrained(tmp_path).hu_window == [-100.0, 300.0]
@@ -217,7 +222,9 @@ def test_saving_over_the_folder_it_came_from(tmp_path: Path) -> None:
 
 def run_offline(code: str, cache: Path) -> subprocess.CompletedProcess:
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(cache), "HF_HOME": str(cache.parent)}
-    return subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, env=env, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, env=env, check=False
+    )
 
 
 def test_hub_ids(tmp_path: Path) -> None:
@@ -318,7 +325,9 @@ def test_prompts_of_a_bank() -> None:
 
 
 def test_import_is_lazy() -> None:
-    code = "import sys, mome; print(sorted(m for m in ('torch', 'transformers', 'monai', 'triton') if m in sys.modules))"
+    code = (
+        "import sys, mome; print(sorted(m for m in ('torch', 'transformers', 'monai', 'triton') if m in sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]" and set(mome.__all__) <= set(dir(mome))
 
@@ -362,7 +371,11 @@ def phantom_masks(tiny):
 
 
 def overlap(a, b) -> float:
-    return 2 * float((a.astype(bool) & b.astype(bool)).sum()) / max(1, int(a.astype(bool).sum()) + int(b.astype(bool).sum()))
+    return (
+        2
+        * float((a.astype(bool) & b.astype(bool)).sum())
+        / max(1, int(a.astype(bool).sum()) + int(b.astype(bool).sum()))
+    )
 
 
 @bundled

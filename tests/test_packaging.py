@@ -25,7 +25,12 @@ def test_wheel_holds_the_two_packages_and_their_data(wheel: zipfile.ZipFile) -> 
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"mome", "mome_kernels"}
     modules = [p.relative_to(REPOSITORY).as_posix() for p in (REPOSITORY / "mome").rglob("*.py")]
     assert not [m for m in modules if m not in names]
-    for data in ("mome/labels/table.json", "mome/labels/maps/openkbp.yaml", "mome/presets.json", "mome/py.typed"):
+    for data in (
+        "mome/labels/table.json",
+        "mome/labels/maps/openkbp.yaml",
+        "mome/presets.json",
+        "mome/py.typed",
+    ):
         assert data in names
     for checkpoint in (REPOSITORY / "mome" / "checkpoints").glob("*/*"):
         assert checkpoint.relative_to(REPOSITORY).as_posix() in names

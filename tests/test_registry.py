@@ -132,9 +132,7 @@ def test_a_second_package_adds_an_expert(tmp_path: Path) -> None:
                             labels=["liver"], dim=4, router="topk(k=1)")
         print(MoME(config).scale_experts[0].body.experts.factor)
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "3.0", done.stderr
 
 

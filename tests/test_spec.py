@@ -26,9 +26,11 @@ def _specs(values: st.SearchStrategy) -> st.SearchStrategy:
 
 values = st.recursive(
     scalars,
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.text(max_size=5).filter(lambda k: k != "name"), inner, max_size=3)
-    | _specs(inner),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text(max_size=5).filter(lambda k: k != "name"), inner, max_size=3)
+        | _specs(inner)
+    ),
     max_leaves=8,
 )
 

@@ -79,7 +79,15 @@ def test_cache_is_on_the_network_grid_and_opens_again(cached, tmp_path: Path) ->
 
 def test_samples_are_a_function_of_their_number(cached) -> None:
     def dataset(seed: int) -> PatchDataset:
-        return PatchDataset([cached], [1.0], NAMES, (16, 16, 16), 50, seed, augmentation=Augmentation(AugmentationConfig(affine=0.5), NAMES))
+        return PatchDataset(
+            [cached],
+            [1.0],
+            NAMES,
+            (16, 16, 16),
+            50,
+            seed,
+            augmentation=Augmentation(AugmentationConfig(affine=0.5), NAMES),
+        )
 
     one, two = dataset(0), dataset(0)
     for number in (3, 0, 3):
@@ -144,7 +152,9 @@ def test_learning_rate_is_warm_up_then_cosine() -> None:
 def test_overrides(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("labels: [liver]\ntrain: {samples: 10}\nmodel: {experts: 'mlp(n=2)'}\n")
-    run = load_run_config(path, ["experts=swiglu(n=8)", "experts.hidden=12", "train.steps=100", "train.learning_rate=1e-3"])
+    run = load_run_config(
+        path, ["experts=swiglu(n=8)", "experts.hidden=12", "train.steps=100", "train.learning_rate=1e-3"]
+    )
     assert run.model["experts"] == {"name": "swiglu", "n": 8, "hidden": 12}
     assert run.train.steps == 100 and run.train.learning_rate == 1e-3 and run.train.samples == 10
 
@@ -253,7 +263,10 @@ def test_accelerate_launch_with_overrides(tmp_path: Path) -> None:
     recipe.write_text(RECIPE.format(root=tmp_path))
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
     done = subprocess.run(
-        [*launch, *command(recipe, "experts=swiglu(n=8)", "train.steps=2", f"train.out={tmp_path / 'r'}")[1:]],
+        [
+            *launch,
+            *command(recipe, "experts=swiglu(n=8)", "train.steps=2", f"train.out={tmp_path / 'r'}")[1:],
+        ],
         capture_output=True,
         text=True,
         check=False,

@@ -19,9 +19,7 @@ from mome.errors import InputError, OutputError
 from mome.volumes import Grid, Volume, network_grid, read_label_table, read_volume, resample, write_mask
 
 CODES = [
-    "".join(letters)
-    for order in itertools.permutations(("LR", "PA", "IS"))
-    for letters in itertools.product(*order)
+    "".join(letters) for order in itertools.permutations(("LR", "PA", "IS")) for letters in itertools.product(*order)
 ]
 
 
@@ -83,7 +81,10 @@ def test_a_ball_survives_the_way_there_and_back(angles: tuple[float, float, floa
 def test_linear_resampling_agrees_with_scipy(angles: tuple[float, float, float]) -> None:
     rng = np.random.default_rng(1)
     array = rng.standard_normal((18, 20, 16)).astype(np.float32)
-    source, target = Grid(array.shape, oblique((0, 0, 0), (1.3, 1.0, 2.0))), Grid((15, 17, 13), oblique(angles, (1.4, 1.1, 1.9)))
+    source, target = (
+        Grid(array.shape, oblique((0, 0, 0), (1.3, 1.0, 2.0))),
+        Grid((15, 17, 13), oblique(angles, (1.4, 1.1, 1.9))),
+    )
     move = np.linalg.inv(source.affine) @ target.affine
     at = np.stack(np.meshgrid(*map(np.arange, target.shape), indexing="ij")).reshape(3, -1)
     at = move[:3, :3] @ at + move[:3, 3:]
@@ -99,7 +100,10 @@ def test_linear_resampling_agrees_with_scipy(angles: tuple[float, float, float])
 def test_resampling_agrees_with_simpleitk() -> None:
     sitk = pytest.importorskip("SimpleITK")
     array = np.random.default_rng(2).standard_normal((14, 15, 16)).astype(np.float32)
-    source, target = Grid(array.shape, oblique((0, 0, 15), (2, 2, 3))), Grid((12, 12, 14), oblique((5, 0, 0), (2.2, 2.1, 2.8)))
+    source, target = (
+        Grid(array.shape, oblique((0, 0, 15), (2, 2, 3))),
+        Grid((12, 12, 14), oblique((5, 0, 0), (2.2, 2.1, 2.8))),
+    )
 
     def itk(grid: Grid, values: np.ndarray):
         image = sitk.GetImageFromArray(values.transpose(2, 1, 0))
@@ -120,7 +124,10 @@ def test_resampling_agrees_with_simpleitk() -> None:
 
 def test_blocks_of_planes_give_the_same_voxels() -> None:
     array = np.random.default_rng(3).standard_normal((20, 16, 18)).astype(np.float32)
-    source, target = Grid(array.shape, oblique((0, 0, 0), (1, 1, 1))), Grid((30, 12, 14), oblique((8, 3, -5), (0.6, 1.2, 1.1)))
+    source, target = (
+        Grid(array.shape, oblique((0, 0, 0), (1, 1, 1))),
+        Grid((30, 12, 14), oblique((8, 3, -5), (0.6, 1.2, 1.1))),
+    )
     whole = resample(array, source, target)
     parts = [resample(array, source, target.crop(0, a, a + 10)) for a in (0, 10, 20)]
     torch.testing.assert_close(torch.cat(parts), whole)
@@ -259,7 +266,8 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
 from mome.volumes import Grid, write_mask
 from mome.errors import OutputError
 try:
-    write_mask({str(tmp_path / "m.nii.gz")!r}, np.random.default_rng(0).integers(0, 2, (40, 40, 40)), Grid((40, 40, 40), np.eye(4)))
+    noise = np.random.default_rng(0).integers(0, 2, (40, 40, 40))
+    write_mask({str(tmp_path / "m.nii.gz")!r}, noise, Grid((40, 40, 40), np.eye(4)))
 except OutputError as error:
     print(error)
 """

@@ -72,8 +72,8 @@ def run(args: argparse.Namespace) -> int:
     if truth:
         table.add_column("Dice", justify="right")
     for row in rows:
-        score = [] if not truth else ["–" if row["dice"] is None else f"{row['dice']:.3f}"]
-        table.add_row(row["structure"], f"{row['volume_ml']:.1f}", *score)
+        cells = [] if not truth else ["–" if row["dice"] is None else f"{row['dice']:.3f}"]
+        table.add_row(row["structure"], f"{row['volume_ml']:.1f}", *cells)
     console.print(table)
     for warning in dict.fromkeys(result.warnings):
         console.print(f"[yellow]warning: {warning}[/yellow]", highlight=False)

@@ -74,7 +74,10 @@ def run(args: argparse.Namespace) -> int:
     if len(entries) == 1 and failed:
         raise InputError(failed[0]["error"])
     if failed:
-        print(f"{len(failed)} of {len(entries)} scans failed; {args.out / 'report.json'} says why", file=sys.stderr)
+        print(
+            f"{len(failed)} of {len(entries)} scans failed; {args.out / 'report.json'} says why",
+            file=sys.stderr,
+        )
     return 2 if failed else 0
 
 
@@ -90,7 +93,9 @@ def _say(entry: dict[str, Any], console: Any) -> None:
         if structure["warning"]:
             warnings.append(f"warning: {structure['warning']}")
     if entry["overlapping_voxels"]:
-        warnings.append(f"note: {entry['overlapping_voxels']} voxels lay in more than one mask; the smaller one holds them")
+        warnings.append(
+            f"note: {entry['overlapping_voxels']} voxels lay in more than one mask; the smaller one holds them"
+        )
     for warning in dict.fromkeys(warnings):
         console.print(f"  [yellow]{warning}[/yellow]", highlight=False, markup=True)
     for mask in entry["masks"]:

@@ -108,7 +108,11 @@ def phantom(
         int((z_range[1] - z_range[0]) / spacing[2]),
     ]
     affine = np.diag([*spacing, 1.0])
-    affine[:3, 3] = (-half_x + rng.uniform(-8, 8), y_low + rng.uniform(-8, 8), z_range[0] + rng.uniform(-4, 4))
+    affine[:3, 3] = (
+        -half_x + rng.uniform(-8, 8),
+        y_low + rng.uniform(-8, 8),
+        z_range[0] + rng.uniform(-4, 4),
+    )
     canvas = _Canvas(shape, affine / np.array([[size], [size], [size], [1.0]]))
     _body(canvas, vary)
     _torso(canvas, vary)
@@ -137,19 +141,35 @@ def _torso(c: _Canvas, vary) -> None:  # noqa: ANN001
     for side, sign in (("left", -1), ("right", 1)):
         lung = c.ellipsoid((sign * 72, -25, -235), (vary(56), vary(76), vary(112)))
         c.paint(lung, vary(-820, 0.04), f"lung_{side}")
-        c.paint(c.tube([(sign * 170, -30, -112), (sign * 85, 15, -100), (sign * 18, 35, -118)], 7), 420, f"clavicula_{side}")
+        c.paint(
+            c.tube([(sign * 170, -30, -112), (sign * 85, 15, -100), (sign * 18, 35, -118)], 7),
+            420,
+            f"clavicula_{side}",
+        )
         c.paint(c.ellipsoid((sign * 172, -25, -135), (26, 26, 32)), 330, f"humerus_{side}")
         c.paint(c.ellipsoid((sign * 58, -65, -385), (27, 27, vary(52))), vary(150), f"kidney_{side}")
     c.paint(c.ellipsoid((-18, 8, -270), (vary(52), vary(44), vary(52))), vary(130), "heart")
     c.paint(c.ellipsoid((58, 5, -345), (vary(82), vary(72), vary(58))), vary(105), "liver")
     c.paint(c.ellipsoid((-100, -45, -345), (vary(28), vary(40), vary(44))), vary(120), "spleen")
     c.paint(c.ellipsoid((-55, 30, -345), (vary(38), vary(34), vary(42))), vary(35), "stomach")
-    c.paint(c.tube([(18, -35, -420), (14, -38, -250), (8, -20, -190), (-10, 12, -168), (4, 2, -150)], vary(11)), vary(170), "aorta")
+    c.paint(
+        c.tube([(18, -35, -420), (14, -38, -250), (8, -20, -190), (-10, 12, -168), (4, 2, -150)], vary(11)),
+        vary(170),
+        "aorta",
+    )
     c.paint(c.ellipsoid((0, 62, -215), (14, 7, 62)), 260, "sternum")
 
 
 def _spine(c: _Canvas, vary) -> None:  # noqa: ANN001
-    curve = [(0, -62, -420), (0, -72, -300), (0, -70, -180), (0, -48, -90), (0, -28, -20), (0, -18, 40), (0, -8, 72)]
+    curve = [
+        (0, -62, -420),
+        (0, -72, -300),
+        (0, -70, -180),
+        (0, -48, -90),
+        (0, -28, -20),
+        (0, -18, 40),
+        (0, -8, 72),
+    ]
     bodies = [(x, y + 22, z) for x, y, z in curve]
     bone, disc = vary(290), 90.0
     vertebrae = c.tube(bodies, [20, 19, 17, 13, 11, 11, 11])
@@ -168,20 +188,29 @@ def _neck_and_head(c: _Canvas, vary, rng: np.random.Generator) -> None:  # noqa:
     c.paint(np.maximum(head, -(c.z - 62) * 0.9), vary(850, 0.15), "skull")
     c.paint(np.maximum(head + 7, -(c.z - 69) * 0.9), vary(33), "brain")
     c.paint(c.ellipsoid((0, 48, 66), (30, 28, 12)), -600)  # nasal cavity and sinuses
-    c.paint(c.tube([(0, -6, 66), (0, 2, 84), (0, 10, 106)], [vary(9.5), vary(13), vary(13.5)]), vary(25, 0.4), "brainstem")
+    c.paint(
+        c.tube([(0, -6, 66), (0, 2, 84), (0, 10, 106)], [vary(9.5), vary(13), vary(13.5)]),
+        vary(25, 0.4),
+        "brainstem",
+    )
     # face: maxilla, mandible with its rami and teeth, tongue
     c.paint(c.ellipsoid((0, 62, 48), (24, 20, 9)), 400)
     reach, front, low = vary(49, 0.06), vary(92, 0.05), vary(10, 0.3)
-    arch = [(-reach, 22, 70), (-reach - 3, 26, 40), (-reach + 4, 36, 20), (-33, 66, low), (-14, front - 4, low), (0, front, low)]
+    arch = [
+        (-reach, 22, 70),
+        (-reach - 3, 26, 40),
+        (-reach + 4, 36, 20),
+        (-33, 66, low),
+        (-14, front - 4, low),
+        (0, front, low),
+    ]
     mirrored = [(-x, y, z) for x, y, z in reversed(arch[:-1])]
     c.paint(c.tube(arch + mirrored, 7.0), vary(760, 0.15), "mandible")
     teeth = [(-24, 74, 30), (-12, 86, 31), (0, 89, 31), (12, 86, 31), (24, 74, 30)]
     c.paint(c.tube(teeth, 4.5), vary(1700, 0.25))
     c.paint(c.ellipsoid((0, 52, 24), (24, 26, 18)), vary(55))
     for side, sign in (("left", -1), ("right", 1)):
-        gland = c.ellipsoid(
-            (sign * vary(58, 0.04), vary(8, 0.4), vary(46, 0.1)), (vary(11), vary(16), vary(24))
-        )
+        gland = c.ellipsoid((sign * vary(58, 0.04), vary(8, 0.4), vary(46, 0.1)), (vary(11), vary(16), vary(24)))
         c.paint(gland, vary(-10, 1.5), f"parotid_gland_{side}")
         c.paint(c.tube([(sign * 28, -5, -105), (sign * 34, 5, -20), (sign * 30, 8, 50)], 4), vary(120, 0.4))
         c.paint(c.ellipsoid((sign * 20, 18, -62), (9, 9, 18)), vary(110))  # thyroid lobe

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mome.data.augmentation import Augmentation
-from mome.data.cache import CaseCache, CachedCase
+from mome.data.cache import CachedCase, CaseCache
 from mome.errors import InputError
 
 

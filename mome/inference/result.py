@@ -102,9 +102,7 @@ class Segmentation:
         for prompt in self.prompts:
             if prompt.name in table:
                 label = table[prompt.name]
-                entries.append(
-                    {"id": label.id, "name": label.name, "snomed": label.snomed, "color": list(label.color)}
-                )
+                entries.append({"id": label.id, "name": label.name, "snomed": label.snomed, "color": list(label.color)})
             else:
                 free += 1
                 entries.append({"id": free, "name": prompt.name, "snomed": None, "color": [255, 255, 255]})
@@ -159,5 +157,3 @@ def file_part(prompt: str) -> str:
     if not safe:
         raise InputError(f"the prompt {prompt!r} gives no file name", hint="use words")
     return safe
-
-

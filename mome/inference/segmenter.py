@@ -54,7 +54,9 @@ class Segmenter:
             from mome.modeling import MoME
 
             processor = processor or MoMEProcessor.from_pretrained(model)
-            model = MoME.from_pretrained(model)
+            network = MoME.from_pretrained(model)
+        else:
+            network = model
         if processor is None:
             raise InputError(
                 "a model without its processor: the network grid is not known",
@@ -65,8 +67,8 @@ class Segmenter:
         if precision not in _PRECISIONS:
             raise InputError(f"precision is one of {', '.join(_PRECISIONS)}, got {precision!r}")
         if device is not None:
-            model = model.to(_device(device))
-        self.model, self.processor = model.eval(), processor
+            torch.nn.Module.to(network, _device(device))
+        self.model, self.processor = network.eval(), processor
         self.overlap, self.precision = overlap, precision
         self.prompt_chunk, self.progress = max(1, prompt_chunk), progress
 
@@ -83,7 +85,8 @@ class Segmenter:
         Raises:
             InputError: The scan cannot be read, or a prompt cannot be embedded.
         """
-        seconds, began = {}, time.perf_counter()
+        seconds: dict[str, float] = {}
+        began = time.perf_counter()
 
         def lap(phase: str) -> None:
             nonlocal began

@@ -57,7 +57,11 @@ def resolve(prompt: str, phrases: dict[str, str]) -> tuple[str | None, str, str 
         return phrases[text], "exact" if exact else "synonym", None
     sides = {phrases[f"{text} {side}"] for side in ("left", "right") if f"{text} {side}" in phrases}
     if sides:
-        return None, "free", f"{prompt!r} has two sides: ask for {' and '.join(sorted(sides))}; read as free text"
+        return (
+            None,
+            "free",
+            f"{prompt!r} has two sides: ask for {' and '.join(sorted(sides))}; read as free text",
+        )
     alike = [phrase for phrase in phrases if _details(phrase) == _details(text)]
     close = difflib.get_close_matches(text, alike, n=1, cutoff=0.8)
     if close:

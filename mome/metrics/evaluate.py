@@ -58,7 +58,11 @@ def evaluate_folder(
     predicted, wanted = _index(prediction, names), _index(reference, names)
     annotated = _annotated(cases)
     if not wanted:
-        raise InputError("no masks to compare with", where=str(reference), hint="<case>.nii.gz or <case>_<structure>.nii.gz")
+        raise InputError(
+            "no masks to compare with",
+            where=str(reference),
+            hint="<case>.nii.gz or <case>_<structure>.nii.gz",
+        )
     scores = []
     for case, files in progress(list(wanted.items())):
         if case not in predicted:
@@ -73,9 +77,7 @@ def evaluate_folder(
     return scores
 
 
-def _score(
-    case: str, structure: str, guess: dict[str, Volume], truth: dict[str, Volume], tolerance: float
-) -> Score:
+def _score(case: str, structure: str, guess: dict[str, Volume], truth: dict[str, Volume], tolerance: float) -> Score:
     if structure not in guess:
         raise InputError(f"case {case!r} has no prediction of {structure!r}", hint=f"segment it with -p {structure}")
     if structure not in truth:

@@ -35,9 +35,7 @@ def normalized_surface_dice(
     return float(close / (area_p.sum() + area_r.sum()))
 
 
-def hausdorff95(
-    prediction: np.ndarray, reference: np.ndarray, spacing: tuple[float, float, float]
-) -> float:
+def hausdorff95(prediction: np.ndarray, reference: np.ndarray, spacing: tuple[float, float, float]) -> float:
     """The larger of the two directed 95th percentiles of surface distance, weighted by area, in mm.
 
     Both empty: NaN. One empty: the image's diagonal.

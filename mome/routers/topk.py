@@ -64,9 +64,7 @@ class SwitchRouter(TopKRouter):
         z_weight: float = 0.0
 
     def __init__(self, config: Config, *, dim: int, num_experts: int) -> None:
-        top1 = TopKRouter.Config(
-            k=1, normalize=False, balance_weight=config.balance_weight, z_weight=config.z_weight
-        )
+        top1 = TopKRouter.Config(k=1, normalize=False, balance_weight=config.balance_weight, z_weight=config.z_weight)
         super().__init__(top1, dim=dim, num_experts=num_experts)
         self.jitter = config.jitter
 

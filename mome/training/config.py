@@ -17,7 +17,17 @@ from mome.data.sampling import SamplingConfig
 from mome.errors import InputError
 
 # Keys that may stand without a section, because they are parts of the model.
-MODEL_KEYS = ("encoder", "text_encoder", "experts", "router", "fusion", "head", "dim", "head_channels", "patch_size")
+MODEL_KEYS = (
+    "encoder",
+    "text_encoder",
+    "experts",
+    "router",
+    "fusion",
+    "head",
+    "dim",
+    "head_channels",
+    "patch_size",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

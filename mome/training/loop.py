@@ -150,7 +150,12 @@ def train(run: RunConfig, *, resume: bool = True) -> Path:
             if log is not None:
                 seconds = round(time.perf_counter() - began, 3)
                 log.write(
-                    step=done, loss=loss, segmentation_loss=segmentation, aux_loss=aux, lr=rate, seconds=seconds
+                    step=done,
+                    loss=loss,
+                    segmentation_loss=segmentation,
+                    aux_loss=aux,
+                    lr=rate,
+                    seconds=seconds,
                 )
             if config.log_every and done % config.log_every == 0:
                 bar.update(task, description=f"training  loss {loss:.4f}")
@@ -187,7 +192,10 @@ def _batches(
     """Batches of this process from step `start` on; which sample goes where is fixed by its number."""
     micro = len(dataset) // (steps * size * accelerator.num_processes) if steps else 1
     numbers = [
-        [((step * micro + part) * accelerator.num_processes + accelerator.process_index) * size + i for i in range(size)]
+        [
+            ((step * micro + part) * accelerator.num_processes + accelerator.process_index) * size + i
+            for i in range(size)
+        ]
         for step in range(start, steps)
         for part in range(micro)
     ]

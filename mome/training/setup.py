@@ -36,9 +36,7 @@ def build_model(run: RunConfig) -> tuple[MoME, MoMEProcessor]:
     for name in run.labels:
         if name not in table:
             raise InputError(f"{name!r} is not a label of the class table", hint="mome list labels")
-    model = create_model(
-        run.preset, labels=list(run.labels), trained_labels=list(run.labels), **run.model
-    )
+    model = create_model(run.preset, labels=list(run.labels), trained_labels=list(run.labels), **run.model)
     processor = preset_processor(run.preset, **run.processor)
     return model, processor
 
@@ -68,15 +66,11 @@ class TextRows:
         if self.probability == 0:
             return self.bank_LT
         rng = np.random.default_rng([self.seed, 7919, step])
-        picks = [
-            int(rng.integers(len(rows))) if rng.random() < self.probability else 0 for rows in self.variants
-        ]
+        picks = [int(rng.integers(len(rows))) if rng.random() < self.probability else 0 for rows in self.variants]
         return torch.stack([rows[i] for rows, i in zip(self.variants, picks, strict=True)])
 
 
-def open_source(
-    source: SourceConfig, run: RunConfig, processor: MoMEProcessor, progress: Progress
-) -> CaseCache:
+def open_source(source: SourceConfig, run: RunConfig, processor: MoMEProcessor, progress: Progress) -> CaseCache:
     """The cached cases of one source, built on first use."""
     names = list(run.labels)
     if source.kind == "phantom":

@@ -14,7 +14,11 @@ _VIEWS = (("axial", 2), ("coronal", 1), ("sagittal", 0))
 
 
 def save_preview(
-    path: str | Path, volume: Volume, masks: Mapping[str, np.ndarray], *, window: tuple[float, float] = (-160, 240)
+    path: str | Path,
+    volume: Volume,
+    masks: Mapping[str, np.ndarray],
+    *,
+    window: tuple[float, float] = (-160, 240),
 ) -> Path:
     """Writes a PNG with an axial, a coronal and a sagittal plane, each where it cuts the most structures.
 
@@ -65,14 +69,28 @@ def save_preview(
         left, right = ends[across]
         bottom, top = ("P", "A") if up == 1 else ("I", "S")
         for x, y, letter in ((0.02, 0.5, left), (0.98, 0.5, right), (0.5, 0.02, bottom), (0.5, 0.97, top)):
-            panel.text(x, y, letter, transform=panel.transAxes, color="#ffd400", ha="center", va="center", fontsize=11)
+            panel.text(
+                x,
+                y,
+                letter,
+                transform=panel.transAxes,
+                color="#ffd400",
+                ha="center",
+                va="center",
+                fontsize=11,
+            )
         panel.set_title(title, color="white", fontsize=12)
         panel.axis("off")
         panel.set_anchor("S")
     handles = [plt.Line2D([], [], color=color, lw=4, label=name.replace("_", " ")) for name, color in colors.items()]
     if handles:
         figure.legend(
-            handles=handles, loc="lower center", ncol=min(7, len(handles)), frameon=False, labelcolor="white", fontsize=11
+            handles=handles,
+            loc="lower center",
+            ncol=min(7, len(handles)),
+            frameon=False,
+            labelcolor="white",
+            fontsize=11,
         )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

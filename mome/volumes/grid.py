@@ -88,9 +88,7 @@ def closest_axes(affine: np.ndarray) -> list[tuple[int, float]]:
     return result
 
 
-def network_grid(
-    grid: Grid, *, spacing: tuple[float, float, float], orientation: str = "RAS"
-) -> Grid:
+def network_grid(grid: Grid, *, spacing: tuple[float, float, float], orientation: str = "RAS") -> Grid:
     """The grid of the wanted spacing and axis directions that covers `grid`, rotated as it is.
 
     An oblique scan stays oblique: only axes are permuted and flipped and the spacing changed, so that nothing

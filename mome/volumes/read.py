@@ -102,9 +102,7 @@ def _three_dimensions(array: np.ndarray, path: Path, frame: int | None) -> np.nd
             raise InputError(f"frame {chosen} of {count} does not exist", where=str(path))
         array = array[..., chosen]
     if array.ndim != 3:
-        raise InputError(
-            f"a CT is a volume of three dimensions, this has shape {tuple(array.shape)}", where=str(path)
-        )
+        raise InputError(f"a CT is a volume of three dimensions, this has shape {tuple(array.shape)}", where=str(path))
     return array
 
 
@@ -115,14 +113,16 @@ def _read_itk(path: Path) -> Volume:
         raise InputError(
             "NRRD, MetaImage and DICOM are read through SimpleITK, which is not installed",
             where=str(path),
-            hint='pip install SimpleITK, or convert the scan to .nii.gz',
+            hint="pip install SimpleITK, or convert the scan to .nii.gz",
         ) from error
     try:
         if path.is_dir():
             series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(path))
             if len(series) != 1:
                 raise InputError(
-                    f"the folder holds {len(series)} DICOM series, not one", where=str(path), hint="one series per folder"
+                    f"the folder holds {len(series)} DICOM series, not one",
+                    where=str(path),
+                    hint="one series per folder",
                 )
             image = sitk.ReadImage(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(path), series[0]))
         else:
@@ -139,9 +139,7 @@ def _read_itk(path: Path) -> Volume:
     return _checked(array, affine, {"sform_code": 1, "qform_code": 1, "xyzt_units": 2}, [], path)
 
 
-def _checked(
-    array: np.ndarray, affine: np.ndarray, header: dict[str, int], notes: list[str], path: Path
-) -> Volume:
+def _checked(array: np.ndarray, affine: np.ndarray, header: dict[str, int], notes: list[str], path: Path) -> Volume:
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise InputError(
             "the affine cannot be inverted: the file does not say where its voxels are",
@@ -151,7 +149,9 @@ def _checked(
     directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     shear = np.abs(directions.T @ directions - np.eye(3)).max()
     if shear > 1e-3:
-        notes.append(f"the axes are not at right angles (cosine {shear:.3f}: gantry tilt?); the affine is kept as it is")
+        notes.append(
+            f"the axes are not at right angles (cosine {shear:.3f}: gantry tilt?); the affine is kept as it is"
+        )
     if not np.isfinite(array).all():
         count = int((~np.isfinite(array)).sum())
         finite = array[np.isfinite(array)]

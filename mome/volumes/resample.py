@@ -64,7 +64,14 @@ def _axis_order(move: np.ndarray) -> list[int] | None:
 
 
 def _separable(
-    x: Tensor, source: Grid, target: Grid, move: np.ndarray, order: list[int], mode: str, fill: float, antialias: bool
+    x: Tensor,
+    source: Grid,
+    target: Grid,
+    move: np.ndarray,
+    order: list[int],
+    mode: str,
+    fill: float,
+    antialias: bool,
 ) -> Tensor:
     """One axis at a time; exact copies where voxels coincide."""
     x = x.permute(0, *(1 + axis for axis in order))

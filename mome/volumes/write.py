@@ -59,7 +59,9 @@ def write_mask(
         os.replace(temporary, path)
     except OSError as error:
         raise OutputError(
-            f"the mask could not be written: {error.strerror or error}", where=str(path), hint="free some disk space"
+            f"the mask could not be written: {error.strerror or error}",
+            where=str(path),
+            hint="free some disk space",
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -78,7 +80,7 @@ def read_label_table(path: str | Path) -> list[dict[str, Any]]:
         image = nib.load(path)
     except (OSError, nib.filebasedimages.ImageFileError) as error:
         raise InputError("not a NIfTI file", where=str(path)) from error
-    for extension in image.header.extensions:
+    for extension in getattr(image.header, "extensions", []):
         if extension.get_code() != _COMMENT:
             continue
         content = extension.get_content()

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import cpu_experts, cpu_head, dispatch
+from . import cpu_experts, dispatch
 
 _ACTIVATIONS = ("none", "relu", "silu", "gelu", "gelu_tanh")
 

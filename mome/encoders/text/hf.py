@@ -48,7 +48,8 @@ class HuggingFaceText:
         self.config = config
         if config.pooling not in ("mean", "cls", "last", "pooler"):
             raise InputError(
-                f"pooling is one of mean, cls, last, pooler, got {config.pooling!r}", where=f"text tower {config.model}"
+                f"pooling is one of mean, cls, last, pooler, got {config.pooling!r}",
+                where=f"text tower {config.model}",
             )
         if "{}" not in config.template:
             raise InputError("the template has no {} for the prompt", where=f"text tower {config.model}")
@@ -76,7 +77,11 @@ class HuggingFaceText:
         for start in range(0, len(texts), 32):
             sentences = [self.config.template.format(text) for text in texts[start : start + 32]]
             tokens = tokenizer(
-                sentences, padding=True, truncation=True, max_length=self.config.max_length, return_tensors="pt"
+                sentences,
+                padding=True,
+                truncation=True,
+                max_length=self.config.max_length,
+                return_tensors="pt",
             )
             row = self._pool(model, tokens).float()
             rows.append(torch.nn.functional.normalize(row, dim=-1) if self.config.normalize else row)

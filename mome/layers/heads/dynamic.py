@@ -45,20 +45,14 @@ class DynamicHead(nn.Module):
         pooled_BC = self.image_norm(bottleneck).relu().mean(dim=(2, 3, 4))
         image_BH, text_PH = self.image(pooled_BC), self.text(text_PT).relu()
         batch, prompts, c = image_BH.shape[0], text_PH.shape[0], self.channels
-        both_BPH = torch.cat(
-            [image_BH[:, None].expand(-1, prompts, -1), text_PH[None].expand(batch, -1, -1)], dim=-1
-        )
+        both_BPH = torch.cat([image_BH[:, None].expand(-1, prompts, -1), text_PH[None].expand(batch, -1, -1)], dim=-1)
         w1, b1, w2, b2, w3, b3 = self.controller(both_BPH).split(self.sizes, dim=-1)
         square = (batch, prompts, c, c)
         return w1.reshape(square), b1, w2.reshape(square), b2, w3, b3.squeeze(-1)
 
-    def forward(
-        self, features_BSCV: Tensor, text_PT: Tensor, bottleneck: Tensor, fusion: FusionWeights
-    ) -> Tensor:
+    def forward(self, features_BSCV: Tensor, text_PT: Tensor, bottleneck: Tensor, fusion: FusionWeights) -> Tensor:
         weights = self.generate(text_PT, bottleneck)
-        return fusion_head(
-            features_BSCV, fusion.query_PC, fusion.bias_PS, *weights, top_k=fusion.top_k
-        )
+        return fusion_head(features_BSCV, fusion.query_PC, fusion.bias_PS, *weights, top_k=fusion.top_k)
 
     @torch.no_grad()
     def init_weights_(self, init: ModuleType, std: float) -> None:

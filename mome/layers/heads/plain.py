@@ -29,9 +29,7 @@ class PlainHead(nn.Module):
         self.weight_LC = nn.Parameter(torch.empty(text_dim, channels))
         self.bias_L = nn.Parameter(torch.empty(text_dim))
 
-    def forward(
-        self, features_BSCV: Tensor, text_PT: Tensor, bottleneck: Tensor, fusion: FusionWeights
-    ) -> Tensor:
+    def forward(self, features_BSCV: Tensor, text_PT: Tensor, bottleneck: Tensor, fusion: FusionWeights) -> Tensor:
         mixture_BCV = features_BSCV.mean(dim=1)  # the fusions allowed here weigh every scale alike
         text_PT = text_PT.to(mixture_BCV.dtype)
         weight_PC, bias_P = text_PT @ self.weight_LC, text_PT @ self.bias_L

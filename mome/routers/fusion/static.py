@@ -25,9 +25,7 @@ class UniformFusion(nn.Module):
 
     def forward(self, text_PT: Tensor) -> FusionWeights:
         prompts = text_PT.shape[0]
-        return FusionWeights(
-            text_PT.new_zeros(prompts, self.channels), text_PT.new_zeros(prompts, self.scales), 0
-        )
+        return FusionWeights(text_PT.new_zeros(prompts, self.channels), text_PT.new_zeros(prompts, self.scales), 0)
 
 
 class LastFusion(UniformFusion):
@@ -41,9 +39,7 @@ class LearnedFusion(UniformFusion):
 
     prompt_dependent = True
 
-    def __init__(
-        self, config: UniformFusion.Config, *, channels: int, text_dim: int, scales: int
-    ) -> None:
+    def __init__(self, config: UniformFusion.Config, *, channels: int, text_dim: int, scales: int) -> None:
         super().__init__(config, channels=channels, text_dim=text_dim, scales=scales)
         self.score = nn.Linear(text_dim, scales)
 

@@ -1,0 +1,210 @@
+"""The ops on the CPU against the plain references in float64, and what compile, export and autocast demand."""
+
+from __future__ import annotations
+
+import itertools
+
+import mome_kernels as kernels
+import pytest
+import torch
+from mome_kernels import cpu_head, ops, reference
+from torch.library import opcheck
+
+ACTIVATIONS = ["none", "relu", "silu", "gelu", "gelu_tanh"]
+
+
+def assignments(tokens: int, experts: int, k: int, load: str) -> torch.Tensor:
+    """(T, K) ids: uniform, skewed to the first experts, all to one, or one expert that nobody takes."""
+    generator = torch.Generator().manual_seed(0)
+    if load == "one":
+        return torch.full((tokens, k), experts - 1)
+    scores = torch.rand(tokens, experts, generator=generator)
+    if load == "zipf":
+        scores = scores * torch.arange(1, experts + 1).float() ** -1.5
+    if load == "empty":
+        scores[:, 0] = -1
+    return scores.topk(k, dim=-1).indices
+
+
+def mlp_inputs(gated: bool, bias: bool, load: str, dtype: torch.dtype = torch.float64, tokens: int = 53) -> list:
+    torch.manual_seed(0)
+    d, e, k, f = 5, 4, 2, 7
+    leaf = lambda *shape: torch.randn(*shape, dtype=dtype, requires_grad=True)  # noqa: E731
+    width = 2 * f if gated else f
+    gates = torch.rand(tokens, k, dtype=torch.promote_types(dtype, torch.float32), requires_grad=True)
+    return [
+        leaf(tokens, d),
+        assignments(tokens, e, k, load),
+        gates,
+        leaf(e, width, d),
+        leaf(e, width) if bias else None,
+        leaf(e, d, f),
+        leaf(e, d) if bias else None,
+    ]
+
+
+def head_inputs(scales: int = 3, batch: int = 2, prompts: int = 3, c: int = 4, voxels: int = 700, dtype=torch.float64):
+    torch.manual_seed(0)
+    leaf = lambda *shape: torch.randn(*shape, dtype=dtype, requires_grad=True)  # noqa: E731
+    return [
+        leaf(batch, scales, c, voxels),
+        leaf(prompts, c),
+        leaf(prompts, scales),
+        leaf(batch, prompts, c, c),
+        leaf(batch, prompts, c),
+        leaf(batch, prompts, c, c),
+        leaf(batch, prompts, c),
+        leaf(batch, prompts, c),
+        leaf(batch, prompts),
+    ]
+
+
+def same_values_and_gradients(fast, plain, inputs: list, **options: object) -> None:
+    ours, expected = fast(*inputs, **options), plain(*inputs, **options)
+    torch.testing.assert_close(ours, expected)
+    leaves = [t for t in inputs if torch.is_tensor(t) and t.requires_grad]
+    grad = torch.randn_like(ours)
+    got = torch.autograd.grad(ours, leaves, grad)
+    want = torch.autograd.grad(expected, leaves, grad, allow_unused=True)
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, torch.zeros_like(a) if b is None else b)
+
+
+@pytest.mark.parametrize(("gated", "bias"), itertools.product((False, True), repeat=2))
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_mlp(gated: bool, bias: bool, activation: str) -> None:
+    inputs = mlp_inputs(gated, bias, "uniform")
+    same_values_and_gradients(kernels.moe_mlp, reference.moe_mlp, inputs, activation=activation, gated=gated)
+
+
+@pytest.mark.parametrize("load", ["zipf", "one", "empty"])
+def test_mlp_under_skewed_loads(load: str) -> None:
+    same_values_and_gradients(kernels.moe_mlp, reference.moe_mlp, mlp_inputs(True, True, load), gated=True)
+
+
+@pytest.mark.parametrize("load", ["uniform", "zipf", "one", "empty"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear(load: str, bias: bool) -> None:
+    x, ids, gates, up, up_bias, *_ = mlp_inputs(False, bias, load)
+    same_values_and_gradients(kernels.moe_linear, reference.moe_linear, [x, ids, gates, up, up_bias])
+
+
+@pytest.mark.parametrize(("scales", "top_k"), [(1, 0), (3, 0), (3, 2), (5, 1)])
+def test_head(scales: int, top_k: int) -> None:
+    same_values_and_gradients(kernels.fusion_head, reference.fusion_head, head_inputs(scales), top_k=top_k)
+
+
+def test_head_over_several_tiles(monkeypatch) -> None:
+    monkeypatch.setattr(cpu_head, "tile_voxels", lambda *_: 128)
+    same_values_and_gradients(kernels.fusion_head, reference.fusion_head, head_inputs())
+
+
+def test_head_is_the_ancestors_grouped_convolution() -> None:
+    """With one scale: three grouped 1×1×1 convolutions over the repeated map, as published."""
+    f, _, _, w1, b1, w2, b2, w3, b3 = head_inputs(1, batch=1, voxels=27)
+    conv, prompts, c = torch.nn.functional.conv3d, 3, 4
+    x = f.reshape(1, c, 3, 3, 3).repeat(1, prompts, 1, 1, 1)
+    x = conv(x, w1.reshape(prompts * c, c, 1, 1, 1), b1.flatten(), groups=prompts).relu()
+    x = conv(x, w2.reshape(prompts * c, c, 1, 1, 1), b2.flatten(), groups=prompts).relu()
+    x = conv(x, w3.reshape(prompts, c, 1, 1, 1), b3.flatten(), groups=prompts)
+    ours = kernels.fusion_head(f, torch.zeros(prompts, c), torch.zeros(prompts, 1), w1, b1, w2, b2, w3, b3)
+    torch.testing.assert_close(ours.reshape(x.shape), x)
+
+
+def test_no_tokens_and_one_token() -> None:
+    for tokens in (0, 1):
+        inputs = mlp_inputs(False, True, "uniform", tokens=max(1, tokens))
+        inputs[:3] = [inputs[0][:tokens], inputs[1][:tokens], inputs[2][:tokens]]
+        out = kernels.moe_mlp(*inputs)
+        assert out.shape == (tokens, 5)
+        out.sum().backward()
+        assert torch.isfinite(inputs[3].grad).all()
+
+
+@pytest.mark.parametrize("load", ["uniform", "zipf", "one", "empty"])
+def test_route(load: str) -> None:
+    ids = assignments(211, 6, 2, load)
+    counts, offsets, permutation, inverse = kernels.route(ids, 6)
+    flat = ids.flatten()
+    assert torch.equal(permutation, flat.argsort(stable=True))
+    assert torch.equal(permutation[inverse], torch.arange(422)) and torch.equal(counts, torch.bincount(flat, minlength=6).int())
+    assert offsets.tolist() == [0, *counts.cumsum(0).tolist()]
+
+
+def test_reruns_are_bit_equal() -> None:
+    for fast, inputs in ((kernels.moe_mlp, mlp_inputs(False, True, "zipf", torch.float32)), (kernels.fusion_head, head_inputs(dtype=torch.float32))):
+        leaves = [t for t in inputs if torch.is_tensor(t) and t.requires_grad]
+        runs = []
+        for _ in range(2):
+            out = fast(*inputs)
+            runs.append([out, *torch.autograd.grad(out.sum(), leaves)])
+        assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+def test_opcheck() -> None:
+    x, ids, gates, up, up_bias, down, down_bias = mlp_inputs(True, True, "uniform", torch.float32)
+    opcheck(ops._route, (ids, 4))
+    opcheck(ops._moe_mlp, (x, ids, gates, up, up_bias, down, down_bias, "silu", True))
+    opcheck(ops._moe_linear, (x, ids, gates, up, up_bias))
+    opcheck(ops._fusion_head, (*head_inputs(dtype=torch.float32, voxels=40), 0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_low_precision_is_as_good_as_torch(dtype: torch.dtype) -> None:
+    inputs = [t.to(dtype) if torch.is_tensor(t) and t.is_floating_point() else t for t in mlp_inputs(True, True, "zipf")]
+    wide = [t.double() if torch.is_tensor(t) and t.is_floating_point() else t for t in inputs]
+    error = (kernels.moe_mlp(*inputs, gated=True).double() - reference.moe_mlp(*wide, gated=True)).abs().max()
+    torch_error = (reference.moe_mlp(*inputs, gated=True).double() - reference.moe_mlp(*wide, gated=True)).abs().max()
+    assert error <= 3 * torch_error + 1e-3
+
+
+def test_autocast_casts_weights_and_gives_float32_gradients() -> None:
+    inputs = mlp_inputs(False, True, "uniform", torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = kernels.moe_mlp(*inputs)
+        logits = kernels.fusion_head(*head_inputs(dtype=torch.float32))
+    assert out.dtype == torch.bfloat16 and logits.dtype == torch.float32
+    out.sum().backward()
+    assert inputs[3].grad.dtype == torch.float32
+
+
+def test_compiles_whole_with_dynamic_token_counts() -> None:
+    torch._dynamo.reset()
+
+    def layer(x, ids, gates, up, up_bias, down, down_bias):
+        return kernels.moe_mlp(x, ids, gates, up, up_bias, down, down_bias).square().sum()
+
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
+    for tokens in (53, 31):
+        inputs = mlp_inputs(False, True, "uniform", torch.float32, tokens)
+        leaves = [t for t in inputs if torch.is_tensor(t) and t.requires_grad]
+        got = torch.autograd.grad(compiled(*inputs), leaves)
+        want = torch.autograd.grad(layer(*inputs), leaves)
+        for a, b in zip(got, want, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_exports_with_a_dynamic_token_count() -> None:
+    class Layer(torch.nn.Module):
+        def forward(self, x, ids, gates, up, down):
+            return kernels.moe_mlp(x, ids, gates, up, None, down, None)
+
+    x, ids, gates, up, _, down, _ = mlp_inputs(False, False, "uniform", torch.float32)
+    tokens = torch.export.Dim("tokens", min=2, max=4096)
+    shapes = {"x": {0: tokens}, "ids": {0: tokens}, "gates": {0: tokens}, "up": None, "down": None}
+    program = torch.export.export(Layer(), (x, ids, gates, up, down), dynamic_shapes=shapes)
+    assert "mome.moe_mlp" in str(program.graph)
+    fewer = (x[:7], ids[:7], gates[:7], up, down)
+    torch.testing.assert_close(program.module()(*fewer), Layer()(*fewer))
+
+
+def test_activation_checkpointing() -> None:
+    inputs = mlp_inputs(False, True, "uniform")
+    plain = torch.autograd.grad(kernels.moe_mlp(*inputs).sum(), inputs[0])[0]
+    again = torch.utils.checkpoint.checkpoint(kernels.moe_mlp, *inputs, use_reentrant=False)
+    torch.testing.assert_close(torch.autograd.grad(again.sum(), inputs[0])[0], plain)
+
+
+def test_unknown_activation_is_refused() -> None:
+    with pytest.raises(ValueError, match="activation is one of none, relu, silu, gelu, gelu_tanh, got 'swish'"):
+        kernels.moe_mlp(*mlp_inputs(False, False, "uniform"), activation="swish")
