@@ -112,11 +112,6 @@ class MoMEConfig(PreTrainedConfig):
                 hint="use fusion='last' or fusion='uniform', or head='dynamic'",
             )
 
-    @property
-    def uses_embeddings(self) -> bool:
-        """Whether text rows are embeddings of words, rather than one-hot rows over the labels."""
-        return self.text_encoder["name"] not in ("learned", "none")
-
     def part_strings(self) -> dict[str, str]:
         """Every part as the string a user would type, defaults left out."""
         return {part: dump(getattr(self, part), registry) for part, registry in PARTS.items()}

@@ -221,16 +221,26 @@ class MoME(PreTrainedModel):
         return self.text_bank[[self.config.labels.index(name) for name in names]]
 
     @torch.no_grad()
-    def set_bank(self, bank_LT: Tensor, *, normalize: bool = True) -> None:
-        """Stores the embeddings of `config.labels`; from them, the mean and the scale of text rows."""
+    def set_bank(self, bank_LT: Tensor, *, centre_on: Tensor | None = None) -> None:
+        """Stores the embeddings of `config.labels`.
+
+        Args:
+            bank_LT: One row per label.
+            centre_on: Rows (N, T) whose mean and scale every text row is brought to zero and one by; usually those
+                of the trained labels. None leaves text rows as they are (one-hot rows, say). Prompts' embeddings
+                share most of their direction; without this their differences would be lost. Our choice.
+
+        Raises:
+            InputError: The shape is not (labels, text_dim).
+        """
         expected = tuple(self.text_bank.shape)
         if tuple(bank_LT.shape) != expected:
             raise InputError(f"the bank has shape {tuple(bank_LT.shape)}, the config asks for {expected}")
         self.text_bank.copy_(bank_LT)
-        if normalize and bank_LT.shape[0] > 1:
-            mean_T = bank_LT.mean(0)
+        if centre_on is not None and centre_on.shape[0] > 1:
+            mean_T = centre_on.mean(0)
             self.text_mean.copy_(mean_T)
-            self.text_scale.copy_(1 / (bank_LT - mean_T).square().mean().sqrt().clamp(min=1e-6))
+            self.text_scale.copy_(1 / (centre_on - mean_T).square().mean().sqrt().clamp(min=1e-6))
 
     # -- the two halves of the model: once per volume, then once per chunk of prompts -------------------------
 

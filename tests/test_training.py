@@ -219,7 +219,10 @@ model:
   dim: 8
   patch_size: [16, 16, 16]
 sources: [{{kind: cases, folder: "{root}/data", dataset: openkbp}}]
-train: {{steps: 12, batch_size: 2, gradient_accumulation: 2, checkpoint_every: 3, threads: 1, ema: 0.9, tracker: none}}
+validation: [{{kind: cases, folder: "{root}/data", dataset: openkbp}}]
+train:
+  {{steps: 12, validate_every: 6, batch_size: 2, gradient_accumulation: 2, checkpoint_every: 3, threads: 1,
+    ema: 0.9, tracker: none}}
 """
 
 
@@ -274,6 +277,49 @@ def test_accelerate_launch_with_overrides(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     config = json.loads((tmp_path / "r" / "model" / "config.json").read_text())
     assert config["experts"]["n"] == 8 and sorted(losses(tmp_path / "r")) == [1, 2]
+
+
+def test_validation_scores_whole_volumes(tmp_path: Path, monkeypatch) -> None:
+    from mome.training import validation
+    from mome.training.setup import TextRows, build_model
+
+    write_cases(tmp_path / "data")
+    recipe = tmp_path / "run.yaml"
+    recipe.write_text(RECIPE.format(root=tmp_path))
+    run = load_run_config(recipe, [])
+    model, processor = build_model(run)
+    TextRows(model, list(run.labels), 0.0, 0)
+    assert torch.equal(model.text_bank, torch.eye(3))
+
+    def bright(model, volume, text, **options):  # an oracle for the mandible, which is the brightest
+        yield 0, torch.stack([torch.full(volume.shape[2:], -1.0)] * 2 + [volume[0, 0] - 0.7])
+
+    monkeypatch.setattr(validation, "stream_logits", bright)
+    scores = validation.validate(model, run, processor)
+    assert scores["dice/mandible"] > 0.8 and scores["dice/parotid_gland_left"] == 0
+    assert scores["dice/mean"] == pytest.approx(scores["dice/mandible"] / 3)
+
+
+def test_synonyms_are_a_function_of_the_step(tmp_path: Path, monkeypatch) -> None:
+    from mome.registry import TEXT_ENCODERS
+    from mome.training.setup import TextRows
+    from mome.zoo import create_model
+
+    class Tower:
+        needs_tower = True
+
+        def width(self, num_labels: int) -> int:
+            return 384
+
+        def encode(self, texts: list[str]) -> torch.Tensor:
+            return torch.stack([torch.full((384,), float(sum(map(ord, text)))) + torch.arange(384) for text in texts])
+
+    monkeypatch.setattr(TEXT_ENCODERS, "build", lambda spec: Tower())
+    model = create_model("mome_ct_tiny", labels=["mandible", "larynx", "liver"], trained_labels=["mandible", "larynx"])
+    rows = TextRows(model, ["mandible", "larynx"], 0.7, seed=1)
+    assert torch.equal(rows.at(5), rows.at(5)) and any(not torch.equal(rows.at(i), rows.at(5)) for i in range(20))
+    assert torch.equal(model.text_bank[0], Tower().encode(["mandible"])[0])
+    assert torch.equal(model.text_bank[2], Tower().encode(["liver"])[0]) and model.text_scale != 1
 
 
 def test_a_mistyped_override_ends_with_code_2(tmp_path: Path) -> None:

@@ -40,7 +40,8 @@ def normalise(text: str) -> str:
 def resolve(prompt: str, phrases: dict[str, str]) -> tuple[str | None, str, str | None]:
     """(name or None, how, warning or None).
 
-    A close match never crosses sides, levels or numbers: every digit, and every 'left' or 'right', must agree.
+    A close match never crosses sides, levels or numbers: every word with a digit ('l3', '12'), and every
+    'left' or 'right', must agree.
 
     Args:
         prompt: What was typed.
@@ -74,4 +75,4 @@ def resolve(prompt: str, phrases: dict[str, str]) -> tuple[str | None, str, str 
 
 def _details(phrase: str) -> tuple[frozenset[str], tuple[str, ...]]:
     words = phrase.split()
-    return frozenset(w for w in words if w in ("left", "right")), tuple(re.findall(r"\d+", phrase))
+    return frozenset(w for w in words if w in ("left", "right")), tuple(w for w in words if any(c.isdigit() for c in w))

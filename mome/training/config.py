@@ -103,12 +103,19 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """A whole run: a preset with overrides, its processor, its data and the loop."""
+    """A whole run: a preset with overrides, its processor, its data and the loop.
+
+    Args:
+        labels: What is trained.
+        bank: Whose embeddings the checkpoint stores: `table` (every label of the class table, so that any of them
+            can be prompted without the text tower) or `trained`.
+    """
 
     preset: str = "mome_ct_tiny"
     model: dict[str, Any] = field(default_factory=dict)
     processor: dict[str, Any] = field(default_factory=dict)
     labels: tuple[str, ...] = ()
+    bank: str = "table"
     sources: tuple[SourceConfig, ...] = ()
     validation: tuple[SourceConfig, ...] = ()
     cache: str = "cache"

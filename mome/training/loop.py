@@ -71,8 +71,6 @@ def train(run: RunConfig, *, resume: bool = True) -> Path:
     )
     model, processor = build_model(run)
     text = TextRows(model, list(run.labels), config.synonyms, config.seed)
-    if tuple(text.bank_LT.shape) == tuple(model.text_bank.shape):
-        model.set_bank(text.bank_LT, normalize=text.bank_LT.shape[0] > 1 and model.config.uses_embeddings)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     if config.channels_last:

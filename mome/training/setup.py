@@ -19,7 +19,7 @@ from mome.labels import load_table
 from mome.processing import MoMEProcessor
 from mome.registry import TEXT_ENCODERS
 from mome.training.config import RunConfig, SourceConfig
-from mome.zoo import create_model, preset_processor
+from mome.zoo import create_model, preset, preset_processor
 
 if TYPE_CHECKING:
     from mome.modeling import MoME
@@ -36,13 +36,21 @@ def build_model(run: RunConfig) -> tuple[MoME, MoMEProcessor]:
     for name in run.labels:
         if name not in table:
             raise InputError(f"{name!r} is not a label of the class table", hint="mome list labels")
-    model = create_model(run.preset, labels=list(run.labels), trained_labels=list(run.labels), **run.model)
+    if run.bank not in ("table", "trained"):
+        raise InputError(f"bank is 'table' or 'trained', got {run.bank!r}")
+    encoder = TEXT_ENCODERS.build(run.model.get("text_encoder", preset(run.preset)["model"]["text_encoder"]))
+    stored = list(run.labels)
+    if run.bank == "table" and encoder.needs_tower:
+        stored += [name for name in table.names() if name not in run.labels]
+    model = create_model(run.preset, labels=stored, trained_labels=list(run.labels), **run.model)
     processor = preset_processor(run.preset, **run.processor)
     return model, processor
 
 
 class TextRows:
-    """Text rows (P, T) of the labels, with synonyms mixed in as a pure function of (seed, step).
+    """Text rows (P, T) of the trained labels, with synonyms mixed in as a pure function of (seed, step).
+
+    Making them fills the model's bank, too.
 
     Trained on one wording only, a label's mask depends on that wording; synonyms in training are what makes
     them agree. Our choice.
@@ -59,12 +67,22 @@ class TextRows:
         else:
             eye = torch.eye(len(names), model.config.text_dim)
             self.variants = [eye[i : i + 1] for i in range(len(names))]
-        self.bank_LT = torch.cat([rows[:1] for rows in self.variants])
+        self.names_PT = torch.cat([rows[:1] for rows in self.variants])
+        self._fill_bank(model, encoder, names)
+
+    def _fill_bank(self, model: MoME, encoder: Any, names: list[str]) -> None:
+        if not encoder.needs_tower:
+            if tuple(model.text_bank.shape) == tuple(self.names_PT.shape):
+                model.set_bank(self.names_PT)
+            return
+        others = [label.replace("_", " ") for label in model.config.labels[len(names) :]]
+        bank = torch.cat([self.names_PT, encoder.encode(others)]) if others else self.names_PT
+        model.set_bank(bank, centre_on=self.names_PT)
 
     def at(self, step: int) -> Tensor:
         """Rows for one step."""
         if self.probability == 0:
-            return self.bank_LT
+            return self.names_PT
         rng = np.random.default_rng([self.seed, 7919, step])
         picks = [int(rng.integers(len(rows))) if rng.random() < self.probability else 0 for rows in self.variants]
         return torch.stack([rows[i] for rows, i in zip(self.variants, picks, strict=True)])

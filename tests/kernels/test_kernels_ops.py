@@ -127,12 +127,16 @@ def test_route(load: str) -> None:
     counts, offsets, permutation, inverse = kernels.route(ids, 6)
     flat = ids.flatten()
     assert torch.equal(permutation, flat.argsort(stable=True))
-    assert torch.equal(permutation[inverse], torch.arange(422)) and torch.equal(counts, torch.bincount(flat, minlength=6).int())
+    assert torch.equal(permutation[inverse], torch.arange(422))
+    assert torch.equal(counts, torch.bincount(flat, minlength=6).int())
     assert offsets.tolist() == [0, *counts.cumsum(0).tolist()]
 
 
 def test_reruns_are_bit_equal() -> None:
-    for fast, inputs in ((kernels.moe_mlp, mlp_inputs(False, True, "zipf", torch.float32)), (kernels.fusion_head, head_inputs(dtype=torch.float32))):
+    for fast, inputs in (
+        (kernels.moe_mlp, mlp_inputs(False, True, "zipf", torch.float32)),
+        (kernels.fusion_head, head_inputs(dtype=torch.float32)),
+    ):
         leaves = [t for t in inputs if torch.is_tensor(t) and t.requires_grad]
         runs = []
         for _ in range(2):
@@ -151,7 +155,9 @@ def test_opcheck() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_low_precision_is_as_good_as_torch(dtype: torch.dtype) -> None:
-    inputs = [t.to(dtype) if torch.is_tensor(t) and t.is_floating_point() else t for t in mlp_inputs(True, True, "zipf")]
+    inputs = [
+        t.to(dtype) if torch.is_tensor(t) and t.is_floating_point() else t for t in mlp_inputs(True, True, "zipf")
+    ]
     wide = [t.double() if torch.is_tensor(t) and t.is_floating_point() else t for t in inputs]
     error = (kernels.moe_mlp(*inputs, gated=True).double() - reference.moe_mlp(*wide, gated=True)).abs().max()
     torch_error = (reference.moe_mlp(*inputs, gated=True).double() - reference.moe_mlp(*wide, gated=True)).abs().max()

@@ -1,0 +1,45 @@
+"""Whole-volume Dice on the network grid, while training goes on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from mome.inference.stream import stream_logits
+from mome.metrics import dice
+from mome.processing import MoMEProcessor
+from mome.training.config import RunConfig
+from mome.training.setup import open_source
+
+if TYPE_CHECKING:
+    from mome.modeling import MoME
+
+
+def validate(model: MoME, run: RunConfig, processor: MoMEProcessor) -> dict[str, float]:
+    """Mean Dice of every trained structure over the validation cases that annotate it, and their mean.
+
+    On the network grid, by the sliding window of inference without overlap: a check on the way. `mome evaluate`
+    on the scans' own grids is what counts.
+    """
+    was_training = model.training
+    model.eval()
+    names = list(run.labels)
+    text_PT = model.bank_rows(names)
+    scores: dict[str, list[float]] = {name: [] for name in names}
+    for source in run.validation:
+        cache = open_source(source, run, processor, lambda items: items)
+        count = min(len(cache), run.train.validate_cases or len(cache))
+        for i in range(count):
+            case = cache[i]
+            volume = torch.from_numpy(np.asarray(case.volume, dtype=np.float32) / 255)[None, None]
+            patch = tuple(model.config.patch_size)
+            stream = stream_logits(model, volume, text_PT, patch=patch, overlap=0.0)
+            masks = torch.cat([(logits > 0).cpu() for _, logits in stream], dim=1).numpy()
+            for number, name in enumerate(names, start=1):
+                if name in case.annotated:
+                    scores[name].append(dice(masks[number - 1], np.asarray(case.labels) == number))
+    model.train(was_training)
+    means = {f"dice/{name}": float(np.nanmean(values)) for name, values in scores.items() if values}
+    return {**means, "dice/mean": float(np.mean(list(means.values())))} if means else {}
