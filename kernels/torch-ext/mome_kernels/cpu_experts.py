@@ -19,7 +19,11 @@ def route(expert_ids_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tens
     permutation = torch.sort(keys, stable=True).indices
     inverse = torch.empty_like(permutation)
     inverse[permutation] = torch.arange(permutation.numel(), device=flat.device)
-    counts = torch.bincount(flat, minlength=num_experts)
+    if flat.device.type == "cpu":
+        counts = torch.bincount(flat, minlength=num_experts)
+    else:  # bincount asks the host for the largest id; adding ones does not, and integers add in any order alike
+        counts = torch.zeros(num_experts, dtype=torch.int64, device=flat.device)
+        counts.scatter_add_(0, flat.long(), torch.ones_like(flat, dtype=torch.int64))
     offsets = torch.zeros(num_experts + 1, dtype=torch.int64, device=flat.device)
     torch.cumsum(counts, 0, out=offsets[1:])
     return counts.int(), offsets.int(), permutation, inverse

@@ -1,0 +1,176 @@
+"""The fusion head in Triton: a tile of voxels is read once, and every prompt is computed from registers.
+
+Neither (prompts × scales × voxels) nor (prompts × channels × voxels) reaches device memory. The gradients of the
+per-prompt weights are summed per tile into a partial buffer and then over tiles in a fixed order: no atomics, and
+reruns are bit-equal.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+@triton.jit
+def _fuse(f, query, bias, live, S: tl.constexpr, TOP_K: tl.constexpr):
+    """Scores → softmax over scales. f (S, V, C), query (C,), bias (S,), live (S,) → weights (S, V)."""
+    score = tl.sum(f * query[None, None, :], axis=2) + bias[:, None]
+    score = tl.where(live[:, None], score, float("-inf"))
+    if TOP_K > 0:
+        index = tl.arange(0, S)
+        above = (score[None, :, :] > score[:, None, :]) | (
+            (score[None, :, :] == score[:, None, :]) & (index[None, :] < index[:, None])[:, :, None]
+        )
+        score = tl.where(tl.sum(above.to(tl.int32), axis=1) < TOP_K, score, float("-inf"))
+    score = tl.exp(score - tl.max(score, axis=0)[None, :])
+    return score / tl.sum(score, axis=0)[None, :]
+
+
+@triton.jit
+def _layer(x, w, b):
+    """x (V, C), w (C out, C in), b (C out,) → relu(w x + b) (V, C)."""
+    y = tl.sum(x[:, None, :] * w[None, :, :], axis=2) + b[None, :]
+    return tl.maximum(y, 0.0)
+
+
+@triton.jit
+def _forward_kernel(
+    f_ptr, q_ptr, s_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr, w3_ptr, b3_ptr, out_ptr,
+    V, P, SCALES,
+    S: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr, TOP_K: tl.constexpr,
+):  # fmt: skip
+    batch = tl.program_id(1).to(tl.int64)
+    voxel = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = voxel < V
+    scale, channel = tl.arange(0, S), tl.arange(0, C)
+    live = scale < SCALES
+    where = ((batch * SCALES + scale[:, None, None]) * C + channel[None, None, :]) * V + voxel[None, :, None]
+    f = tl.load(f_ptr + where, mask=live[:, None, None] & inside[None, :, None], other=0.0)
+    square = channel[:, None] * C + channel[None, :]
+    for p in range(P):
+        query = tl.load(q_ptr + p * C + channel)
+        bias = tl.load(s_ptr + p * SCALES + scale, mask=live, other=0.0)
+        weight = _fuse(f, query, bias, live, S, TOP_K)
+        mixture = tl.sum(weight[:, :, None] * f, axis=0)
+        row = batch * P + p
+        hidden = _layer(mixture, tl.load(w1_ptr + row * C * C + square), tl.load(b1_ptr + row * C + channel))
+        hidden = _layer(hidden, tl.load(w2_ptr + row * C * C + square), tl.load(b2_ptr + row * C + channel))
+        w3 = tl.load(w3_ptr + row * C + channel)
+        logit = tl.sum(hidden * w3[None, :], axis=1) + tl.load(b3_ptr + row)
+        tl.store(out_ptr + row * V + voxel, logit, mask=inside)
+
+
+@triton.jit
+def _backward_kernel(
+    g_ptr, f_ptr, q_ptr, s_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr, w3_ptr, df_ptr, part_ptr,
+    V, P, SCALES, TILES, WIDTH,
+    S: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr, TOP_K: tl.constexpr,
+):  # fmt: skip
+    """Partials of a (batch, prompt, tile): d query C, d bias S, d W1 C², d b1 C, d W2 C², d b2 C, d w3 C, d b3."""
+    batch = tl.program_id(1).to(tl.int64)
+    tile = tl.program_id(0).to(tl.int64)
+    voxel = tile * BLOCK + tl.arange(0, BLOCK)
+    inside = voxel < V
+    scale, channel = tl.arange(0, S), tl.arange(0, C)
+    live = scale < SCALES
+    where = ((batch * SCALES + scale[:, None, None]) * C + channel[None, None, :]) * V + voxel[None, :, None]
+    keep = live[:, None, None] & inside[None, :, None]
+    f = tl.load(f_ptr + where, mask=keep, other=0.0)
+    d_f = tl.zeros([S, BLOCK, C], dtype=tl.float32)
+    square = channel[:, None] * C + channel[None, :]
+    for p in range(P):
+        query = tl.load(q_ptr + p * C + channel)
+        bias = tl.load(s_ptr + p * SCALES + scale, mask=live, other=0.0)
+        weight = _fuse(f, query, bias, live, S, TOP_K)
+        mixture = tl.sum(weight[:, :, None] * f, axis=0)
+        row = batch * P + p
+        w1, w2 = tl.load(w1_ptr + row * C * C + square), tl.load(w2_ptr + row * C * C + square)
+        first = _layer(mixture, w1, tl.load(b1_ptr + row * C + channel))
+        second = _layer(first, w2, tl.load(b2_ptr + row * C + channel))
+        w3 = tl.load(w3_ptr + row * C + channel)
+        g = tl.load(g_ptr + row * V + voxel, mask=inside, other=0.0)
+        d_second = tl.where(second > 0, w3[None, :] * g[:, None], 0.0)
+        d_first = tl.sum(d_second[:, :, None] * w2[None, :, :], axis=1)
+        d_first = tl.where(first > 0, d_first, 0.0)
+        d_mixture = tl.sum(d_first[:, :, None] * w1[None, :, :], axis=1)
+        d_weight = tl.sum(d_mixture[None, :, :] * f, axis=2)  # (S, V)
+        d_score = weight * (d_weight - tl.sum(weight * d_weight, axis=0)[None, :])
+        d_f += weight[:, :, None] * d_mixture[None, :, :] + d_score[:, :, None] * query[None, None, :]
+        at = part_ptr + ((batch * P + p) * TILES + tile) * WIDTH
+        tl.store(at + channel, tl.sum(tl.sum(d_score[:, :, None] * f, axis=1), axis=0))
+        at += C
+        tl.store(at + scale, tl.sum(d_score, axis=1), mask=live)
+        at += SCALES
+        tl.store(at + square, tl.sum(d_first[:, :, None] * mixture[:, None, :], axis=0))
+        at += C * C
+        tl.store(at + channel, tl.sum(d_first, axis=0))
+        at += C
+        tl.store(at + square, tl.sum(d_second[:, :, None] * first[:, None, :], axis=0))
+        at += C * C
+        tl.store(at + channel, tl.sum(d_second, axis=0))
+        at += C
+        tl.store(at + channel, tl.sum(second * g[:, None], axis=0))
+        tl.store(at + C, tl.sum(g, axis=0))
+    tl.store(df_ptr + where, d_f, mask=keep)
+
+
+def tile(channels: int, *, backward: bool) -> tuple[int, int]:
+    """Voxels of a tile and warps of a program: the (V, C, C) products stay in registers, none spilled."""
+    if backward:
+        return {8: (32, 8), 16: (16, 4), 32: (8, 8)}[channels]
+    return {8: (128, 4), 16: (64, 4), 32: (16, 4)}[channels]
+
+
+def supports(features: Tensor) -> bool:
+    """Whether these kernels take the tensor: float32, at most eight scales, 8, 16 or 32 channels."""
+    scales, channels = features.shape[1:3]
+    return features.dtype == torch.float32 and scales <= 8 and channels in (8, 16, 32)
+
+
+def forward(
+    features: Tensor, query: Tensor, bias: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor,
+    b3: Tensor, top_k: int,
+) -> Tensor:  # fmt: skip
+    """See `mome_kernels.fusion_head`."""
+    batch, scales, channels, voxels = features.shape
+    prompts = query.shape[0]
+    out = features.new_empty(batch, prompts, voxels)
+    block, warps = tile(channels, backward=False)
+    _forward_kernel[(triton.cdiv(voxels, block), batch)](
+        features, query, bias, w1, b1, w2, b2, w3, b3, out, voxels, prompts, scales,
+        S=triton.next_power_of_2(scales), C=channels, BLOCK=block, TOP_K=_top_k(top_k, scales), num_warps=warps,
+    )  # fmt: skip
+    return out
+
+
+def backward(
+    grad: Tensor, features: Tensor, query: Tensor, bias: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor,
+    w3: Tensor, b3: Tensor, top_k: int,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Gradients of all nine inputs, in their order."""
+    batch, scales, channels, voxels = features.shape
+    prompts = query.shape[0]
+    block, warps = tile(channels, backward=True)
+    tiles = triton.cdiv(voxels, block)
+    sizes = [channels, scales, channels**2, channels, channels**2, channels, channels, 1]
+    partial = features.new_empty(batch, prompts, tiles, sum(sizes))
+    d_features = torch.empty_like(features)
+    _backward_kernel[(tiles, batch)](
+        grad, features, query, bias, w1, b1, w2, b2, w3, d_features, partial, voxels, prompts, scales, tiles,
+        sum(sizes), S=triton.next_power_of_2(scales), C=channels, BLOCK=block, TOP_K=_top_k(top_k, scales),
+        num_warps=warps,
+    )  # fmt: skip
+    # clones: a custom op's results must not share memory
+    parts = [part.clone() for part in partial.sum(2).split(sizes, dim=-1)]
+    d_query, d_bias, d_w1, d_b1, d_w2, d_b2, d_w3, d_b3 = parts
+    square = (batch, prompts, channels, channels)
+    return (
+        d_features, d_query.sum(0), d_bias.sum(0), d_w1.view(square), d_b1, d_w2.view(square), d_b2, d_w3,
+        d_b3.squeeze(-1),
+    )  # fmt: skip
+
+
+def _top_k(top_k: int, scales: int) -> int:
+    return top_k if 0 < top_k < scales else 0
