@@ -9,10 +9,12 @@ from __future__ import annotations
 from transformers import AutoConfig, AutoModel
 
 from mome.configuration import MoMEConfig
+from mome.hf_experts import register_experts_implementation
 from mome.modeling import MoME
 from mome.processing import MoMEProcessor
 
 AutoConfig.register("mome", MoMEConfig, exist_ok=True)
 AutoModel.register(MoMEConfig, MoME, exist_ok=True)
+register_experts_implementation()
 
 __all__ = ["MoME", "MoMEConfig", "MoMEProcessor"]
