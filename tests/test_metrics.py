@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from monai.metrics import compute_hausdorff_distance, compute_surface_dice
+from monai.metrics import DiceMetric, compute_hausdorff_distance, compute_surface_dice
 from scipy.ndimage import gaussian_filter
 
 from mome.errors import InputError
@@ -135,3 +135,132 @@ def test_summary() -> None:
     assert liver["n"] == 3 and liver["mean"] == pytest.approx(0.9) and liver["median"] == 0.9
     assert 0.8 <= liver["low"] < 0.9 < liver["high"] <= 1.0
     assert rows[2]["dice"]["mean"] == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize("spacing", SPACINGS[:2])
+@pytest.mark.parametrize("smooth", [1.0, 2.0])
+def test_rough_blobs_agree_with_surface_distance_too(spacing: tuple[float, float, float], smooth: float) -> None:
+    """Rougher, at the image's border, and far from each other: several draws of each."""
+    theirs = pytest.importorskip("surface_distance", reason="the surface-distance package is not installed")
+    for seed in range(3):
+        rng = np.random.default_rng(100 + seed)
+        a = gaussian_filter(rng.standard_normal((24, 26, 22)), smooth) > 0.02
+        b = gaussian_filter(a + 0.5 * rng.standard_normal(a.shape), 1.0) > 0.5
+        far = np.roll(a, 9, 0)
+        for p, r in ((a, b), (b, a), (far, b)):
+            distances = theirs.compute_surface_distances(r, p, spacing)
+            expected = theirs.compute_surface_dice_at_tolerance(distances, 2.0)
+            assert normalized_surface_dice(p, r, spacing, 2.0) == pytest.approx(expected, abs=0.005)
+            expected = theirs.compute_robust_hausdorff(distances, 95)
+            assert hausdorff95(p, r, spacing) == pytest.approx(expected, abs=0.1)
+
+
+def test_metrics_are_symmetric() -> None:
+    a, b = blobs(3)
+    assert dice(a, b) == dice(b, a) and hausdorff95(a, b, (1, 2, 3)) == hausdorff95(b, a, (1, 2, 3))
+    assert normalized_surface_dice(a, b, (1, 2, 3), 1.0) == pytest.approx(
+        normalized_surface_dice(b, a, (1, 2, 3), 1.0), abs=1e-12
+    )
+
+
+@pytest.mark.parametrize("spacing", SPACINGS[:2])
+def test_dice_is_monais_and_hd95_is_near(spacing: tuple[float, float, float]) -> None:
+    a, b = blobs(2)
+    pair = [torch.from_numpy(m)[None, None].float() for m in (a, b)]
+    theirs = DiceMetric(include_background=True)
+    theirs(*pair)
+    assert dice(a, b) == pytest.approx(float(theirs.aggregate()), abs=1e-6)
+    shift = np.roll(a, 3, 1)
+    for other in (b, shift):
+        pair[1] = torch.from_numpy(other)[None, None].float()
+        hd = compute_hausdorff_distance(*pair, percentile=95, include_background=True, spacing=list(spacing))
+        assert hausdorff95(a, other, spacing) == pytest.approx(float(hd), abs=max(spacing))
+
+
+def test_the_table_may_be_on_either_side(folders: tuple[Path, Path]) -> None:
+    root = folders[0].parent
+    listed = evaluate_folder(root / "tables", folders[1], cases=root / "cases.json")
+    back = evaluate_folder(folders[1], root / "tables", cases=root / "cases.json")
+    assert [(s.case, s.structure, s.dice) for s in listed] == [(s.case, s.structure, s.dice) for s in back]
+    both = evaluate_folder(root / "tables", root / "maps", dataset="openkbp", cases=root / "cases.json")
+    assert all((s.dice, s.nsd, s.hd95) == (1, 1, 0) for s in both) and len(both) == 3
+    every = evaluate_folder(root / "maps", root / "maps", dataset="openkbp")
+    assert len(every) == 2 * 7 and sum(math.isnan(s.dice) for s in every) == 2 * 5  # absent from both: NaN
+
+
+def test_labels_on_the_command_line(folders: tuple[Path, Path], capsys) -> None:
+    from mome.cli.main import main
+
+    root = folders[0].parent
+    options = ["--labels", "openkbp", "--cases", str(root / "cases.json"), "--json"]
+    assert main(["evaluate", str(folders[0]), str(root / "maps"), *options]) == 0
+    rows = json.loads(capsys.readouterr().out)["structures"]
+    assert [(row["structure"], row["n"]) for row in rows] == [("larynx", 1), ("mandible", 2), ("mean", 3)]
+
+
+def test_partial_labels_of_separate_masks(folders: tuple[Path, Path]) -> None:
+    pred, ref = folders
+    (pred / "c1_larynx.nii.gz").unlink()  # not annotated in c1, so not missed
+    listed = evaluate_folder(pred, ref, cases=pred.parent / "cases.json")
+    assert [(s.case, s.structure) for s in listed] == [
+        ("c1", "mandible"), ("c2", "larynx"), ("c2", "mandible"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such list of cases"),
+        ("{", "list of cases is not"),
+        ('{"c1": ["mandible"]}', "list of cases is not"),
+        ('{"c1": {"annotated": ["mandible"]}}', "'c2' is not in the list of cases"),
+        ('{"c1": {"annotated": ["brain"]}}', "no prediction of 'brain'"),
+    ],
+)
+def test_bad_lists_of_cases(folders: tuple[Path, Path], content: str | None, message: str) -> None:
+    path = folders[0].parent / "other.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(InputError, match=message) as caught:
+        evaluate_folder(*folders, cases=path)
+    assert len(str(caught.value).splitlines()) <= 3
+
+
+def test_bad_places_and_grids(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    pred, ref = folders
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(InputError, match="no such file or folder"):
+        evaluate_folder(pred, tmp_path / "absent")
+    with pytest.raises(InputError, match="no masks to compare with"):
+        evaluate_folder(pred, tmp_path / "nothing")
+    with pytest.raises(InputError, match="'c1' has no prediction"):
+        evaluate_folder(tmp_path / "nothing", ref)
+    with pytest.raises(InputError, match="unknown data set 'other'"):
+        evaluate_folder(pred, tmp_path / "maps", dataset="other")
+    moved = np.diag([1.0, 1, 2, 1])
+    moved[0, 3] = 4
+    for grid in (Grid((30, 32, 28), moved), Grid((30, 32, 27), np.diag([1.0, 1, 2, 1]))):  # shifted; another shape
+        write_mask(pred / "c1_mandible.nii.gz", np.ones(grid.shape), grid)
+        with pytest.raises(InputError, match="'mandible' in 'c1' are on different grids") as caught:
+            evaluate_folder(pred, ref, cases=tmp_path / "cases.json")
+        assert len(str(caught.value).splitlines()) <= 3
+
+
+def test_the_bootstrap_interval_is_that_of_a_mean() -> None:
+    values = np.random.default_rng(0).normal(0.8, 0.05, 60)
+    rows = summarise([Score(f"c{i}", "liver", v, 1.0, 2.0) for i, v in enumerate(values)])
+    found, half = rows[0]["dice"], 1.96 * values.std() / 60**0.5
+    assert found["mean"] == pytest.approx(values.mean()) and found["median"] == pytest.approx(np.median(values))
+    assert found["low"] == pytest.approx(values.mean() - half, abs=0.15 * half)
+    assert found["high"] == pytest.approx(values.mean() + half, abs=0.15 * half)
+    assert rows[0]["hd95"]["low"] == rows[0]["hd95"]["high"] == rows[0]["hd95"]["mean"] == 2.0
+    other = summarise([Score(f"c{i}", "liver", v, 1.0, 2.0) for i, v in enumerate(values)], seed=1)[0]["dice"]
+    assert other["low"] != found["low"] and other["mean"] == found["mean"]
+
+
+def test_summary_of_nothing() -> None:
+    nan = float("nan")
+    assert summarise([]) == []
+    rows = summarise([Score("c0", "aorta", nan, nan, nan), Score("c0", "liver", 0.6, 0.7, 3.0)])
+    assert rows[0]["n"] == 1 and rows[0]["dice"]["n"] == 0 and math.isnan(rows[0]["dice"]["mean"])
+    assert (rows[2]["dice"]["mean"], rows[2]["dice"]["n"]) == (0.6, 1)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -89,3 +93,118 @@ def test_encoders_without_a_tower() -> None:
         assert encoder.width(3) == 3 and not encoder.needs_tower
         with pytest.raises(InputError, match="stores its labels' embeddings only"):
             encoder.encode(["liver"])
+
+
+def test_the_laid_tower_loads_from_the_cache_without_a_network(snapshot: Path) -> None:
+    """A process of its own: the Hub's library reads its environment once."""
+    code = """
+import json
+from mome.errors import InputError
+from mome.registry import TEXT_ENCODERS
+texts = ["liver", "the upper lobe of the left lung"]
+towers = [TEXT_ENCODERS.build(spec) for spec in ("hf", "hf(revision='REVISION', normalize=False)")]
+rows = [tower.encode(texts).tolist() for tower in towers]
+errors = []
+for ask in (lambda t: t.encode(["liver"]), lambda t: t.width(3)):
+    for spec in ("hf(model='nobody/no-such-tower')", "hf(revision='no-such-revision')"):
+        try:
+            ask(TEXT_ENCODERS.build(spec))
+        except InputError as error:
+            errors.append(str(error))
+print(json.dumps({"width": [tower.width(5) for tower in towers], "rows": rows, "errors": errors}))
+"""
+    environment = {
+        **os.environ,
+        "HF_HUB_CACHE": str(snapshot.parents[2]),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code.replace("REVISION", snapshot.name)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    assert found["width"] == [384, 384]
+    unit, raw = torch.tensor(found["rows"][0]), torch.tensor(found["rows"][1])
+    assert unit.shape == raw.shape == (2, 384)
+    torch.testing.assert_close(unit.norm(dim=-1), torch.ones(2))
+    torch.testing.assert_close(torch.nn.functional.normalize(raw, dim=-1), unit, atol=1e-5, rtol=1e-4)
+    here = TEXT_ENCODERS.build({"name": "hf", "model": str(snapshot)})
+    torch.testing.assert_close(here.encode(["liver", "the upper lobe of the left lung"]), unit, atol=1e-5, rtol=1e-4)
+    assert len(found["errors"]) == 4
+    for message in found["errors"]:
+        assert "cannot be loaded" in message and "hf download" in message
+        assert len(message.splitlines()) <= 3 and all(len(line) < 300 for line in message.splitlines())
+
+
+def test_mean_pooling_with_padding_by_hand(snapshot: Path) -> None:
+    """The sum over the tokens that are there, divided by their number; every batch size gives the same rows."""
+    from transformers import AutoModel, AutoTokenizer
+
+    texts = ["liver", "a hypodense lesion in the upper pole of the left kidney"] * 17  # more than one batch of 32
+    options = {"model": str(snapshot), "template": "CT: {}", "normalize": False}
+    rows = TEXT_ENCODERS.build({"name": "hf", **options}).encode(texts)
+    tokenizer, model = AutoTokenizer.from_pretrained(snapshot), AutoModel.from_pretrained(snapshot).eval()
+    tokens = tokenizer([f"CT: {text}" for text in texts[:2]], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        hidden = model(**tokens).last_hidden_state
+    assert tokens["attention_mask"][0].sum() < tokens["attention_mask"][1].sum()
+    for i, mask in enumerate(tokens["attention_mask"].bool()):
+        expected = hidden[i][mask].sum(0) / int(mask.sum())
+        torch.testing.assert_close(rows[i], expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(rows[32 + i], expected, atol=1e-5, rtol=1e-4)
+    assert rows.shape == (34, 384) and rows.dtype == torch.float32 and not rows.requires_grad
+
+
+def test_clip_rows_are_the_models_projected_embeddings(tmp_path: Path, snapshot: Path) -> None:
+    from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModelWithProjection
+
+    torch.manual_seed(0)
+    config = CLIPTextConfig(
+        vocab_size=31000, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        projection_dim=8, eos_token_id=102,
+    )  # fmt: skip
+    CLIPTextModelWithProjection(config).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(snapshot).save_pretrained(tmp_path)
+    model, tokenizer = (
+        CLIPTextModelWithProjection.from_pretrained(tmp_path).eval(),
+        AutoTokenizer.from_pretrained(tmp_path),
+    )
+    with torch.no_grad():
+        expected = model(**tokenizer([TEMPLATE.format("spleen")], return_tensors="pt")).text_embeds[0]
+    raw = TEXT_ENCODERS.build(f"clip(model={str(tmp_path)!r}, width=8)")
+    assert raw.needs_tower and raw.width(3) == 8
+    torch.testing.assert_close(raw.encode(["spleen"])[0], expected)
+    unit = TEXT_ENCODERS.build(f"clip(model={str(tmp_path)!r}, width=8, normalize=true)")
+    torch.testing.assert_close(unit.encode(["spleen", "liver"]).norm(dim=-1), torch.ones(2))
+
+
+@pytest.mark.parametrize("name", ["bank", "learned", "none"])
+def test_what_a_bank_says_of_free_text(name: str) -> None:
+    encoder = TEXT_ENCODERS.build(name)
+    assert encoder.width(5) == (512 if name == "bank" else 5) and encoder.needs_tower is False
+    with pytest.raises(InputError, match="'a hypodense lesion' is not one of them") as caught:
+        encoder.encode(["a hypodense lesion"])
+    assert len(str(caught.value).splitlines()) <= 3 and "mome info" in str(caught.value)
+
+
+def test_clip_settings_are_checked() -> None:
+    for spec, expected in (
+        ("clip(template='a scan')", "no {} for the prompt"),
+        ("clip(pooling='mean')", "no argument 'pooling'"),
+        ("hf(pooling='')", "pooling is one of"),
+        ("learned(width=3)", "no argument 'width'"),
+    ):
+        with pytest.raises(InputError, match=expected) as caught:
+            TEXT_ENCODERS.build(spec)
+        assert len(str(caught.value).splitlines()) <= 3
+
+
+@pytest.mark.xfail(strict=True, reason="only the presence of {} is checked; a second field is a KeyError at encode")
+def test_templates_with_other_fields() -> None:
+    with pytest.raises(InputError):
+        TEXT_ENCODERS.build("hf(template='{} of {organ}')")

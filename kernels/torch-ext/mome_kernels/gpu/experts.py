@@ -6,6 +6,7 @@ backward pass where `keep_hidden` says so.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,11 +19,6 @@ from .launch import Machine, ceil_div, interpreting, machine_of
 MLP_KERNELS = ("mlp", "mlp_dx", "mlp_dw")
 
 
-def supports(x: Tensor) -> bool:
-    """Whether these kernels take the dtype; float64 does not run on tensor cores and takes the torch code."""
-    return x.dtype in (torch.float16, torch.bfloat16, torch.float32)
-
-
 def runs_fused(x: Tensor, down: Tensor, gated: bool) -> bool:
     """Whether all three fused kernels have a configuration for these shapes."""
     d, f = down.shape[1:]
@@ -32,9 +28,10 @@ def runs_fused(x: Tensor, down: Tensor, gated: bool) -> bool:
     )
 
 
-def _through_float32(function: Callable[..., Any]) -> Callable[..., Any]:
+def through_float32(function: Callable[..., Any]) -> Callable[..., Any]:
     """Triton's interpreter computes bfloat16 wrongly and says nothing: it gets float32, rounded afterwards."""
 
+    @functools.wraps(function)
     def wrapped(*arguments: Any, **options: Any) -> Any:
         first = arguments[0]
         if not (interpreting() and first.dtype == torch.bfloat16):
@@ -48,7 +45,8 @@ def _through_float32(function: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
+def contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
+    """Copies of those that are not contiguous yet."""
     return [None if t is None else t.contiguous() for t in tensors]
 
 
@@ -83,12 +81,13 @@ def grouped_linear(
 # -- feed-forward experts -----------------------------------------------------------------------------------------
 
 
+@through_float32
 def mlp_forward(
     x: Tensor, ids: Tensor, gates: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor,
     down_bias: Tensor | None, activation: str, gated: bool, keep_hidden: bool = False,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """See `mome_kernels.moe_mlp`; also z in expert order where it was kept, else an empty tensor."""
-    x, gates, up, up_bias, down, down_bias = _contiguous(x, gates, up, up_bias, down, down_bias)
+    x, gates, up, up_bias, down, down_bias = contiguous(x, gates, up, up_bias, down, down_bias)
     machine, n, share = machine_of(x), ids.numel(), ids.shape[1]
     out = _empty(x, x.shape[0], down.shape[1])
     hidden = _empty(x, 0)
@@ -184,12 +183,13 @@ def _grouped_backward(
     )  # fmt: skip
 
 
+@through_float32
 def mlp_backward(
     grad: Tensor, x: Tensor, ids: Tensor, gates: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor,
     down_bias: Tensor | None, activation: str, gated: bool, hidden: Tensor,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Gradients of x, gates, up, up_bias, down, down_bias; biases that are absent give empty tensors."""
-    grad, x, ids, gates, up, up_bias, down, down_bias = _contiguous(
+    grad, x, ids, gates, up, up_bias, down, down_bias = contiguous(
         grad.to(x.dtype), x, ids, gates, up, up_bias, down, down_bias
     )
     if ids.numel() == 0:
@@ -205,9 +205,10 @@ def mlp_backward(
 # -- linear experts -------------------------------------------------------------------------------------------------
 
 
+@through_float32
 def linear_forward(x: Tensor, ids: Tensor, gates: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """See `mome_kernels.moe_linear`."""
-    x, gates, weight, bias = _contiguous(x, gates, weight, bias)
+    x, gates, weight, bias = contiguous(x, gates, weight, bias)
     machine, n, share = machine_of(x), ids.numel(), ids.shape[1]
     out = _empty(x, x.shape[0], weight.shape[1])
     if n == 0:
@@ -222,11 +223,12 @@ def linear_forward(x: Tensor, ids: Tensor, gates: Tensor, weight: Tensor, bias: 
     return out
 
 
+@through_float32
 def linear_backward(
     grad: Tensor, x: Tensor, ids: Tensor, gates: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, ...]:
     """Gradients of x, gates, weight, bias."""
-    grad, x, ids, gates, weight, bias = _contiguous(grad.to(x.dtype), x, ids, gates, weight, bias)
+    grad, x, ids, gates, weight, bias = contiguous(grad.to(x.dtype), x, ids, gates, weight, bias)
     n, share = ids.numel(), ids.shape[1]
     if n == 0:
         zeros = [torch.zeros_like(t) for t in (x, gates, weight)]
@@ -243,8 +245,3 @@ def linear_backward(
     )
     return dx, d_gates, d_weight, _empty(x, 0) if d_bias is None else d_bias
 
-
-mlp_forward = _through_float32(mlp_forward)
-mlp_backward = _through_float32(mlp_backward)
-linear_forward = _through_float32(linear_forward)
-linear_backward = _through_float32(linear_backward)

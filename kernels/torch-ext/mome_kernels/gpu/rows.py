@@ -152,3 +152,38 @@ def combine(y: Tensor, gates: Tensor | None, inverse: Tensor, tokens: int, share
     out = torch.empty(tokens, y.shape[1], dtype=y.dtype, device=y.device)
     plan_combine(y, gates, inverse, share, out).run()
     return out
+
+
+@triton.jit(do_not_specialize=["N"])
+def _combine_backward(
+    grad, y, gates, inverse, dy, d_gates, N, D, SHARE: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr
+):
+    """For every slot: dy[row] = gate · grad[token], d_gate = ⟨grad[token], y[row]⟩."""
+    slot = tl.program_id(0) * BM + tl.arange(0, BM)
+    live = slot < N
+    row = tl.load(inverse + slot, mask=live, other=0).to(tl.int64)
+    gate = tl.load(gates + slot, mask=live, other=0.0).to(tl.float32)
+    token = slot.to(tl.int64) // SHARE
+    total = tl.zeros([BM], tl.float32)
+    for start in range(0, D, BD):
+        d = start + tl.arange(0, BD)
+        keep = live[:, None] & (d < D)[None, :]
+        g = tl.load(grad + token[:, None] * D + d[None, :], mask=keep, other=0.0).to(tl.float32)
+        at = row[:, None] * D + d[None, :]
+        total += tl.sum(g * tl.load(y + at, mask=keep, other=0.0).to(tl.float32), axis=1)
+        tl.store(dy + at, g * gate[:, None], mask=keep)
+    tl.store(d_gates + slot, total, mask=live)
+
+
+def plan_combine_backward(
+    grad: Tensor, y: Tensor, gates: Tensor, inverse: Tensor, dy: Tensor, d_gates: Tensor
+) -> Launch:
+    """y (N, D) in expert order, grad (T, D)."""
+    n, d = y.shape
+    bd = min(256, max(16, power_of_two(d)))
+    bm = max(1, 2048 // bd)
+    arguments = {
+        "grad": grad, "y": y, "gates": gates, "inverse": inverse, "dy": dy, "d_gates": d_gates, "N": n, "D": d,
+        "SHARE": gates.shape[1], "BM": bm, "BD": bd,
+    }  # fmt: skip
+    return Launch(_combine_backward, (ceil_div(n, bm),), arguments)
