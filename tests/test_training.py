@@ -259,6 +259,19 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     assert len(list((broken / "checkpoints").iterdir())) <= 2
 
 
+def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:
+    from mome.training.checkpoint import check_same_run
+
+    recipe = tmp_path / "run.yaml"
+    recipe.write_text(RECIPE.format(root=tmp_path))
+    check_same_run(tmp_path / "r", load_run_config(recipe, []))
+    check_same_run(tmp_path / "r", load_run_config(recipe, ["train.threads=2", "train.out=elsewhere"]))
+    for override, key in (("train.seed=3", "train.seed"), ("experts=linear", "model.experts"), ("loss=x", "loss")):
+        with pytest.raises(InputError, match=f"another '{key}'") as caught:
+            check_same_run(tmp_path / "r", load_run_config(recipe, [override]))
+        assert len(str(caught.value).splitlines()) <= 3
+
+
 def test_accelerate_launch_with_overrides(tmp_path: Path) -> None:
     """The command of the README, its experts swapped and its steps set from the command line."""
     write_cases(tmp_path / "data")

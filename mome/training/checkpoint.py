@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+
+from mome.errors import InputError
 
 
 def latest_checkpoint(folder: Path) -> tuple[Path, int] | None:
@@ -39,6 +42,42 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, keep: int
         for stale in folder.glob("step_*.part"):
             shutil.rmtree(stale)
     accelerator.wait_for_everyone()
+
+
+# Settings that a resumed run may change: they decide where and how fast it runs, not what it computes.
+_FREE = {"out", "threads", "workers", "log_every", "checkpoint_every", "keep_checkpoints", "tracker"}
+_FREE |= {"validate_every", "validate_cases"}
+
+
+def check_same_run(folder: Path, run: Any) -> None:
+    """Notes a run's settings in `run.json`, or compares them with those noted there.
+
+    Raises:
+        InputError: The folder holds a run with other settings.
+    """
+    settings = json.loads(json.dumps(dataclasses.asdict(run)))
+    for section in ("validation", "cache"):
+        settings.pop(section)
+    settings["train"] = {key: value for key, value in settings["train"].items() if key not in _FREE}
+    path = folder / "run.json"
+    if path.is_file():
+        before = json.loads(path.read_text())
+        changed = [key for key in settings if settings[key] != before.get(key)]
+        if changed:
+            key = changed[0]
+            if isinstance(settings[key], dict) and isinstance(before.get(key), dict):
+                old = before[key]
+                key += "." + next(k for k in {**old, **settings[key]} if settings[key].get(k) != old.get(k))
+            raise InputError(
+                f"the run in this folder was started with another '{key}'",
+                where=str(folder),
+                hint="another train.out=…, or --restart to begin anew",
+            )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(settings, indent=1) + "\n")
+    os.replace(part, path)
 
 
 class StepLog:

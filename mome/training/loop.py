@@ -25,7 +25,7 @@ from mome.data.augmentation import Augmentation
 from mome.data.sampling import PatchDataset
 from mome.errors import InputError
 from mome.registry import LOSSES
-from mome.training.checkpoint import StepLog, latest_checkpoint, save_checkpoint
+from mome.training.checkpoint import StepLog, check_same_run, latest_checkpoint, save_checkpoint
 from mome.training.config import RunConfig
 from mome.training.setup import TextRows, build_model, open_source
 
@@ -50,7 +50,8 @@ def train(run: RunConfig, *, resume: bool = True) -> Path:
 
     Args:
         run: See `mome.training.config`.
-        resume: Go on from the newest checkpoint of `run.train.out`, where there is one.
+        resume: Go on from the newest checkpoint of `run.train.out`, where there is one; without it, the run's
+            earlier checkpoints are removed.
 
     Returns:
         The folder of the saved model, `<out>/model`.
@@ -69,6 +70,12 @@ def train(run: RunConfig, *, resume: bool = True) -> Path:
         log_with="tensorboard" if config.tracker == "tensorboard" else None,
         project_config=ProjectConfiguration(project_dir=str(out), logging_dir=str(out / "tensorboard")),
     )
+    if accelerator.is_main_process:
+        if not resume:
+            shutil.rmtree(out / "checkpoints", ignore_errors=True)
+            (out / "run.json").unlink(missing_ok=True)
+        check_same_run(out, run)
+    accelerator.wait_for_everyone()
     model, processor = build_model(run)
     text = TextRows(model, list(run.labels), config.synonyms, config.seed)
     if config.gradient_checkpointing:
