@@ -116,9 +116,8 @@ def test_no_phrase_has_two_owners() -> None:
     assert all(normalise(phrase) == phrase for phrase in TABLE.phrases)  # else it could not be reached
 
     def entry(number: int, name: str, *synonyms: str) -> Label:
-        return Label(
-            id=number, name=name, synonyms=synonyms, laterality=None, mirror=None, snomed=None, color=(0, 0, 0)
-        )
+        rest = {"laterality": None, "mirror": None, "snomed": None, "color": (0, 0, 0)}
+        return Label(id=number, name=name, synonyms=synonyms, **rest)
 
     with pytest.raises(ValueError, match="'gut' names both bowel and colon"):
         LabelTable(1, [entry(1, "bowel", "gut"), entry(2, "colon", "gut")])
@@ -148,7 +147,7 @@ def details(text: str) -> tuple[set[str], list[str]]:
 
 @st.composite
 def misspelt(draw: st.DrawFn) -> tuple[str, str]:
-    """A phrase of the table with letters lost, doubled, swapped or replaced, and maybe its words in another order."""
+    """A phrase of the table with letters lost, doubled, swapped or replaced, and maybe its words shuffled."""
     words = draw(st.sampled_from(sorted(TABLE.phrases))).split()
     phrase = " ".join(words)
     free = [i for i, w in enumerate(words) if w not in ("left", "right") and w.isalpha() and len(w) > 3]
@@ -185,7 +184,7 @@ def test_close_matches_keep_the_side_and_the_digits(pair: tuple[str, str]) -> No
 
 
 def test_digits_and_sides_that_do_not_exist_are_never_close() -> None:
-    for region in ("vertebrae L", "vertebra T", "vertebra C", "lumbar vertebra ", "thoracic vertebra ", "rib left "):
+    for region in ("vertebrae L", "vertebra T", "vertebra C", "lumbar vertebra ", "left rib ", "rib left "):
         for number in range(31):
             found = TABLE.resolve(f"{region}{number}")
             assert found.how != "close" and (found.name is None or details(found.name)[1] == [str(number)])

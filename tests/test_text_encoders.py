@@ -134,7 +134,8 @@ print(json.dumps({"width": [tower.width(5) for tower in towers], "rows": rows, "
     torch.testing.assert_close(unit.norm(dim=-1), torch.ones(2))
     torch.testing.assert_close(torch.nn.functional.normalize(raw, dim=-1), unit, atol=1e-5, rtol=1e-4)
     here = TEXT_ENCODERS.build({"name": "hf", "model": str(snapshot)})
-    torch.testing.assert_close(here.encode(["liver", "the upper lobe of the left lung"]), unit, atol=1e-5, rtol=1e-4)
+    rows = here.encode(["liver", "the upper lobe of the left lung"])
+    torch.testing.assert_close(rows, unit, atol=1e-5, rtol=1e-4)
     assert len(found["errors"]) == 4
     for message in found["errors"]:
         assert "cannot be loaded" in message and "hf download" in message
@@ -142,10 +143,10 @@ print(json.dumps({"width": [tower.width(5) for tower in towers], "rows": rows, "
 
 
 def test_mean_pooling_with_padding_by_hand(snapshot: Path) -> None:
-    """The sum over the tokens that are there, divided by their number; every batch size gives the same rows."""
+    """The sum over the tokens that are there, divided by their number; in any batch."""
     from transformers import AutoModel, AutoTokenizer
 
-    texts = ["liver", "a hypodense lesion in the upper pole of the left kidney"] * 17  # more than one batch of 32
+    texts = ["liver", "a hypodense lesion in the upper pole of the left kidney"] * 17  # two batches
     options = {"model": str(snapshot), "template": "CT: {}", "normalize": False}
     rows = TEXT_ENCODERS.build({"name": "hf", **options}).encode(texts)
     tokenizer, model = AutoTokenizer.from_pretrained(snapshot), AutoModel.from_pretrained(snapshot).eval()
@@ -170,10 +171,8 @@ def test_clip_rows_are_the_models_projected_embeddings(tmp_path: Path, snapshot:
     )  # fmt: skip
     CLIPTextModelWithProjection(config).save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(snapshot).save_pretrained(tmp_path)
-    model, tokenizer = (
-        CLIPTextModelWithProjection.from_pretrained(tmp_path).eval(),
-        AutoTokenizer.from_pretrained(tmp_path),
-    )
+    model = CLIPTextModelWithProjection.from_pretrained(tmp_path).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     with torch.no_grad():
         expected = model(**tokenizer([TEMPLATE.format("spleen")], return_tensors="pt")).text_embeds[0]
     raw = TEXT_ENCODERS.build(f"clip(model={str(tmp_path)!r}, width=8)")
@@ -204,7 +203,7 @@ def test_clip_settings_are_checked() -> None:
         assert len(str(caught.value).splitlines()) <= 3
 
 
-@pytest.mark.xfail(strict=True, reason="only the presence of {} is checked; a second field is a KeyError at encode")
+@pytest.mark.xfail(strict=True, reason="only {} is looked for; another field is a KeyError at encode")
 def test_templates_with_other_fields() -> None:
     with pytest.raises(InputError):
         TEXT_ENCODERS.build("hf(template='{} of {organ}')")
