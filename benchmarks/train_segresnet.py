@@ -109,6 +109,8 @@ def predict(out: Path, folder: Path, masks: Path) -> None:
     model.eval()
     masks.mkdir(parents=True, exist_ok=True)
     for case in track(list(CaseFolder(folder, "openkbp")), "segmenting"):
+        if all((masks / f"{case.name}_{name}.nii.gz").is_file() for name in settings["labels"]):
+            continue  # of an earlier, interrupted call
         volume = read_volume(case.image)
         x, grid = processor.to_network(volume)
         logits = sliding_window_inference(x, settings["patch"], 2, model, overlap=0.5, mode="gaussian")[0]

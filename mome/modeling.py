@@ -139,12 +139,14 @@ class MoME(PreTrainedModel):
             name: As in "runs/a/model", "mome-ct-tiny" or "org/mome-ct".
             kwargs: Values of the config override the saved ones, as in `experts="swiglu(n=8)"`: weights whose
                 name and shape still fit are kept, the rest are new, and a report says which. Everything else goes
-                to `PreTrainedModel.from_pretrained` (`revision`, `dtype`, `device_map`, …).
+                to `PreTrainedModel.from_pretrained` (`revision`, `dtype`, `device_map`, …). Weights are loaded in
+                float32 unless `dtype` says otherwise, however they are stored.
 
         Raises:
             InputError: Not a MoME checkpoint, one of another architecture, or a Hub id that cannot be reached.
         """
         place = locate(name)
+        kwargs.setdefault("dtype", torch.float32)
         fields = set(MoMEConfig.__dataclass_fields__) - {"dtype"}
         overrides = {key: kwargs.pop(key) for key in list(kwargs) if key in fields}
         report = kwargs.pop("output_loading_info", False)

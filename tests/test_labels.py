@@ -193,10 +193,20 @@ def test_digits_and_sides_that_do_not_exist_are_never_close() -> None:
         assert found.how != "close", found.name
 
 
-@pytest.mark.xfail(strict=True, reason="a close match looks at digits only: ordinals in words are crossed")
 @pytest.mark.parametrize(
     "prompt",
     ["second sacral vertebra", "sixth lumbar vertebra", "eighth cervical vertebra", "left thirteenth rib"],
 )
 def test_close_matches_keep_numbers_in_words(prompt: str) -> None:
     assert TABLE.resolve(prompt).name is None
+
+
+@pytest.mark.parametrize(
+    "prompt", ["hepatic artery", "pulmonary trunk", "liver vein", "thyroid cartilage", "lung middle lobe left"]
+)
+def test_another_organ_is_never_a_close_match(prompt: str) -> None:
+    assert TABLE.resolve(prompt).how == "free"
+
+
+def test_a_misspelt_side_keeps_the_side() -> None:
+    assert TABLE.resolve("lef kidney cyst").name == "kidney_cyst_left"

@@ -266,3 +266,10 @@ def test_summary_of_nothing() -> None:
     rows = summarise([Score("c0", "aorta", nan, nan, nan), Score("c0", "liver", 0.6, 0.7, 3.0)])
     assert rows[0]["n"] == 1 and rows[0]["dice"]["n"] == 0 and math.isnan(rows[0]["dice"]["mean"])
     assert (rows[2]["dice"]["mean"], rows[2]["dice"]["n"]) == (0.6, 1)
+
+
+def test_free_text_masks_belong_to_their_case(folders: tuple[Path, Path]) -> None:
+    pred, ref = folders
+    grid = Grid((30, 32, 28), np.diag([1.0, 1, 2, 1]))
+    write_mask(pred / "c1_my_odd_lesion.nii.gz", np.zeros(grid.shape), grid)
+    assert len(evaluate_folder(pred, ref)) == 4

@@ -55,7 +55,8 @@ def evaluate_folder(
         InputError: A missing file, a case or structure without a prediction, masks on different grids.
     """
     names = load_table().names()
-    predicted, wanted = _index(prediction, names), _index(reference, names)
+    wanted = _index(reference, names)
+    predicted = _index(prediction, names, cases=list(wanted))
     annotated = _annotated(cases)
     if not wanted:
         raise InputError(
@@ -103,8 +104,8 @@ def _mm(volume: Volume) -> str:
     return "×".join(f"{s:.3g}" for s in volume.spacing) + " mm"
 
 
-def _index(place: str | Path, names: list[str]) -> dict[str, dict[str | None, Path]]:
-    """Case → {structure or None for a map: file}."""
+def _index(place: str | Path, names: list[str], cases: list[str] | None = None) -> dict[str, dict[str | None, Path]]:
+    """Case → {structure or None for a map: file}. Known `cases` also part names from free-text structures."""
     place = Path(place)
     if not place.exists():
         raise InputError("no such file or folder", where=str(place))
@@ -115,6 +116,9 @@ def _index(place: str | Path, names: list[str]) -> dict[str, dict[str | None, Pa
         base = stem(file)
         structure = next((name for name in by_length if base.endswith(f"_{name}")), None)
         case = base[: -len(structure) - 1] if structure else base
+        owner = max((c for c in cases or [] if base.startswith(f"{c}_")), key=len, default=None)
+        if owner is not None and case != owner:
+            case, structure = owner, base[len(owner) + 1 :]
         found.setdefault(case, {})[structure] = file
     return found
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mome.errors import OutputError
 from mome.labels import load_table
 from mome.volumes import Grid, Volume, network_grid, resample
 
@@ -29,6 +30,9 @@ def save_preview(
         volume: CT in HU.
         masks: Name → binary mask on the volume's grid.
         window: HU shown as black and as white.
+
+    Raises:
+        OutputError: The file cannot be written.
     """
     import matplotlib
 
@@ -62,7 +66,7 @@ def save_preview(
             color = np.array(labels[name].color) / 255 if name in labels else plt.cm.tab10(index % 10)[:3]
             cut = np.take(mask, planes[axis], axis=axis).T
             colors[name] = color
-            if cut.max() > 0.5:
+            if cut.max() > 0.5 and min(cut.shape) > 1:  # a contour needs two rows and columns
                 panel.contourf(xs, ys, cut, levels=[0.5, 2], colors=[color], alpha=0.25)
                 panel.contour(xs, ys, cut, levels=[0.5], colors=[color], linewidths=1.6)
         ends = {0: ("R", "L"), 1: ("P", "A"), 2: ("I", "S")}
@@ -93,11 +97,13 @@ def save_preview(
             fontsize=11,
         )
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(".part-" + path.name)
     try:
-        figure.savefig(part, dpi=100, facecolor="black", bbox_inches="tight", pad_inches=0.15)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(part, format="png", dpi=100, facecolor="black", bbox_inches="tight", pad_inches=0.15)
         part.replace(path)
+    except OSError as error:
+        raise OutputError(f"the preview could not be written: {error.strerror}", where=str(path)) from error
     finally:
         plt.close(figure)
         part.unlink(missing_ok=True)

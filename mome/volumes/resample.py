@@ -38,7 +38,8 @@ def resample(
     Returns:
         (…, *target.shape) float32, on the array's device.
     """
-    x = torch.as_tensor(array)
+    # torch has no negative strides, which a flipped view has
+    x = torch.as_tensor(np.ascontiguousarray(array) if isinstance(array, np.ndarray) else array)
     x = x if x.dtype == torch.float64 else x.float()
     if mode not in ("linear", "nearest"):
         raise ValueError(f"mode is 'linear' or 'nearest', not {mode!r}")

@@ -51,8 +51,11 @@ class HuggingFaceText:
                 f"pooling is one of mean, cls, last, pooler, got {config.pooling!r}",
                 where=f"text tower {config.model}",
             )
-        if "{}" not in config.template:
-            raise InputError("the template has no {} for the prompt", where=f"text tower {config.model}")
+        if config.template.count("{}") != 1 or config.template.count("{") != 1 or config.template.count("}") != 1:
+            raise InputError(
+                f"the template has no {{}} for the prompt, or other braces: {config.template!r}",
+                where=f"text tower {config.model}",
+            )
         self._tower: tuple[Any, Any] | None = None
 
     def width(self, num_labels: int) -> int:
@@ -73,7 +76,7 @@ class HuggingFaceText:
         if self._tower is None:
             self._tower = self._open()
         tokenizer, model = self._tower
-        rows = []
+        rows = [torch.empty(0, self.width(0))]
         for start in range(0, len(texts), 32):
             sentences = [self.config.template.format(text) for text in texts[start : start + 32]]
             tokens = tokenizer(

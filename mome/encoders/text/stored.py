@@ -34,7 +34,7 @@ class BankText:
             InputError: Always.
         """
         raise InputError(
-            f"this model stores its labels' embeddings only; {texts[0]!r} is not one of them",
+            f"this model stores its labels' embeddings only; {', '.join(texts[:3])!r} is not among them",
             hint="prompt one of its labels (mome info MODEL), or build it with text_encoder='hf(...)'",
         )
 
