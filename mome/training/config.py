@@ -106,12 +106,14 @@ class RunConfig:
     """A whole run: a preset with overrides, its processor, its data and the loop.
 
     Args:
+        init: Weights to start from (a folder, a bundled name or a Hub id); random where None.
         labels: What is trained.
         bank: Whose embeddings the checkpoint stores: `table` (every label of the class table, so that any of them
             can be prompted without the text tower) or `trained`.
     """
 
     preset: str = "mome_ct_tiny"
+    init: str | None = None
     model: dict[str, Any] = field(default_factory=dict)
     processor: dict[str, Any] = field(default_factory=dict)
     labels: tuple[str, ...] = ()

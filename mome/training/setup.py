@@ -42,7 +42,12 @@ def build_model(run: RunConfig) -> tuple[MoME, MoMEProcessor]:
     stored = list(run.labels)
     if run.bank == "table" and encoder.needs_tower:
         stored += [name for name in table.names() if name not in run.labels]
-    model = create_model(run.preset, labels=stored, trained_labels=list(run.labels), **run.model)
+    if run.init is None:
+        model = create_model(run.preset, labels=stored, trained_labels=list(run.labels), **run.model)
+    else:
+        from mome.modeling import MoME
+
+        model = MoME.from_pretrained(run.init, labels=stored, trained_labels=list(run.labels), **run.model)
     processor = preset_processor(run.preset, **run.processor)
     return model, processor
 
