@@ -196,7 +196,7 @@ def test_info(capsys, scan: Path, model_folder: str) -> None:
 def test_demo(capsys, tmp_path: Path) -> None:
     assert main(["demo", "-o", str(tmp_path), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert len(report["structures"]) == 7 and report["seconds"] > 0
+    assert len(report["structures"]) == 5 and report["seconds"] > 0
     for path in report["files"]:
         assert Path(path).is_file()
     assert any(path.endswith("preview.png") for path in report["files"])
