@@ -143,9 +143,9 @@ def test_bad_input(capsys, scan: Path, model_folder: str, tmp_path: Path) -> Non
 def test_a_typo_in_a_config_string(capsys, tmp_path: Path) -> None:
     recipe = tmp_path / "r.yaml"
     recipe.write_text("labels: [liver]\nsources: [{kind: phantom, count: 1}]\n")
-    printed = fails(capsys, 2, "train", "--config", recipe, "experts=swigu(n=8)", f"cache={tmp_path}")
+    printed = fails(capsys, 2, "train", "--config", recipe, "experts=swigu(n=8)", f"train.out={tmp_path}/r")
     assert "unknown expert 'swigu', did you mean 'swiglu'?" in printed
-    printed = fails(capsys, 2, "train", "--config", recipe, "preset=mome_ct_tinny")
+    printed = fails(capsys, 2, "train", "--config", recipe, "preset=mome_ct_tinny", f"train.out={tmp_path}/r")
     assert "unknown preset 'mome_ct_tinny'" in printed
 
 

@@ -49,4 +49,6 @@ def test_no_package_of_ours_is_called_kernels() -> None:
 def test_every_python_folder_is_a_package() -> None:
     """A folder without __init__ would be left out of the wheel silently."""
     for path in (REPOSITORY / "mome").rglob("*.py"):
+        if path.name == "modeling_mome.py":  # the stub beside a checkpoint's weights is data
+            continue
         assert (path.parent / "__init__.py").is_file(), path

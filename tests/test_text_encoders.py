@@ -71,7 +71,7 @@ def test_clip_text_tower(tmp_path: Path, snapshot: Path) -> None:
 
 
 def test_a_tower_that_cannot_be_reached(monkeypatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     tower = TEXT_ENCODERS.build("hf(model='nobody/no-such-tower', width=4)")
     assert tower.width(1) == 4
     with pytest.raises(InputError, match="'nobody/no-such-tower' .* cannot be loaded") as caught:

@@ -70,13 +70,13 @@ def train(run: RunConfig, *, resume: bool = True) -> Path:
         log_with="tensorboard" if config.tracker == "tensorboard" else None,
         project_config=ProjectConfiguration(project_dir=str(out), logging_dir=str(out / "tensorboard")),
     )
+    model, processor = build_model(run)
     if accelerator.is_main_process:
         if not resume:
             shutil.rmtree(out / "checkpoints", ignore_errors=True)
             (out / "run.json").unlink(missing_ok=True)
         check_same_run(out, run)
     accelerator.wait_for_everyone()
-    model, processor = build_model(run)
     text = TextRows(model, list(run.labels), config.synonyms, config.seed)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable()
