@@ -1,99 +1,86 @@
 """Offline compilation of the Triton kernels for real devices: what the interpreter cannot see.
 
-Shared memory must fit the smallest device of each generation, registers must not spill beyond a listed allowance,
-and on Hopper the GEMM kernels must use its tensor-core instruction.
+Every shipped configuration must fit the device's shared memory and its registers, and on Hopper the matrix kernels
+must use its tensor-core instruction.
 """
 
 from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
-from mome_kernels import triton_experts, triton_head  # noqa: E402
+sys.path.insert(0, str(Path(__file__).parent))
+from compile_cases import every_row, row_launch, small_launches  # noqa: E402
+from mome_kernels import triton_head  # noqa: E402
+from mome_kernels.gpu import configs  # noqa: E402
+from mome_kernels.gpu.launch import Launch, Machine  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.compiler import ASTSource  # noqa: E402
 
-# Bytes of shared memory a block may ask for: A100, H100, B200, consumer Blackwell.
-SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
-# Bytes of spill stores and loads allowed: (kernel, width, element size) → bytes. One register, once, in float32.
-ALLOWED_SPILLS = {("token_grad", 48, 4): 16}
-
-
-def build(kernel, constants: dict, floats: str, capability: int, options: dict):
-    """Compiles with pointers of the given float type; names ending in these are int32 pointers."""
-    signature = {}
-    for name in kernel.arg_names:
-        if name in constants:
-            signature[name] = "constexpr"
-        elif name in ("slot_ptr",):
-            signature[name] = "*i64"
-        elif name in ("expert_ptr", "row_ptr", "end_ptr", "offset_ptr"):
-            signature[name] = "*i32"
-        elif name in ("y_ptr", "dx_ptr", "dgate_ptr", "gate_ptr") or name.startswith(("dup", "dub", "ddown", "ddb")):
-            signature[name] = "*fp32"
-        elif name.endswith("_ptr"):
-            signature[name] = f"*{floats}"
-        else:
-            signature[name] = "i32"
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+# Bytes of shared memory a block may ask for: A100, H100, B200, consumer Blackwell, MI300.
+SHARED = {"sm_80": 163, "sm_90": 227, "sm_100": 227, "sm_120": 99, "gfx942": 64}
+# Bytes of stack (spilled registers) per thread that are allowed. The gated 128 × 128 tile spills in its epilogue, once
+# per tile and outside of the loop over K.
+ALLOWED = {("sm_90", "linear"): 64}
+ROWS = [(arch, kernel, index) for arch in SHARED for kernel, index in every_row(arch)]
 
 
-def spills(compiled, capability: int, tmp_path: Path) -> int:
-    """Bytes that ptxas spills."""
-    ptx = tmp_path / "kernel.ptx"
-    ptx.write_text(compiled.asm["ptx"])
-    ptxas = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
-    blackwell = ptxas.with_name("ptxas-blackwell")
-    tool = blackwell if capability >= 100 and blackwell.is_file() else ptxas
-    target = re.search(r"\.target\s+(\w+)", compiled.asm["ptx"]).group(1)
-    done = subprocess.run(
-        [str(tool), "-v", f"--gpu-name={target}", str(ptx), "-o", "/dev/null"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return sum(map(int, re.findall(r"(\d+) bytes spill", done.stderr)))
+def target(arch: str) -> GPUTarget:
+    return GPUTarget("hip", arch, 64) if arch.startswith("gfx") else GPUTarget("cuda", int(arch[3:]), 32)
 
 
-KERNELS = {
-    "forward": triton_experts._forward_kernel,
-    "token_grad": triton_experts._token_grad_kernel,
-    "weight_grad": triton_experts._weight_grad_kernel,
-}
-DEVICES = (80, 90, 100, 120)
-EXPERT_CASES = [
-    *[(name, width, 2, capability) for name in KERNELS for width in (16, 48) for capability in DEVICES],
-    *[("forward", 96, 2, capability) for capability in DEVICES],
-    *[(name, 48, 4, 90) for name in KERNELS],
-]
+def stack(compiled, arch: str, tmp_path: Path) -> int:
+    """Bytes of registers that a thread spills."""
+    if arch.startswith("gfx"):
+        return 4 * sum(map(int, re.findall(r"vgpr_spill_count:\s+(\d+)", compiled.asm["amdgcn"])))
+    path = tmp_path / "kernel.cubin"
+    path.write_bytes(compiled.asm["cubin"])
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    report = subprocess.run([str(tool), "-res-usage", str(path)], capture_output=True, text=True, check=True).stdout
+    return int(re.search(r"STACK:(\d+)", report).group(1))
 
 
-@pytest.mark.parametrize(("name", "width", "element", "capability"), EXPERT_CASES)
-def test_expert_kernels(name: str, width: int, element: int, capability: int, tmp_path: Path) -> None:
-    """The most demanding variant: gated, erf-GELU, biases."""
-    kernel = KERNELS[name]
-    chosen = triton_experts.blocks(name, width, width, element, hopper=capability in (90, 100))
-    options = {key: chosen.pop(key) for key in ("num_warps", "num_stages")}
-    constants = {"ACT": 3, "GATED": True, "UP_BIAS": True, "DOWN_BIAS": True, "PRECISION": "ieee", **chosen}
-    constants = {key: value for key, value in constants.items() if key in kernel.arg_names}
-    compiled = build(kernel, constants, "bf16" if element == 2 else "fp32", capability, options)
-    assert compiled.metadata.shared <= SHARED[capability]
-    assert spills(compiled, capability, tmp_path) <= ALLOWED_SPILLS.get((name, width, element), 0)
-    if capability == 90 and element == 2:
-        assert "wgmma" in compiled.asm["ptx"]
+def check(launch: Launch, arch: str, kernel: str, tmp_path: Path):
+    compiled = launch.compile(target(arch))
+    assert compiled.metadata.shared <= SHARED[arch] * 1024
+    assert stack(compiled, arch, tmp_path) <= ALLOWED.get((arch, kernel), 0)
+    return compiled
+
+
+@pytest.mark.parametrize(("arch", "kernel", "index"), ROWS)
+def test_every_shipped_configuration(arch: str, kernel: str, index: int, tmp_path: Path) -> None:
+    row = configs.table(arch)[kernel][index]
+    compiled = check(row_launch(Machine(arch, 132), kernel, row), arch, kernel, tmp_path)
+    if arch == "sm_90" and row.get("BM", 64) >= 64 and row["num_warps"] <= 4:
+        assert "wgmma.mma_async" in compiled.asm["ptx"]
+    if arch == "sm_100" and kernel == "linear" and row["up_to"].get("odd") == 0 and row["up_to"]["bytes"] == 2:
+        assert "tcgen05.mma" in compiled.asm["ptx"]
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+def test_small_kernels(arch: str, tmp_path: Path) -> None:
+    for name, launch in small_launches(Machine(arch, 132)).items():
+        check(launch, arch, name, tmp_path)
+
+
+def test_a_device_without_a_table_takes_the_nearest() -> None:
+    assert configs.table("sm_89") == configs.table("sm_120") == configs.table("sm_75")
+    assert configs.table("sm_103") == configs.table("sm_100")
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
-@pytest.mark.parametrize(("channels", "capability"), [(8, 80), (8, 90), (8, 120), (16, 90), (32, 90)])
-def test_head_kernels(direction: str, channels: int, capability: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("channels", "arch"), [(8, "sm_80"), (8, "sm_90"), (8, "sm_120"), (16, "sm_90"), (32, "sm_90")]
+)
+def test_head_kernels(direction: str, channels: int, arch: str, tmp_path: Path) -> None:
     kernel = getattr(triton_head, f"_{direction}_kernel")
     block, warps = triton_head.tile(channels, backward=direction == "backward")
-    constants = {"S": 8, "C": channels, "BLOCK": block, "TOP_K": 0}
-    compiled = build(kernel, constants, "fp32", capability, {"num_warps": warps})
-    assert compiled.metadata.shared <= SHARED[capability]
-    assert spills(compiled, capability, tmp_path) == 0
+    arguments = {"S": 8, "C": channels, "BLOCK": block, "TOP_K": 0, "V": 96**3 + 1, "P": 33, "SCALES": 5}
+    arguments |= {"TILES": 6913, "WIDTH": 205}
+    given = {name: arguments.get(name, torch.empty(1, device="meta")) for name in kernel.arg_names}
+    check(Launch(kernel, (1,), given, warps), arch, f"head_{direction}", tmp_path)

@@ -9,9 +9,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import ops, reference
+from . import checks, flops, ops, ops_grouped, reference
 
-__all__ = ["fusion_head", "moe_linear", "moe_mlp", "reference", "route"]
+__all__ = ["combine", "fusion_head", "grouped_linear", "moe_linear", "moe_mlp", "reference", "route"]
+
+flops.register()
+
+# Token widths above this run as grouped GEMMs on a GPU, where making the hidden layer again would cost a third of the
+# forward pass; below it the fused kernels make it again on the chip.
+_FUSED_WIDTH = 256
 
 
 def _same_dtype(x: Tensor, *others: Tensor | None) -> tuple[Tensor, list[Tensor | None]]:
@@ -21,6 +27,14 @@ def _same_dtype(x: Tensor, *others: Tensor | None) -> tuple[Tensor, list[Tensor 
         dtype = torch.get_autocast_dtype(kind)
         x = x.to(dtype)
     return x, [None if t is None else t.to(x.dtype) for t in others]
+
+
+def _check_assignments(x_TD: Tensor, expert_ids_TK: Tensor, weights_TK: Tensor) -> None:
+    checks.shape("x_TD", x_TD, (None, None), "(T, D)")
+    checks.ids(expert_ids_TK, x_TD.shape[0])
+    checks.shape("weights_TK", weights_TK, tuple(expert_ids_TK.shape), "the shape (T, K) of expert_ids_TK")
+    checks.floating(x_TD=x_TD, weights_TK=weights_TK)
+    checks.same_device("x_TD", x_TD, expert_ids_TK=expert_ids_TK, weights_TK=weights_TK)
 
 
 def route(expert_ids_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -33,7 +47,11 @@ def route(expert_ids_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tens
     Returns:
         counts (E,) int32; offsets (E + 1,) int32; permutation (N,) int64, sorted position → t·K + k; and its
         inverse (N,) int64.
+
+    Raises:
+        ValueError: An id out of range (on a GPU a device-side assertion, so that nothing waits), or 2³¹ assignments.
     """
+    checks.ids(expert_ids_TK)
     return ops._route(expert_ids_TK, num_experts)
 
 
@@ -62,19 +80,95 @@ def moe_mlp(
         gated: a(g) · u instead of a(z).
 
     Raises:
-        ValueError: An unknown activation.
+        ValueError: An unknown activation, shapes that do not fit, or an id out of range.
+        TypeError: A dtype that does not fit.
     """
-    ops.check_activation(activation)
+    checks.activation(activation)
+    _check_assignments(x_TD, expert_ids_TK, weights_TK)
+    checks.shape("down_EDF", down_EDF, (None, None, None), "(E, D, F)")
+    experts, out, hidden = down_EDF.shape
+    width = 2 * hidden if gated else hidden
+    legend = "(E, 2F, D)" if gated else "(E, F, D)"
+    checks.shape("up_EFD", up_EFD, (experts, width, x_TD.shape[1]), legend)
+    checks.shape("up_bias_EF", up_bias_EF, (experts, width), "(E, 2F)" if gated else "(E, F)")
+    checks.shape("down_bias_ED", down_bias_ED, (experts, out), "(E, D)")
+    parameters = {"up_EFD": up_EFD, "up_bias_EF": up_bias_EF, "down_EDF": down_EDF, "down_bias_ED": down_bias_ED}
+    checks.floating(**parameters)
+    checks.same_device("x_TD", x_TD, **parameters)
     x, (up, up_bias, down, down_bias) = _same_dtype(x_TD, up_EFD, up_bias_EF, down_EDF, down_bias_ED)
-    return ops._moe_mlp(x, expert_ids_TK, weights_TK, up, up_bias, down, down_bias, activation, gated)
+    keep = x.device.type == "cuda" and torch.is_grad_enabled() and max(x.shape[1], out) > _FUSED_WIDTH
+    result, _ = ops._moe_mlp(x, expert_ids_TK, weights_TK, up, up_bias, down, down_bias, activation, gated, keep)
+    return result
 
 
 def moe_linear(
     x_TD: Tensor, expert_ids_TK: Tensor, weights_TK: Tensor, weight_EFD: Tensor, bias_EF: Tensor | None = None
 ) -> Tensor:
-    """One linear layer per expert, combined by the gates: (T, D) → (T, F)."""
+    """One linear layer per expert, combined by the gates: (T, D) → (T, F).
+
+    Raises:
+        ValueError, TypeError: As `moe_mlp`.
+    """
+    _check_assignments(x_TD, expert_ids_TK, weights_TK)
+    checks.shape("weight_EFD", weight_EFD, (None, None, x_TD.shape[1]), "(E, F, D)")
+    checks.shape("bias_EF", bias_EF, tuple(weight_EFD.shape[:2]), "(E, F)")
+    checks.floating(weight_EFD=weight_EFD, bias_EF=bias_EF)
+    checks.same_device("x_TD", x_TD, weight_EFD=weight_EFD, bias_EF=bias_EF)
     x, (weight, bias) = _same_dtype(x_TD, weight_EFD, bias_EF)
     return ops._moe_linear(x, expert_ids_TK, weights_TK, weight, bias)
+
+
+def grouped_linear(
+    x_MD: Tensor,
+    weight_EFD: Tensor,
+    offsets: Tensor,
+    bias_EF: Tensor | None = None,
+    gather_index: Tensor | None = None,
+    activation: str = "none",
+) -> Tensor:
+    """Rows in groups, each group times its expert's matrix: a(W_e x + b_e), (N, F).
+
+    Differentiable in x, weight and bias. Group e is the rows offsets[e] … offsets[e + 1]; groups may be empty.
+
+    Args:
+        x_MD: Rows in the order of the groups; with `gather_index` row i is x[gather_index[i]].
+        weight_EFD: One matrix per expert, any F and D.
+        offsets: (E + 1,) integers that rise from 0 to N.
+        bias_EF: Or None.
+        gather_index: (N,) integers in [0, M), or None for N = M.
+        activation: `none`, `relu`, `silu`, `gelu` or `gelu_tanh`.
+
+    Raises:
+        ValueError, TypeError: Shapes, dtypes or offsets that do not fit.
+    """
+    checks.activation(activation)
+    checks.shape("x_MD", x_MD, (None, None), "(M, D)")
+    checks.shape("weight_EFD", weight_EFD, (None, None, x_MD.shape[1]), "(E, F, D)")
+    checks.shape("offsets", offsets, (weight_EFD.shape[0] + 1,), "(E + 1,)")
+    checks.shape("bias_EF", bias_EF, tuple(weight_EFD.shape[:2]), "(E, F)")
+    checks.shape("gather_index", gather_index, (None,), "(N,)")
+    checks.integer(offsets=offsets, gather_index=gather_index)
+    checks.floating(x_MD=x_MD, weight_EFD=weight_EFD, bias_EF=bias_EF)
+    checks.same_device("x_MD", x_MD, weight_EFD=weight_EFD, offsets=offsets, bias_EF=bias_EF, gather_index=gather_index)
+    x, (weight, bias) = _same_dtype(x_MD, weight_EFD, bias_EF)
+    return ops_grouped._grouped_linear(x, weight, offsets, bias, gather_index, activation)
+
+
+def combine(y_ND: Tensor, weights_TK: Tensor, inverse_N: Tensor) -> Tensor:
+    """out_t = Σ_k weights[t, k] · y[inverse[t·K + k]]: (N, D) in expert order → (T, D); see `route`.
+
+    Differentiable in y and the weights; summed in float32.
+
+    Raises:
+        ValueError, TypeError: Shapes or dtypes that do not fit.
+    """
+    checks.shape("weights_TK", weights_TK, (None, None), "(T, K)")
+    checks.shape("y_ND", y_ND, (weights_TK.numel(), None), "(T·K, D)")
+    checks.shape("inverse_N", inverse_N, (weights_TK.numel(),), "(T·K,)")
+    checks.integer(inverse_N=inverse_N)
+    checks.floating(y_ND=y_ND, weights_TK=weights_TK)
+    checks.same_device("y_ND", y_ND, weights_TK=weights_TK, inverse_N=inverse_N)
+    return ops_grouped._combine(y_ND, weights_TK, inverse_N)
 
 
 def fusion_head(
@@ -94,7 +188,21 @@ def fusion_head(
     weight(p, v, s) = softmax over s of ⟨query_p, f_s(v)⟩ + bias_ps (over the best `top_k` scales where > 0);
     m_p(v) = Σ_s weight · f_s(v); logits = w₃ · relu(W₂ relu(W₁ m + b₁) + b₂) + b₃. With S = 1 this is the head of
     the CLIP-Driven Universal Model. Differentiable in all tensors. Computed in float32 (float64 stays).
+
+    Raises:
+        ValueError, TypeError: Shapes or dtypes that do not fit.
     """
+    checks.shape("features_BSCV", features_BSCV, (None, None, None, None), "(B, S, C, V)")
+    checks.shape("query_PC", query_PC, (None, features_BSCV.shape[2]), "(P, C)")
+    batch, scales, c, _ = features_BSCV.shape
+    p = query_PC.shape[0]
+    checks.shape("scale_bias_PS", scale_bias_PS, (p, scales), "(P, S)")
+    for name, tensor in {"w1_BPCC": w1_BPCC, "w2_BPCC": w2_BPCC}.items():
+        checks.shape(name, tensor, (batch, p, c, c), "(B, P, C, C)")
+    for name, tensor in {"b1_BPC": b1_BPC, "b2_BPC": b2_BPC, "w3_BPC": w3_BPC}.items():
+        checks.shape(name, tensor, (batch, p, c), "(B, P, C)")
+    checks.shape("b3_BP", b3_BP, (batch, p), "(B, P)")
+    checks.floating(features_BSCV=features_BSCV, query_PC=query_PC, w1_BPCC=w1_BPCC, w2_BPCC=w2_BPCC, w3_BPC=w3_BPC)
     tensors = (features_BSCV, query_PC, scale_bias_PS, w1_BPCC, b1_BPC, w2_BPCC, b2_BPC, w3_BPC, b3_BP)
     dtype = features_BSCV.dtype
     wide = torch.float64 if dtype == torch.float64 else torch.float32

@@ -8,12 +8,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from . import checks
+
 _BLOCK_BYTES = 2 << 20  # hidden activations of one block
 
 
 def route(expert_ids_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Counts (E,), offsets (E + 1,), permutation (N,) and its inverse; see `mome_kernels.route`."""
     flat = expert_ids_TK.reshape(-1)
+    if flat.device.type == "cpu":
+        checks.ids_in_range(flat, num_experts)
     # narrow keys sort several times faster than int64
     keys = flat.to(torch.int16) if num_experts < 32768 else flat
     permutation = torch.sort(keys, stable=True).indices
@@ -42,7 +46,8 @@ def _blocks(ids_TK: Tensor, num_experts: int, row_bytes: int) -> Iterator[tuple[
         start += count
 
 
-def _activate(z_nF: Tensor, activation: str) -> Tensor:
+def activate(z_nF: Tensor, activation: str) -> Tensor:
+    """a(z)."""
     if activation == "silu":
         return F.silu(z_nF)
     if activation == "gelu":
@@ -68,26 +73,26 @@ def _add_rows(out_TD: Tensor, tokens: Tensor, rows_nD: Tensor) -> None:
 
 def mlp_forward(
     x: Tensor, ids: Tensor, gates: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor,
-    down_bias: Tensor | None, activation: str, gated: bool,
-) -> Tensor:  # fmt: skip
-    """See `mome_kernels.moe_mlp`."""
+    down_bias: Tensor | None, activation: str, gated: bool, keep_hidden: bool = False,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """See `mome_kernels.moe_mlp`; the hidden layer is never kept here, so the second tensor is empty."""
     out = x.new_zeros(x.shape[0], down.shape[1])
     ups, downs, gate_of = up.unbind(0), down.unbind(0), gates.reshape(-1)
     for e, tokens, slots in _blocks(ids, up.shape[0], up.shape[1] * x.element_size()):
         z = F.linear(x.index_select(0, tokens), ups[e], None if up_bias is None else up_bias[e])
         if gated:
             g, u = z.chunk(2, dim=-1)
-            h = _activate(g, activation) * u
+            h = activate(g, activation) * u
         else:
-            h = _activate(z, activation)
+            h = activate(z, activation)
         y = F.linear(h, downs[e], None if down_bias is None else down_bias[e])
         _add_rows(out, tokens, y * gate_of[slots, None].to(y.dtype))
-    return out
+    return out, x.new_empty(0)
 
 
 def mlp_backward(
     grad: Tensor, x: Tensor, ids: Tensor, gates: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor,
-    down_bias: Tensor | None, activation: str, gated: bool,
+    down_bias: Tensor | None, activation: str, gated: bool, hidden: Tensor | None = None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Gradients of x, gates, up, up_bias, down, down_bias; biases that are absent give empty tensors."""
     d_x, d_gates = torch.zeros_like(x), torch.zeros_like(gates)
@@ -100,10 +105,10 @@ def mlp_backward(
         z = F.linear(rows, ups[e], None if up_bias is None else up_bias[e])
         if gated:
             g, u = z.chunk(2, dim=-1)
-            a = _activate(g, activation)
+            a = activate(g, activation)
             h = a * u
         else:
-            h = _activate(z, activation)
+            h = activate(z, activation)
         dy = grad.index_select(0, tokens)
         dh_ungated = dy @ downs[e]  # ⟨dy, W₂ h⟩ = ⟨W₂ᵀ dy, h⟩: the expert's output is not needed again
         d_gate = (dh_ungated * h).sum(-1)

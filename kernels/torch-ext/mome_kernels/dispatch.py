@@ -1,28 +1,31 @@
 """Which implementation runs on a tensor's device.
 
-CPU tensors take the blocked torch code. CUDA (and ROCm) tensors take the Triton kernels where those support the
-shapes, and the same torch code elsewhere: every op is right on every device.
+CPU tensors take blocked torch code; CUDA (and ROCm) tensors take the Triton kernels for the dtypes of tensor cores,
+and the same torch code for others (float64): every op is right on every device. With `TRITON_INTERPRET=1` the kernels
+run on the CPU, which is how they are tested without a GPU.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
-from . import cpu_experts, cpu_head
+from . import cpu_experts, cpu_grouped, cpu_head
+
+_KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
-def _triton_wanted(x: Tensor) -> bool:
-    # Triton's interpreter runs its kernels on the CPU; the tests use it.
+def wants_kernels(x: Tensor) -> bool:
+    """Whether the device is one that Triton serves."""
     return x.device.type == "cuda" or (x.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1")
 
 
-def _triton(name: str) -> ModuleType:
+def _kernels(name: str) -> ModuleType:
     try:
-        import importlib
-
         return importlib.import_module(f".{name}", __package__)
     except ImportError as error:
         raise RuntimeError(
@@ -30,23 +33,29 @@ def _triton(name: str) -> ModuleType:
         ) from error
 
 
-def experts(x: Tensor) -> ModuleType:
-    """The expert layers for a tensor.
+def _choose(x: Tensor, name: str, otherwise: ModuleType) -> ModuleType:
+    return _kernels(name) if wants_kernels(x) and x.dtype in _KERNEL_DTYPES else otherwise
 
-    Raises:
-        RuntimeError: A CUDA tensor, and triton is not installed.
-    """
-    return _triton("triton_experts") if _triton_wanted(x) else cpu_experts
+
+def router(ids: Tensor) -> ModuleType:
+    """The counting sort. Raises RuntimeError for a CUDA tensor where triton is not installed."""
+    return _kernels("gpu.grouped_ops") if wants_kernels(ids) else cpu_experts
+
+
+def experts(x: Tensor) -> ModuleType:
+    """The expert layers; raises as `router`."""
+    return _choose(x, "gpu.experts", cpu_experts)
+
+
+def grouped(x: Tensor) -> ModuleType:
+    """Grouped linear layers and the combine; raises as `router`."""
+    return _choose(x, "gpu.grouped_ops", cpu_grouped)
 
 
 def head(features: Tensor) -> ModuleType:
-    """The fusion head for a tensor.
-
-    Raises:
-        RuntimeError: A CUDA tensor, and triton is not installed.
-    """
-    if _triton_wanted(features):
-        kernels = _triton("triton_head")
+    """The fusion head; raises as `router`."""
+    if wants_kernels(features):
+        kernels = _kernels("triton_head")
         if kernels.supports(features):
             return kernels
     return cpu_head

@@ -11,23 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import cpu_experts, dispatch
-
-_ACTIVATIONS = ("none", "relu", "silu", "gelu", "gelu_tanh")
-
-
-def check_activation(activation: str) -> None:
-    """Raises ValueError for a name that no kernel knows."""
-    if activation not in _ACTIVATIONS:
-        raise ValueError(f"activation is one of {', '.join(_ACTIVATIONS)}, got {activation!r}")
-
+from . import dispatch
+from ._ops import add_op_namespace_prefix
 
 # -- routing ------------------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("mome::route", mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("route"), mutates_args=())
 def _route(expert_ids: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return cpu_experts.route(expert_ids, num_experts)
+    return dispatch.router(expert_ids).route(expert_ids, num_experts)
 
 
 @_route.register_fake
@@ -44,34 +36,37 @@ def _(expert_ids: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor, Ten
 # -- feed-forward experts ---------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("mome::moe_mlp", mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("moe_mlp"), mutates_args=())
 def _moe_mlp(
     x: Tensor, ids: Tensor, gates: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor,
-    down_bias: Tensor | None, activation: str, gated: bool,
-) -> Tensor:  # fmt: skip
-    return dispatch.experts(x).mlp_forward(x, ids, gates, up, up_bias, down, down_bias, activation, gated)
+    down_bias: Tensor | None, activation: str, gated: bool, keep_hidden: bool = False,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    return dispatch.experts(x).mlp_forward(x, ids, gates, up, up_bias, down, down_bias, activation, gated, keep_hidden)
 
 
 @_moe_mlp.register_fake
 def _(
     x: Tensor, ids: Tensor, gates: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor,
-    down_bias: Tensor | None, activation: str, gated: bool,
-) -> Tensor:  # fmt: skip
-    return x.new_empty(x.shape[0], down.shape[1])
+    down_bias: Tensor | None, activation: str, gated: bool, keep_hidden: bool = False,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    hidden = x.new_empty(ids.numel(), up.shape[1]) if keep_hidden else x.new_empty(0)
+    return x.new_empty(x.shape[0], down.shape[1]), hidden
 
 
-@torch.library.custom_op("mome::moe_mlp_backward", mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("moe_mlp_backward"), mutates_args=())
 def _moe_mlp_backward(
     grad: Tensor, x: Tensor, ids: Tensor, gates: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor,
-    down_bias: Tensor | None, activation: str, gated: bool,
+    down_bias: Tensor | None, activation: str, gated: bool, hidden: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    return dispatch.experts(x).mlp_backward(grad, x, ids, gates, up, up_bias, down, down_bias, activation, gated)
+    return dispatch.experts(x).mlp_backward(
+        grad, x, ids, gates, up, up_bias, down, down_bias, activation, gated, hidden
+    )
 
 
 @_moe_mlp_backward.register_fake
 def _(
     grad: Tensor, x: Tensor, ids: Tensor, gates: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor,
-    down_bias: Tensor | None, activation: str, gated: bool,
+    down_bias: Tensor | None, activation: str, gated: bool, hidden: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     return (
         torch.empty_like(x),
@@ -83,19 +78,22 @@ def _(
     )
 
 
-def _mlp_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.activation, ctx.gated = inputs
-    ctx.save_for_backward(*tensors)
+def _mlp_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.activation, ctx.gated, _ = inputs
+    ctx.save_for_backward(*tensors, output[1])
+    ctx.set_materialize_grads(False)  # nothing flows back into the kept hidden layer
 
 
-def _mlp_grad(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    x, ids, gates, up, up_bias, down, down_bias = ctx.saved_tensors
+def _mlp_grad(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
+    x, ids, gates, up, up_bias, down, down_bias, hidden = ctx.saved_tensors
+    if grad is None:
+        return (None,) * 10
     d_x, d_gates, d_up, d_up_bias, d_down, d_down_bias = _moe_mlp_backward(
-        grad.contiguous(), x, ids, gates, up, up_bias, down, down_bias, ctx.activation, ctx.gated
+        grad.contiguous(), x, ids, gates, up, up_bias, down, down_bias, ctx.activation, ctx.gated, hidden
     )
     return (
         d_x, None, d_gates, d_up, None if up_bias is None else d_up_bias, d_down,
-        None if down_bias is None else d_down_bias, None, None,
+        None if down_bias is None else d_down_bias, None, None, None,
     )  # fmt: skip
 
 
@@ -105,7 +103,7 @@ _moe_mlp.register_autograd(_mlp_grad, setup_context=_mlp_setup)
 # -- linear experts ---------------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("mome::moe_linear", mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("moe_linear"), mutates_args=())
 def _moe_linear(x: Tensor, ids: Tensor, gates: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return dispatch.experts(x).linear_forward(x, ids, gates, weight, bias)
 
@@ -115,7 +113,7 @@ def _(x: Tensor, ids: Tensor, gates: Tensor, weight: Tensor, bias: Tensor | None
     return x.new_empty(x.shape[0], weight.shape[1])
 
 
-@torch.library.custom_op("mome::moe_linear_backward", mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("moe_linear_backward"), mutates_args=())
 def _moe_linear_backward(
     grad: Tensor, x: Tensor, ids: Tensor, gates: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -146,7 +144,7 @@ _moe_linear.register_autograd(_linear_grad, setup_context=_linear_setup)
 # -- fusion head --------------------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("mome::fusion_head", mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("fusion_head"), mutates_args=())
 def _fusion_head(
     features: Tensor, query: Tensor, bias: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor,
     b3: Tensor, top_k: int,
@@ -162,7 +160,7 @@ def _(
     return features.new_empty(features.shape[0], query.shape[0], features.shape[3])
 
 
-@torch.library.custom_op("mome::fusion_head_backward", mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("fusion_head_backward"), mutates_args=())
 def _fusion_head_backward(
     grad: Tensor, features: Tensor, query: Tensor, bias: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor,
     w3: Tensor, b3: Tensor, top_k: int,

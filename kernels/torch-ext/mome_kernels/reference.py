@@ -84,3 +84,26 @@ def fusion_head(
     hidden_BPCV = (w1_BPCC @ mixture_BPCV + b1_BPC[..., None]).relu()
     hidden_BPCV = (w2_BPCC @ hidden_BPCV + b2_BPC[..., None]).relu()
     return torch.einsum("bpc,bpcv->bpv", w3_BPC, hidden_BPCV) + b3_BP[..., None]
+
+
+def grouped_linear(
+    x_MD: Tensor,
+    weight_EFD: Tensor,
+    offsets: Tensor,
+    bias_EF: Tensor | None = None,
+    gather_index: Tensor | None = None,
+    activation: str = "none",
+) -> Tensor:
+    """a(W_e x_i + b_e) for row i of group e. Row by row."""
+    x_MD = x_MD if gather_index is None else x_MD[gather_index]
+    expert_of = torch.repeat_interleave(torch.arange(weight_EFD.shape[0]), offsets.diff())
+    rows = [
+        F.linear(x, weight_EFD[e], None if bias_EF is None else bias_EF[e])
+        for x, e in zip(x_MD, expert_of, strict=True)
+    ]
+    return ACTIVATIONS[activation](torch.stack(rows) if rows else x_MD.new_zeros(0, weight_EFD.shape[1]))
+
+
+def combine(y_ND: Tensor, weights_TK: Tensor, inverse_N: Tensor) -> Tensor:
+    """out_t = Σ_k weights[t, k] · y[inverse[t·K + k]]."""
+    return (y_ND[inverse_N].view(*weights_TK.shape, -1) * weights_TK[..., None]).sum(1)

@@ -1,0 +1,181 @@
+"""Every op on the device against float64: errors beside those of plain torch in the same dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import mome_kernels as kernels
+import torch
+from mome_kernels import cpu_experts, cpu_head
+from torch import Tensor
+
+Case = tuple[str, Callable[[], dict[str, Any]]]
+
+
+def _worst(ours: Tensor, exact: Tensor) -> float:
+    error = (ours.detach().double() - exact.detach()).abs().max() / exact.detach().abs().max().clamp(min=1e-9)
+    return float(error)
+
+
+def _run(function: Callable[..., Tensor], inputs: list, grad: Tensor) -> list[Tensor]:
+    leaves = [t for t in inputs if torch.is_tensor(t) and t.requires_grad]
+    out = function(*inputs)
+    return [out, *torch.autograd.grad(out, leaves, grad.to(out.dtype))]
+
+
+def compare(fast: Callable[..., Tensor], plain: Callable[..., Tensor], inputs: list) -> dict[str, Any]:
+    """Largest relative error of values and gradients, that of torch, and whether a second run has the same bits.
+
+    `plain` is blocked torch code; in float64 it is the truth.
+    """
+    wide = [
+        t.detach().double().requires_grad_(t.requires_grad) if torch.is_tensor(t) and t.is_floating_point() else t
+        for t in inputs
+    ]
+    with torch.no_grad():
+        grad = torch.randn_like(fast(*inputs))
+    exact = _run(plain, wide, grad.double())
+    ours, again = _run(fast, inputs, grad), _run(fast, inputs, grad)
+    torchs = _run(plain, inputs, grad)
+    error = max(_worst(a, b) for a, b in zip(ours, exact, strict=True))
+    reference = max(_worst(a, b) for a, b in zip(torchs, exact, strict=True))
+    floor = 1e-5 if inputs[0].dtype == torch.float32 else 2e-3
+    same = all(torch.equal(a, b) for a, b in zip(ours, again, strict=True))
+    return {"error": error, "torch_error": reference, "bit_equal": same, "ok": same and error <= 3 * reference + floor}
+
+
+class _Differentiable(torch.autograd.Function):
+    """Blocked torch code as a function with gradients, so that it can be the truth on any device."""
+
+    @staticmethod
+    def forward(ctx: Any, forward: Callable, backward: Callable, *inputs: Any) -> Tensor:
+        ctx.backward, ctx.inputs = backward, inputs
+        out = forward(*inputs)
+        return out[0] if isinstance(out, tuple) else out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        gradients = iter(ctx.backward(grad.contiguous(), *ctx.inputs))
+        picked = []
+        for value in ctx.inputs:
+            tensor = torch.is_tensor(value) and value.is_floating_point()
+            gradient = next(gradients) if tensor or value is None else None
+            picked.append(gradient if tensor else None)
+        return None, None, *picked
+
+
+def plain_mlp(*inputs: Any) -> Tensor:
+    return _Differentiable.apply(cpu_experts.mlp_forward, cpu_experts.mlp_backward, *inputs)
+
+
+def plain_linear(*inputs: Any) -> Tensor:
+    return _Differentiable.apply(cpu_experts.linear_forward, cpu_experts.linear_backward, *inputs)
+
+
+def plain_head(*inputs: Any) -> Tensor:
+    return _Differentiable.apply(cpu_head.forward, cpu_head.backward, *inputs)
+
+
+def _leaf(device: str, dtype: torch.dtype, *shape: int, scale: float = 1.0) -> Tensor:
+    return (torch.randn(*shape, device=device) * scale).to(dtype).requires_grad_()
+
+
+def mlp_case(
+    device: str, dtype: torch.dtype, t: int, e: int, k: int, d: int, f: int, gated: bool, act: str, one: bool = False
+) -> dict[str, Any]:
+    """`moe_mlp` with biases; `one` sends every token to the last expert."""
+    torch.manual_seed(0)
+    leaf = lambda *shape, scale=1.0: _leaf(device, dtype, *shape, scale=scale)  # noqa: E731
+    ids = torch.rand(t, e, device=device).topk(k).indices
+    if one:
+        ids = torch.full_like(ids, e - 1)
+    gates = torch.rand(t, k, device=device).requires_grad_()
+    w = 2 * f if gated else f
+    up, up_bias = leaf(e, w, d, scale=d**-0.5), leaf(e, w)
+    down, down_bias = leaf(e, d, f, scale=f**-0.5), leaf(e, d)
+    inputs = [leaf(t, d), ids, gates, up, up_bias, down, down_bias, act, gated]
+    return compare(kernels.moe_mlp, plain_mlp, inputs)
+
+
+def linear_case(device: str, dtype: torch.dtype, t: int, e: int, k: int, d: int, f: int) -> dict[str, Any]:
+    torch.manual_seed(0)
+    leaf = lambda *shape, scale=1.0: _leaf(device, dtype, *shape, scale=scale)  # noqa: E731
+    ids = torch.rand(t, e, device=device).topk(k).indices
+    gates = torch.rand(t, k, device=device).requires_grad_()
+    return compare(kernels.moe_linear, plain_linear, [leaf(t, d), ids, gates, leaf(e, f, d, scale=d**-0.5), leaf(e, f)])
+
+
+def head_case(device: str, p: int, s: int, c: int, v: int, top_k: int) -> dict[str, Any]:
+    torch.manual_seed(0)
+    leaf = lambda *shape: _leaf(device, torch.float32, *shape)  # noqa: E731
+    inputs = [
+        leaf(2, s, c, v), leaf(p, c), leaf(p, s), leaf(2, p, c, c), leaf(2, p, c), leaf(2, p, c, c), leaf(2, p, c),
+        leaf(2, p, c), leaf(2, p), top_k,
+    ]  # fmt: skip
+    return compare(kernels.fusion_head, plain_head, inputs)
+
+
+def grouped_case(device: str, dtype: torch.dtype) -> dict[str, Any]:
+    """Grouped linear forward, dX and dW with an empty group, odd sizes and a gather."""
+    torch.manual_seed(0)
+    x, weight = _leaf(device, dtype, 100, 37), _leaf(device, dtype, 4, 50, 37, scale=0.2)
+    offsets = torch.tensor([0, 70, 70, 71, 300], device=device)
+    index = torch.randint(0, 100, (300,), device=device)
+
+    def plain(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
+        rows = x[index].split(offsets.diff().tolist())
+        return torch.cat([r @ w.t() for r, w in zip(rows, weight.unbind(0), strict=True)])
+
+    return compare(lambda *t: kernels.grouped_linear(*t, gather_index=index), plain, [x, weight, offsets])
+
+
+def route_case(device: str, tokens: int, experts: int) -> dict[str, Any]:
+    ids = torch.randint(0, experts, (tokens, 2), device=device)
+    counts, offsets, permutation, inverse = kernels.route(ids, experts)
+    flat = ids.flatten()
+    right = [
+        torch.equal(permutation, flat.argsort(stable=True)),
+        torch.equal(permutation[inverse], torch.arange(flat.numel(), device=device)),
+        torch.equal(counts.long(), flat.bincount(minlength=experts)),
+        int(offsets[-1]) == flat.numel(),
+    ]
+    return {"error": 0.0, "torch_error": 0.0, "bit_equal": True, "ok": all(right)}
+
+
+def combine_case(device: str, dtype: torch.dtype) -> dict[str, Any]:
+    torch.manual_seed(0)
+    ids = torch.rand(500, 7, device=device).topk(3).indices
+    inverse = kernels.route(ids, 7)[3]
+    gates = torch.rand(500, 3, device=device).requires_grad_()
+
+    def plain(y: Tensor, gates: Tensor) -> Tensor:
+        return (y[inverse].view(500, 3, -1) * gates[..., None].to(y.dtype)).sum(1)
+
+    fast = lambda y, gates: kernels.combine(y, gates, inverse)  # noqa: E731
+    return compare(fast, plain, [_leaf(device, dtype, 1500, 100), gates])
+
+
+def cases(device: str, tokens: int = 3000) -> Iterator[Case]:
+    """All checks, the most telling first. `tokens` scales their size."""
+    half, single = torch.bfloat16, torch.float32
+    for d, f, k, gated, act in (
+        (48, 192, 1, False, "gelu"), (96, 384, 2, False, "gelu_tanh"), (64, 64, 2, False, "relu"),
+        (32, 128, 2, False, "silu"), (64, 256, 1, True, "silu"), (192, 512, 1, True, "silu"),
+        (37, 50, 2, True, "gelu"), (256, 512, 2, False, "gelu"), (1025, 100, 2, False, "gelu"),
+        (512, 512, 2, True, "silu"), (768, 3072, 2, False, "gelu"),
+    ):  # fmt: skip
+        for dtype in (half, single):
+            name = f"mlp D={d} F={f} K={k} {'gated ' if gated else ''}{act} {str(dtype)[6:]}"
+            yield name, lambda a=(device, dtype, tokens, 8, k, d, f, gated, act): mlp_case(*a)
+    yield "mlp all to one", lambda: mlp_case(device, half, tokens, 8, 1, 48, 192, False, "gelu", True)
+    yield "mlp one token", lambda: mlp_case(device, half, 1, 8, 2, 48, 192, False, "gelu")
+    yield "mlp float64", lambda: mlp_case(device, torch.float64, 64, 4, 2, 16, 32, True, "silu")
+    for experts in (1, 8, 128, 300):
+        yield f"route E={experts}", lambda e=experts: route_case(device, 10 * tokens, e)
+    for dtype in (half, torch.float16, single):
+        yield f"linear {str(dtype)[6:]}", lambda dt=dtype: linear_case(device, dt, tokens, 8, 2, 96, 64)
+        yield f"grouped_linear {str(dtype)[6:]}", lambda dt=dtype: grouped_case(device, dt)
+        yield f"combine {str(dtype)[6:]}", lambda dt=dtype: combine_case(device, dt)
+    for s, c, top_k in ((5, 8, 0), (1, 8, 0), (5, 8, 2), (4, 16, 0), (3, 32, 0)):
+        yield f"head S={s} C={c} top_k={top_k}", lambda a=(device, 7, s, c, tokens + 1, top_k): head_case(*a)

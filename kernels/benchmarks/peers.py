@@ -1,0 +1,124 @@
+"""What the kernels are compared with, on the same stacked weights.
+
+Every peer is a function (x, ids, gates, up, down, activation, gated) → out.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": lambda z: F.gelu(z, approximate="tanh"),
+    "silu": F.silu,
+    "relu": F.relu,
+    "none": lambda z: z,
+}
+
+
+def _hidden(z: Tensor, activation: str, gated: bool) -> Tensor:
+    if not gated:
+        return ACTIVATIONS[activation](z)
+    gate, value = z.chunk(2, dim=-1)
+    return ACTIVATIONS[activation](gate) * value
+
+
+def eager_loop(x: Tensor, ids: Tensor, gates: Tensor, up: Tensor, down: Tensor, activation: str, gated: bool) -> Tensor:
+    """Expert by expert, as most model code does it; asks the host for the group sizes once."""
+    flat = ids.flatten()
+    order = flat.argsort(stable=True)
+    sizes = flat.bincount(minlength=up.shape[0]).tolist()
+    tokens = order // ids.shape[1]
+    parts = []
+    for rows, w1, w2 in zip(x[tokens].split(sizes), up.unbind(0), down.unbind(0), strict=True):
+        parts.append(F.linear(_hidden(F.linear(rows, w1), activation, gated), w2))
+    y = torch.cat(parts) * gates.flatten()[order, None].to(x.dtype)
+    return torch.zeros_like(x).index_add(0, tokens, y)
+
+
+def torch_grouped_mm(
+    x: Tensor, ids: Tensor, gates: Tensor, up: Tensor, down: Tensor, activation: str, gated: bool
+) -> Tensor:
+    """`F.grouped_mm` on gathered rows."""
+    flat = ids.flatten()
+    order = flat.argsort(stable=True)
+    tokens = order // ids.shape[1]
+    offsets = torch.zeros(up.shape[0], dtype=torch.int64, device=x.device)
+    offsets = offsets.scatter_add(0, flat, torch.ones_like(flat)).cumsum(0).int()
+    z = F.grouped_mm(x[tokens], up.transpose(1, 2), offs=offsets)
+    y = F.grouped_mm(_hidden(z, activation, gated), down.transpose(1, 2), offs=offsets)
+    inverse = torch.empty_like(order).scatter_(0, order, torch.arange(order.numel(), device=x.device))
+    y = y[inverse].view(*ids.shape, -1) * gates[..., None].to(x.dtype)
+    return y.sum(1)
+
+
+def transformers_module(up: Tensor, down: Tensor, activation: str, gated: bool) -> Any:
+    """The little of an expert module that transformers' functions look at."""
+    moe = importlib.import_module("transformers.integrations.moe")
+    act = ACTIVATIONS[activation]
+    module = SimpleNamespace(
+        num_experts=up.shape[0], has_gate=gated, has_bias=False, is_transposed=False, is_concatenated=True,
+        has_post_expert_norm=False, _is_expert_parallel=False, act_fn=act, down_proj=down, gate_up_proj=up,
+        up_proj=up, training=True, config=SimpleNamespace(),
+    )  # fmt: skip
+    module._apply_gate = lambda z: moe._default_apply_gate(module, z)
+    return module
+
+
+def transformers_function(name: str) -> Callable[..., Tensor]:
+    """`batched_mm` or `grouped_mm` of transformers, as a peer."""
+    moe = importlib.import_module("transformers.integrations.moe")
+    function = moe.ALL_EXPERTS_FUNCTIONS[name]
+
+    def run(x: Tensor, ids: Tensor, gates: Tensor, up: Tensor, down: Tensor, activation: str, gated: bool) -> Tensor:
+        return function(transformers_module(up, down, activation, gated), x, ids, gates.to(x.dtype))
+
+    return run
+
+
+def dense(x: Tensor, ids: Tensor, gates: Tensor, up: Tensor, down: Tensor, activation: str, gated: bool) -> Tensor:
+    """One expert's layer on T·K rows: the same arithmetic without routing. A bound, not the same numbers."""
+    rows = x if ids.shape[1] == 1 else x.repeat_interleave(ids.shape[1], dim=0)
+    return F.linear(_hidden(F.linear(rows, up[0]), activation, gated), down[0])
+
+
+def scattermoe(x: Tensor, ids: Tensor, gates: Tensor, up: Tensor, down: Tensor, activation: str, gated: bool) -> Tensor:
+    """ScatterMoE's parallel linear layers, where its package is installed."""
+    ops = importlib.import_module("scattermoe.parallel_experts")
+    k, experts = ids.shape[1], up.shape[0]
+    order, scattered, offsets = ops.flatten_sort_count(ids, num_experts=experts)
+    h = ops.parallel_linear(x, up.transpose(1, 2), k, order, scattered, offsets, grouped_out=True)
+    return ops.parallel_linear(
+        _hidden(h, activation, gated), down.transpose(1, 2), 1, order, scattered, offsets, grouped_in=True, gates=gates
+    )
+
+
+def liger(x: Tensor, ids: Tensor, gates: Tensor, up: Tensor, down: Tensor, activation: str, gated: bool) -> Tensor:
+    """Liger's fused mixture of experts (gated SiLU only), where its package is installed."""
+    if not gated or activation != "silu":
+        raise NotImplementedError("liger: gated SiLU only")
+    ops = importlib.import_module("liger_kernel.ops.fused_moe")
+    return ops.LigerFusedMoEFunction.apply(x, up, down, ids.int(), gates)
+
+
+def available() -> dict[str, Callable[..., Tensor]]:
+    """The peers whose packages are found, by name. `dense` is a bound: its numbers differ."""
+    peers: dict[str, Callable[..., Tensor]] = {"eager_loop": eager_loop}
+    if hasattr(F, "grouped_mm"):
+        peers["grouped_mm"] = torch_grouped_mm
+    if importlib.util.find_spec("transformers"):
+        peers["transformers_grouped_mm"] = transformers_function("grouped_mm")
+    if importlib.util.find_spec("scattermoe"):
+        peers["scattermoe"] = scattermoe
+    if importlib.util.find_spec("liger_kernel"):
+        peers["liger"] = liger
+    peers["dense"] = dense
+    return peers

@@ -1,0 +1,10 @@
+"""The namespace of this package's ops. A Kernel Hub build puts its own unique one here."""
+
+from __future__ import annotations
+
+NAMESPACE = "mome"
+
+
+def add_op_namespace_prefix(name: str) -> str:
+    """`mome::name`."""
+    return f"{NAMESPACE}::{name}"

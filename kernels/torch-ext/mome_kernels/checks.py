@@ -1,0 +1,82 @@
+"""What the ops refuse, in words that name the argument, its shape and what was expected.
+
+Nothing here waits for a device: values (ids, offsets) are checked on the host for CPU tensors and by device-side
+assertions elsewhere.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+ACTIVATIONS = ("none", "relu", "silu", "gelu", "gelu_tanh")
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_MOST = 2**31 - 1
+
+
+def activation(name: str) -> None:
+    """Raises ValueError for a name that no kernel knows."""
+    if name not in ACTIVATIONS:
+        raise ValueError(f"activation is one of {', '.join(ACTIVATIONS)}, got {name!r}")
+
+
+def shape(name: str, tensor: Tensor | None, expected: tuple[int | None, ...], legend: str) -> None:
+    """Raises ValueError unless the sizes agree; None in `expected` is any size."""
+    if tensor is None:
+        return
+    same = tensor.dim() == len(expected)
+    if not same or any(want is not None and have != want for have, want in zip(tensor.shape, expected, strict=True)):
+        wanted = ", ".join("any" if size is None else str(size) for size in expected)
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {legend} = ({wanted})")
+
+
+def floating(**tensors: Tensor | None) -> None:
+    """Raises TypeError for a tensor that is not of a floating dtype."""
+    for name, tensor in tensors.items():
+        if tensor is not None and not tensor.is_floating_point():
+            raise TypeError(f"{name} has dtype {tensor.dtype}, expected a floating dtype")
+
+
+def integer(**tensors: Tensor | None) -> None:
+    """Raises TypeError for a tensor that is not of an integer dtype."""
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.dtype not in _INTEGERS:
+            raise TypeError(f"{name} has dtype {tensor.dtype}, expected an integer dtype")
+
+
+def same_device(first_name: str, first: Tensor, **tensors: Tensor | None) -> None:
+    """Raises ValueError for a tensor on another device."""
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.device != first.device:
+            raise ValueError(f"{name} is on {tensor.device}, expected {first.device}, where {first_name} is")
+
+
+def ids(expert_ids_TK: Tensor, tokens: int | None = None) -> None:
+    """Raises for ids that are not an integer (T, K) with fewer than 2³¹ entries."""
+    if expert_ids_TK.dtype not in _INTEGERS:
+        raise TypeError(f"expert_ids_TK has dtype {expert_ids_TK.dtype}, expected an integer dtype")
+    shape("expert_ids_TK", expert_ids_TK, (tokens, None), "(T, K)")
+    if expert_ids_TK.numel() > _MOST:
+        raise ValueError(
+            f"expert_ids_TK has shape {tuple(expert_ids_TK.shape)}: more than {_MOST} assignments; split the tokens"
+        )
+
+
+def ids_in_range(expert_ids: Tensor, num_experts: int) -> None:
+    """Raises ValueError for ids outside [0, E), for CPU tensors."""
+    if expert_ids.numel():
+        low, high = (int(value) for value in expert_ids.aminmax())
+        if low < 0 or high >= num_experts:
+            raise ValueError(
+                f"expert_ids_TK has ids from {low} to {high}, expected 0 to {num_experts - 1} for {num_experts} experts"
+            )
+
+
+def offsets_add_up(offsets: Tensor, rows: int) -> None:
+    """Raises ValueError unless offsets rise from 0 to `rows`; on a GPU a device-side assertion, without waiting."""
+    right = (offsets[0] == 0) & (offsets[-1] == rows) & (offsets.diff() >= 0).all()
+    message = f"offsets (E + 1,) must rise from 0 to the number of rows, {rows}"
+    if offsets.device.type != "cpu":
+        torch._assert_async(right, message)
+    elif not bool(right):
+        raise ValueError(f"{message}; got {offsets[:4].tolist()} … {offsets[-1].item()}")

@@ -1,0 +1,1 @@
+"""Triton kernels behind the ops of this package; imported only when a tensor needs them."""

@@ -1,0 +1,98 @@
+"""One kernel launch as a value: run it on a device, or compile it for a GPU that is not there."""
+
+from __future__ import annotations
+
+import functools
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+_TYPES = {
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.float32: "*fp32",
+    torch.int16: "*i16",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+    torch.uint8: "*u8",
+}
+
+
+def interpreting() -> bool:
+    """Whether Triton interprets kernels on the CPU (`TRITON_INTERPRET=1`, set before triton is imported)."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What launches are planned for: an architecture name of `configs/` and the number of multiprocessors."""
+
+    arch: str
+    processors: int
+
+
+@functools.lru_cache
+def _machine(device: torch.device) -> Machine:
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip:
+        return Machine(properties.gcnArchName.split(":")[0], properties.multi_processor_count)
+    return Machine(f"sm_{properties.major}{properties.minor}", properties.multi_processor_count)
+
+
+def machine_of(tensor: Tensor) -> Machine:
+    """The tensor's device; an H100 where kernels are interpreted or only planned."""
+    return _machine(tensor.device) if tensor.device.type == "cuda" else Machine("sm_90", 132)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel, its grid and all of its arguments by name."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    args: dict[str, Any]
+    num_warps: int = 4
+    num_stages: int = 2
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def run(self) -> None:
+        """Launches on the current stream; an empty grid does nothing."""
+        if all(size > 0 for size in self.grid):
+            self.kernel[self.grid](**self.args, num_warps=self.num_warps, num_stages=self.num_stages, **self.options)
+
+    def compile(self, target: Any) -> Any:
+        """Compiles exactly this launch for a `triton.backends.compiler.GPUTarget`, without a device."""
+        from triton.compiler import ASTSource
+
+        signature, constants, attributes = {}, {}, {}
+        for i, parameter in enumerate(self.kernel.params):
+            value = self.args[parameter.name]
+            if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
+                signature[parameter.name], constants[(i,)] = "constexpr", value
+                continue
+            aligned = True
+            if isinstance(value, Tensor):
+                signature[parameter.name] = _TYPES[value.dtype]
+            else:
+                signature[parameter.name] = "i64" if abs(value) > 0x7FFFFFFF else "i32"
+                aligned = value % 16 == 0 and not parameter.do_not_specialize
+            if aligned:
+                attributes[(i,)] = [["tt.divisibility", 16]]
+        source = ASTSource(self.kernel, signature, constants, attributes)
+        return triton.compile(
+            source, target=target, options={"num_warps": self.num_warps, "num_stages": self.num_stages, **self.options}
+        )
+
+
+def ceil_div(a: int, b: int) -> int:
+    """⌈a / b⌉ for host integers."""
+    return -(-a // b)
+
+
+def power_of_two(n: int) -> int:
+    """The smallest power of two that is at least n."""
+    return 1 << max(0, n - 1).bit_length()

@@ -1,0 +1,111 @@
+"""Grouped linear layers and the combine as torch ops; forward, dX and dW are ops of their own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import dispatch
+from ._ops import add_op_namespace_prefix
+
+
+@torch.library.custom_op(add_op_namespace_prefix("grouped_linear"), mutates_args=())
+def _grouped_linear(
+    x: Tensor, weight: Tensor, offsets: Tensor, bias: Tensor | None, index: Tensor | None, activation: str
+) -> Tensor:
+    return dispatch.grouped(x).grouped_forward(x, weight, offsets, bias, index, activation)
+
+
+@_grouped_linear.register_fake
+def _(x: Tensor, weight: Tensor, offsets: Tensor, bias: Tensor | None, index: Tensor | None, activation: str) -> Tensor:
+    return x.new_empty(x.shape[0] if index is None else index.shape[0], weight.shape[1])
+
+
+@torch.library.custom_op(add_op_namespace_prefix("grouped_linear_dx"), mutates_args=())
+def _grouped_linear_dx(grad: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
+    return dispatch.grouped(grad).grouped_dx(grad, weight, offsets)
+
+
+@_grouped_linear_dx.register_fake
+def _(grad: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
+    return grad.new_empty(grad.shape[0], weight.shape[2])
+
+
+@torch.library.custom_op(add_op_namespace_prefix("grouped_linear_dw"), mutates_args=())
+def _grouped_linear_dw(
+    grad: Tensor, x: Tensor, offsets: Tensor, index: Tensor | None, bias: bool
+) -> tuple[Tensor, Tensor]:
+    return dispatch.grouped(grad).grouped_dw(grad, x, offsets, index, bias)
+
+
+@_grouped_linear_dw.register_fake
+def _(grad: Tensor, x: Tensor, offsets: Tensor, index: Tensor | None, bias: bool) -> tuple[Tensor, Tensor]:
+    experts = offsets.shape[0] - 1
+    dw = grad.new_empty(experts, grad.shape[1], x.shape[1])
+    return dw, grad.new_empty(experts, grad.shape[1]) if bias else grad.new_empty(0)
+
+
+def _activation_backward(grad: Tensor, z: Tensor, activation: str) -> Tensor:
+    if activation == "silu":
+        return torch.ops.aten.silu_backward(grad, z)
+    if activation in ("gelu", "gelu_tanh"):
+        approximate = "tanh" if activation == "gelu_tanh" else "none"
+        return torch.ops.aten.gelu_backward(grad, z, approximate=approximate)
+    return grad * (z > 0) if activation == "relu" else grad
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.activation = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    x, weight, offsets, bias, index = ctx.saved_tensors
+    grad = grad.contiguous()
+    if ctx.activation != "none":
+        z = _grouped_linear(x, weight, offsets, bias, index, "none")
+        grad = _activation_backward(grad, z, ctx.activation)
+    dx = dw = db = None
+    if ctx.needs_input_grad[0]:
+        dx = _grouped_linear_dx(grad, weight, offsets)
+        if index is not None:  # index_put sums by sorted index: deterministic, unlike atomic additions
+            dx = torch.zeros_like(x).index_put((index.long(),), dx, accumulate=True)
+    if ctx.needs_input_grad[1] or ctx.needs_input_grad[3]:
+        dw, db = _grouped_linear_dw(grad, x, offsets, index, bias is not None)
+    return dx, dw, None, db if bias is not None else None, None, None
+
+
+_grouped_linear.register_autograd(_gradients, setup_context=_setup)
+
+
+@torch.library.custom_op(add_op_namespace_prefix("combine"), mutates_args=())
+def _combine(y: Tensor, gates: Tensor, inverse: Tensor) -> Tensor:
+    return dispatch.grouped(y).combine(y, gates, inverse)
+
+
+@_combine.register_fake
+def _(y: Tensor, gates: Tensor, inverse: Tensor) -> Tensor:
+    return y.new_empty(gates.shape[0], y.shape[1])
+
+
+@torch.library.custom_op(add_op_namespace_prefix("combine_backward"), mutates_args=())
+def _combine_backward(grad: Tensor, y: Tensor, gates: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
+    return dispatch.grouped(y).combine_backward(grad, y, gates, inverse)
+
+
+@_combine_backward.register_fake
+def _(grad: Tensor, y: Tensor, gates: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
+    return y.new_empty(y.shape), gates.new_empty(gates.shape)
+
+
+def _combine_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _combine_gradients(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    return *_combine_backward(grad.contiguous(), *ctx.saved_tensors), None
+
+
+_combine.register_autograd(_combine_gradients, setup_context=_combine_setup)

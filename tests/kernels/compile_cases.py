@@ -1,0 +1,116 @@
+"""Launches of every shipped configuration, planned on meta tensors as they would be on a device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from mome_kernels.gpu import configs, fused, fused_backward, grouped, rows
+from mome_kernels.gpu import routing as routes
+from mome_kernels.gpu.launch import Launch, Machine
+
+EXPERTS, SHARE, TOKENS = 8, 2, 20000
+
+
+def new(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty(*shape, dtype=dtype, device="meta")
+
+
+def fused_launch(machine: Machine, kernel: str, d: int, f: int, gated: bool, dtype: torch.dtype) -> Launch:
+    """A fused kernel at token width d and hidden width f, with biases and the costliest activation."""
+    width = 2 * f if gated else f
+    x, y = new(TOKENS, d, dtype=dtype), new(TOKENS * SHARE, d, dtype=dtype)
+    up, up_bias = new(EXPERTS, width, d, dtype=dtype), new(EXPERTS, width, dtype=dtype)
+    down, down_bias = new(EXPERTS, d, f, dtype=dtype), new(EXPERTS, d, dtype=dtype)
+    gates = new(TOKENS, SHARE, dtype=torch.float32)
+    slots, offsets = new(TOKENS * SHARE, dtype=torch.int32), new(EXPERTS + 1, dtype=torch.int32)
+    _, tiles = routes.plan_tiles(offsets, TOKENS * SHARE, 512)
+    way = {"share": SHARE, "activation": "gelu", "gated": gated}
+    if kernel == "mlp":
+        return fused.plan_forward(
+            x, up, up_bias, down, down_bias, gates, slots, offsets, tiles, y, machine, scatter=False, **way
+        )
+    if kernel == "mlp_dx":
+        return fused_backward.plan_dx(
+            x, x, up, up_bias, down, down_bias, gates, slots, offsets, tiles, y, gates, machine, scatter=False, **way
+        )
+    parts = new(tiles.bound, width * d + d * f + width + d, dtype=torch.float32)
+    return fused_backward.plan_dw(
+        x, x, up, up_bias, down, gates, slots, offsets, tiles, parts, machine, bias=True, **way
+    )
+
+
+def linear_launch(
+    machine: Machine, n: int, k: int, gated: bool, epilogue: bool, dtype: torch.dtype, transpose: bool = False
+) -> Launch:
+    """The grouped linear kernel: gathered, with bias and kept z where there is an epilogue."""
+    columns = 2 * n if gated else n
+    x, slots = new(TOKENS, k, dtype=dtype), new(TOKENS * SHARE, dtype=torch.int32)
+    weight = new(EXPERTS, k, columns, dtype=dtype) if transpose else new(EXPERTS, columns, k, dtype=dtype)
+    bias, offsets = new(EXPERTS, columns, dtype=dtype), new(EXPERTS + 1, dtype=torch.int32)
+    _, tiles = routes.plan_tiles(offsets, TOKENS * SHARE, 128)
+    out, z = new(TOKENS * SHARE, n, dtype=dtype), new(TOKENS * SHARE, columns, dtype=dtype)
+    return grouped.plan_linear(
+        x, weight, None if transpose else bias, tiles, offsets, out, machine, slots=slots, share=SHARE, gather=True,
+        gated=gated, activation="gelu" if epilogue else "none", z_out=z if epilogue else None, transpose=transpose,
+    )  # fmt: skip
+
+
+def dw_launch(machine: Machine, n: int, k: int, dtype: torch.dtype) -> Launch:
+    """The weight gradient, split over tokens, with gates and bias."""
+    dy, x = new(TOKENS, n, dtype=dtype), new(TOKENS * SHARE, k, dtype=dtype)
+    slots, offsets = new(TOKENS * SHARE, dtype=torch.int32), new(EXPERTS + 1, dtype=torch.int32)
+    gates = new(TOKENS, SHARE, dtype=torch.float32)
+    _, tiles = routes.plan_tiles(offsets, TOKENS * SHARE, 512)
+    dw, db = new(tiles.bound, n, k, dtype=torch.float32), new(tiles.bound, n, dtype=torch.float32)
+    return grouped.plan_dw(
+        dy, x, offsets, dw, db, machine, tiles=tiles, slots=slots, share=SHARE, gates=gates, gather_y=True
+    )
+
+
+def row_launch(machine: Machine, kernel: str, row: dict) -> Launch:
+    """A row of a table at its own bounds."""
+    bounds = row["up_to"]
+    dtype = torch.bfloat16 if bounds.get("bytes", 4) == 2 else torch.float32
+    gated = bool(bounds.get("gated", 1))
+    if kernel in ("mlp", "mlp_dx", "mlp_dw"):
+        return fused_launch(machine, kernel, bounds["d"], bounds.get("f", 4 * bounds["d"]), gated, dtype)
+    odd = bounds.get("odd", 1)
+    n, k = bounds.get("n", 1024) - 13 * odd, bounds.get("k", 1024) - 13 * odd
+    if kernel == "dw":
+        return dw_launch(machine, n, k, dtype)
+    return linear_launch(machine, n, k, gated, bool(bounds.get("epilogue", 1)), dtype)
+
+
+def every_row(arch: str) -> Iterator[tuple[str, int]]:
+    """(kernel, index) of every row of an architecture's table."""
+    for kernel, table in configs.table(arch).items():
+        for index in range(len(table)):
+            yield kernel, index
+
+
+def small_launches(machine: Machine) -> dict[str, Launch]:
+    """Routing, combine and the row-wise kernels, which have one configuration."""
+    dtype = torch.bfloat16
+    ids = new(TOKENS, SHARE, dtype=torch.int64)
+    launches, way, _ = routes.plan_route(ids, EXPERTS, torch.int32)
+    count, scan, scatter = launches
+    n, f, d = TOKENS * SHARE, 384, 96
+    gates, slots = new(TOKENS, SHARE, dtype=torch.float32), way.permutation
+    x, h, z = new(TOKENS, d, dtype=dtype), new(n, f, dtype=dtype), new(n, 2 * f, dtype=dtype)
+    y, bias = new(n, d, dtype=dtype), new(EXPERTS, d, dtype=dtype)
+    tile_launch, tiles = routes.plan_tiles(way.offsets, n, 512)
+    parts = new(tiles.bound, d * f, dtype=torch.float32)
+    return {
+        "count": count,
+        "scan": scan,
+        "scatter": scatter,
+        "tile_map": tile_launch,
+        "combine": rows.plan_combine(y, gates, way.inverse, SHARE, x),
+        "combine_backward": rows.plan_combine_backward(x, y, gates, way.inverse, y, gates),
+        "activation_backward": rows.plan_activation_backward(
+            h, z, h, z, x, bias, ids, slots, gates, gates, "gelu", True
+        ),
+        "row_dot": rows.plan_row_dot(y, x, x, bias, ids, slots, gates),
+        "sum_parts": grouped.plan_sum(parts, tiles, new(EXPERTS, d, f, dtype=dtype), d * f),
+    }
