@@ -120,7 +120,7 @@ def tile(channels: int, *, backward: bool) -> tuple[int, int]:
     """Voxels of a tile and warps of a program: the (V, C, C) products stay in registers, none spilled."""
     if backward:
         return {8: (32, 8), 16: (16, 4), 32: (8, 8)}[channels]
-    return {8: (128, 4), 16: (64, 4), 32: (16, 4)}[channels]
+    return {8: (128, 4), 16: (32, 4), 32: (16, 4)}[channels]
 
 
 def supports(features: Tensor) -> bool:
