@@ -24,6 +24,8 @@ MINILM = (
     "hf(model='sentence-transformers/all-MiniLM-L6-v2', revision='1110a243fdf4706b3f48f1d95db1a4f5529b4d41', width=384)"
 )
 CLIP = "clip(model='openai/clip-vit-base-patch32', width=512)"
+# With ReLU a structure that is rare in the patches can lose its head in training for good; see `DynamicHead`.
+LEAKY_HEAD = "dynamic(negative_slope=0.1)"
 
 # The tiny presets' grid is that of the head-and-neck scans they are trained on, about 4 × 4 × 2.5 mm.
 _TINY_PROCESSOR = {"spacing": [3.90625, 3.90625, 2.5], "hu_window": [-250.0, 550.0]}
@@ -51,6 +53,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "experts": "swiglu(n=4, hidden=24)",
             "router": "topk(k=1)",
             "fusion": "text_guided",
+            "head": LEAKY_HEAD,
         },
         "processor": _TINY_PROCESSOR,
     },
@@ -66,12 +69,18 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "mome_ct_base": {
         "summary": "Swin UNETR 48, CLIP ViT-B/32 bank, five scale experts, text-guided fusion, 32 classes",
-        "model": {**_BASE, "experts": "linear", "fusion": "text_guided"},
+        "model": {**_BASE, "experts": "linear", "fusion": "text_guided", "head": LEAKY_HEAD},
         "processor": _BASE_PROCESSOR,
     },
     "mome_ct_base_sparse": {
         "summary": "mome_ct_base with a sparse mixture of 8 SwiGLU experts inside every scale",
-        "model": {**_BASE, "experts": "swiglu(n=8)", "router": "topk(k=2)", "fusion": "text_guided"},
+        "model": {
+            **_BASE,
+            "experts": "swiglu(n=8)",
+            "router": "topk(k=2)",
+            "fusion": "text_guided",
+            "head": LEAKY_HEAD,
+        },
         "processor": _BASE_PROCESSOR,
     },
     "universal_ct_base": {

@@ -106,12 +106,12 @@ def linear_case(device: str, dtype: torch.dtype, t: int, e: int, k: int, d: int,
     return compare(kernels.moe_linear, plain_linear, [leaf(t, d), ids, gates, leaf(e, f, d, scale=d**-0.5), leaf(e, f)])
 
 
-def head_case(device: str, p: int, s: int, c: int, v: int, top_k: int) -> dict[str, Any]:
+def head_case(device: str, p: int, s: int, c: int, v: int, top_k: int, slope: float) -> dict[str, Any]:
     torch.manual_seed(0)
     leaf = lambda *shape: _leaf(device, torch.float32, *shape)  # noqa: E731
     inputs = [
         leaf(2, s, c, v), leaf(p, c), leaf(p, s), leaf(2, p, c, c), leaf(2, p, c), leaf(2, p, c, c), leaf(2, p, c),
-        leaf(2, p, c), leaf(2, p), top_k,
+        leaf(2, p, c), leaf(2, p), top_k, slope,
     ]  # fmt: skip
     return compare(kernels.fusion_head, plain_head, inputs)
 
@@ -177,5 +177,15 @@ def cases(device: str, tokens: int = 3000) -> Iterator[Case]:
         yield f"linear {str(dtype)[6:]}", lambda dt=dtype: linear_case(device, dt, tokens, 8, 2, 96, 64)
         yield f"grouped_linear {str(dtype)[6:]}", lambda dt=dtype: grouped_case(device, dt)
         yield f"combine {str(dtype)[6:]}", lambda dt=dtype: combine_case(device, dt)
-    for s, c, top_k in ((5, 8, 0), (1, 8, 0), (5, 8, 2), (4, 16, 0), (3, 32, 0)):
-        yield f"head S={s} C={c} top_k={top_k}", lambda a=(device, 7, s, c, tokens + 1, top_k): head_case(*a)
+    for s, c, top_k, slope in (
+        (5, 8, 0, 0.0),
+        (5, 8, 0, 0.1),
+        (1, 8, 0, 0.0),
+        (5, 8, 2, 0.0),
+        (4, 16, 0, 0.1),
+        (3, 32, 0, 0.1),
+    ):
+        yield (
+            f"head S={s} C={c} top_k={top_k} slope={slope}",
+            lambda a=(device, 7, s, c, tokens + 1, top_k, slope): head_case(*a),
+        )

@@ -148,7 +148,7 @@ def head_step(prompts: int, scales: int, channels: int, side: int, device: str) 
     ]  # fmt: skip
     result = {"mome": _timed(lambda: kernels.fusion_head(*inputs), inputs, device)}
     with torch.no_grad():
-        chunked = median_ms(lambda: cpu_head.forward(*inputs, 0), device)
+        chunked = median_ms(lambda: cpu_head.forward(*inputs, 0, 0.0), device)
     result["chunked_torch"] = {"forward_ms": chunked}
     return result
 

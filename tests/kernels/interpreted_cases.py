@@ -149,10 +149,10 @@ def routes() -> Iterator[tuple[str, Result]]:
 
 
 def heads() -> Iterator[tuple[str, Result]]:
-    for scales, top_k, channels in ((1, 0, 8), (5, 0, 8), (3, 2, 8), (4, 0, 16)):
+    for scales, top_k, channels, slope in ((1, 0, 8, 0.0), (5, 0, 8, 0.1), (3, 2, 8, 0.0), (4, 0, 16, 0.1)):
         inputs = head_inputs(scales, 2, 3, channels, 150, torch.float32)
         assert dispatch.head(inputs[0]).__name__ != "mome_kernels.cpu_head"
-        case = compare(kernels.fusion_head, reference.fusion_head, inputs, top_k=top_k)
+        case = compare(kernels.fusion_head, reference.fusion_head, inputs, top_k=top_k, negative_slope=slope)
         yield f"head {scales} {top_k} {channels}", case
 
 

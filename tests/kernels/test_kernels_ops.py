@@ -91,7 +91,9 @@ def test_linear(load: str, bias: bool) -> None:
 
 @pytest.mark.parametrize(("scales", "top_k"), [(1, 0), (3, 0), (3, 2), (5, 1)])
 def test_head(scales: int, top_k: int) -> None:
-    same_values_and_gradients(kernels.fusion_head, reference.fusion_head, head_inputs(scales), top_k=top_k)
+    for slope in (0.0, 0.1):
+        options = {"top_k": top_k, "negative_slope": slope}
+        same_values_and_gradients(kernels.fusion_head, reference.fusion_head, head_inputs(scales), **options)
 
 
 def test_head_over_several_tiles(monkeypatch) -> None:
@@ -150,7 +152,7 @@ def test_opcheck() -> None:
     opcheck(ops._route, (ids, 4))
     opcheck(ops._moe_mlp, (x, ids, gates, up, up_bias, down, down_bias, "silu", True))
     opcheck(ops._moe_linear, (x, ids, gates, up, up_bias))
-    opcheck(ops._fusion_head, (*head_inputs(dtype=torch.float32, voxels=40), 0))
+    opcheck(ops._fusion_head, (*head_inputs(dtype=torch.float32, voxels=40), 0, 0.1))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

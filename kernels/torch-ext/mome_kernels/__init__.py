@@ -184,15 +184,17 @@ def fusion_head(
     w3_BPC: Tensor,
     b3_BP: Tensor,
     top_k: int = 0,
+    negative_slope: float = 0.0,
 ) -> Tensor:
     """Text-guided fusion of S scales and the text-made head in one pass: logits (B, P, V).
 
     weight(p, v, s) = softmax over s of ⟨query_p, f_s(v)⟩ + bias_ps (over the best `top_k` scales where > 0);
-    m_p(v) = Σ_s weight · f_s(v); logits = w₃ · relu(W₂ relu(W₁ m + b₁) + b₂) + b₃. With S = 1 this is the head of
-    the CLIP-Driven Universal Model. Differentiable in all tensors. Computed in float32 (float64 stays).
+    m_p(v) = Σ_s weight · f_s(v); logits = w₃ · φ(W₂ φ(W₁ m + b₁) + b₂) + b₃, φ being ReLU, leaky where
+    `negative_slope` > 0. With S = 1 and slope 0 this is the head of the CLIP-Driven Universal Model. Differentiable in
+    all tensors. Computed in float32 (float64 stays).
 
     Raises:
-        ValueError, TypeError: Shapes or dtypes that do not fit.
+        ValueError, TypeError: Shapes, dtypes or a slope that do not fit.
     """
     checks.shape("features_BSCV", features_BSCV, (None, None, None, None), "(B, S, C, V)")
     checks.shape("query_PC", query_PC, (None, features_BSCV.shape[2]), "(P, C)")
@@ -208,5 +210,5 @@ def fusion_head(
     tensors = (features_BSCV, query_PC, scale_bias_PS, w1_BPCC, b1_BPC, w2_BPCC, b2_BPC, w3_BPC, b3_BP)
     dtype = features_BSCV.dtype
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    logits = ops._fusion_head(*(t.to(wide).contiguous() for t in tensors), top_k)
+    logits = ops._fusion_head(*(t.to(wide).contiguous() for t in tensors), top_k, negative_slope)
     return logits if torch.is_autocast_enabled(features_BSCV.device.type) else logits.to(dtype)

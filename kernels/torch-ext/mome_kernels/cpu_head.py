@@ -36,9 +36,20 @@ def _mixture(f_SCn: Tensor, weight_SPn: Tensor | None, prompts: int) -> Tensor:
     return mixture
 
 
+def _activate(x: Tensor, negative_slope: float) -> Tensor:
+    return torch.nn.functional.leaky_relu_(x, negative_slope) if negative_slope else x.relu_()
+
+
+def _gradient(grad: Tensor, result: Tensor, negative_slope: float) -> Tensor:
+    """The gradient before the activation, from its result: a slope in [0, 1] keeps the sign."""
+    if negative_slope:
+        return torch.ops.aten.leaky_relu_backward(grad, result, negative_slope, True)
+    return grad.mul_(result > 0)
+
+
 def forward(
     features: Tensor, query: Tensor, bias: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor,
-    b3: Tensor, top_k: int,
+    b3: Tensor, top_k: int, negative_slope: float,
 ) -> Tensor:  # fmt: skip
     """See `mome_kernels.fusion_head`."""
     batch, scales, channels, voxels = features.shape
@@ -51,8 +62,8 @@ def forward(
             f = features[b, :, :, start : start + step].contiguous()
             weight = _weights(f, query, bias_SP, top_k) if scales > 1 else None
             mixture = _mixture(f, weight, prompts)
-            hidden = torch.baddbmm(b1[b, :, :, None], w1[b], mixture).relu_()
-            hidden = torch.baddbmm(b2[b, :, :, None], w2[b], hidden).relu_()
+            hidden = _activate(torch.baddbmm(b1[b, :, :, None], w1[b], mixture), negative_slope)
+            hidden = _activate(torch.baddbmm(b2[b, :, :, None], w2[b], hidden), negative_slope)
             tile = torch.baddbmm(b3[b, :, None, None], w3[b, :, None], hidden)
             out[b, :, start : start + step] = tile[:, 0]
     return out
@@ -60,7 +71,7 @@ def forward(
 
 def backward(
     grad: Tensor, features: Tensor, query: Tensor, bias: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor,
-    w3: Tensor, b3: Tensor, top_k: int,
+    w3: Tensor, b3: Tensor, top_k: int, negative_slope: float,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Gradients of all nine inputs, in their order."""
     batch, scales, channels, voxels = features.shape
@@ -76,15 +87,15 @@ def backward(
             f = features[b, :, :, start : start + step].contiguous()
             weight = _weights(f, query, bias_SP, top_k) if scales > 1 else None
             mixture = _mixture(f, weight, prompts)
-            first = torch.baddbmm(b1[b, :, :, None], w1[b], mixture).relu_()
-            second = torch.baddbmm(b2[b, :, :, None], w2[b], first).relu_()
+            first = _activate(torch.baddbmm(b1[b, :, :, None], w1[b], mixture), negative_slope)
+            second = _activate(torch.baddbmm(b2[b, :, :, None], w2[b], first), negative_slope)
             g_P1n = grad[b, :, None, start : start + step].contiguous()
             d_b3[b] += g_P1n.sum((1, 2))
             d_w3[b] += torch.bmm(second, g_P1n.transpose(1, 2))[..., 0]
-            d_second = (w3[b, :, :, None] * g_P1n).mul_(second > 0)
+            d_second = _gradient(w3[b, :, :, None] * g_P1n, second, negative_slope)
             d_b2[b] += d_second.sum(-1)
             d_w2[b] += torch.bmm(d_second, first.transpose(1, 2))
-            d_first = torch.bmm(w2_t, d_second).mul_(first > 0)
+            d_first = _gradient(torch.bmm(w2_t, d_second), first, negative_slope)
             d_b1[b] += d_first.sum(-1)
             d_w1[b] += torch.bmm(d_first, mixture.transpose(1, 2))
             d_mixture = torch.bmm(w1_t, d_first)  # (P, C, n)

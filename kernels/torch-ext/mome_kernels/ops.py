@@ -147,15 +147,15 @@ _moe_linear.register_autograd(_linear_grad, setup_context=_linear_setup)
 @torch.library.custom_op(add_op_namespace_prefix("fusion_head"), mutates_args=())
 def _fusion_head(
     features: Tensor, query: Tensor, bias: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor,
-    b3: Tensor, top_k: int,
+    b3: Tensor, top_k: int, negative_slope: float,
 ) -> Tensor:  # fmt: skip
-    return dispatch.head(features).forward(features, query, bias, w1, b1, w2, b2, w3, b3, top_k)
+    return dispatch.head(features).forward(features, query, bias, w1, b1, w2, b2, w3, b3, top_k, negative_slope)
 
 
 @_fusion_head.register_fake
 def _(
     features: Tensor, query: Tensor, bias: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor,
-    b3: Tensor, top_k: int,
+    b3: Tensor, top_k: int, negative_slope: float,
 ) -> Tensor:  # fmt: skip
     return features.new_empty(features.shape[0], query.shape[0], features.shape[3])
 
@@ -163,15 +163,15 @@ def _(
 @torch.library.custom_op(add_op_namespace_prefix("fusion_head_backward"), mutates_args=())
 def _fusion_head_backward(
     grad: Tensor, features: Tensor, query: Tensor, bias: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor,
-    w3: Tensor, b3: Tensor, top_k: int,
+    w3: Tensor, b3: Tensor, top_k: int, negative_slope: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    return dispatch.head(features).backward(grad, features, query, bias, w1, b1, w2, b2, w3, b3, top_k)
+    return dispatch.head(features).backward(grad, features, query, bias, w1, b1, w2, b2, w3, b3, top_k, negative_slope)
 
 
 @_fusion_head_backward.register_fake
 def _(
     grad: Tensor, features: Tensor, query: Tensor, bias: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor,
-    w3: Tensor, b3: Tensor, top_k: int,
+    w3: Tensor, b3: Tensor, top_k: int, negative_slope: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     same = torch.contiguous_format
     d_features = torch.empty_like(features, memory_format=same)
@@ -181,12 +181,12 @@ def _(
 
 
 def _head_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.top_k = inputs
+    *tensors, ctx.top_k, ctx.negative_slope = inputs
     ctx.save_for_backward(*tensors)
 
 
 def _head_grad(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    return *_fusion_head_backward(grad.contiguous(), *ctx.saved_tensors, ctx.top_k), None
+    return *_fusion_head_backward(grad.contiguous(), *ctx.saved_tensors, ctx.top_k, ctx.negative_slope), None, None
 
 
 _fusion_head.register_autograd(_head_grad, setup_context=_head_setup)

@@ -77,12 +77,13 @@ def fusion_head(
     w3_BPC: Tensor,
     b3_BP: Tensor,
     top_k: int = 0,
+    negative_slope: float = 0.0,
 ) -> Tensor:
-    """logits (B, P, V) = w₃ · relu(W₂ relu(W₁ m + b₁) + b₂) + b₃, m_p(v) = Σ_s weight(p, v, s) · f_s(v)."""
+    """logits (B, P, V) = w₃ · φ(W₂ φ(W₁ m + b₁) + b₂) + b₃, m_p(v) = Σ_s weight(p, v, s) · f_s(v), φ leaky ReLU."""
     weight_BPSV = fusion_weights(features_BSCV, query_PC, scale_bias_PS, top_k)
     mixture_BPCV = torch.einsum("bpsv,bscv->bpcv", weight_BPSV, features_BSCV)
-    hidden_BPCV = (w1_BPCC @ mixture_BPCV + b1_BPC[..., None]).relu()
-    hidden_BPCV = (w2_BPCC @ hidden_BPCV + b2_BPC[..., None]).relu()
+    hidden_BPCV = F.leaky_relu(w1_BPCC @ mixture_BPCV + b1_BPC[..., None], negative_slope)
+    hidden_BPCV = F.leaky_relu(w2_BPCC @ hidden_BPCV + b2_BPC[..., None], negative_slope)
     return torch.einsum("bpc,bpcv->bpv", w3_BPC, hidden_BPCV) + b3_BP[..., None]
 
 

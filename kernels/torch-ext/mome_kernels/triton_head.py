@@ -29,16 +29,16 @@ def _fuse(f, query, bias, live, S: tl.constexpr, TOP_K: tl.constexpr):
 
 
 @triton.jit
-def _layer(x, w, b):
-    """x (V, C), w (C out, C in), b (C out,) → relu(w x + b) (V, C)."""
+def _layer(x, w, b, slope):
+    """x (V, C), w (C out, C in), b (C out,) → leaky ReLU of w x + b (V, C)."""
     y = tl.sum(x[:, None, :] * w[None, :, :], axis=2) + b[None, :]
-    return tl.maximum(y, 0.0)
+    return tl.where(y > 0, y, y * slope)
 
 
 @triton.jit
 def _forward_kernel(
     f_ptr, q_ptr, s_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr, w3_ptr, b3_ptr, out_ptr,
-    V, P, SCALES,
+    V, P, SCALES, slope,
     S: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr, TOP_K: tl.constexpr,
 ):  # fmt: skip
     batch = tl.program_id(1).to(tl.int64)
@@ -55,8 +55,8 @@ def _forward_kernel(
         weight = _fuse(f, query, bias, live, S, TOP_K)
         mixture = tl.sum(weight[:, :, None] * f, axis=0)
         row = batch * P + p
-        hidden = _layer(mixture, tl.load(w1_ptr + row * C * C + square), tl.load(b1_ptr + row * C + channel))
-        hidden = _layer(hidden, tl.load(w2_ptr + row * C * C + square), tl.load(b2_ptr + row * C + channel))
+        hidden = _layer(mixture, tl.load(w1_ptr + row * C * C + square), tl.load(b1_ptr + row * C + channel), slope)
+        hidden = _layer(hidden, tl.load(w2_ptr + row * C * C + square), tl.load(b2_ptr + row * C + channel), slope)
         w3 = tl.load(w3_ptr + row * C + channel)
         logit = tl.sum(hidden * w3[None, :], axis=1) + tl.load(b3_ptr + row)
         tl.store(out_ptr + row * V + voxel, logit, mask=inside)
@@ -65,7 +65,7 @@ def _forward_kernel(
 @triton.jit
 def _backward_kernel(
     g_ptr, f_ptr, q_ptr, s_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr, w3_ptr, df_ptr, part_ptr,
-    V, P, SCALES, TILES, WIDTH,
+    V, P, SCALES, TILES, WIDTH, slope,
     S: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr, TOP_K: tl.constexpr,
 ):  # fmt: skip
     """Partials of a (batch, prompt, tile): d query C, d bias S, d W1 C², d b1 C, d W2 C², d b2 C, d w3 C, d b3."""
@@ -87,13 +87,14 @@ def _backward_kernel(
         mixture = tl.sum(weight[:, :, None] * f, axis=0)
         row = batch * P + p
         w1, w2 = tl.load(w1_ptr + row * C * C + square), tl.load(w2_ptr + row * C * C + square)
-        first = _layer(mixture, w1, tl.load(b1_ptr + row * C + channel))
-        second = _layer(first, w2, tl.load(b2_ptr + row * C + channel))
+        first = _layer(mixture, w1, tl.load(b1_ptr + row * C + channel), slope)
+        second = _layer(first, w2, tl.load(b2_ptr + row * C + channel), slope)
         w3 = tl.load(w3_ptr + row * C + channel)
         g = tl.load(g_ptr + row * V + voxel, mask=inside, other=0.0)
-        d_second = tl.where(second > 0, w3[None, :] * g[:, None], 0.0)
+        d_second = w3[None, :] * g[:, None]
+        d_second = tl.where(second > 0, d_second, d_second * slope)
         d_first = tl.sum(d_second[:, :, None] * w2[None, :, :], axis=1)
-        d_first = tl.where(first > 0, d_first, 0.0)
+        d_first = tl.where(first > 0, d_first, d_first * slope)
         d_mixture = tl.sum(d_first[:, :, None] * w1[None, :, :], axis=1)
         d_weight = tl.sum(d_mixture[None, :, :] * f, axis=2)  # (S, V)
         d_score = weight * (d_weight - tl.sum(weight * d_weight, axis=0)[None, :])
@@ -119,8 +120,8 @@ def _backward_kernel(
 def tile(channels: int, *, backward: bool) -> tuple[int, int]:
     """Voxels of a tile and warps of a program: the (V, C, C) products stay in registers, none spilled."""
     if backward:
-        return {8: (32, 8), 16: (16, 4), 32: (8, 8)}[channels]
-    return {8: (128, 4), 16: (32, 4), 32: (16, 4)}[channels]
+        return {8: (32, 8), 16: (16, 8), 32: (8, 8)}[channels]
+    return {8: (128, 8), 16: (64, 8), 32: (16, 8)}[channels]
 
 
 def supports(features: Tensor) -> bool:
@@ -131,7 +132,7 @@ def supports(features: Tensor) -> bool:
 
 def forward(
     features: Tensor, query: Tensor, bias: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor,
-    b3: Tensor, top_k: int,
+    b3: Tensor, top_k: int, negative_slope: float,
 ) -> Tensor:  # fmt: skip
     """See `mome_kernels.fusion_head`."""
     batch, scales, channels, voxels = features.shape
@@ -139,7 +140,7 @@ def forward(
     out = features.new_empty(batch, prompts, voxels)
     block, warps = tile(channels, backward=False)
     _forward_kernel[(triton.cdiv(voxels, block), batch)](
-        features, query, bias, w1, b1, w2, b2, w3, b3, out, voxels, prompts, scales,
+        features, query, bias, w1, b1, w2, b2, w3, b3, out, voxels, prompts, scales, negative_slope,
         S=triton.next_power_of_2(scales), C=channels, BLOCK=block, TOP_K=_top_k(top_k, scales), num_warps=warps,
     )  # fmt: skip
     return out
@@ -147,7 +148,7 @@ def forward(
 
 def backward(
     grad: Tensor, features: Tensor, query: Tensor, bias: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor,
-    w3: Tensor, b3: Tensor, top_k: int,
+    w3: Tensor, b3: Tensor, top_k: int, negative_slope: float,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Gradients of all nine inputs, in their order."""
     batch, scales, channels, voxels = features.shape
@@ -159,8 +160,8 @@ def backward(
     d_features = torch.empty_like(features)
     _backward_kernel[(tiles, batch)](
         grad, features, query, bias, w1, b1, w2, b2, w3, d_features, partial, voxels, prompts, scales, tiles,
-        sum(sizes), S=triton.next_power_of_2(scales), C=channels, BLOCK=block, TOP_K=_top_k(top_k, scales),
-        num_warps=warps,
+        sum(sizes), negative_slope, S=triton.next_power_of_2(scales), C=channels, BLOCK=block,
+        TOP_K=_top_k(top_k, scales), num_warps=warps,
     )  # fmt: skip
     # clones: a custom op's results must not share memory
     parts = [part.clone() for part in partial.sum(2).split(sizes, dim=-1)]

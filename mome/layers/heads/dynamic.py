@@ -14,24 +14,35 @@ import torch
 from mome_kernels import fusion_head
 from torch import Tensor, nn
 
+from mome.errors import InputError
 from mome.routers.fusion.weights import FusionWeights
 
 
 class DynamicHead(nn.Module):
-    """Logits (B, P, V) = w₃ · relu(W₂ relu(W₁ m_p(v) + b₁) + b₂) + b₃, the weights made for (image, prompt)."""
+    """Logits (B, P, V) = w₃ · φ(W₂ φ(W₁ m_p(v) + b₁) + b₂) + b₃, the weights made for (image, prompt)."""
 
     uses_text = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        """Width of the text and of the image half of the controller's input; prior probability of a voxel."""
+        """Widths and start of the head.
+
+        Args:
+            hidden: Width of the text and of the image half of the controller's input.
+            prior: Probability of a voxel before training.
+            negative_slope: Of φ. 0, the published heads' ReLU, lets a prompt whose hidden units are all negative stay
+                empty for good; a small slope lets it come back.
+        """
 
         hidden: int = 256
         prior: float = 0.02
+        negative_slope: float = 0.0
 
     def __init__(self, config: Config, *, channels: int, text_dim: int, bottleneck_channels: int) -> None:
         super().__init__()
-        self.channels, self.prior = channels, config.prior
+        if not 0 <= config.negative_slope < 1:
+            raise InputError(f"negative_slope of the head is at least 0 and below 1, got {config.negative_slope}")
+        self.channels, self.prior, self.negative_slope = channels, config.prior, config.negative_slope
         groups = 16 if bottleneck_channels % 16 == 0 else 1
         self.image_norm = nn.GroupNorm(groups, bottleneck_channels)
         self.image = nn.Linear(bottleneck_channels, config.hidden)
@@ -52,7 +63,14 @@ class DynamicHead(nn.Module):
 
     def forward(self, features_BSCV: Tensor, text_PT: Tensor, bottleneck: Tensor, fusion: FusionWeights) -> Tensor:
         weights = self.generate(text_PT, bottleneck)
-        return fusion_head(features_BSCV, fusion.query_PC, fusion.bias_PS, *weights, top_k=fusion.top_k)
+        return fusion_head(
+            features_BSCV,
+            fusion.query_PC,
+            fusion.bias_PS,
+            *weights,
+            top_k=fusion.top_k,
+            negative_slope=self.negative_slope,
+        )
 
     @torch.no_grad()
     def init_weights_(self, init: ModuleType, std: float) -> None:

@@ -1,8 +1,7 @@
 """Tile sizes of every kernel, from tables that travel with the package.
 
-A table per architecture lies in `configs/<arch>.json`; a table of a device, `configs/<device name>.json`, is what
-`benchmarks/run.py --tune` writes and goes first. A row holds for shapes up to its bounds, in order. Choices depend on
-shapes and the device only, never on the number of tokens or on timing, so that reruns are bit-equal.
+A table per architecture lies in `configs/<arch>.json`. A row holds for shapes up to its bounds, in order. Choices
+depend on shapes and the device only, never on the number of tokens or on timing, so that reruns are bit-equal.
 """
 
 from __future__ import annotations

@@ -77,6 +77,8 @@ class Launch:
             aligned = True
             if isinstance(value, Tensor):
                 signature[parameter.name] = _TYPES[value.dtype]
+            elif isinstance(value, float):
+                signature[parameter.name], aligned = "fp32", False
             else:
                 signature[parameter.name] = "i64" if abs(value) > 0x7FFFFFFF else "i32"
                 aligned = value % 16 == 0 and not parameter.do_not_specialize
