@@ -31,6 +31,7 @@ def masked_bce_dice(
     bce_weight: float = 1.0,
     dice_weight: float = 1.0,
     smooth: float = 1.0,
+    positive_weight: float = 1.0,
 ) -> Tensor:
     """Scalar loss; what is not annotated contributes nothing, neither value nor gradient.
 
@@ -39,13 +40,17 @@ def masked_bce_dice(
         supervised_BP: True where prompt p is annotated in case b; all of them where None.
         bce_weight, dice_weight: Weights of the two parts.
         smooth: Voxels added above and below, so that an absent structure pulls its prediction to zero gently.
+        positive_weight: Of a structure's voxels in the cross entropy. A small structure's voxels are one in a thousand;
+            unweighted, its logits fall until Dice has no gradient left, and the cross entropy's is lost beside that of
+            structures which are found already.
     """
     logits, targets = logits.float().flatten(2), targets.flatten(2).to(torch.float32)
     if supervised_BP is None:
         supervised_BP = torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device)
     mask_BP = supervised_BP.to(logits.dtype)
 
-    bce_BP = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(-1)
+    weight = None if positive_weight == 1 else logits.new_tensor(positive_weight)
+    bce_BP = F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weight, reduction="none").mean(-1)
     bce_sums = _sum_over_processes(torch.stack([(bce_BP * mask_BP).sum(), mask_BP.sum()]))
     bce = bce_sums[0] / bce_sums[1].detach().clamp(min=1)
 
@@ -64,11 +69,12 @@ class BCEDiceLoss(nn.Module):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        """Weights of the two parts; voxels added above and below the Dice fraction."""
+        """Weights of the two parts, voxels added to the Dice fraction, weight of positive voxels; see above."""
 
         bce_weight: float = 1.0
         dice_weight: float = 1.0
         smooth: float = 1.0
+        positive_weight: float = 1.0
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -83,4 +89,5 @@ class BCEDiceLoss(nn.Module):
             bce_weight=config.bce_weight,
             dice_weight=config.dice_weight,
             smooth=config.smooth,
+            positive_weight=config.positive_weight,
         )

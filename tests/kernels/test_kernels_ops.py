@@ -96,6 +96,22 @@ def test_head(scales: int, top_k: int) -> None:
         same_values_and_gradients(kernels.fusion_head, reference.fusion_head, head_inputs(scales), **options)
 
 
+@pytest.mark.parametrize(("slope", "alive"), [(0.0, False), (0.1, True)])
+def test_a_slope_lets_a_dead_head_learn(slope: float, alive: bool) -> None:
+    """Every hidden unit negative at every voxel: with ReLU nothing but the last bias has a gradient."""
+    f, query, bias, w1, b1, w2, b2, w3, b3 = head_inputs(2)
+    dead = (b1.detach() - 1e3).requires_grad_()
+    logits = kernels.fusion_head(f, query, bias, w1, dead, w2 * 0, b2 * 0 - 1, w3, b3, negative_slope=slope)
+    (gradient,) = torch.autograd.grad(logits.sum(), w3)
+    assert bool(gradient.any()) == alive
+
+
+def test_head_refuses_a_slope_that_turns_the_activation_over() -> None:
+    for slope in (-0.1, 1.0):
+        with pytest.raises(ValueError, match=f"negative_slope is at least 0 and below 1, got {slope}"):
+            kernels.fusion_head(*head_inputs(2), negative_slope=slope)
+
+
 def test_head_over_several_tiles(monkeypatch) -> None:
     monkeypatch.setattr(cpu_head, "tile_voxels", lambda *_: 128)
     same_values_and_gradients(kernels.fusion_head, reference.fusion_head, head_inputs())

@@ -207,6 +207,8 @@ def fusion_head(
         checks.shape(name, tensor, (batch, p, c), "(B, P, C)")
     checks.shape("b3_BP", b3_BP, (batch, p), "(B, P)")
     checks.floating(features_BSCV=features_BSCV, query_PC=query_PC, w1_BPCC=w1_BPCC, w2_BPCC=w2_BPCC, w3_BPC=w3_BPC)
+    if not 0 <= negative_slope < 1:
+        raise ValueError(f"negative_slope is at least 0 and below 1, got {negative_slope}")
     tensors = (features_BSCV, query_PC, scale_bias_PS, w1_BPCC, b1_BPC, w2_BPCC, b2_BPC, w3_BPC, b3_BP)
     dtype = features_BSCV.dtype
     wide = torch.float64 if dtype == torch.float64 else torch.float32
