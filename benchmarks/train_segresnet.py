@@ -25,8 +25,8 @@ from safetensors.torch import load_file, save_file
 from mome.data.augmentation import Augmentation
 from mome.data.case_folder import CaseFolder
 from mome.data.sampling import PatchDataset
-from mome.losses.bce_dice import masked_bce_dice
 from mome.processing import MoMEProcessor
+from mome.registry import LOSSES
 from mome.training.checkpoint import latest_checkpoint, save_checkpoint
 from mome.training.config import RunConfig, load_run_config
 from mome.training.loop import learning_rate, left_right_axis, parameter_groups
@@ -63,6 +63,7 @@ def fit(run: RunConfig, out: Path, peak: float) -> None:
         run.sampling,
         Augmentation(run.augmentation, run.labels, left_right_axis(processor.orientation)),
     )
+    loss_function = LOSSES.build(run.loss)
     model = build(run).train()
     optimizer = torch.optim.AdamW(parameter_groups(model, train.weight_decay), lr=peak)
     accelerator = Accelerator(cpu=True)
@@ -81,7 +82,7 @@ def fit(run: RunConfig, out: Path, peak: float) -> None:
         batch = {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
         with autocast(run):
             logits = model(batch["volume"])
-            loss = masked_bce_dice(logits, batch["targets"], batch["supervised"])
+            loss = loss_function(logits, batch["targets"], batch["supervised"])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip_norm)
         optimizer.step()
