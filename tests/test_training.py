@@ -158,6 +158,9 @@ def test_overrides(tmp_path: Path) -> None:
     assert run.model["experts"] == {"name": "swiglu", "n": 8, "hidden": 12}
     assert run.train.steps == 100 and run.train.learning_rate == 1e-3 and run.train.samples == 10
 
+    no = load_run_config(path, ["train.mixed_precision=no", "train.channels_last=true"]).train
+    assert no.mixed_precision == "no" and no.channels_last is True
+
 
 @pytest.mark.parametrize(
     ("override", "words"),
@@ -168,6 +171,11 @@ def test_overrides(tmp_path: Path) -> None:
         ("nonsense", "written key=value"),
         ("labels=liver", "labels is a list"),
         ("sources=[{kindd: x}]", r"unknown key 'sources\[0\].kindd'"),
+        ("train.batch_size=0", "train.batch_size is at least 1, got 0"),
+        ("train.threads=-1", "train.threads is at least 0"),
+        ("train.mixed_precision=bf17", "one of no, bf16, fp16, got 'bf17'"),
+        ("train.ema=1.5", "train.ema is from 0 to 1"),
+        ("train.learning_rate=0", "train.learning_rate is above 0"),
     ],
 )
 def test_bad_overrides(tmp_path: Path, override: str, words: str) -> None:
@@ -260,11 +268,12 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
 
 
 def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:
-    from mome.training.checkpoint import check_same_run
+    from mome.training.checkpoint import check_same_run, note_run
 
     recipe = tmp_path / "run.yaml"
     recipe.write_text(RECIPE.format(root=tmp_path))
     check_same_run(tmp_path / "r", load_run_config(recipe, []))
+    note_run(tmp_path / "r", load_run_config(recipe, []))
     check_same_run(tmp_path / "r", load_run_config(recipe, ["train.threads=2", "train.out=elsewhere"]))
     for override, key in (("train.seed=3", "train.seed"), ("experts=linear", "model.experts"), ("loss=x", "loss")):
         with pytest.raises(InputError, match=f"another '{key}'") as caught:
@@ -333,6 +342,87 @@ def test_synonyms_are_a_function_of_the_step(tmp_path: Path, monkeypatch) -> Non
     assert torch.equal(rows.at(5), rows.at(5)) and any(not torch.equal(rows.at(i), rows.at(5)) for i in range(20))
     assert torch.equal(model.text_bank[0], Tower().encode(["mandible"])[0])
     assert torch.equal(model.text_bank[2], Tower().encode(["liver"])[0]) and model.text_scale != 1
+
+
+@pytest.mark.parametrize("override", ["loss=bce_dicee", "sources=[{kind: cases, folder: /none, dataset: openkbp}]"])
+def test_a_run_that_cannot_start_leaves_nothing_behind(tmp_path: Path, override: str) -> None:
+    from mome.training.loop import train
+
+    write_cases(tmp_path / "data")
+    recipe = tmp_path / "run.yaml"
+    recipe.write_text(RECIPE.format(root=tmp_path))
+    with pytest.raises(InputError):
+        train(load_run_config(recipe, [override, f"train.out={tmp_path / 'r'}"]))
+    assert not list(tmp_path.glob("r/*.json*"))
+
+
+def test_a_full_disk_leaves_the_earlier_state(tmp_path: Path, monkeypatch) -> None:
+    from accelerate import Accelerator
+
+    from mome.errors import OutputError
+    from mome.training.checkpoint import latest_checkpoint, save_checkpoint
+
+    accelerator = Accelerator(cpu=True)
+    model = accelerator.prepare(torch.nn.Linear(2, 2))
+    save_checkpoint(accelerator, tmp_path, 1, keep=1)
+
+    def full(path: str) -> None:
+        Path(path).mkdir()
+        (Path(path) / "model.safetensors").write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(accelerator, "save_state", full)
+    with pytest.raises(OutputError, match="the training state could not be written: No space left") as caught:
+        save_checkpoint(accelerator, tmp_path, 2, keep=1)
+    assert len(str(caught.value).splitlines()) == 3 and model is not None
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000001"]
+    assert latest_checkpoint(tmp_path) == (tmp_path / "step_00000001", 1)
+
+
+def test_processes_share_the_validation_cases(tmp_path: Path, monkeypatch) -> None:
+    from types import SimpleNamespace
+
+    from mome.training import validation
+    from mome.training.setup import TextRows, build_model
+
+    write_cases(tmp_path / "data")
+    recipe = tmp_path / "run.yaml"
+    recipe.write_text(RECIPE.format(root=tmp_path))
+    run = load_run_config(recipe, [])
+    model, processor = build_model(run)
+    TextRows(model, list(run.labels), 0.0, 0)
+    seen = []
+
+    def bright(model, volume, text, **options):
+        seen.append(volume)
+        yield 0, torch.stack([torch.full(volume.shape[2:], -1.0)] * 2 + [volume[0, 0] - 0.7])
+
+    monkeypatch.setattr(validation, "stream_logits", bright)
+    alone = validation.validate(model, run, processor)
+    assert len(seen) == 3
+    parts: list[dict] = []
+    monkeypatch.setattr(validation, "gather_object", lambda mine: (parts.extend(mine), list(parts))[1])
+    for rank in range(2):
+        shared = validation.validate(model, run, processor, SimpleNamespace(process_index=rank, num_processes=2))
+    assert len(seen) == 6 and shared == pytest.approx(alone)
+
+
+def test_a_changed_file_is_cached_anew(cached, tmp_path: Path) -> None:
+    image = tmp_path / "data" / "images" / "c0.nii.gz"
+    os.utime(image, ns=(0, image.stat().st_mtime_ns + 10**9))
+    processor = MoMEProcessor(spacing=[4, 4, 3], hu_window=[-200, 400])
+    again = cache_case_folder(tmp_path / "cache", CaseFolder(tmp_path / "data", "openkbp"), "test", NAMES, processor)
+    assert again.folder != cached.folder
+
+
+def test_overrides_stand_on_both_sides_of_an_option(tmp_path: Path) -> None:
+    from mome.cli.parser import Parser
+    from mome.cli.train import add_arguments
+
+    parser = Parser(prog="train.py")
+    add_arguments(parser)
+    args = parser.parse_intermixed_args(["a=1", "--config", "c.yaml", "b=2"])
+    assert args.overrides == ["a=1", "b=2"]
 
 
 def test_a_mistyped_override_ends_with_code_2(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser = Parser(prog="train.py", description="Trains a model from a YAML configuration.")
         add_arguments(parser)
         parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        return run(parser.parse_args(arguments))
+        return run(parser.parse_intermixed_args(arguments))
 
     import sys
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mome.atomic import written_whole
 from mome.data.case_folder import Case, CaseFolder
 from mome.errors import InputError
 from mome.processing import MoMEProcessor
@@ -95,22 +95,22 @@ def build_cache(
     folder = Path(root) / f"{source}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     if (folder / "index.json").is_file():
         return CaseCache(folder, names)
-    folder.mkdir(parents=True, exist_ok=True)
     index = []
-    for number, (name, load) in enumerate(progress(list(cases))):
-        hu, grid, masks = load()
-        target = processor.network_grid(grid)
-        array = torch.as_tensor(hu, dtype=torch.float32)
-        volume = processor.window(resample(array, grid, target, fill=processor.padding_hu))
-        labels = _label_map(masks, names, grid, target)
-        file = f"{number:05d}"  # a number: case names may say who the patient is
-        np.save(folder / f"{file}.volume.npy", (volume * 255).round().to(torch.uint8).numpy())
-        np.save(folder / f"{file}.labels.npy", labels)
-        annotated = [label for label in names if label in masks]
-        index.append({"file": file, "name": name, "annotated": annotated, "shape": list(labels.shape)})
-    temporary = folder / "index.json.part"
-    temporary.write_text(json.dumps({"settings": processor.settings(), "names": names, "cases": index}))
-    os.replace(temporary, folder / "index.json")
+    with written_whole(folder, "the cache of training cases") as part:
+        part.mkdir()
+        for number, (name, load) in enumerate(progress(list(cases))):
+            hu, grid, masks = load()
+            target = processor.network_grid(grid)
+            array = torch.as_tensor(hu, dtype=torch.float32)
+            volume = processor.window(resample(array, grid, target, fill=processor.padding_hu))
+            labels = _label_map(masks, names, grid, target)
+            file = f"{number:05d}"  # a number: case names may say who the patient is
+            np.save(part / f"{file}.volume.npy", (volume * 255).round().to(torch.uint8).numpy())
+            np.save(part / f"{file}.labels.npy", labels)
+            annotated = [label for label in names if label in masks]
+            index.append({"file": file, "name": name, "annotated": annotated, "shape": list(labels.shape)})
+        settings = {"settings": processor.settings(), "names": names, "cases": index}
+        (part / "index.json").write_text(json.dumps(settings))
     return CaseCache(folder, names)
 
 
@@ -149,5 +149,6 @@ def cache_case_folder(
         return load
 
     pairs = [(case.name, loader(case)) for case in folder]
-    stats = [(case.name, case.annotated, case.image.stat().st_size, case.labels.stat().st_size) for case in folder]
-    return build_cache(root, source, names, processor, pairs, json.dumps(stats), progress)
+    files = [(path.stat().st_size, path.stat().st_mtime_ns) for case in folder for path in (case.image, case.labels)]
+    fingerprint = json.dumps([[(case.name, case.annotated) for case in folder], files, folder.ids], sort_keys=True)
+    return build_cache(root, source, names, processor, pairs, fingerprint, progress)

@@ -11,6 +11,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from mome.atomic import could_be_written, written_whole
 from mome.errors import InputError
 
 
@@ -24,14 +25,18 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, keep: int
     """Writes the state under a temporary name and moves it; then removes states beyond the newest `keep`.
 
     These are Accelerate's own files: local state, never published and never loaded from a Hub id.
+
+    Raises:
+        OutputError: The state cannot be written; the earlier ones stay.
     """
     final = folder / f"step_{step:08d}"
-    part = folder / f"step_{step:08d}.part"
+    part = folder / f"step_{step:08d}.part"  # one name for all processes
     if accelerator.is_main_process:
         shutil.rmtree(part, ignore_errors=True)
-        folder.mkdir(parents=True, exist_ok=True)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(part))
+    with could_be_written(final, "the training state", part):
+        folder.mkdir(parents=True, exist_ok=True)
+        accelerator.save_state(str(part))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         shutil.rmtree(final, ignore_errors=True)
@@ -49,17 +54,27 @@ _FREE = {"out", "threads", "workers", "log_every", "checkpoint_every", "keep_che
 _FREE |= {"validate_every", "validate_cases"}
 
 
-def check_same_run(folder: Path, run: Any) -> None:
-    """Notes a run's settings in `run.json`, or compares them with those noted there.
-
-    Raises:
-        InputError: The folder holds a run with other settings.
-    """
+def _settings(run: Any) -> dict[str, Any]:
     settings = json.loads(json.dumps(dataclasses.asdict(run)))
     for section in ("validation", "cache"):
         settings.pop(section)
     settings["train"] = {key: value for key, value in settings["train"].items() if key not in _FREE}
-    path = folder / "run.json"
+    return settings
+
+
+def note_run(folder: Path, run: Any) -> None:
+    """Keeps a run's settings in `run.json`, for `check_same_run`."""
+    with written_whole(folder / "run.json", "the run's settings") as part:
+        part.write_text(json.dumps(_settings(run), indent=1) + "\n")
+
+
+def check_same_run(folder: Path, run: Any) -> None:
+    """Compares a run's settings with those noted in its folder, if there are any.
+
+    Raises:
+        InputError: The folder holds a run with other settings.
+    """
+    settings, path = _settings(run), folder / "run.json"
     if path.is_file():
         before = json.loads(path.read_text())
         changed = [key for key in settings if settings[key] != before.get(key)]
@@ -73,11 +88,6 @@ def check_same_run(folder: Path, run: Any) -> None:
                 where=str(folder),
                 hint="another train.out=…, or --restart to begin anew",
             )
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(settings, indent=1) + "\n")
-    os.replace(part, path)
 
 
 class StepLog:
@@ -85,7 +95,6 @@ class StepLog:
 
     def __init__(self, path: Path, resume_step: int) -> None:
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
         kept = []
         if path.is_file() and resume_step:
             for line in path.read_text().splitlines():
@@ -95,9 +104,8 @@ class StepLog:
                     continue
                 if entry["step"] <= resume_step:
                     kept.append(line)
-        part = path.with_suffix(".part")
-        part.write_text("".join(line + "\n" for line in kept))
-        os.replace(part, path)
+        with written_whole(path, "the log") as part:
+            part.write_text("".join(line + "\n" for line in kept))
 
     def write(self, **values: Any) -> None:
         """Appends one line and flushes it."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
+import re
 import types
 import typing
 from dataclasses import dataclass, field
@@ -15,6 +17,18 @@ import yaml
 from mome.data.augmentation import AugmentationConfig
 from mome.data.sampling import SamplingConfig
 from mome.errors import InputError
+
+
+class _Loader(yaml.SafeLoader):
+    """Booleans are true and false alone: YAML 1.1 reads `no`, which is a precision here, as one."""
+
+
+_BOOL = "tag:yaml.org,2002:bool"
+_Loader.yaml_implicit_resolvers = {
+    letter: [entry for entry in entries if entry[0] != _BOOL]
+    for letter, entries in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_BOOL, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 
 # Keys that may stand without a section, because they are parts of the model.
 MODEL_KEYS = (
@@ -100,6 +114,30 @@ class TrainConfig:
     synonyms: float = 0.0
     tracker: str = "tensorboard"
 
+    def __post_init__(self) -> None:
+        for name in ("samples", "batch_size", "gradient_accumulation", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise InputError(f"train.{name} is at least 1, got {getattr(self, name)}")
+        for name in (
+            "steps",
+            "checkpoint_every",
+            "validate_every",
+            "validate_cases",
+            "log_every",
+            "workers",
+            "threads",
+        ):
+            if (getattr(self, name) or 0) < 0:
+                raise InputError(f"train.{name} is at least 0, got {getattr(self, name)}")
+        for name, top in (("warmup", 1), ("ema", 1), ("synonyms", 1), ("weight_decay", math.inf)):
+            if not 0 <= getattr(self, name) <= top:
+                raise InputError(f"train.{name} is from 0 to {top}, got {getattr(self, name)}")
+        if self.learning_rate <= 0:
+            raise InputError(f"train.learning_rate is above 0, got {self.learning_rate}")
+        for name, choices in (("mixed_precision", ("no", "bf16", "fp16")), ("tracker", ("tensorboard", "none"))):
+            if getattr(self, name) not in choices:
+                raise InputError(f"train.{name} is one of {', '.join(choices)}, got {getattr(self, name)!r}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
@@ -140,7 +178,7 @@ def load_run_config(path: str | Path, overrides: list[str]) -> RunConfig:
     if not path.is_file():
         raise InputError("no such training configuration", where=str(path))
     try:
-        raw = yaml.safe_load(path.read_text()) or {}
+        raw = yaml.load(path.read_text(), Loader=_Loader) or {}
     except yaml.YAMLError as error:
         first = str(error).splitlines()[0]
         raise InputError(f"the configuration is not valid YAML: {first}", where=str(path)) from error
@@ -159,7 +197,7 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     if parts[0] in MODEL_KEYS:
         parts = ["model", *parts]
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError:
         value = text
     node = raw

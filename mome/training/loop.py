@@ -7,7 +7,6 @@ therefore skips nothing and repeats nothing.
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -21,11 +20,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from mome.atomic import written_whole
 from mome.data.augmentation import Augmentation
 from mome.data.sampling import PatchDataset
 from mome.errors import InputError
 from mome.registry import LOSSES
-from mome.training.checkpoint import StepLog, check_same_run, latest_checkpoint, save_checkpoint
+from mome.training.checkpoint import StepLog, check_same_run, latest_checkpoint, note_run, save_checkpoint
 from mome.training.config import RunConfig
 from mome.training.setup import TextRows, build_model, open_source
 
@@ -77,6 +77,7 @@ def train(run: RunConfig, *, resume: bool = True) -> Path:
             (out / "run.json").unlink(missing_ok=True)
         check_same_run(out, run)
     accelerator.wait_for_everyone()
+    loss_function = LOSSES.build(run.loss)
     text = TextRows(model, list(run.labels), config.synonyms, config.seed)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable()
@@ -88,6 +89,8 @@ def train(run: RunConfig, *, resume: bool = True) -> Path:
             open_source(source, run, processor, lambda items: track(items, "caching", transient=True))
             for source in run.sources
         ]
+        for source in run.validation if config.validate_every else ():
+            open_source(source, run, processor, lambda items: track(items, "caching", transient=True))
     per_step = config.batch_size * config.gradient_accumulation * accelerator.num_processes
     steps = config.steps if config.steps is not None else math.ceil(config.samples / per_step)
     dataset = PatchDataset(
@@ -108,7 +111,6 @@ def train(run: RunConfig, *, resume: bool = True) -> Path:
         ).to(accelerator.device)
         accelerator.register_for_checkpointing(average)
     model, optimizer = accelerator.prepare(model, optimizer)
-    loss_function = LOSSES.build(run.loss)
 
     # Ranks draw their own router noise; everything else is a function of the step.
     set_seed(config.seed + accelerator.process_index)
@@ -120,7 +122,10 @@ def train(run: RunConfig, *, resume: bool = True) -> Path:
         accelerator.print(f"resuming from step {start} of {steps}")
     if start > steps:
         raise InputError(f"{out} holds a run of {start} steps, more than the {steps} asked for", hint="train.out=…")
-    log = StepLog(out / "log.jsonl", start) if accelerator.is_main_process else None
+    log = None
+    if accelerator.is_main_process:  # from here on the folder holds a run: bad settings have been found out by now
+        note_run(out, run)
+        log = StepLog(out / "log.jsonl", start)
     if config.tracker == "tensorboard":
         accelerator.init_trackers("mome", config=flat_settings(run))
 
@@ -226,7 +231,7 @@ def _validate(
     from mome.training.validation import validate
 
     plain = accelerator.unwrap_model(model) if average is None else average.module
-    scores = validate(plain, run, processor)
+    scores = validate(plain, run, processor, accelerator)
     model.train()
     return scores
 
@@ -234,16 +239,14 @@ def _validate(
 def _save_model(
     accelerator: Accelerator, average: nn.Module | None, model: nn.Module, processor: Any, out: Path
 ) -> Path:
-    """`<out>/model`, written under a temporary name and moved."""
-    folder, part = out / "model", out / "model.part"
+    """`<out>/model`, complete or absent."""
+    folder = out / "model"
     plain = accelerator.unwrap_model(model)
     if average is not None:
         plain.load_state_dict(average.module.state_dict())
     if accelerator.is_main_process:
-        shutil.rmtree(part, ignore_errors=True)
-        plain.to(memory_format=torch.contiguous_format).save_pretrained(part)
-        processor.save_pretrained(part)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(part, folder)
+        with written_whole(folder, "the model") as part:
+            plain.to(memory_format=torch.contiguous_format).save_pretrained(part)
+            processor.save_pretrained(part)
     accelerator.wait_for_everyone()
     return folder

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from mome.inference.stream import stream_logits
 from mome.metrics import dice
@@ -17,8 +19,12 @@ if TYPE_CHECKING:
     from mome.modeling import MoME
 
 
-def validate(model: MoME, run: RunConfig, processor: MoMEProcessor) -> dict[str, float]:
+def validate(
+    model: MoME, run: RunConfig, processor: MoMEProcessor, accelerator: Accelerator | None = None
+) -> dict[str, float]:
     """Mean Dice of every trained structure over the validation cases that annotate it, and their mean.
+
+    The cases are shared out among the accelerator's processes; each returns the scores of all.
 
     On the network grid, by the sliding window of inference without overlap: a check on the way. `mome evaluate`
     on the scans' own grids is what counts.
@@ -28,10 +34,11 @@ def validate(model: MoME, run: RunConfig, processor: MoMEProcessor) -> dict[str,
     names = list(run.labels)
     text_PT = model.bank_rows(names)
     scores: dict[str, list[float]] = {name: [] for name in names}
+    rank, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     for source in run.validation:
         cache = open_source(source, run, processor, lambda items: items)
         count = min(len(cache), run.train.validate_cases or len(cache))
-        for i in range(count):
+        for i in range(rank, count, processes):
             case = cache[i]
             volume = torch.from_numpy(np.asarray(case.volume, dtype=np.float32) / 255)[None, None]
             patch = tuple(model.config.patch_size)
@@ -41,5 +48,8 @@ def validate(model: MoME, run: RunConfig, processor: MoMEProcessor) -> dict[str,
                 if name in case.annotated:
                     scores[name].append(dice(masks[number - 1], np.asarray(case.labels) == number))
     model.train(was_training)
+    if processes > 1:
+        gathered = gather_object([scores])
+        scores = {name: [value for part in gathered for value in part[name]] for name in names}
     means = {f"dice/{name}": float(np.nanmean(values)) for name, values in scores.items() if values}
     return {**means, "dice/mean": float(np.mean(list(means.values())))} if means else {}

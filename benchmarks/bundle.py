@@ -1,0 +1,41 @@
+"""Makes a bundled checkpoint of a training run: its model in half precision, inside the package.
+
+    python benchmarks/bundle.py runs/mome_ct_tiny/model --name mome-ct-tiny
+
+Half precision halves the file; loading makes float32 of it, which is what runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+import mome
+from mome import MoME
+from mome.atomic import written_whole
+from mome.processing import MoMEProcessor
+
+LIMIT_MB = 10
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, help="the folder `model` of a run")
+    parser.add_argument("--name", default="mome-ct-tiny")
+    args = parser.parse_args()
+    folder = Path(mome.__file__).parent / "checkpoints" / args.name
+    model, processor = MoME.from_pretrained(args.model, dtype=torch.float16), MoMEProcessor.from_pretrained(args.model)
+    with written_whole(folder, "the checkpoint") as part:
+        model.save_pretrained(part)
+        processor.save_pretrained(part)
+        size = (part / "model.safetensors").stat().st_size / 1e6
+        if size > LIMIT_MB:
+            raise SystemExit(f"{size:.1f} MB of weights, more than the {LIMIT_MB} MB that the package may carry")
+    print(f"{folder}: {size:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""Files and folders that are written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from mome.errors import OutputError
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def could_be_written(path: str | Path, what: str, temporary: Path) -> Iterator[None]:
+    """Turns a failure to write into an `OutputError` that names `path`; then removes what there is of `temporary`.
+
+    Raises:
+        OutputError: See above.
+    """
+    try:
+        yield
+    except BaseException as error:
+        _remove(temporary)
+        # safetensors reports a full disk by an exception of its own, torch.save by a RuntimeError
+        disk = isinstance(error, OSError) or type(error).__module__.startswith("safetensors")
+        disk = disk or isinstance(error, RuntimeError) and "PytorchStreamWriter" in str(error)
+        if not disk or isinstance(error, OutputError):
+            raise
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise OutputError(
+            f"{what} could not be written: {reason}", where=str(path), hint="free some disk space, or another folder"
+        ) from error
+
+
+@contextlib.contextmanager
+def written_whole(path: str | Path, what: str = "the file") -> Iterator[Path]:
+    """A temporary path beside `path`, with its ending; moved there when the block ends well, removed when it fails.
+
+    Args:
+        path: A file or a folder; what stands there is replaced. Missing parents are made.
+        what: Its name in the error, as in "the mask".
+
+    Raises:
+        OutputError: It cannot be written (a full disk, a read-only folder).
+    """
+    path = Path(path)
+    ending = ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix
+    temporary = path.with_name(f".{secrets.token_hex(8)}.part{ending}")
+    with could_be_written(path, what, temporary):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        if path.is_dir() and temporary.is_dir():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
