@@ -2,7 +2,8 @@
 
 `python benchmarks/kernels_cpu.py --out benchmarks/results/kernels_cpu.json`. All candidates of a shape are timed in
 turn, round after round, so that a busy machine slows them alike; medians are compared. Memory is the growth of
-the process's peak, each candidate in a process of its own.
+the process's peak, each candidate in a process of its own, whose allocator gives every freed block back to the system:
+the peak is what lives at once.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
+import platform
 import statistics
 import subprocess
 import sys
@@ -22,7 +25,6 @@ from typing import Any
 import mome_kernels as kernels
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "kernels" / "benchmarks"))
 import peers  # noqa: E402
@@ -56,8 +58,6 @@ def layer_calls(name: str) -> dict[str, Callable[[], Any]]:
     grad = torch.randn(shape.T, shape.D)
     functions: dict[str, Callable[[], Tensor]] = {"mome": lambda: kernels.moe_mlp(x, ids, gates, up, None, down, None)}
     rivals = {"eager": peers.eager_loop, "grouped_mm": peers.transformers_function("grouped_mm")}
-    if shape.T * shape.K * shape.D * shape.F * 8 < 2 * 2**30:  # batched_mm copies a matrix per assignment
-        rivals["batched_mm"] = peers.transformers_function("batched_mm")
     for rival, function in rivals.items():
         functions[rival] = lambda f=function: f(x, ids, gates, up, down, "gelu", False)
     return {key: lambda f=f: torch.autograd.grad(f(), [x, gates, up, down], grad) for key, f in functions.items()}
@@ -78,11 +78,7 @@ def head_calls(side: int, backward: bool) -> dict[str, Callable[[], Any]]:
         return kernels.fusion_head(f, *none, *weights)
 
     def convolutions() -> Tensor:
-        w1, b1, w2, b2, w3, b3 = weights
-        x = f.reshape(1, c, side, side, side).repeat(1, prompts, 1, 1, 1)
-        x = F.conv3d(x, w1.reshape(prompts * c, c, 1, 1, 1), b1.flatten(), groups=prompts).relu()
-        x = F.conv3d(x, w2.reshape(prompts * c, c, 1, 1, 1), b2.flatten(), groups=prompts).relu()
-        return F.conv3d(x, w3.reshape(prompts, c, 1, 1, 1), b3.flatten(), groups=prompts).reshape(1, prompts, v)
+        return peers.grouped_convolutions([f, *none, *weights], side)
 
     functions = {"mome": ours, "grouped_conv": convolutions}
     if backward:
@@ -114,7 +110,9 @@ def measure(case: str, candidate: str, side: int) -> None:
 
 def memory_mib(case: str, candidate: str, options: argparse.Namespace) -> float:
     command = [sys.executable, "-W", "ignore", __file__, "--threads", str(options.threads), "--side", str(options.side)]
-    done = subprocess.run([*command, "--measure", case, candidate], capture_output=True, text=True, check=True)
+    at_once = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    command += ["--measure", case, candidate]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **at_once})
     return float(done.stdout.split()[-1])
 
 
@@ -141,6 +139,12 @@ def compare(case: str, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def processor() -> str:
+    """The CPU's name."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path)
@@ -160,7 +164,8 @@ def main() -> None:
     ratios = [cases[case]["speed"] for case in LAYERS]
     mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
     result = {
-        "torch": torch.__version__, "threads": options.threads, "side": options.side, "tokens": LAYERS,
+        "processor": processor(), "torch": torch.__version__, "threads": options.threads, "side": options.side,
+        "tokens": LAYERS,
         "geometric_mean_speed_of_layers": mean, "cases": cases,
     }  # fmt: skip
     print("geometric mean", mean)

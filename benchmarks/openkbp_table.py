@@ -27,11 +27,14 @@ differences within the intervals mean nothing.
 
 ```
 export MOME_TEST_DATA=…      # the folder that holds openkbp/
-accelerate launch examples/train.py --config examples/configs/mome_ct_tiny.yaml
-mome segment $MOME_TEST_DATA/openkbp/val/images -m runs/mome_ct_tiny/model -o runs/val_mome \\
+torchrun --nproc_per_node 2 examples/train.py --config examples/configs/mome_ct_tiny.yaml \\
+  train.batch_size=1 train.threads=1
+python benchmarks/bundle.py runs/mome_ct_tiny/model --name mome-ct-tiny
+mome segment $MOME_TEST_DATA/openkbp/val/images -m mome-ct-tiny -o runs/val_mome \\
   -p spinal_cord -p brainstem -p esophagus -p parotid_gland_left -p parotid_gland_right -p mandible -p larynx
 
-python benchmarks/train_segresnet.py --config examples/configs/mome_ct_tiny.yaml --out runs/segresnet
+python benchmarks/train_segresnet.py --config examples/configs/mome_ct_tiny.yaml --out runs/segresnet \\
+  loss=bce_dice train.mixed_precision=bf16
 python benchmarks/train_segresnet.py --predict $MOME_TEST_DATA/openkbp/val \\
   --out runs/segresnet --masks runs/val_segresnet
 

@@ -1,7 +1,7 @@
 """Trains MONAI's SegResNet(init_filters=16) on the samples that `mome_ct_tiny` is trained on.
 
-The yardstick of benchmarks/RESULTS.md: same cache, same patches in the same order, same budget, same loss, same
-precision, the same kind of optimiser and schedule. Only the network differs, and its learning rate is its own.
+The yardstick of benchmarks/RESULTS.md: same cache, same patches in the same order, same budget, the same kind of
+optimiser and schedule. Its learning rate is its own; loss and precision are the configuration's unless overridden.
 
     python benchmarks/train_segresnet.py --config examples/configs/mome_ct_tiny.yaml --out runs/segresnet
     python benchmarks/train_segresnet.py --predict FOLDER --out runs/segresnet --masks runs/segresnet/val

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import math
 from dataclasses import fields
 from typing import Any
 
-from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from mome.errors import InputError
 from mome.registry import ENCODERS, EXPERTS, FUSIONS, HEADS, ROUTERS, TEXT_ENCODERS
-from mome.spec import SPEC_VERSION, dump, migrate
+from mome.spec import SPEC_VERSION, Spec, dump, migrate
 
 PARTS = {
     "encoder": ENCODERS,
@@ -30,13 +30,16 @@ _HUGGING_FACE_KEYS = {
     "id2label", "label2id", "problem_type", "tie_word_embeddings", "use_cache", "trust_remote_code",
 }  # fmt: skip
 
+# Saved by earlier versions, which did nothing with it: the tower's revision, in its spec, is what pins it.
+_DROPPED_KEYS = ("text_tower_hash",)
 
-@strict
+
 class MoMEConfig(PreTrainedConfig):
     """Everything that decides a model's architecture.
 
     Args:
-        encoder, text_encoder, experts, router, fusion, head: Specs (a string or a dict); stored as full dicts.
+        encoder, text_encoder, experts, router, fusion, head: Specs (a string, a dict or a part's Config object);
+            stored as full dicts.
         labels: Names whose text embeddings the checkpoint stores, in the order of its bank.
         trained_labels: Names that the weights were trained on; empty for random weights.
         text_dim: Width T of the text rows; found from `text_encoder` where None.
@@ -44,21 +47,20 @@ class MoMEConfig(PreTrainedConfig):
         head_channels: Width C of the fused features (8 in the CLIP-Driven Universal Model).
         in_channels: Channels of the volume, 1 for CT.
         patch_size: Voxels (D, H, W) of a training patch and of an inference tile, on the network grid.
-        text_tower_hash: SHA-256 of the text tower's weights that made the bank, where known.
         spec_version: Version of the spec grammar and of the parts' arguments.
 
     Raises:
-        InputError: An unknown part, argument or key, or parts that do not fit together.
+        InputError: An unknown part, argument or key, a value of the wrong type, or parts that do not fit together.
     """
 
     model_type = "mome"
 
-    encoder: dict | str | None = None
-    text_encoder: dict | str | None = None
-    experts: dict | str | None = None
-    router: dict | str | None = None
-    fusion: dict | str | None = None
-    head: dict | str | None = None
+    encoder: Any = None
+    text_encoder: Any = None
+    experts: Any = None
+    router: Any = None
+    fusion: Any = None
+    head: Any = None
     labels: list[str] | tuple[str, ...] = ()
     trained_labels: list[str] | tuple[str, ...] = ()
     text_dim: int | None = None
@@ -66,12 +68,14 @@ class MoMEConfig(PreTrainedConfig):
     head_channels: int = 8
     in_channels: int = 1
     patch_size: list[int] | tuple[int, ...] = (96, 96, 96)
-    text_tower_hash: str | None = None
     initializer_range: float = 0.02
     spec_version: int = SPEC_VERSION
 
     def __post_init__(self, **kwargs: Any) -> None:
+        for key in _DROPPED_KEYS:
+            kwargs.pop(key, None)
         _reject_unknown(kwargs)
+        self._check_types()
         defaults = {
             "encoder": "unet",
             "text_encoder": "bank",
@@ -82,7 +86,7 @@ class MoMEConfig(PreTrainedConfig):
         }
         for part, registry in PARTS.items():
             given = getattr(self, part)
-            spec = defaults[part] if given is None else given
+            spec: str | Spec | Any = defaults[part] if given is None else given
             if isinstance(spec, dict):
                 spec = migrate(spec, self.spec_version)
             setattr(self, part, registry.canonical(spec))
@@ -91,10 +95,38 @@ class MoMEConfig(PreTrainedConfig):
         self.patch_size = list(self.patch_size)
         if self.text_dim is None:
             self.text_dim = TEXT_ENCODERS.build(self.text_encoder).width(len(self.labels))
+        self.check_labels()
         self._check_parts_fit()
         super().__post_init__(**kwargs)
 
-    def _check_parts_fit(self) -> None:
+    def _check_types(self) -> None:
+        # huggingface_hub's @strict would do, but it skips annotations that are strings and its words are for
+        # programmers.
+        for key in ("labels", "trained_labels"):
+            names = getattr(self, key)
+            if not isinstance(names, list | tuple) or not all(isinstance(name, str) and name for name in names):
+                raise InputError(f"{key} is a list of names, got {names!r:.60}", hint=f"{key}=['liver', 'spleen']")
+        patch = self.patch_size
+        if not isinstance(patch, list | tuple) or len(patch) != 3 or not all(_is_count(side) for side in patch):
+            raise InputError(
+                f"patch_size is three numbers of voxels, got {patch!r:.60}", hint="patch_size=[96, 96, 96]"
+            )
+        for key in ("dim", "head_channels", "in_channels", "spec_version"):
+            if not _is_count(getattr(self, key)):
+                raise InputError(f"{key} is a whole number of at least 1, got {getattr(self, key)!r:.60}")
+        if self.text_dim is not None and not _is_count(self.text_dim):
+            raise InputError(f"text_dim is a whole number of at least 1, or None, got {self.text_dim!r:.60}")
+        std = self.initializer_range
+        if isinstance(std, bool) or not isinstance(std, int | float) or not 0 < std < math.inf:
+            raise InputError(f"initializer_range is a positive number, got {std!r:.60}")
+
+    def check_labels(self) -> None:
+        """Checks the labels against each other and against the text rows.
+
+        Raises:
+            InputError: A label stands twice, a trained one is not stored, or there are more than a text encoder
+                without a tower can tell apart.
+        """
         unknown = [name for name in self.trained_labels if name not in self.labels]
         if unknown:
             raise InputError(
@@ -102,8 +134,16 @@ class MoMEConfig(PreTrainedConfig):
             )
         if len(set(self.labels)) != len(self.labels):
             raise InputError("a label stands twice in labels", hint="name every label once")
-        if len(self.patch_size) != 3 or min(self.patch_size) < 1:
-            raise InputError(f"patch_size is three numbers of voxels, got {self.patch_size}")
+        name = self.text_encoder["name"]
+        if not self.text_dim:
+            raise InputError(f"text encoder '{name}' has one row per label, and there are no labels", hint="labels=[…]")
+        if self.has_one_hot_text and len(self.labels) > self.text_dim:
+            raise InputError(
+                f"text encoder '{name}' tells text_dim={self.text_dim} labels apart, got {len(self.labels)}",
+                hint=f"text_dim={len(self.labels)}; layers that read text are then new",
+            )
+
+    def _check_parts_fit(self) -> None:
         head_class, _ = HEADS.resolve(self.head)
         fusion_class, _ = FUSIONS.resolve(self.fusion)
         if not head_class.uses_text and fusion_class.prompt_dependent:
@@ -112,9 +152,35 @@ class MoMEConfig(PreTrainedConfig):
                 hint="use fusion='last' or fusion='uniform', or head='dynamic'",
             )
 
+    def set_labels(self, labels: list[str], trained_labels: list[str]) -> None:
+        """Changes both lists, or neither where they are refused.
+
+        Raises:
+            InputError: See `check_labels`.
+        """
+        before = self.labels, self.trained_labels
+        self.labels, self.trained_labels = labels, trained_labels
+        try:
+            self._check_types()
+            self.labels, self.trained_labels = list(labels), list(trained_labels)
+            self.check_labels()
+        except InputError:
+            self.labels, self.trained_labels = before
+            raise
+
+    @property
+    def has_one_hot_text(self) -> bool:
+        """Whether text rows only number the labels (`learned`, `none`)."""
+        encoder_class, _ = TEXT_ENCODERS.resolve(self.text_encoder)
+        return getattr(encoder_class, "one_hot", False)
+
     def part_strings(self) -> dict[str, str]:
         """Every part as the string a user would type, defaults left out."""
         return {part: dump(getattr(self, part), registry) for part, registry in PARTS.items()}
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 1
 
 
 def _reject_unknown(kwargs: dict[str, Any]) -> None:

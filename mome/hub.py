@@ -1,10 +1,14 @@
-"""Where a model's name leads: an existing folder, a checkpoint inside the package, else a Hub id."""
+"""Where a model's name leads: an existing folder, a checkpoint inside the package, else a Hub id.
+
+`local-dir:path` and `hf-hub:org/name` say which of them is meant; a Hub id may carry a revision, `org/name@rev`.
+"""
 
 from __future__ import annotations
 
 import difflib
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 from mome.errors import InputError
 from mome.zoo import BUNDLED, PRESETS, bundled_models
@@ -15,22 +19,46 @@ STUB_NAME = "modeling_mome.py"
 STUB = '"""Needs the package: pip install mome."""\n\nfrom mome.auto import MoME, MoMEConfig\n'
 AUTO_MAP = {"AutoConfig": "modeling_mome.MoMEConfig", "AutoModel": "modeling_mome.MoME"}
 
+_HUB_ID = re.compile(r"(?P<place>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
-def locate(name: str | Path) -> str:
-    """A folder's path, or a Hub id as it is.
+
+class Source(NamedTuple):
+    """Where a model lies.
+
+    Attributes:
+        place: A folder's path or a Hub id, as transformers takes them.
+        revision: Branch, tag or commit of a Hub id; None where the name carries none.
+    """
+
+    place: str
+    revision: str | None = None
+
+
+def locate(name: str | Path, revision: str | None = None) -> Source:
+    """The place that a name means.
+
+    Args:
+        name: A folder, a bundled name, a Hub id, or one of them with its prefix.
+        revision: What the caller asked for beside the name; it wins over none and must not contradict `@rev`.
 
     Raises:
-        InputError: Neither a folder, nor bundled, nor the form of a Hub id.
+        InputError: Neither a folder, nor bundled, nor the form of a Hub id; or two different revisions.
     """
     text = str(name)
-    if Path(text).is_dir():
-        if not (Path(text) / "config.json").is_file():
-            raise InputError("the folder holds no model: it has no config.json", where=text)
-        return text
-    if text in bundled_models():
-        return str(BUNDLED / text)
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", text) and not text.startswith((".", "/")):
-        return text
+    if text.startswith("local-dir:"):
+        return _folder(text.removeprefix("local-dir:"))
+    if not text.startswith("hf-hub:"):
+        if Path(text).is_dir():
+            return _folder(text)
+        if text in bundled_models():
+            return Source(str(BUNDLED / text))
+    found = _HUB_ID.fullmatch(text.removeprefix("hf-hub:"))
+    if found and not found["place"].startswith("."):
+        if found["revision"] and revision and found["revision"] != revision:
+            raise InputError(f"two revisions: {revision!r}, and {found['revision']!r} in the name", where=text)
+        return Source(found["place"], found["revision"] or revision)
+    if text.startswith("hf-hub:"):
+        raise InputError(f"'{text}' is not a Hub id", hint="hf-hub:org/name, or hf-hub:org/name@revision")
     known = [*bundled_models(), *PRESETS]
     close = difflib.get_close_matches(text, known, n=1)
     if text in PRESETS:
@@ -43,3 +71,11 @@ def locate(name: str | Path) -> str:
         + (f"; did you mean '{close[0]}'?" if close else ""),
         hint="bundled: " + (", ".join(bundled_models()) or "none") + "; a Hub id is written org/name",
     )
+
+
+def _folder(path: str) -> Source:
+    if not Path(path).is_dir():
+        raise InputError("no such folder", where=path)
+    if not (Path(path) / "config.json").is_file():
+        raise InputError("the folder holds no model: it has no config.json", where=path)
+    return Source(path)

@@ -9,79 +9,40 @@ Shapes: B batch, P prompts, S scales, C head channels, T text width, D H W voxel
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput, logging
 
+from mome.bank import first_bank, rows_by_name
 from mome.configuration import MoMEConfig
 from mome.errors import InputError
-from mome.hub import AUTO_MAP, STUB, STUB_NAME, locate
-from mome.labels import load_table
 from mome.layers.scale_expert import ScaleExpert
 from mome.losses.bce_dice import masked_bce_dice
+from mome.outputs import Features, MoMEOutput
+from mome.processing import MoMEProcessor
 from mome.registry import ENCODERS, FUSIONS, HEADS
-from mome.routers.routing import Routing
+from mome.saving import SavedModel
 
-logger = logging.get_logger(__name__)
-_HUB_ARGUMENTS = ("revision", "cache_dir", "token", "local_files_only", "force_download", "subfolder")
-
-
-def stored_labels(config: MoMEConfig) -> dict[str, Any]:
-    """`labels.json`: the entries of the class table that a checkpoint's bank holds."""
-    table = load_table()
-    entries = {entry["name"]: entry for entry in table.to_json()["labels"]}
-    return {
-        "version": table.version,
-        "trained": list(config.trained_labels),
-        "labels": [entries.get(name, {"name": name}) for name in config.labels],
-    }
+# What transformers' Trainer and callers of any Hugging Face model pass; it changes nothing here.
+_IGNORED = ("return_dict", "return_loss", "output_attentions", "output_hidden_states", "num_items_in_batch")
 
 
-class Features(NamedTuple):
-    """What a volume becomes before any prompt is looked at.
-
-    Attributes:
-        scales_BSCDHW: Expert maps of the S scales at the finest resolution.
-        bottleneck: (B, C_b, D_b, H_b, W_b).
-        routings: How the tokens of each scale were routed; None where a scale has one expert.
-    """
-
-    scales_BSCDHW: Tensor
-    bottleneck: Tensor
-    routings: tuple[Routing | None, ...]
-
-
-@dataclass
-class MoMEOutput(ModelOutput):
-    """Result of `MoME.forward`.
-
-    Attributes:
-        logits: (B, P, D, H, W), independent per prompt (sigmoid).
-        loss: Scalar, where targets were given: segmentation loss plus routers' auxiliary losses.
-        segmentation_loss: Masked cross entropy + Dice.
-        aux_loss: Mean of the routers' auxiliary losses, zero in eval.
-    """
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    segmentation_loss: Tensor | None = None
-    aux_loss: Tensor | None = None
-
-
-class MoME(PreTrainedModel):
+class MoME(SavedModel):
     """A text-prompted mixture-of-experts CT segmenter.
 
     The model sees numbers only: `text_PT` are embeddings of the prompts (`MoME.bank_rows` for known labels,
     `mome.prompts.embed_prompts` for anything else). The text tower is never part of the model.
+
+    Attributes:
+        processor: The settings of the network grid, where they are known (`create_model` knows them). No part of the
+            weights.
     """
+
+    processor: MoMEProcessor | None = None
 
     config: MoMEConfig
     config_class = MoMEConfig
@@ -97,6 +58,7 @@ class MoME(PreTrainedModel):
     def __init__(self, config: MoMEConfig) -> None:
         super().__init__(config)
         self.encoder = ENCODERS.build(config.encoder, in_channels=config.in_channels)
+        _check_patch(config, self.encoder.size_divisor)
         fusion_class, _ = FUSIONS.resolve(config.fusion)
         scales = len(self.encoder.channels)
         first = scales - 1 if fusion_class.finest_only else 0
@@ -129,90 +91,13 @@ class MoME(PreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
-    # -- loading and saving --------------------------------------------------------------------------------
-
-    @classmethod
-    def from_pretrained(cls, name: str | Path, *args: Any, **kwargs: Any) -> MoME:  # type: ignore[override]
-        """Loads a model from a folder, by the name of a bundled checkpoint, or from the Hub.
-
-        Args:
-            name: As in "runs/a/model", "mome-ct-tiny" or "org/mome-ct".
-            kwargs: Values of the config override the saved ones, as in `experts="swiglu(n=8)"`: weights whose
-                name and shape still fit are kept, the rest are new, and a report says which. Everything else goes
-                to `PreTrainedModel.from_pretrained` (`revision`, `dtype`, `device_map`, …). Weights are loaded in
-                float32 unless `dtype` says otherwise, however they are stored.
-
-        Raises:
-            InputError: Not a MoME checkpoint, one of another architecture, or a Hub id that cannot be reached.
-        """
-        place = locate(name)
-        kwargs.setdefault("dtype", torch.float32)
-        fields = set(MoMEConfig.__dataclass_fields__) - {"dtype"}
-        overrides = {key: kwargs.pop(key) for key in list(kwargs) if key in fields}
-        report = kwargs.pop("output_loading_info", False)
-        hub = {key: kwargs[key] for key in _HUB_ARGUMENTS if key in kwargs}
-        config = kwargs.pop("config", None)
-        try:
-            if config is None:
-                raw, _ = MoMEConfig.get_config_dict(place, **hub)
-                if raw.get("model_type") != "mome":
-                    raise InputError(
-                        f"this is a checkpoint of '{raw.get('model_type', 'an unknown architecture')}', not of mome",
-                        where=str(name),
-                    )
-                config = MoMEConfig(**{**raw, **overrides})
-            model, info = super().from_pretrained(
-                place,
-                *args,
-                config=config,
-                ignore_mismatched_sizes=bool(overrides) or kwargs.pop("ignore_mismatched_sizes", False),
-                output_loading_info=True,
-                **kwargs,
-            )
-        except OSError as error:
-            raise InputError(
-                f"'{name}' cannot be loaded: {str(error).splitlines()[0][:160]}",
-                hint="check the id and the network; HF_HUB_OFFLINE=1 reads the local cache only",
-            ) from error
-        except RuntimeError as error:
-            if "mismatch" not in str(error):
-                raise
-            raise InputError(
-                "the checkpoint's weights do not fit its config: it is of another architecture",
-                where=str(name),
-            ) from error
-        # Weights leave the mapped file: saving over it must not change them, and the aligned copies make the same
-        # sums, bit for bit, as the model that was saved.
-        for tensor in (*model.parameters(), *model.buffers()):
-            if tensor.device.type == "cpu":
-                tensor.data = tensor.data.clone()
-        new = sorted({*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])})
-        total = len(model.state_dict())
-        if not overrides and len(new) > total // 2:
-            raise InputError(
-                f"{len(new)} of {total} weights are not in the checkpoint: it is of another architecture",
-                where=str(name),
-            )
-        if new:
-            shown = ", ".join(new[:4]) + (", …" if len(new) > 4 else "")
-            logger.warning(f"{len(new)} of {total} tensors are new and untrained: {shown}")
-        return (model, info) if report else model
-
-    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
-        """Writes safetensors, `config.json`, the label table and the stub that remote-code loading needs."""
-        self.config.auto_map = dict(AUTO_MAP)
-        super().save_pretrained(save_directory, *args, **kwargs)
-        folder = Path(save_directory)
-        (folder / STUB_NAME).write_text(STUB)
-        (folder / "labels.json").write_text(json.dumps(stored_labels(self.config), indent=1) + "\n")
-
     # -- text ---------------------------------------------------------------------------------------------
 
     def bank_rows(self, names: list[str]) -> Tensor:
         """Stored embeddings (P, T) of known labels.
 
         Raises:
-            InputError: A name is not in the bank.
+            InputError: A name is not in the bank, or its row was never set.
         """
         missing = [name for name in names if name not in self.config.labels]
         if missing:
@@ -220,7 +105,14 @@ class MoME(PreTrainedModel):
                 f"{missing[0]!r} is not one of the {len(self.config.labels)} labels this model stores",
                 hint="embed it with the model's text tower (mome.prompts.embed_prompts)",
             )
-        return self.text_bank[[self.config.labels.index(name) for name in names]]
+        rows_PT = self.text_bank[[self.config.labels.index(name) for name in names]]
+        unset = [name for name, row in zip(names, rows_PT, strict=True) if not row.any()]
+        if unset:
+            raise InputError(
+                f"the bank has no embedding of {unset[0]!r} yet: its row is all zeros",
+                hint="fill it with model.set_bank(…), or load a trained checkpoint",
+            )
+        return rows_PT
 
     @torch.no_grad()
     def set_bank(self, bank_LT: Tensor, *, centre_on: Tensor | None = None) -> None:
@@ -243,6 +135,34 @@ class MoME(PreTrainedModel):
             mean_T = centre_on.mean(0)
             self.text_mean.copy_(mean_T)
             self.text_scale.copy_(1 / (centre_on - mean_T).square().mean().sqrt().clamp(min=1e-6))
+
+    @torch.no_grad()
+    def reset_bank(self) -> None:
+        """The bank of a new model: one-hot rows for a text encoder that numbers its labels, else none yet."""
+        self.text_bank.copy_(first_bank(self.config, self.text_bank))
+        self.text_mean.zero_()
+        self.text_scale.fill_(1.0)
+
+    def relabel(self, labels: list[str], trained_labels: list[str] | None = None) -> list[str]:
+        """Changes the list of labels; the bank's rows follow their names.
+
+        Args:
+            labels: The new list.
+            trained_labels: Those that the weights know; the present ones that stay where None.
+
+        Returns:
+            Names that had no row: theirs are zeros, or one-hot rows that no other label uses.
+
+        Raises:
+            InputError: See `MoMEConfig.check_labels`.
+        """
+        before = list(self.config.labels)
+        trained = self.config.trained_labels if trained_labels is None else trained_labels
+        if trained_labels is None:
+            trained = [name for name in trained if name in labels]
+        self.config.set_labels(labels, trained)
+        self.text_bank = rows_by_name(self.text_bank, before, self.config.labels, one_hot=self.config.has_one_hot_text)
+        return [name for name in self.config.labels if name not in before]
 
     # -- the two halves of the model: once per volume, then once per chunk of prompts -------------------------
 
@@ -298,7 +218,16 @@ class MoME(PreTrainedModel):
             text_PT: Embeddings of the P prompts.
             targets: (B, P, D, H, W), 0 or 1.
             supervised_BP: True where prompt p is annotated in case b; all of them where None.
+
+        Raises:
+            InputError: An argument that is none of these, or a volume whose sides do not fit the encoder.
         """
+        for key in kwargs:
+            if key not in _IGNORED:
+                raise InputError(
+                    f"MoME.forward has no argument '{key}'",
+                    hint="arguments: volume, text_PT, targets, supervised_BP",
+                )
         features = self.encode(volume)
         logits = self.decode(features, text_PT)
         losses = [routing.aux_loss for routing in features.routings if routing is not None]
@@ -332,7 +261,7 @@ class MoME(PreTrainedModel):
                 init.ones_(module.weight)
                 init.zeros_(module.bias)
         elif isinstance(module, MoME):
-            init.zeros_(module.text_bank)
+            init.copy_(module.text_bank, first_bank(self.config, module.text_bank))
             init.zeros_(module.text_mean)
             init.ones_(module.text_scale)
         else:
@@ -340,3 +269,21 @@ class MoME(PreTrainedModel):
         own = getattr(module, "init_weights_", None)
         if own is not None:
             own(init, self.config.initializer_range)
+
+
+def _check_patch(config: MoMEConfig, divisor: int) -> None:
+    """An encoder halves the sides of a patch until the bottleneck, which must keep more than one voxel."""
+    patch = list(config.patch_size)
+    steps = [max(1, math.ceil(side / divisor)) for side in patch]
+    fits = [step * divisor * (2 if max(steps) == 1 else 1) for step in steps]
+    name = config.encoder["name"]
+    if any(side % divisor for side in patch):
+        raise InputError(
+            f"patch_size {patch} does not fit encoder '{name}': its sides are multiples of {divisor}",
+            hint=f"patch_size={fits}",
+        )
+    if max(steps) == 1:
+        raise InputError(
+            f"patch_size {patch} leaves encoder '{name}' one voxel at its bottleneck of stride {divisor}",
+            hint=f"patch_size={fits}, or an encoder of fewer stages",
+        )

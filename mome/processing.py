@@ -5,8 +5,11 @@ Network-grid settings (spacing, orientation, HU window) live here alone, in `pre
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
+import math
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +23,14 @@ from mome.hub import locate
 if TYPE_CHECKING:
     from mome.volumes import Grid, Volume
 
+_SETTINGS = ("spacing", "orientation", "hu_window", "padding_hu")
+# What transformers writes into preprocessor_config.json or sets on the object.
+_HUGGING_FACE_KEYS = ("image_processor_type", "feature_extractor_type", "processor_class", "auto_map", "backend")
+_LOADING_KEYS = (
+    "cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies",
+    "return_unused_kwargs", "image_processor_filename", "trust_remote_code",
+)  # fmt: skip
+
 
 class MoMEProcessor(ImageProcessingMixin):
     """Resamples a CT to the network grid by affine and windows its HU to [0, 1].
@@ -29,6 +40,11 @@ class MoMEProcessor(ImageProcessingMixin):
         orientation: Three letters, the direction each axis of the network grid runs to.
         hu_window: (low, high) in HU; below is 0, above is 1.
         padding_hu: HU outside the scan.
+
+    Settings are checked when they are set, too: a typo must not leave a model on another grid silently.
+
+    Raises:
+        InputError: An unknown setting, or a value that makes no sense.
     """
 
     model_input_names = ["volume"]
@@ -42,29 +58,45 @@ class MoMEProcessor(ImageProcessingMixin):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if len(spacing) != 3 or min(spacing) <= 0:
-            raise InputError(f"spacing is three positive numbers of mm, got {list(spacing)}")
-        if len(hu_window) != 2 or hu_window[0] >= hu_window[1]:
-            raise InputError(f"hu_window is (low, high) in HU with low < high, got {list(hu_window)}")
-        self.spacing = [float(value) for value in spacing]
+        self.spacing = spacing
         self.orientation = orientation
-        self.hu_window = [float(value) for value in hu_window]
-        self.padding_hu = float(padding_hu)
+        self.hu_window = hu_window
+        self.padding_hu = padding_hu
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _SETTINGS:
+            value = _checked(name, value)
+        elif name not in _HUGGING_FACE_KEYS and not name.startswith("_"):
+            raise _unknown(name)
+        super().__setattr__(name, value)
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **kwargs: Any) -> MoMEProcessor:  # type: ignore[override]
         """Loads the settings of a folder, a bundled checkpoint or a Hub id.
 
+        Args:
+            name: As for `MoME.from_pretrained`.
+            kwargs: Settings override the saved ones, as in `spacing=[2, 2, 2]`; everything else goes to
+                transformers (`revision`, `cache_dir`, …).
+
         Raises:
-            InputError: There are none, or they cannot be reached.
+            InputError: There are none, or they cannot be reached, or a setting is unknown.
         """
+        overrides = {key: kwargs.pop(key) for key in _SETTINGS if key in kwargs}
+        for key in kwargs:
+            if key not in _LOADING_KEYS and not key.startswith("_"):
+                raise _unknown(key)
+        place, revision = locate(name, kwargs.pop("revision", None))
         try:
-            return super().from_pretrained(locate(name), **kwargs)
+            loaded = super().from_pretrained(place, revision=revision or "main", **kwargs)
         except OSError as error:
             raise InputError(
                 f"'{name}' has no preprocessor_config.json: {str(error).splitlines()[0][:120]}",
                 hint="give a processor, or save one beside the model (processor.save_pretrained)",
             ) from error
+        for key, value in overrides.items():
+            setattr(loaded[0] if isinstance(loaded, tuple) else loaded, key, value)
+        return loaded
 
     def settings(self) -> dict[str, Any]:
         """What decides the network grid: the part of the configuration that a cache depends on."""
@@ -98,3 +130,38 @@ class MoMEProcessor(ImageProcessingMixin):
         array = torch.as_tensor(volume.array, dtype=torch.float32)
         hu = resample(array, volume.grid, target, mode="linear", fill=self.padding_hu)
         return self.window(hu)[None, None], target
+
+
+def _checked(name: str, value: Any) -> Any:
+    """A setting in the form it is stored in."""
+    if name == "orientation":
+        letters = value.upper() if isinstance(value, str) else ""
+        if len(letters) != 3 or sorted("RLAPSI".find(letter) // 2 for letter in letters) != [0, 1, 2]:
+            raise InputError(
+                f"orientation is three letters, one of R/L, A/P and S/I each, got {value!r:.60}",
+                hint="orientation='RAS'",
+            )
+        return letters
+    if name == "padding_hu":
+        if not _is_number(value):
+            raise InputError(f"padding_hu is a number of HU, got {value!r:.60}")
+        return float(value)
+    numbers = list(value) if hasattr(value, "__iter__") and not isinstance(value, str | dict) else []
+    real = all(_is_number(item) for item in numbers)
+    if name == "spacing" and not (real and len(numbers) == 3 and min(numbers) > 0):
+        raise InputError(f"spacing is three positive numbers of mm, got {value!r:.60}")
+    if name == "hu_window" and not (real and len(numbers) == 2 and numbers[0] < numbers[1]):
+        raise InputError(f"hu_window is (low, high) in HU with low < high, got {value!r:.60}")
+    return [float(item) for item in numbers]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _unknown(name: str) -> InputError:
+    close = difflib.get_close_matches(name, _SETTINGS, n=1)
+    return InputError(
+        f"a processor has no setting '{name}'" + (f", did you mean '{close[0]}'?" if close else ""),
+        hint="settings: " + ", ".join(_SETTINGS),
+    )

@@ -66,14 +66,20 @@ def embed_prompts(prompts: list[Prompt], model: MoME) -> Tensor:
     Raises:
         InputError: Free text, and the model's text encoder has no tower or it cannot be loaded.
     """
-    outside = [p for p in prompts if p.name not in model.config.labels]
-    rows: dict[str, Tensor] = {}
-    if outside:
-        encoded = _tower(model.config.text_encoder).encode([p.name.replace("_", " ") for p in outside])
-        rows = {p.name: row for p, row in zip(outside, encoded, strict=True)}
     bank = model.state_dict()["text_bank"].detach().float().cpu()
-    index = {name: i for i, name in enumerate(model.config.labels)}
-    return torch.stack([rows[p.name] if p.name in rows else bank[index[p.name]] for p in prompts])
+    # a row of zeros was never set: the tower makes it
+    rows = {name: row for name, row in zip(model.config.labels, bank, strict=True) if row.any()}
+    outside = [p for p in prompts if p.name not in rows]
+    if outside:
+        try:
+            encoded = _tower(model.config.text_encoder).encode([p.name.replace("_", " ") for p in outside])
+        except InputError as error:
+            # what the class table advises ("ask for kidney_left and kidney_right") usually needs no tower
+            advice = [p.resolved.warning for p in outside if p.resolved.warning]
+            hint = "; or ".join([*advice, *([error.hint] if error.hint else [])]) or None
+            raise InputError(error.what, where=error.where, hint=hint) from error
+        rows |= {p.name: row for p, row in zip(outside, encoded, strict=True)}
+    return torch.stack([rows[p.name] for p in prompts])
 
 
 def _tower(spec: Any) -> Any:

@@ -88,10 +88,13 @@ class Registry:
     def resolve(self, spec: str | Spec | Any) -> tuple[type, Any]:
         """The part's class and its Config object.
 
+        Args:
+            spec: A string, a dict with a name, or a Config object of one of the parts.
+
         Raises:
             InputError: Unknown name or argument, wrong type, or a package that is not installed.
         """
-        given = canonical(spec)
+        given = self._given(spec)
         name = self._current(given["name"])
         cls = self._import(name)
         arguments = {key: value for key, value in given.items() if key != "name"}
@@ -104,9 +107,9 @@ class Registry:
 
     def canonical(self, spec: str | Spec | Any) -> Spec:
         """The validated dict with every default filled in, `name` first."""
-        _, config = self.resolve(spec)
-        stored = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-        return canonical({"name": self._current(canonical(spec)["name"]), **stored})
+        given = self._given(spec)
+        _, config = self.resolve(given)
+        return canonical({"name": self._current(given["name"]), **_arguments(config)})
 
     def defaults(self, spec: Spec) -> dict[str, Any]:
         """The part's default arguments as JSON values."""
@@ -173,6 +176,33 @@ class Registry:
 
     # -- arguments ------------------------------------------------------------------------------------------
 
+    def _given(self, spec: str | Spec | Any) -> Spec:
+        if dataclasses.is_dataclass(spec) and not isinstance(spec, type):
+            spec = {"name": self._name_of(type(spec)), **_arguments(spec)}
+        return canonical(spec)
+
+    def _name_of(self, config_class: type) -> str:
+        """The one part whose Config is exactly this class; a subclass of a Config belongs to another part."""
+        found = []
+        for name in self.names():
+            try:
+                part = self._import(name)
+            except InputError:  # a part whose package is missing made no Config object
+                continue
+            if getattr(part, "Config", None) is config_class:
+                found.append(name)
+        if len(found) == 1:
+            return found[0]
+        shown = config_class.__qualname__
+        if not found:
+            raise InputError(
+                f"{shown} is not the Config of a registered {self.kind}",
+                hint=f"{self.kind} has: {', '.join(self.names())}",
+            )
+        raise InputError(
+            f"{shown} is the Config of several: {', '.join(found)}", hint=f"name one, as in {{'name': '{found[0]}'}}"
+        )
+
     def _config(self, name: str, cls: Any, arguments: dict[str, Any]) -> Any:
         hints = typing.get_type_hints(cls.Config)
         known = [field.name for field in dataclasses.fields(cls.Config)]
@@ -196,6 +226,21 @@ class Registry:
                 f"{self.kind} '{name}' needs the argument '{required[0]}'", hint=f"{name}({required[0]}=…)"
             )
         return cls.Config(**values)
+
+
+def _arguments(config: Any) -> dict[str, Any]:
+    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+
+
+def at_least(least: float, part: str, **values: float) -> None:
+    """Checks arguments of a part.
+
+    Raises:
+        InputError: A value is below `least`.
+    """
+    for key, value in values.items():
+        if not value >= least:
+            raise InputError(f"{key} of {part} is at least {least}, got {value}")
 
 
 def _typed(value: Any, hint: Any, where: str) -> Any:

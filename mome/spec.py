@@ -14,7 +14,6 @@ import ast
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, is_dataclass
 from typing import Any
 
 from mome.errors import InputError
@@ -122,16 +121,14 @@ def _at(text: str, column: int, what: str) -> SpecError:
     return SpecError(f"{what}, at column {column + 1}\n  {shown}\n  {' ' * (column - start)}^")
 
 
-def canonical(spec: str | Spec | Any) -> Spec:
-    """A string, a dict, or a part's Config object with a `spec_name` → a dict of JSON values, `name` first.
+def canonical(spec: str | Spec) -> Spec:
+    """A string or a dict → a dict of JSON values, `name` first. Config objects: see `Registry.canonical`.
 
     Raises:
         SpecError: It is none of these, or holds what JSON cannot.
     """
     if isinstance(spec, str):
         return parse(spec)
-    if is_dataclass(spec) and not isinstance(spec, type) and hasattr(spec, "spec_name"):
-        spec = {"name": spec.spec_name, **asdict(spec)}
     if not isinstance(spec, dict) or not isinstance(spec.get("name"), str):
         raise SpecError(
             f"a part is named by a string or a dict with a name, got {spec!r:.60}", hint="experts='mlp(n=4)'"

@@ -132,12 +132,16 @@ def create_model(name: str, *, pretrained: bool = False, **overrides: Any) -> Mo
         pretrained: Load the bundled checkpoint of this preset instead of random weights.
         overrides: Config values, as in `experts="swiglu(n=8)"`, `labels=["liver"]`.
 
+    Returns:
+        The model, with its processor as `model.processor`.
+
     Raises:
         InputError: An unknown preset or value, or no bundled checkpoint of this name.
     """
     from mome.configuration import MoMEConfig
     from mome.labels import load_dataset
     from mome.modeling import MoME
+    from mome.processing import MoMEProcessor
 
     chosen = preset(name)
     if pretrained:
@@ -147,12 +151,16 @@ def create_model(name: str, *, pretrained: bool = False, **overrides: Any) -> Mo
                 f"no checkpoint is bundled for preset '{name}'",
                 hint="bundled: " + (", ".join(bundled_models()) or "none") + "; or load one from a folder or the Hub",
             )
-        return MoME.from_pretrained(checkpoint, **overrides)
+        model = MoME.from_pretrained(checkpoint, **overrides)
+        model.processor = MoMEProcessor.from_pretrained(checkpoint)
+        return model
     values = {**chosen["model"], **overrides}
     labels = values.get("labels", "openkbp")
     if isinstance(labels, str):
         values["labels"] = list(load_dataset(labels).name_to_id)
-    return MoME(MoMEConfig(**values))
+    model = MoME(MoMEConfig(**values))
+    model.processor = preset_processor(name)
+    return model
 
 
 def preset_processor(name: str, **overrides: Any) -> MoMEProcessor:

@@ -111,19 +111,37 @@ def test_bad_input(capsys, scan: Path, model_folder: str, tmp_path: Path) -> Non
     flat, colour = tmp_path / "flat.nii.gz", tmp_path / "colour.nii.gz"
     nib.save(nib.Nifti1Image(np.zeros((8, 8), np.int16), np.eye(4)), flat)
     nib.save(nib.Nifti1Image(np.zeros((4, 4, 4), [("R", "u1"), ("G", "u1"), ("B", "u1")]), np.eye(4)), colour)
-    other = tmp_path / "other"
+    four = tmp_path / "four.nii.gz"
+    nib.save(nib.Nifti1Image(np.zeros((8, 8, 8, 2), np.int16), np.eye(4)), four)
+    other, before = tmp_path / "other", scan.read_bytes()
     other.mkdir()
     (other / "config.json").write_text('{"model_type": "bert"}')
-    (other / "preprocessor_config.json").write_text("{}")
     cases = [
         ("no such file", "segment", tmp_path / "no.nii.gz", "-p", "liver", *base),
         ("truncated or damaged", "segment", truncated, "-p", "liver", *base),
         ("three dimensions", "segment", flat, "-p", "liver", *base),
         ("colour image", "segment", colour, "-p", "liver", *base),
         ("no prompt was given", "segment", scan, *base),
+        ("'???' gives no file name", "segment", scan, "-p", "???", *base),
+        ("holds 2 volumes", "segment", four, "-p", "liver", *base),
+        ("--frame", "segment", four, "-p", "liver", *base),
+        ("frame 5 of 2", "segment", four, "-p", "liver", "--frame", "5", *base),
+        (
+            "a mask would overwrite its scan",
+            "segment",
+            scan,
+            "-p",
+            "liver",
+            "-m",
+            model_folder,
+            "-o",
+            tmp_path,
+            "--multilabel",
+        ),
         ("a prompt is empty", "segment", scan, "-p", " ", *base),
         ("embeddings only", "segment", scan, "-p", "some odd lesion", *base),
         ("not of mome", "segment", scan, "-p", "liver", "-m", other, "-o", out),
+        ("'org/missing' cannot be loaded", "segment", scan, "-p", "liver", "-m", "org/missing", "-o", out),
         ("no model 'nope'", "segment", scan, "-p", "liver", "-m", "nope", "-o", out),
         ("unrecognized arguments", "segment", scan, "-p", "liver", "--colour", *base),
         ("overlap is from 0", "segment", scan, "-p", "liver", "--overlap", "3", *base),
@@ -137,6 +155,25 @@ def test_bad_input(capsys, scan: Path, model_folder: str, tmp_path: Path) -> Non
     for words, *arguments in cases:
         assert words in " ".join(fails(capsys, 2, *arguments).split()), arguments
     assert not out.exists() or {p.name for p in out.iterdir()} <= {"report.json"}
+    assert scan.read_bytes() == before
+
+
+def test_a_frame_is_chosen(capsys, model_folder: str, tmp_path: Path) -> None:
+    four = tmp_path / "four.nii.gz"
+    nib.save(nib.Nifti1Image(np.zeros((8, 8, 8, 2), np.int16), np.diag([4.0, 4, 4, 1])), four)
+    arguments = ["segment", four, "-p", "liver", "-m", model_folder, "-o", tmp_path / "o", "--frame", 1]
+    assert main([str(a) for a in arguments]) == 0
+    assert nib.load(tmp_path / "o" / "four_liver.nii.gz").shape == (8, 8, 8)
+
+
+def test_messages_are_printed_as_they_are(capsys) -> None:
+    """rich would take "[dicom]" for a style and drop it."""
+    from rich.console import Console
+
+    from mome.cli.segment import _say
+
+    _say({"name": "a", "status": "failed", "error": 'pip install "mome[dicom]"'}, Console(stderr=True))
+    assert 'pip install "mome[dicom]"' in capsys.readouterr().err
 
 
 def test_a_typo_in_a_config_string(capsys, tmp_path: Path) -> None:

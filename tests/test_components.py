@@ -112,7 +112,7 @@ def test_save_and_load_is_bit_equal(part: str, spec: str, tmp_path: Path) -> Non
 
 @every_part
 def test_every_key_can_be_missing(part: str, spec: str, tmp_path: Path) -> None:
-    """A dropped key is initialised afresh, finite, and no other key is touched."""
+    """A dropped key is initialised afresh, finite, and no other key is touched; one key of each kind."""
     model = make_model(part, spec)
     model.save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
@@ -123,13 +123,35 @@ def test_every_key_can_be_missing(part: str, spec: str, tmp_path: Path) -> None:
                 own = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
                 reset |= {f"{module_type.__name__}.{n}": f"{path}.{n}" if path else n for n in own}
                 break
-    for key in sorted(set(reset.values()) & set(tensors)):
-        save_file({k: v for k, v in tensors.items() if k != key}, tmp_path / "model.safetensors", {"format": "pt"})
-        loaded = state(MoME.from_pretrained(tmp_path))
+    check_missing(sorted(set(reset.values()) & set(tensors)), tensors, tmp_path)
+
+
+def check_missing(keys: list[str], tensors: dict[str, torch.Tensor], folder: Path) -> None:
+    """Drops each of the keys in turn from the weights in the folder, and loads the rest."""
+    for key in keys:
+        save_file({k: v for k, v in tensors.items() if k != key}, folder / "model.safetensors", {"format": "pt"})
+        loaded = state(MoME.from_pretrained(folder))
         assert torch.isfinite(loaded[key].float()).all(), key
         for name, tensor in tensors.items():
             if name != key:
                 assert torch.equal(loaded[name], tensor), f"{name} changed when {key} was missing"
+
+
+# Together these hold every part of the tiny presets.
+TINY_PRESETS = {
+    "mome": {},
+    "plain": {"experts": "linear", "fusion": "last", "head": "plain", "text_encoder": "none", "text_dim": 3},
+}
+
+
+@pytest.mark.parametrize("preset", sorted(TINY_PRESETS))
+def test_each_key_of_the_tiny_presets_parts_can_be_missing(preset: str, tmp_path: Path) -> None:
+    """All keys, one after the other; the test above takes one key of each kind, but meets every part."""
+    torch.manual_seed(0)
+    model = MoME(MoMEConfig(**{**BASE, "encoder": "unet(channels=[4, 8], decoder_depth=1)", **TINY_PRESETS[preset]}))
+    model.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    check_missing(sorted(tensors), tensors, tmp_path)
 
 
 @every_part

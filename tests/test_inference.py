@@ -27,6 +27,13 @@ from mome.zoo import create_model
 PATCH = (16, 16, 16)
 
 
+class Settings(SimpleNamespace):
+    """A config as far as inference looks at it."""
+
+    def to_dict(self) -> dict[str, object]:
+        return dict(vars(self))
+
+
 class Contrast(torch.nn.Module):
     """A model whose right answer is known: prompt p is where the window is above its threshold."""
 
@@ -36,7 +43,7 @@ class Contrast(torch.nn.Module):
         super().__init__()
         self.thresholds = torch.nn.Parameter(torch.tensor(thresholds))
         self.register_buffer("text_bank", torch.eye(len(labels)))
-        self.config = SimpleNamespace(
+        self.config = Settings(
             labels=list(labels),
             trained_labels=list(labels),
             patch_size=list(PATCH),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import zipfile
@@ -13,11 +14,16 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> zipfile.ZipFile:
+def wheel_file(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "--no-index"]
     subprocess.run([*command, "-w", str(out), str(REPOSITORY)], check=True, capture_output=True)
-    return zipfile.ZipFile(next(out.glob("mome-*.whl")))
+    return next(out.glob("mome-*.whl"))
+
+
+@pytest.fixture(scope="module")
+def wheel(wheel_file: Path) -> zipfile.ZipFile:
+    return zipfile.ZipFile(wheel_file)
 
 
 def test_wheel_holds_the_two_packages_and_their_data(wheel: zipfile.ZipFile) -> None:
@@ -36,6 +42,22 @@ def test_wheel_holds_the_two_packages_and_their_data(wheel: zipfile.ZipFile) -> 
         assert checkpoint.relative_to(REPOSITORY).as_posix() in names
     entry_points = next(name for name in names if name.endswith("entry_points.txt"))
     assert "mome = mome.cli.main:main" in wheel.read(entry_points).decode()
+
+
+def test_an_installed_wheel_runs_the_demo_without_the_repository(wheel_file: Path, tmp_path: Path) -> None:
+    site, empty = tmp_path / "site", tmp_path / "empty"
+    empty.mkdir()
+    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", str(site)]
+    subprocess.run([*install, str(wheel_file)], check=True, capture_output=True)
+    assert not (site / "kernels").exists()
+    environment = {**os.environ, "PYTHONPATH": str(site), "HF_HUB_OFFLINE": "1"}
+    code = "import sys, mome; from mome.cli.main import main; print(mome.__file__); sys.exit(main(['demo']))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=empty, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines()[0].startswith(str(site)) and "mandible" in done.stdout
+    assert list(empty.glob("mome-demo/*_mandible.nii.gz")) and list(empty.glob("mome-demo/*.png"))
 
 
 def test_no_package_of_ours_is_called_kernels() -> None:

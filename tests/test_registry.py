@@ -38,6 +38,37 @@ def test_every_builtin_part_round_trips() -> None:
             assert registry.summary(name)
 
 
+PARTS = [pytest.param(r, name, id=f"{r.kind}-{name}") for r in REGISTRIES.values() for name in r.names()]
+
+
+@pytest.mark.parametrize(("registry", "name"), PARTS)
+def test_every_parts_config_object_is_a_spec(registry: Registry, name: str) -> None:
+    cls, config = registry.resolve(name)
+    assert registry.canonical(config) == registry.canonical(name)
+    assert registry.resolve(config) == (cls, config)
+
+
+def test_config_objects_with_arguments() -> None:
+    from mome.configuration import MoMEConfig
+    from mome.experts.mlp import FeedForwardExperts, SwiGLUExperts
+
+    assert EXPERTS.canonical(SwiGLUExperts.Config(n=8)) == EXPERTS.canonical("swiglu(n=8)")
+    assert MoMEConfig(experts=SwiGLUExperts.Config(n=8)).experts == EXPERTS.canonical("swiglu(n=8)")
+    assert EXPERTS.build(SwiGLUExperts.Config(n=2), dim=4).num_experts == 2
+    assert "not the Config of a registered expert" in message(FeedForwardExperts.Config())
+    assert "not the Config of a registered router" in message(SwiGLUExperts.Config(), ROUTERS)
+
+
+def test_a_config_that_two_parts_share_is_refused() -> None:
+    from mome.experts.linear import LinearExperts
+
+    registry = Registry("thing", "mome.experts", "mome.test_things")
+    registry.register("a", "mome.experts.linear:LinearExperts")
+    registry.register("b", "mome.experts.linear:LinearExperts")
+    registry.register("broken", "no_such_package_here:C")
+    assert "Config of several: a, b" in message(LinearExperts.Config(), registry)
+
+
 def test_messages() -> None:
     assert "unknown expert 'swigu', did you mean 'swiglu'?" in message("swigu(n=8)")
     assert "has no argument 'hiden', did you mean 'hidden'?" in message("swiglu(hiden=8)")

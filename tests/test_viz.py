@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 import nibabel as nib
@@ -12,6 +13,7 @@ from matplotlib import pyplot as plt
 
 from mome.data.phantom import phantom
 from mome.labels import load_table
+from mome.viz import preview
 from mome.viz.preview import save_preview
 from mome.volumes import Volume
 
@@ -166,3 +168,41 @@ def test_a_name_without_an_ending(tmp_path: Path) -> None:
 def test_a_flipped_view_is_a_mask_too(tmp_path: Path) -> None:
     volume, mask = white_box("RAS")
     save_preview(tmp_path / "p.png", volume, {"liver": mask[::-1]})
+
+
+def test_one_mask_at_a_time_is_held(tmp_path: Path, monkeypatch) -> None:
+    """What is kept of a mask is three planes: its volume on the picture's grid is gone before the next but one."""
+    volume, mask = white_box("RAS")
+    made, alive, real = [], [], preview.resample
+
+    class Tracked:
+        def __init__(self, array: np.ndarray) -> None:
+            self.array = array
+
+        def numpy(self) -> np.ndarray:
+            array, self.array = self.array, None
+            made.append(weakref.ref(array))
+            return array
+
+    def counted(*arguments, **options):
+        alive.append(sum(reference() is not None for reference in made))
+        return Tracked(real(*arguments, **options).numpy().copy())
+
+    monkeypatch.setattr(preview, "resample", counted)
+    masks = {name: np.roll(mask, 2 * i, 0) for i, name in enumerate(("liver", "spleen", "pancreas", "aorta", "colon"))}
+    save_preview(tmp_path / "p.png", volume, masks)
+    assert len(made) >= 6 and max(alive) <= 2  # the CT itself, and one mask
+
+
+def test_the_planes_of_a_preview_are_those_of_the_resampled_mask() -> None:
+    volume, mask = white_box("PIR")
+    masks = {"liver": mask, "spleen": np.flip(mask, 0).copy(), "empty": np.zeros_like(mask)}
+    grid = preview._upright(volume.grid)
+    planes, shown = preview._cuts(masks, volume.grid, grid)
+    assert list(shown) == ["liver", "spleen"]
+    for name, cuts in shown.items():
+        soft = preview.resample(masks[name], volume.grid, grid).numpy()
+        for axis in range(3):
+            expected = np.take(soft, planes[axis], axis=axis)
+            assert cuts[axis].shape == expected.shape
+            assert np.array_equal(cuts[axis] > 0.5, expected > 0.5)

@@ -16,7 +16,16 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from mome.errors import InputError, OutputError
-from mome.volumes import Grid, Volume, network_grid, read_label_table, read_volume, resample, write_mask
+from mome.volumes import (
+    Grid,
+    Volume,
+    checked_volume,
+    network_grid,
+    read_label_table,
+    read_volume,
+    resample,
+    write_mask,
+)
 
 CODES = [
     "".join(letters) for order in itertools.permutations(("LR", "PA", "IS")) for letters in itertools.product(*order)
@@ -143,6 +152,24 @@ def test_coarser_grids_are_smoothed_first() -> None:
     assert float(resample(checker, source, coarse, antialias=False).mean() - 0.5) < 0.5
 
 
+@pytest.mark.parametrize("mode", ["linear", "nearest"])
+@pytest.mark.parametrize("spacing", [(1.5, 1.5, 1.5), (4.0, 4.0, 4.0), (6.0, 1.0, 3.0)])
+def test_slabs_give_the_same_voxels_as_the_whole(spacing: tuple[float, float, float], mode: str, monkeypatch) -> None:
+    array = np.random.default_rng(4).standard_normal((2, 21, 26, 15)).astype(np.float32)
+    source = Grid(array.shape[1:], np.array([[0, 0, -2.0, 60], [2.5, 0, 0, 0], [0, -0.8, 0, 44], [0, 0, 0, 1]]))
+    target = network_grid(source, spacing=spacing, orientation="LPS")
+    target.affine[:3, 3] += (-7, 3.3, 1)  # partly outside
+    module, sizes = sys.modules["mome.volumes.resample"], []
+    real = module._along
+    monkeypatch.setattr(module, "_along", lambda x, *rest: (sizes.append(x.numel()), real(x, *rest))[1])
+    whole = resample(array, source, target, mode=mode, fill=-7.0)
+    largest, _ = max(sizes), sizes.clear()
+    monkeypatch.setattr(module, "_SLAB_VOXELS", 1)
+    slabs = resample(array, source, target, mode=mode, fill=-7.0)
+    torch.testing.assert_close(slabs, whole, rtol=1e-6, atol=1e-6)
+    assert float(whole.min()) == -7.0 and max(sizes) < largest
+
+
 def test_network_grid_refuses_nonsense() -> None:
     with pytest.raises(InputError, match="three directions"):
         network_grid(Grid((2, 2, 2), np.eye(4)), spacing=(1, 1, 1), orientation="RAR")
@@ -207,6 +234,50 @@ def test_frames_and_strange_numbers(tmp_path: Path) -> None:
     assert "3 voxels were NaN or infinite" in volume.notes[0]
     offset = read_volume(save(tmp_path / "u.nii.gz", np.full((3, 3, 3), 1064, np.int16)))
     assert "offset of 1024" in offset.notes[0]
+
+
+def test_a_damaged_quaternion(tmp_path: Path) -> None:
+    """nibabel: w2 should be positive. With an sform nothing is lost; without one nobody knows where the voxels are."""
+    affine = oblique((10, 0, 5), (1, 2, 3))
+    for code, name in ((1, "both.nii"), (0, "qform_only.nii")):
+        image = nib.Nifti1Image(np.full((3, 4, 5), -50, np.float32), affine)
+        image.set_sform(affine, code=code)
+        image.set_qform(affine, code=1)
+        nib.save(image, tmp_path / name)
+        raw = bytearray((tmp_path / name).read_bytes())
+        raw[256:268] = np.array([1.5, 1.5, 1.5], "<f4").tobytes()  # quatern_b, c, d
+        (tmp_path / name).write_bytes(raw)
+    volume = read_volume(tmp_path / "both.nii")
+    assert "qform is damaged; the sform is used" in volume.notes[0]
+    np.testing.assert_allclose(volume.affine, affine, atol=1e-5)
+    with pytest.raises(InputError, match="qform is damaged and there is no sform"):
+        read_volume(tmp_path / "qform_only.nii")
+    with pytest.raises(InputError):
+        read_label_table(tmp_path / "qform_only.nii")
+
+
+def test_a_passed_volume_is_checked_as_a_file_is() -> None:
+    odd = np.full((3, 3, 3), -500.0)
+    odd[0, 0, 0] = np.nan
+    once = checked_volume(Volume(odd, np.eye(4), {"qform_code": 2}, ("kept",)))
+    assert once.array[0, 0, 0] == -1024 and once.array.dtype == np.float32 and once.header == {"qform_code": 2}
+    assert once.notes == ("kept", "1 voxels were NaN or infinite; NaN is read as air")
+    positive = checked_volume(Volume(np.full((3, 3, 3), 1064.0), np.eye(4)))
+    assert len(positive.notes) == 1 and checked_volume(positive).notes == positive.notes
+    for array, affine, words in (
+        (np.zeros((3, 3)), np.eye(4), "three dimensions"),
+        (np.zeros((3, 0, 3)), np.eye(4), "three dimensions"),
+        (np.zeros((3, 3, 3)), np.zeros((4, 4)), "cannot be inverted"),
+    ):
+        with pytest.raises(InputError, match=words):
+            checked_volume(Volume(array, affine))
+
+
+def test_the_extra_for_dicom_is_named(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "SimpleITK", None)
+    (tmp_path / "a.mha").write_bytes(b"")
+    with pytest.raises(InputError, match=r'pip install "mome\[dicom\]"'):
+        read_volume(tmp_path / "a.mha")
 
 
 FORMATS = {
@@ -285,7 +356,7 @@ def test_an_interrupted_move_keeps_the_old_file(tmp_path: Path, monkeypatch) -> 
     def fail(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mome.volumes.write.os.replace", fail)
+    monkeypatch.setattr("mome.atomic.os.replace", fail)
     with pytest.raises(OutputError, match="No space left"):
         write_mask(path, np.zeros((3, 3, 3)), grid)
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1

@@ -156,18 +156,89 @@ def combine_case(device: str, dtype: torch.dtype) -> dict[str, Any]:
     return compare(fast, plain, [_leaf(device, dtype, 1500, 100), gates])
 
 
+def _large(device: str, rows: int) -> str | None:
+    """Why `rows` rows are not tried on a device, or None."""
+    if rows < 2**24:
+        return None  # a test of the check itself
+    if device != "cuda":
+        return "a CPU would take minutes"
+    gib = torch.cuda.get_device_properties(device).total_memory / 2**30
+    return None if gib >= 30 else f"the device has {gib:.0f} GiB, the check needs 30"
+
+
+def _beyond(pairs: list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
+    """bfloat16 results against float64 on a few rows."""
+    error = max(_worst(ours, exact) for ours, exact in pairs)
+    return {"error": error, "ok": error <= 2e-2}
+
+
+def large_combine_case(device: str, rows: int = 2**24 + 64) -> dict[str, Any]:
+    """Combine and its backward with more than 2³¹ elements, compared on the last 64 rows: 32-bit offsets would wrap."""
+    if why := _large(device, rows):
+        return {"ok": True, "skipped": why}
+    torch.manual_seed(0)
+    y = _rows(device, rows)
+    gates = torch.rand(rows, 1, device=device).requires_grad_()
+    out = kernels.combine(y, gates, torch.arange(rows, device=device))
+    d_y, d_gates = torch.autograd.grad(out, [y, gates], y.detach())
+    last_y, last_gates = y[-64:].detach().double(), gates[-64:].detach().double()
+    want = last_y * last_gates
+    return _beyond([(out[-64:], want), (d_y[-64:], want), (d_gates[-64:], last_y.square().sum(1, keepdim=True))])
+
+
+def large_linear_case(device: str, rows: int = 2**24 + 64) -> dict[str, Any]:
+    """`moe_linear` and its backward with more than 2³¹ elements, compared on the last 64 rows."""
+    if why := _large(device, rows):
+        return {"ok": True, "skipped": why}
+    torch.manual_seed(0)
+    x, weight = _rows(device, rows), _leaf(device, torch.bfloat16, 4, 128, 128, scale=128**-0.5)
+    ids = (torch.arange(rows, device=device) % 4)[:, None]
+    gates = torch.rand(rows, 1, device=device)
+    out = kernels.moe_linear(x, ids, gates, weight)
+    (d_x,) = torch.autograd.grad(out, x, x.detach())
+    last_x, last_gates = x[-64:].detach().double(), gates[-64:].double()
+    matrices = weight.detach().double()[ids[-64:, 0]]
+    want = torch.einsum("td,tfd->tf", last_x, matrices) * last_gates
+    return _beyond([(out[-64:], want), (d_x[-64:], torch.einsum("tf,tfd->td", last_x, matrices) * last_gates)])
+
+
+def _rows(device: str, rows: int) -> Tensor:
+    """(rows, 128) in bfloat16, without a float32 copy."""
+    return torch.randn(rows, 128, device=device, dtype=torch.bfloat16).requires_grad_()
+
+
+FIRST = 6  # as many of the checks are worth more than any timing: five vision widths and a head
+
+
 def cases(device: str, tokens: int = 3000) -> Iterator[Case]:
     """All checks, the most telling first. `tokens` scales their size."""
     half, single = torch.bfloat16, torch.float32
-    for d, f, k, gated, act in (
+    vision = (
         (48, 192, 1, False, "gelu"), (96, 384, 2, False, "gelu_tanh"), (64, 64, 2, False, "relu"),
-        (32, 128, 2, False, "silu"), (64, 256, 1, True, "silu"), (192, 512, 1, True, "silu"),
-        (37, 50, 2, True, "gelu"), (256, 512, 2, False, "gelu"), (1025, 100, 2, False, "gelu"),
-        (512, 512, 2, True, "silu"), (768, 3072, 2, False, "gelu"),
-    ):  # fmt: skip
-        for dtype in (half, single):
-            name = f"mlp D={d} F={f} K={k} {'gated ' if gated else ''}{act} {str(dtype)[6:]}"
-            yield name, lambda a=(device, dtype, tokens, 8, k, d, f, gated, act): mlp_case(*a)
+        (32, 128, 2, False, "silu"), (64, 256, 1, True, "silu"),
+    )  # fmt: skip
+    others = (
+        (192, 512, 1, True, "silu"), (37, 50, 2, True, "gelu"), (256, 512, 2, False, "gelu"),
+        (1025, 100, 2, False, "gelu"), (512, 512, 2, True, "silu"), (768, 3072, 2, False, "gelu"),
+    )  # fmt: skip
+    heads = ((5, 8, 0, 0.0), (5, 8, 0, 0.1), (1, 8, 0, 0.0), (5, 8, 2, 0.0), (4, 16, 0, 0.1), (3, 32, 0, 0.1))
+
+    def mlp(dtype: torch.dtype, d: int, f: int, k: int, gated: bool, act: str) -> Case:
+        name = f"mlp D={d} F={f} K={k} {'gated ' if gated else ''}{act} {str(dtype)[6:]}"
+        return name, lambda: mlp_case(device, dtype, tokens, 8, k, d, f, gated, act)
+
+    def head(s: int, c: int, top_k: int, slope: float) -> Case:
+        name = f"head S={s} C={c} top_k={top_k} slope={slope}"
+        return name, lambda: head_case(device, 7, s, c, tokens + 1, top_k, slope)
+
+    for widths in vision:
+        yield mlp(half, *widths)
+    yield head(*heads[0])
+    for widths in vision:
+        yield mlp(single, *widths)
+    for widths in others:
+        yield mlp(half, *widths)
+        yield mlp(single, *widths)
     yield "mlp all to one", lambda: mlp_case(device, half, tokens, 8, 1, 48, 192, False, "gelu", True)
     yield "mlp one token", lambda: mlp_case(device, half, 1, 8, 2, 48, 192, False, "gelu")
     yield "mlp float64", lambda: mlp_case(device, torch.float64, 64, 4, 2, 16, 32, True, "silu")
@@ -177,15 +248,7 @@ def cases(device: str, tokens: int = 3000) -> Iterator[Case]:
         yield f"linear {str(dtype)[6:]}", lambda dt=dtype: linear_case(device, dt, tokens, 8, 2, 96, 64)
         yield f"grouped_linear {str(dtype)[6:]}", lambda dt=dtype: grouped_case(device, dt)
         yield f"combine {str(dtype)[6:]}", lambda dt=dtype: combine_case(device, dt)
-    for s, c, top_k, slope in (
-        (5, 8, 0, 0.0),
-        (5, 8, 0, 0.1),
-        (1, 8, 0, 0.0),
-        (5, 8, 2, 0.0),
-        (4, 16, 0, 0.1),
-        (3, 32, 0, 0.1),
-    ):
-        yield (
-            f"head S={s} C={c} top_k={top_k} slope={slope}",
-            lambda a=(device, 7, s, c, tokens + 1, top_k, slope): head_case(*a),
-        )
+    for sizes in heads[1:]:
+        yield head(*sizes)
+    yield "combine beyond 2³¹ elements", lambda: large_combine_case(device)
+    yield "linear beyond 2³¹ elements", lambda: large_linear_case(device)

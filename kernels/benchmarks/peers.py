@@ -38,7 +38,7 @@ def eager_loop(x: Tensor, ids: Tensor, gates: Tensor, up: Tensor, down: Tensor, 
     sizes = flat.bincount(minlength=up.shape[0]).tolist()
     tokens = order // ids.shape[1]
     parts = []
-    for rows, w1, w2 in zip(x[tokens].split(sizes), up.unbind(0), down.unbind(0), strict=True):
+    for rows, w1, w2 in zip(x.index_select(0, tokens).split(sizes), up.unbind(0), down.unbind(0), strict=True):
         parts.append(F.linear(_hidden(F.linear(rows, w1), activation, gated), w2))
     y = torch.cat(parts) * gates.flatten()[order, None].to(x.dtype)
     return torch.zeros_like(x).index_add(0, tokens, y)
@@ -53,10 +53,10 @@ def torch_grouped_mm(
     tokens = order // ids.shape[1]
     offsets = torch.zeros(up.shape[0], dtype=torch.int64, device=x.device)
     offsets = offsets.scatter_add(0, flat, torch.ones_like(flat)).cumsum(0).int()
-    z = F.grouped_mm(x[tokens], up.transpose(1, 2), offs=offsets)
+    z = F.grouped_mm(x.index_select(0, tokens), up.transpose(1, 2), offs=offsets)
     y = F.grouped_mm(_hidden(z, activation, gated), down.transpose(1, 2), offs=offsets)
     inverse = torch.empty_like(order).scatter_(0, order, torch.arange(order.numel(), device=x.device))
-    y = y[inverse].view(*ids.shape, -1) * gates[..., None].to(x.dtype)
+    y = y.index_select(0, inverse).view(*ids.shape, -1) * gates[..., None].to(x.dtype)
     return y.sum(1)
 
 
@@ -75,10 +75,9 @@ def transformers_module(up: Tensor, down: Tensor, activation: str, gated: bool) 
 
 def transformers_function(name: str) -> Callable[..., Tensor]:
     """`batched_mm` or `grouped_mm` of transformers, as a peer."""
-    moe = importlib.import_module("transformers.integrations.moe")
-    function = moe.ALL_EXPERTS_FUNCTIONS[name]
 
     def run(x: Tensor, ids: Tensor, gates: Tensor, up: Tensor, down: Tensor, activation: str, gated: bool) -> Tensor:
+        function = importlib.import_module("transformers.integrations.moe").ALL_EXPERTS_FUNCTIONS[name]
         return function(transformers_module(up, down, activation, gated), x, ids, gates.to(x.dtype))
 
     return run
@@ -97,7 +96,14 @@ def scattermoe(x: Tensor, ids: Tensor, gates: Tensor, up: Tensor, down: Tensor, 
     order, scattered, offsets = ops.flatten_sort_count(ids, num_experts=experts)
     h = ops.parallel_linear(x, up.transpose(1, 2), k, order, scattered, offsets, grouped_out=True)
     return ops.parallel_linear(
-        _hidden(h, activation, gated), down.transpose(1, 2), 1, order, scattered, offsets, grouped_in=True, gates=gates
+        _hidden(h, activation, gated),
+        down.transpose(1, 2),
+        1,
+        order,
+        scattered,
+        offsets,
+        grouped_in=True,
+        gates=gates.to(x.dtype),
     )
 
 
@@ -109,16 +115,30 @@ def liger(x: Tensor, ids: Tensor, gates: Tensor, up: Tensor, down: Tensor, activ
     return ops.LigerFusedMoEFunction.apply(x, up, down, ids.int(), gates)
 
 
-def available() -> dict[str, Callable[..., Tensor]]:
-    """The peers whose packages are found, by name. `dense` is a bound: its numbers differ."""
-    peers: dict[str, Callable[..., Tensor]] = {"eager_loop": eager_loop}
-    if hasattr(F, "grouped_mm"):
-        peers["grouped_mm"] = torch_grouped_mm
-    if importlib.util.find_spec("transformers"):
-        peers["transformers_grouped_mm"] = transformers_function("grouped_mm")
-    if importlib.util.find_spec("scattermoe"):
-        peers["scattermoe"] = scattermoe
-    if importlib.util.find_spec("liger_kernel"):
-        peers["liger"] = liger
-    peers["dense"] = dense
-    return peers
+def grouped_convolutions(inputs: list[Tensor], side: int) -> Tensor:
+    """The ancestor's head as published: the map repeated per prompt, three convolutions with a group per prompt."""
+    f, _, _, w1, b1, w2, b2, w3, b3 = inputs
+    prompts, c = w1.shape[1], w1.shape[2]
+    x = f.reshape(1, c, side, side, side).repeat(1, prompts, 1, 1, 1)
+    x = F.conv3d(x, w1.reshape(prompts * c, c, 1, 1, 1), b1.flatten(), groups=prompts).relu()
+    x = F.conv3d(x, w2.reshape(prompts * c, c, 1, 1, 1), b2.flatten(), groups=prompts).relu()
+    return F.conv3d(x, w3.reshape(prompts, c, 1, 1, 1), b3.flatten(), groups=prompts).reshape(1, prompts, side**3)
+
+
+PEERS: dict[str, Callable[..., Tensor]] = {
+    "eager_loop": eager_loop,
+    "grouped_mm": torch_grouped_mm,
+    "transformers_grouped_mm": transformers_function("grouped_mm"),
+    "dense": dense,
+    # kernels of others come last: one that breaks the device must not cost the figures of the rest
+    "scattermoe": scattermoe,
+    "liger": liger,
+}
+_NEEDS = {"transformers_grouped_mm": "transformers", "scattermoe": "scattermoe", "liger": "liger_kernel"}
+
+
+def found(name: str) -> bool:
+    """Whether a peer's package is there. `dense` is a bound: its numbers differ."""
+    if name == "grouped_mm":
+        return hasattr(F, "grouped_mm")
+    return name not in _NEEDS or importlib.util.find_spec(_NEEDS[name]) is not None

@@ -8,6 +8,7 @@ with 2. `--rehearse` walks the whole script on the CPU with tiny shapes; its num
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import statistics
@@ -26,21 +27,49 @@ sys.path[:0] = [str(_HERE), str(_HERE.parent / "torch-ext")]
 import device_checks  # noqa: E402
 import mome_kernels as kernels  # noqa: E402
 import peers  # noqa: E402
+import table  # noqa: E402
 from mome_kernels import cpu_head  # noqa: E402
-from shapes import LOADS, SHAPES, Shape, device_limits, expert_ids, roofline_ms  # noqa: E402
+from shapes import (  # noqa: E402
+    HEADS,
+    LOADS,
+    SHAPES,
+    Device,
+    Shape,
+    bounds_ms,
+    device_limits,
+    expert_ids,
+    head_bounds_ms,
+    head_name,
+)
 
-Step = tuple[str, Callable[[], dict[str, Any]]]
+# A step fills the dictionary it is given, so that what was measured before it failed is kept.
+Step = tuple[str, Callable[[dict[str, Any]], None]]
 
 
 class Results:
-    """A JSON file that grows: one entry per measurement, each written at once."""
+    """A JSON file that grows: one entry per measurement, each written at once.
+
+    What failed has a `problem` and is tried again by the next call, unless it is `fatal`: it killed the device.
+
+    Raises:
+        ValueError: The file is of other versions or another state of the code.
+    """
 
     def __init__(self, path: Path, header: dict[str, Any]) -> None:
         self.path = path
         self.data: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {**header, "steps": {}}
+        other = [key for key, value in header.items() if self.data.get(key) != value]
+        if other:
+            raise ValueError(f"{path} was measured with another {' and '.join(other)}: choose another folder")
 
     def __contains__(self, name: str) -> bool:
-        return name in self.data["steps"]
+        step = self.data["steps"].get(name)
+        return step is not None and ("problem" not in step or bool(step.get("fatal")))
+
+    def killers(self) -> set[str]:
+        """Peers that killed the device in some step: they are not run again."""
+        values = [item for step in self.data["steps"].values() for item in step.items()]
+        return {key for key, value in values if isinstance(value, dict) and value.get("fatal")}
 
     def add(self, name: str, value: dict[str, Any]) -> None:
         """Keeps a measurement; the file is replaced in one move."""
@@ -91,8 +120,33 @@ def _timed(function: Callable[..., torch.Tensor], leaves: list[torch.Tensor], de
     return {"forward_ms": forward, "both_ms": median_ms(both, device), "peak_mib": peak_mib(both, device)}
 
 
-def layer_step(shape: Shape, load: str, device: str, activation: str) -> dict[str, Any]:
-    """Our layer and every peer at one shape and load, in bfloat16; errors of a peer are kept as text."""
+def first_line(problem: BaseException) -> str:
+    """What an exception says, in short."""
+    return next(iter(str(problem).splitlines()), "")[:300] or repr(problem)[:300]
+
+
+def settle(device: str) -> None:
+    """Raises where the device can no longer be used: an illegal access kills it for the whole process."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+
+
+def difference(out: torch.Tensor, expected: torch.Tensor) -> str | None:
+    """How far an output is off, if it is; a NaN is."""
+    error = float((out.float() - expected).abs().max() / expected.abs().max())
+    return None if error <= 0.05 else f"differs from the loop over experts by {error:.3f} of its largest value"
+
+
+def limits_of(device: str) -> Device | None:
+    """What the device can do, where it is known."""
+    return device_limits(torch.cuda.get_device_name()) if device == "cuda" else None
+
+
+def layer_step(
+    shape: Shape, load: str, device: str, activation: str, killers: set[str], result: dict[str, Any]
+) -> None:
+    """Our layer and every peer but the killers, in bfloat16; a peer's problem is kept as text."""
     torch.manual_seed(0)
     dtype, width = torch.bfloat16, shape.F * (2 if shape.gated else 1)
     new = lambda *size, scale: (torch.randn(*size, device=device) * scale).to(dtype).requires_grad_()  # noqa: E731
@@ -106,38 +160,41 @@ def layer_step(shape: Shape, load: str, device: str, activation: str) -> dict[st
     def ours() -> torch.Tensor:
         return kernels.moe_mlp(x, ids, gates, up, None, down, None, activation=activation, gated=shape.gated)
 
-    result: dict[str, Any] = {"mome": _timed(ours, leaves, device)}
     with torch.no_grad():
-        expected = ours().float()
-    limits = device_limits(torch.cuda.get_device_name()) if device == "cuda" else None
+        expected = peers.eager_loop(x, ids, gates, up, down, activation, shape.gated).float()
+        wrong = difference(ours(), expected)
+    if wrong:
+        result |= {"ok": False, "wrong": True, "problem": wrong}
+        return
+    result["mome"] = _timed(ours, leaves, device)
+    limits = limits_of(device)
     if limits is not None:
         at = replace(shape, activation=activation)
-        result["roofline_ms"] = {
-            "forward": roofline_ms(at, limits, False),
-            "both": roofline_ms(at, limits, False) + roofline_ms(at, limits, True),
-        }
-    for name, peer in peers.available().items():
-        wanted = [x, up, down] if name == "dense" else leaves
+        result["bounds_ms"] = {"forward": bounds_ms(at, limits, False), "both": bounds_ms(at, limits, True)}
+    one_up, one_down = (t.detach()[:1].clone().requires_grad_() for t in (up, down))
+    for name, peer in peers.PEERS.items():
+        if not peers.found(name) or name in killers:
+            continue
+        weights = (one_up, one_down) if name == "dense" else (up, down)
+        wanted = [x, *weights] if name == "dense" else leaves
 
-        def call(peer: Callable = peer) -> torch.Tensor:
-            return peer(x, ids, gates, up, down, activation, shape.gated)
+        def call(peer: Callable = peer, weights: tuple = weights) -> torch.Tensor:
+            return peer(x, ids, gates, *weights, activation, shape.gated)
 
         try:
-            if name != "dense":
-                with torch.no_grad():
-                    error = (call().float() - expected).abs().max() / expected.abs().max()
-                if error > 0.05:
-                    raise AssertionError(f"differs from ours by {float(error):.3f}")
-            result[name] = _timed(call, wanted, device)
-        except (RuntimeError, NotImplementedError, AssertionError, AttributeError, TypeError, ImportError) as problem:
-            result[name] = {"error": str(problem).splitlines()[0][:200] if str(problem) else repr(problem)}
+            with torch.no_grad():
+                wrong = difference(call(), expected) if name != "dense" else None
+            result[name] = {"problem": wrong} if wrong else _timed(call, wanted, device)
+        except Exception as problem:  # a peer that cannot run must not cost our figures
+            result[name] = {"problem": first_line(problem), "fatal": True}
+            settle(device)
+            del result[name]["fatal"]  # the device lives
     del expected
     if device == "cuda":
         torch.cuda.empty_cache()
-    return result
 
 
-def head_step(prompts: int, scales: int, channels: int, side: int, device: str) -> dict[str, Any]:
+def head_step(prompts: int, scales: int, channels: int, side: int, device: str, result: dict[str, Any]) -> None:
     """The fusion head beside the chunked torch form, float32."""
     torch.manual_seed(0)
     leaf = lambda *size: torch.randn(*size, device=device).requires_grad_()  # noqa: E731
@@ -146,43 +203,65 @@ def head_step(prompts: int, scales: int, channels: int, side: int, device: str) 
         leaf(1, scales, c, v), leaf(p, c), leaf(p, scales), leaf(1, p, c, c), leaf(1, p, c), leaf(1, p, c, c),
         leaf(1, p, c), leaf(1, p, c), leaf(1, p),
     ]  # fmt: skip
-    result = {"mome": _timed(lambda: kernels.fusion_head(*inputs), inputs, device)}
-    with torch.no_grad():
-        chunked = median_ms(lambda: cpu_head.forward(*inputs, 0, 0.0), device)
-    result["chunked_torch"] = {"forward_ms": chunked}
-    return result
+    # at one scale there is nothing to fuse: the grouped convolutions know neither query nor bias
+    leaves = inputs if scales > 1 else [inputs[0], *inputs[3:]]
+    result["mome"] = _timed(lambda: kernels.fusion_head(*inputs), leaves, device)
+    limits = limits_of(device)
+    if limits is not None:
+        sizes = (prompts, scales, channels, v, limits)
+        result["bounds_ms"] = {"forward": head_bounds_ms(*sizes, False), "both": head_bounds_ms(*sizes, True)}
+    usual = cpu_head._TILE_BYTES
+    try:
+        cpu_head._TILE_BYTES = 256 << 20 if device == "cuda" else usual  # few launches on a GPU
+        with torch.no_grad():
+            result["chunked_torch"] = {"forward_ms": median_ms(lambda: cpu_head.forward(*inputs, 0, 0.0), device)}
+    finally:
+        cpu_head._TILE_BYTES = usual
+    if scales == 1:
+        try:
+            result["grouped_conv"] = _timed(lambda: peers.grouped_convolutions(inputs, side), leaves, device)
+        except torch.OutOfMemoryError as problem:
+            result["grouped_conv"] = {"problem": first_line(problem)}
 
 
-def steps(device: str, rehearse: bool) -> Iterator[Step]:
+def steps(device: str, rehearse: bool, killers: set[str]) -> Iterator[Step]:
     """Everything to do, the most telling first; of each kind a few where rehearsed."""
     if rehearse:
-        everything = list(_steps(device, True))
+        everything = list(_steps(device, True, killers))
         yield from everything[::12]
     else:
-        yield from _steps(device, False)
+        yield from _steps(device, False, killers)
 
 
-def _steps(device: str, rehearse: bool) -> Iterator[Step]:
+def _steps(device: str, rehearse: bool, killers: set[str]) -> Iterator[Step]:
     shrink = (lambda s: replace(s, T=96, D=min(s.D, 40), F=min(s.F, 24), E=min(s.E, 8))) if rehearse else (lambda s: s)
     side, tokens = (8, 40) if rehearse else (96, 3000)
-    for name, check in device_checks.cases(device, tokens):
-        yield f"check {name}", check
+    checks: list[Step] = [
+        (f"check {name}", lambda result, check=check: result.update(check()))
+        for name, check in device_checks.cases(device, tokens)
+    ]
 
     def layer(shape: Shape, load: str, activation: str | None = None) -> Step:
         act = activation or shape.activation
-        return f"layer {shape.name} {load} {act}", lambda: layer_step(shrink(shape), load, device, act)
+        name = f"layer {shape.name} {load} {act}"
+        return name, lambda result: layer_step(shrink(shape), load, device, act, killers, result)
+
+    def head(p: int, s: int, c: int) -> Step:
+        return head_name(p, s, c), lambda result: head_step(p, s, c, side, device, result)
 
     names = list(SHAPES)
+    yield from checks[: device_checks.FIRST]
     for name in names[:7]:
         yield layer(SHAPES[name], "uniform")
-    yield "head P=32 S=5 C=8", lambda: head_step(32, 5, 8, side, device)
+    yield from checks[device_checks.FIRST :]
+    yield head(*HEADS[0])
     for name in names[7:11]:
         yield layer(SHAPES[name], SHAPES[name].load)
     for name in names[:7]:
         for activation in ("gelu_tanh", "silu"):
             yield layer(SHAPES[name], "uniform", activation)
-    for s, c in ((1, 8), (5, 16), (5, 32)):
-        yield f"head P=32 S={s} C={c}", lambda s=s, c=c: head_step(32, s, c, side, device)
+    for sizes in HEADS[1:]:
+        yield head(*sizes)
     for name in names[11:]:
         yield layer(SHAPES[name], SHAPES[name].load)
     for load in LOADS[1:]:
@@ -202,29 +281,24 @@ def header(device: str, rehearse: bool) -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             versions[package] = None
     name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
-    return {"device": name, "versions": versions, "rehearsal": rehearse}
+    source = hashlib.sha256()
+    for path in sorted((_HERE.parent / "torch-ext").rglob("*.py")) + sorted(
+        (_HERE.parent / "torch-ext").rglob("*.json")
+    ):
+        source.update(path.read_bytes())
+    return {"device": name, "versions": versions, "source": source.hexdigest()[:16], "rehearsal": rehearse}
 
 
 def summary(data: dict[str, Any]) -> str:
-    """A table of what is there: times in ms, the fraction of the roofline, and the best peer over ours."""
-    lines = []
+    """A table of what is there: for checks their verdict, for the others the columns of `table.py`."""
+    lines = [f"{'':48} {' | '.join(table.COLUMNS)}"]
     for name, step in data["steps"].items():
         if name.startswith("check"):
-            lines.append(f"{name:48} {'ok' if step.get('ok') else 'WRONG: ' + json.dumps(step)}")
+            verdict = f"skipped: {step['skipped']}" if "skipped" in step else "ok"
+            lines.append(f"{name:48} {verdict if step.get('ok') else 'WRONG: ' + json.dumps(step)}")
             continue
-        ours = step.get("mome", {})
-        if "forward_ms" not in ours:
-            lines.append(f"{name:48} {step}")
-            continue
-        rivals = {k: v for k, v in step.items() if k not in ("mome", "roofline_ms", "dense") and "forward_ms" in v}
-        parts = [f"{name:48} {ours['forward_ms']:9.3f} {ours['both_ms']:9.3f} ms"]
-        if "roofline_ms" in step:
-            parts.append(f"roofline {step['roofline_ms']['forward'] / ours['forward_ms']:5.1%}")
-        for key in ("forward_ms", "both_ms"):
-            known = [v[key] for v in rivals.values() if key in v]
-            if known:
-                parts.append(f"{key[:-3]} ×{min(known) / ours[key]:.2f}")
-        lines.append("  ".join(parts))
+        why = table.state(step)
+        lines.append(f"{name:48} {why + ': ' + json.dumps(step) if why else ' | '.join(table.figures(step))}")
     return "\n".join(lines)
 
 
@@ -240,20 +314,30 @@ def main(arguments: list[str] | None = None) -> int:
     device = "cpu" if options.rehearse else "cuda"
     options.out.mkdir(parents=True, exist_ok=True)
     head = header(device, options.rehearse)
-    results = Results(options.out / f"{head['device'].replace(' ', '_').replace('/', '_')}.json", head)
+    try:
+        results = Results(options.out / f"{head['device'].replace(' ', '_').replace('/', '_')}.json", head)
+    except ValueError as problem:
+        print(f"run.py: {problem}", file=sys.stderr)
+        return 2
     deadline, left = time.monotonic() + 60 * options.minutes, 0
-    for name, step in steps(device, options.rehearse):
+    for name, step in steps(device, options.rehearse, results.killers()):
         if name in results:
             continue
         if time.monotonic() > deadline:
             left += 1
             continue
+        result: dict[str, Any] = {}
         try:
-            results.add(name, step())
-        except torch.OutOfMemoryError as problem:
-            results.add(name, {"error": str(problem).splitlines()[0]})
-        except (RuntimeError, ValueError) as problem:  # one broken kernel must not cost the other measurements
-            results.add(name, {"ok": False, "error": str(problem).splitlines()[0][:300]})
+            step(result)
+        except Exception as problem:  # one broken kernel must not cost the other measurements
+            result |= {"ok": False, "problem": first_line(problem)}
+            try:
+                settle(device)
+            except Exception as dead:
+                results.add(name, {**result, "fatal": True})
+                print(f"{name}: the device is lost ({first_line(dead)}); call again to go on", file=sys.stderr)
+                return 1
+        results.add(name, result)
         print(name, flush=True)
     print(summary(results.data))
     print(f"{results.path}: {len(results.data['steps'])} measurements, {left} left for another call")

@@ -87,24 +87,25 @@ class Device:
 
 # What large matrix products and copies reach, not the data sheet's peaks.
 DEVICES = {
-    "H100": Device(790e12, 3.0e12, 132 * 128 * 1.7e9),
-    "H200": Device(790e12, 4.3e12, 132 * 128 * 1.7e9),
-    "A100": Device(280e12, 1.7e12, 108 * 64 * 1.4e9),
+    "NVIDIA H100 80GB HBM3": Device(790e12, 3.0e12, 132 * 128 * 1.7e9),
+    "NVIDIA H200": Device(790e12, 4.3e12, 132 * 128 * 1.7e9),
+    "NVIDIA A100-SXM4-80GB": Device(280e12, 1.7e12, 108 * 64 * 1.4e9),
 }
 # Vector instructions of one activation; one of the special-function unit counts as eight.
 ACTIVATION_COST = {"none": 0, "relu": 1, "silu": 20, "gelu": 28, "gelu_tanh": 26}
 
 
 def device_limits(name: str) -> Device | None:
-    """The limits of a device by its name, or None where they are not listed."""
-    return next((limits for key, limits in DEVICES.items() if key in name), None)
+    """The limits of a device by its name, or None where they are not known: cards of one name differ by their board."""
+    return DEVICES.get(name)
 
 
-def roofline_ms(shape: Shape, limits: Device, backward: bool) -> float:
-    """The least time of a fused layer in half precision: the largest of memory, tensor cores and activations.
+def bounds_ms(shape: Shape, limits: Device, backward: bool) -> dict[str, float]:
+    """The least times of a fused layer in half precision by memory, tensor cores, and activations on vector units.
 
-    Forward bytes: x read per assignment, y written per assignment, gates, weights. Backward: x and dy read, dx
-    written, weights read and their gradients written; 5 products where there were 2 (one is made again).
+    Forward bytes: x read per assignment, y written per assignment, gates, weights, the combine. With `backward`
+    forward and backward together: also x and dy read, dx written, weights read and their gradients written; a backward
+    pass has twice the products of the forward, and where the layer is fused (widths to 256) the first of them again.
     """
     n = shape.T * shape.K
     weights = shape.E * shape.D * shape.F * (3 if shape.gated else 2)
@@ -114,5 +115,36 @@ def roofline_ms(shape: Shape, limits: Device, backward: bool) -> float:
         moved += 2 * (n * shape.D + shape.T * shape.D)  # combine
     if backward:
         moved += 2 * (4 * n * shape.D + 2 * weights) + 8 * n
-        work, activations = work * 3.5, activations * 3
-    return 1e3 * max(moved / limits.bandwidth, work / limits.flops, activations / limits.instructions)
+        again = (2 / 3 if shape.gated else 1 / 2) if shape.D <= 256 else 0
+        work, activations = work * (3 + again), activations * 3
+    return {
+        "memory": 1e3 * moved / limits.bandwidth,
+        "tensor_cores": 1e3 * work / limits.flops,
+        "activations": 1e3 * activations / limits.instructions,
+    }
+
+
+# Prompts, scales and channels of the fusion head over 96³ voxels; the first is the one with a target.
+HEADS = ((32, 5, 8), (32, 1, 8), (32, 5, 16), (32, 5, 32))
+
+
+def head_name(prompts: int, scales: int, channels: int) -> str:
+    """The name of the head's step in the results."""
+    return f"head P={prompts} S={scales} C={channels}"
+
+
+def head_bounds_ms(
+    prompts: int, scales: int, channels: int, voxels: int, limits: Device, backward: bool
+) -> dict[str, float]:
+    """The least times of the fusion head in float32, by memory and by arithmetic on vector units (two FLOP at once).
+
+    Forward: features read, logits written. With `backward` forward and backward together: also features and the
+    logits' gradients read, the features' gradients written; the products of the forward again and two for each.
+    """
+    features, logits = scales * channels * voxels, prompts * voxels
+    fusion = 4 * scales * channels if scales > 1 else 0
+    work = logits * (fusion + 4 * channels**2 + 2 * channels)
+    moved = 4 * (features + logits)
+    if backward:
+        moved, work = moved + 4 * (2 * features + logits), 4 * work
+    return {"memory": 1e3 * moved / limits.bandwidth, "arithmetic": 1e3 * work / 2 / limits.instructions}

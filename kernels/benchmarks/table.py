@@ -1,6 +1,7 @@
-"""The tables of `kernels/README.md`, made from `benchmarks/results/*.json`: `python kernels/benchmarks/table.py`.
+"""The tables of `kernels/README.md`, made by `python kernels/benchmarks/table.py`.
 
-Where no GPU has run a shape, the table says "not yet measured" and nothing else.
+From `benchmarks/results/*.json` and the shipped configurations. Where no GPU has run a shape, the table says "not yet
+measured" and nothing else; a shape that was run has its numbers, or "wrong" or "failed".
 """
 
 from __future__ import annotations
@@ -11,36 +12,63 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from shapes import SHAPES  # noqa: E402
+from shapes import HEADS, SHAPES, head_name  # noqa: E402
 
 README = Path(__file__).resolve().parents[1] / "README.md"
+CONFIGS = README.parent / "torch-ext" / "mome_kernels" / "configs"
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
-BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
+
+CPU_CASES = {
+    "V1": "V1, 48 → 192, E 8",
+    "V2": "V2, 96 → 384, K 2",
+    "V3": "V3, 192 → 768, K 2",
+    "V4": "V4, 384 → 1536, K 2",
+    "V8": "V8, 768 → 3072, K 2",
+    "V14": "V14, 64 → 64, K 2",
+    "head": "head, 32 prompts × 96³, forward",
+    "head_backward": "head, forward + backward",
+}
+
+
+COLUMNS = (
+    "forward", "of roofline", "best peer / ours", "forward + backward", "of roofline", "best peer / ours", "memory",
+)  # fmt: skip
+NOTHING = "not yet measured"
+
+
+def state(step: dict) -> str | None:
+    """Why a step has no figures of ours, or None where it has them."""
+    if "both_ms" in step.get("mome", {}):
+        return None
+    return "wrong" if step.get("wrong") else "failed" if step else NOTHING
+
+
+def figures(step: dict) -> list[str]:
+    """What stands under `COLUMNS` for a step with figures; `dense` is a bound and no peer."""
+    ours = step["mome"]
+    peers = [v for k, v in step.items() if k not in ("mome", "bounds_ms", "dense") and isinstance(v, dict)]
+    texts = []
+    for key, bound in (("forward_ms", "forward"), ("both_ms", "both")):
+        bounds = step.get("bounds_ms", {}).get(bound)
+        times = [peer[key] for peer in peers if key in peer]
+        texts.append(f"{ours[key]:.3f} ms")
+        texts.append(f"{max(bounds.values()) / ours[key]:.0%} ({max(bounds, key=bounds.get)})" if bounds else "–")
+        texts.append(f"{min(times) / ours[key]:.2f}×" if times else "–")
+    peaks = [peer["peak_mib"] for peer in peers if peer.get("peak_mib")]
+    texts.append(f"{ours['peak_mib'] / min(peaks):.2f}×" if peaks and ours["peak_mib"] else "–")
+    return texts
 
 
 def table(results: dict | None) -> str:
-    """One row per shape: ours, the fraction of the roofline, and the best peer's time over ours."""
-    lines = [
-        "| shape | forward | of roofline | best peer / ours | forward + backward | best peer / ours |",
-        "|---|---|---|---|---|---|",
-    ]
+    """One row per shape and head: `figures`."""
     steps = {} if results is None else results["steps"]
-    for name, shape in SHAPES.items():
-        step = steps.get(f"layer {name} {shape.load} {shape.activation}", {})
-        ours = step.get("mome", {})
-        if "forward_ms" not in ours:
-            lines.append(f"| {name} {shape.text} |" + " not yet measured |" * 5)
-            continue
-        peers = [v for k, v in step.items() if k not in ("mome", "roofline_ms", "dense") and "forward_ms" in v]
-        ratio = {
-            key: f"{min(p[key] for p in peers) / ours[key]:.2f}×" if peers else "–" for key in ("forward_ms", "both_ms")
-        }
-        roofline = step.get("roofline_ms")
-        of = f"{roofline['forward'] / ours['forward_ms']:.0%}" if roofline else "–"
-        lines.append(
-            f"| {name} {shape.text} | {ours['forward_ms']:.3f} ms | {of} | {ratio['forward_ms']} | "
-            f"{ours['both_ms']:.3f} ms | {ratio['both_ms']} |"
-        )
+    rows = {f"{name} {s.text}": f"layer {name} {s.load} {s.activation}" for name, s in SHAPES.items()}
+    rows |= {f"head, {p} prompts × 96³, S {s}, C {c}": head_name(p, s, c) for p, s, c in HEADS}
+    lines = ["| shape | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
+    for text, name in rows.items():
+        step = steps.get(name, {})
+        why = state(step)
+        lines.append(f"| {text} | " + " | ".join([why] * len(COLUMNS) if why else figures(step)) + " |")
     return "\n".join(lines)
 
 
@@ -55,11 +83,53 @@ def tables(folder: Path = RESULTS) -> str:
     return "\n\n".join(parts) or table(None)
 
 
-def insert(text: str, content: str) -> str:
-    """The text with what lies between the markers replaced."""
-    before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n{content}\n{END}{rest.split(END)[1]}"
+def cpu_table(path: Path = RESULTS / "kernels_cpu.json") -> str:
+    """One row per case of `benchmarks/kernels_cpu.py`: ours, the best other, and the ratios."""
+    data = json.loads(path.read_text())
+    lines = [
+        f"{data['processor']}, {data['threads']} threads, torch {data['torch']}. Geometric mean of the layers' speed: "
+        f"{data['geometric_mean_speed_of_layers']:.2f}×.",
+        "",
+        "| case (float32, forward + backward) | tokens | ours | best other | speed | memory |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, text in CPU_CASES.items():
+        case = data["cases"][name]
+        ms = case["ms"]
+        rival = min((key for key in ms if key != "mome"), key=ms.get)
+        tokens = data["tokens"].get(name, "–")
+        lines.append(
+            f"| {text} | {tokens} | {ms['mome']:.0f} ms | {ms[rival]:.0f} ms ({rival}) | {case['speed']:.2f}× | "
+            f"{case['memory']:.2f}× |"
+        )
+    return "\n".join(lines)
+
+
+def fused_table() -> str:
+    """The largest token width with a configuration of each fused kernel, per architecture, dtype and gate."""
+    kinds = {"half": (2, 0), "half, gated": (2, 1), "float32": (4, 0), "float32, gated": (4, 1)}
+    lines = ["| `mlp` / `mlp_dx` / `mlp_dw` | " + " | ".join(kinds) + " |", "|---" * (len(kinds) + 1) + "|"]
+    for path in sorted(CONFIGS.glob("*.json")):
+        data = json.loads(path.read_text())
+        cells = []
+        for size, gated in kinds.values():
+            widths = []
+            for kernel in ("mlp", "mlp_dx", "mlp_dw"):
+                rows = [row["up_to"] for row in data[kernel] if "f" not in row["up_to"]]
+                fit = [row["d"] for row in rows if row.get("bytes", 4) >= size and row.get("gated", 1) >= gated]
+                widths.append(str(max(fit, default="–")))
+            cells.append(" / ".join(widths))
+        lines.append(f"| {path.stem} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def insert(text: str, content: str, name: str = "table") -> str:
+    """The text with what lies between the markers of `name` replaced."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    before, rest = text.split(begin)
+    return f"{before}{begin}\n{content}\n{end}{rest.split(end)[1]}"
 
 
 if __name__ == "__main__":
-    README.write_text(insert(README.read_text(), tables()))
+    for name, content in {"table": tables(), "fused": fused_table(), "cpu": cpu_table()}.items():
+        README.write_text(insert(README.read_text(), content, name))

@@ -102,10 +102,8 @@ def _write_ct(path: Path, volume: Any) -> Path:
     import nibabel as nib
     import numpy as np
 
-    part = path.with_name(".part-" + path.name)
-    try:
-        nib.save(nib.Nifti1Image(np.round(volume.array).astype(np.int16), volume.affine), part)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    from mome.atomic import written_whole
+
+    with written_whole(path, "the CT") as temporary:
+        nib.save(nib.Nifti1Image(np.round(volume.array).astype(np.int16), volume.affine), temporary)
     return path

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import json
 import math
+import os
+import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from mome.atomic import written_whole
+from mome.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from mome.metrics import Score
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,10 +36,11 @@ def run(args: argparse.Namespace) -> int:
     """Runs the command."""
     from rich.console import Console
     from rich.progress import track
-    from rich.table import Table
 
     from mome.metrics import evaluate_folder, summarise
 
+    if args.out and args.out.suffix not in (".csv", ".json"):
+        raise InputError(f"scores are written as .csv or .json, not {args.out.suffix!r}", where=str(args.out))
     error = Console(stderr=True)
     scores = evaluate_folder(
         args.prediction,
@@ -39,28 +51,58 @@ def run(args: argparse.Namespace) -> int:
         progress=lambda cases: track(cases, "evaluating", console=error, transient=True, disable=args.json),
     )
     rows = summarise(scores)
-    if args.out:
-        _write(args.out, [vars(score) for score in scores])
-    if args.json:
-        print(json.dumps({"tolerance_mm": args.tolerance, "structures": _plain(rows)}, indent=1))
-        return 0
-    table = Table(title=f"surface Dice at {args.tolerance:g} mm; mean (95 % interval), median", title_style="dim")
-    for heading in ("structure", "n", "Dice", "surface Dice", "HD95 mm"):
-        table.add_column(heading, justify="left" if heading == "structure" else "right", no_wrap=True)
-    for row in rows:
-        style = "bold" if row["structure"] == "mean" else None
-        cells = [_cell(row["dice"], 3), _cell(row["nsd"], 3), _cell(row["hd95"], 1)]
-        table.add_row(row["structure"], str(row["n"]), *cells, style=style)
-    Console().print(table)
+    try:
+        if args.out:
+            _write(args.out, scores)
+    finally:  # a full disk does not cost what was computed
+        if args.json:
+            print(json.dumps({"tolerance_mm": args.tolerance, "structures": _plain(rows)}, indent=1))
+        else:
+            _show(rows, args.tolerance)
     return 0
 
 
-def _cell(value: dict[str, float], digits: int) -> str:
+def _show(rows: list[dict[str, Any]], tolerance: float) -> None:
+    """Prints the table: a line per structure where that fits, else the interval on a second line."""
+    from rich.console import Console
+
+    wide = Console(width=1000)
+    # rich would take a pipe to be 80 columns wide
+    console = Console() if sys.stdout.isatty() or "COLUMNS" in os.environ else wide
+    table = _table(rows, tolerance, " ")
+    if wide.measure(table).maximum > console.width:
+        table = _table(rows, tolerance, "\n")
+    console.print(table)
+
+
+def _table(rows: list[dict[str, Any]], tolerance: float, separator: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(
+        title=f"surface Dice at {tolerance:g} mm; mean, median (95 % interval of the mean)",
+        title_style="dim",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("structure", overflow="fold")  # gives way: a cut name can be guessed, a cut number cannot
+    for heading in ("n", "Dice", "surface Dice", "HD95 mm"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        style = "bold" if row["structure"] == "mean" else None
+        cells = [_cell(row[metric], digits, separator) for metric, digits in (("dice", 3), ("nsd", 3), ("hd95", 1))]
+        table.add_row(row["structure"], str(row["n"]), *cells, style=style)
+    return table
+
+
+def _cell(value: dict[str, float], digits: int, separator: str) -> str:
     if math.isnan(value["mean"]):
         return "–"
     text = f"{value['mean']:.{digits}f}"
     if "low" in value:
-        text += f" ({value['low']:.{digits}f}–{value['high']:.{digits}f}), {value['median']:.{digits}f}"
+        text += f", {value['median']:.{digits}f}{separator}({value['low']:.{digits}f}–{value['high']:.{digits}f})"
     return text
 
 
@@ -73,18 +115,14 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def _write(path: Path, rows: list[dict[str, Any]]) -> None:
-    from mome.errors import InputError
+def _write(path: Path, scores: list[Score]) -> None:
+    from mome.metrics import Score
 
-    if path.suffix not in (".csv", ".json"):
-        raise InputError(f"scores are written as .csv or .json, not {path.suffix!r}", where=str(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    if path.suffix == ".json":
-        part.write_text(json.dumps(_plain(rows), indent=1) + "\n")
-    else:
-        with part.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]) if rows else [])
-            writer.writeheader()
-            writer.writerows(rows)
-    part.replace(path)
+    with written_whole(path, "the scores") as part:
+        if path.suffix == ".json":
+            part.write_text(json.dumps(_plain([vars(score) for score in scores]), indent=1) + "\n")
+        else:
+            with part.open("w", newline="") as file:
+                writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(Score)])
+                writer.writeheader()
+                writer.writerows(vars(score) for score in scores)

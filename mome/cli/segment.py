@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-m", "--model", default="mome-ct-tiny", help="folder, bundled name or Hub id")
     parser.add_argument("--multilabel", action="store_true", help="one map of the class table's ids")
     parser.add_argument("--resume", action="store_true", help="pass over scans that an earlier run finished")
+    parser.add_argument("--frame", type=int, help="which volume of a 4-D file, from 0")
     parser.add_argument("--overlap", type=float, default=0.5, help="overlap of tiles, 0 to 0.9")
     parser.add_argument("--device", help="cpu, cuda, cuda:1; where the model is loaded if not given")
     parser.add_argument("--precision", default="fp32", help="fp32, bf16 or fp16")
@@ -66,7 +67,9 @@ def run(args: argparse.Namespace) -> int:
             args.prompt,
             multilabel=args.multilabel,
             resume=args.resume,
+            frame=args.frame,
             on_done=on_done,
+            debug=args.debug,
         )
     if args.json:
         print(json.dumps({"studies": entries}, indent=1))
@@ -82,14 +85,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _say(entry: dict[str, Any], console: Any) -> None:
+    from rich.markup import escape  # "mome[dicom]" is no style
+
+    name = escape(entry["name"])
     if entry["status"] == "failed":
-        console.print(f"[bold]{entry['name']}[/bold]  [red]failed:[/red] {entry['error']}", highlight=False)
+        console.print(f"[bold]{name}[/bold]  [red]failed:[/red] {escape(entry['error'])}", highlight=False)
         return
     again = " (from an earlier run)" if entry.get("skipped") else ""
-    console.print(f"[bold]{entry['name']}[/bold]  {entry['seconds']:.1f} s{again}", highlight=False)
+    console.print(f"[bold]{name}[/bold]  {entry['seconds']:.1f} s{again}", highlight=False)
     warnings = [f"note: {note}" for note in entry["notes"]]
     for structure in entry["structures"]:
-        console.print(f"  {structure['name']:<24} {structure['volume_ml']:>10.1f} ml", highlight=False)
+        console.print(f"  {escape(structure['name']):<24} {structure['volume_ml']:>10.1f} ml", highlight=False)
         if structure["warning"]:
             warnings.append(f"warning: {structure['warning']}")
     if entry["overlapping_voxels"]:
@@ -97,6 +103,6 @@ def _say(entry: dict[str, Any], console: Any) -> None:
             f"note: {entry['overlapping_voxels']} voxels lay in more than one mask; the smaller one holds them"
         )
     for warning in dict.fromkeys(warnings):
-        console.print(f"  [yellow]{warning}[/yellow]", highlight=False, markup=True)
+        console.print(f"  [yellow]{escape(warning)}[/yellow]", highlight=False)
     for mask in entry["masks"]:
         console.print(f"  wrote {mask}", highlight=False)

@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from mome.encoders.pyramid import Pyramid
 from mome.errors import InputError
+from mome.registry import at_least
 
 
 class SwinUNETR(nn.Module):
@@ -34,11 +35,7 @@ class SwinUNETR(nn.Module):
 
     def __init__(self, config: Config, *, in_channels: int = 1) -> None:
         super().__init__()
-        if config.feature_size % 12:
-            raise InputError(
-                f"feature_size of swin_unetr is a multiple of 12, got {config.feature_size}",
-                hint="feature_size=48 is the published size, 24 a smaller one",
-            )
+        _check(config)
         from monai.networks.nets import SwinUNETR as MonaiSwinUNETR
 
         with _LinspaceOnCPU():
@@ -82,6 +79,25 @@ class SwinUNETR(nn.Module):
                     module.relative_position_index,
                     relative_position_index(module.window_size).to(table.device),
                 )
+
+
+def _check(config: SwinUNETR.Config) -> None:
+    if config.feature_size < 1 or config.feature_size % 12:
+        raise InputError(
+            f"feature_size of swin_unetr is a multiple of 12, got {config.feature_size}",
+            hint="feature_size=48 is the published size, 24 a smaller one",
+        )
+    for name in ("depths", "num_heads"):
+        if len(getattr(config, name)) != 4:  # MONAI builds shorter ones, and fails in the first forward
+            raise InputError(f"{name} of swin_unetr are four numbers, got {list(getattr(config, name))}")
+    at_least(1, "swin_unetr", depths=min(config.depths), num_heads=min(config.num_heads))
+    at_least(1, "swin_unetr", window_size=config.window_size)
+    widths = [config.feature_size * 2**stage for stage in range(4)]
+    if any(width % heads for width, heads in zip(widths, config.num_heads, strict=True)):
+        raise InputError(f"num_heads of swin_unetr divide the stages' widths {widths}, got {list(config.num_heads)}")
+    for name in ("drop_rate", "drop_path_rate"):
+        if not 0 <= getattr(config, name) < 1:
+            raise InputError(f"{name} of swin_unetr is at least 0 and below 1, got {getattr(config, name)}")
 
 
 class _LinspaceOnCPU(TorchFunctionMode):

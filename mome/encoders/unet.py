@@ -14,6 +14,7 @@ from mome.encoders.pyramid import Pyramid
 from mome.errors import InputError
 from mome.layers.blocks import ConvStack
 from mome.layers.decoder import UNetDecoder
+from mome.registry import at_least
 
 
 class UNet(nn.Module):
@@ -33,6 +34,7 @@ class UNet(nn.Module):
         widths = tuple(config.channels)
         if len(widths) < 2:
             raise InputError(f"a U-Net needs at least two stages, got channels={list(widths)}")
+        at_least(1, "unet", channels=min(widths), depth=config.depth, decoder_depth=config.decoder_depth)
         levels = len(widths)
         self.strides = tuple(2**level for level in reversed(range(levels - 1)))  # coarse to fine
         self.channels = tuple(reversed(widths[:-1]))

@@ -9,6 +9,7 @@ import torch
 from mome_kernels import moe_linear
 from torch import Tensor, nn
 
+from mome.registry import at_least
 from mome.routers.routing import Routing
 
 
@@ -26,6 +27,7 @@ class LinearExperts(nn.Module):
 
     def __init__(self, config: Config, *, dim: int) -> None:
         super().__init__()
+        at_least(1, "linear experts", n=config.n)
         self.num_experts = config.n
         self.weight_EDD = nn.Parameter(torch.empty(config.n, dim, dim))
         self.bias_ED = nn.Parameter(torch.empty(config.n, dim))

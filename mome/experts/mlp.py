@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from types import ModuleType
 from typing import ClassVar
 
 import torch
 from mome_kernels import moe_mlp
+from mome_kernels.checks import ACTIVATIONS
 from torch import Tensor, nn
 
 from mome.errors import InputError
+from mome.registry import at_least
 from mome.routers.routing import Routing
 
 
@@ -37,9 +40,14 @@ class FeedForwardExperts(nn.Module):
 
     def __init__(self, config: Config, *, dim: int) -> None:
         super().__init__()
-        if config.n < 1:
-            raise InputError(f"experts need n of at least 1, got n={config.n}")
         hidden = config.hidden or int(round(dim * config.ratio))
+        at_least(1, "feed-forward experts", n=config.n, hidden=hidden)
+        if config.activation not in ACTIVATIONS:
+            close = difflib.get_close_matches(config.activation, ACTIVATIONS, n=1)
+            raise InputError(
+                f"no activation '{config.activation}'" + (f", did you mean '{close[0]}'?" if close else ""),
+                hint="activations: " + ", ".join(ACTIVATIONS),
+            )
         self.num_experts, self.activation = config.n, config.activation
         name = "gate_up_proj" if self.gated else "up_proj"
         width = 2 * hidden if self.gated else hidden
@@ -84,6 +92,10 @@ class MLPExperts(FeedForwardExperts):
     """W₂ act(W₁ x + b₁) + b₂ (GELU unless the config says otherwise)."""
 
     gated = False
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(FeedForwardExperts.Config):
+        """As above: 4× the width, GELU, biases."""
 
 
 class SwiGLUExperts(FeedForwardExperts):

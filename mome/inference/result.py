@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,7 @@ class Segmentation:
         header: What the writer keeps of the scan's header.
         seconds: Time per phase.
         notes: What the reader said about the scan.
+        source: The scan's file, where it was read from one.
     """
 
     prompts: list[Prompt]
@@ -68,6 +69,7 @@ class Segmentation:
     header: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    source: Path | None = None
 
     @property
     def warnings(self) -> list[str]:
@@ -114,16 +116,17 @@ class Segmentation:
         All or nothing: where one file cannot be written, those written before it are removed again.
 
         Raises:
+            InputError: A mask would overwrite the scan, or two prompts give one file name.
             OutputError: The disk is full or the folder cannot be written.
         """
-        folder = Path(folder)
+        paths = mask_paths(folder, stem, self.prompts, multilabel=multilabel)
+        refuse_to_overwrite([self.source] if self.source else [], paths)
         if multilabel:
             array, table, _ = self.label_map()
-            return [write_mask(folder / f"{stem}.nii.gz", array, self.grid, self.header, table)]
+            return [write_mask(paths[0], array, self.grid, self.header, table)]
         written: list[Path] = []
         try:
-            for entry in self.label_entries():
-                path = folder / f"{stem}_{file_part(entry['name'])}.nii.gz"
+            for path, entry in zip(paths, self.label_entries(), strict=True):
                 single = [{**entry, "id": 1, "table_id": entry["id"]}]
                 written.append(write_mask(path, self.masks[entry["name"]], self.grid, self.header, single))
         except OSError:
@@ -147,13 +150,54 @@ class Segmentation:
         ]
 
 
-def file_part(prompt: str) -> str:
-    """A prompt as part of a file name: what a user types never becomes a path.
+def mask_paths(folder: str | Path, stem: str, prompts: Sequence[Prompt], *, multilabel: bool = False) -> list[Path]:
+    """Where `Segmentation.save` writes: one file, or one per prompt.
+
+    Raises:
+        InputError: Two prompts give one file name, or one gives none.
+    """
+    parts = prompt_parts(prompts)
+    names = [f"{stem}.nii.gz"] if multilabel else [f"{stem}_{part}.nii.gz" for part in parts]
+    return [Path(folder) / name for name in names]
+
+
+def prompt_parts(prompts: Sequence[Prompt]) -> list[str]:
+    """The prompts' parts of file names.
+
+    Raises:
+        InputError: Two prompts give one file name, or one gives none.
+    """
+    owners: dict[str, str] = {}
+    for prompt in prompts:
+        other = owners.setdefault(file_part(prompt.name), prompt.name)
+        if other != prompt.name:
+            raise InputError(
+                f"the prompts {other!r} and {prompt.name!r} give the same file name",
+                where=f"…_{file_part(prompt.name)}.nii.gz",
+                hint="word one of them differently",
+            )
+    return list(owners)
+
+
+def refuse_to_overwrite(scans: Sequence[Path], outputs: Sequence[Path]) -> None:
+    """Masks never replace a scan.
+
+    Raises:
+        InputError: A path of `outputs` is one of the scans, whatever links lead there.
+    """
+    kept = {scan.resolve() for scan in scans}
+    for path in outputs:
+        if path.resolve() in kept:
+            raise InputError("a mask would overwrite its scan", where=str(path), hint="another folder for the masks")
+
+
+def file_part(text: str) -> str:
+    """A prompt or a scan's name as part of a file name: what a user types never becomes a path.
 
     Raises:
         InputError: Nothing is left of it.
     """
-    safe = re.sub(r"[^\w.+-]+", "_", prompt.strip().replace(" ", "_")).strip("._")[:100]
+    safe = re.sub(r"[^\w.+-]+", "_", text.strip().replace(" ", "_")).strip("._")[:100]
     if not safe:
-        raise InputError(f"the prompt {prompt!r} gives no file name", hint="use words")
+        raise InputError(f"{text!r} gives no file name", hint="use letters or digits")
     return safe

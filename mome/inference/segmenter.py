@@ -11,11 +11,11 @@ import torch
 
 from mome.errors import InputError
 from mome.inference.planes import PlaneStream
-from mome.inference.result import PackedMasks, Segmentation
+from mome.inference.result import PackedMasks, Segmentation, prompt_parts
 from mome.inference.stream import stream_logits
 from mome.processing import MoMEProcessor
 from mome.prompts import Prompt, embed_prompts, understand
-from mome.volumes import Volume, read_volume
+from mome.volumes import Volume, checked_volume, read_volume
 
 if TYPE_CHECKING:
     from mome.modeling import MoME
@@ -28,7 +28,7 @@ class Segmenter:
 
     Args:
         model: A MoME, or what `MoME.from_pretrained` takes.
-        processor: Of the model; loaded beside it where `model` is a name.
+        processor: Of the model. Where None: what the model carries as `processor`, else what is saved beside it.
         overlap: Share of a tile that its neighbour covers too, 0 to 0.9.
         device: As in "cuda"; the model's own where None.
         precision: `fp32`, `bf16` or `fp16` inside the network.
@@ -53,15 +53,11 @@ class Segmenter:
         if isinstance(model, str | Path):
             from mome.modeling import MoME
 
+            network = MoME.from_pretrained(model)  # before its processor: what is wrong with it is said first
             processor = processor or MoMEProcessor.from_pretrained(model)
-            network = MoME.from_pretrained(model)
         else:
             network = model
-        if processor is None:
-            raise InputError(
-                "a model without its processor: the network grid is not known",
-                hint="pass processor=MoMEProcessor.from_pretrained(…) or mome.preset_processor(…)",
-            )
+            processor = processor or _processor_of(model)
         if not 0 <= overlap <= 0.9:
             raise InputError(f"overlap is from 0 to 0.9, got {overlap}")
         if precision not in _PRECISIONS:
@@ -72,7 +68,20 @@ class Segmenter:
         self.overlap, self.precision = overlap, precision
         self.prompt_chunk, self.progress = max(1, prompt_chunk), progress
 
-    def segment(self, scan: str | Path | Volume, prompts: str | Sequence[str]) -> Segmentation:
+    def understand(self, prompts: str | Sequence[str]) -> list[Prompt]:
+        """The prompts as the model understands them, each once; nothing is run.
+
+        Raises:
+            InputError: No prompt, an empty one, or prompts whose masks could not be told apart by their file names.
+        """
+        understood = understand([prompts] if isinstance(prompts, str) else list(prompts), self.model)
+        once = list({p.name: p for p in reversed(understood)}.values())[::-1]
+        prompt_parts(once)
+        return once
+
+    def segment(
+        self, scan: str | Path | Volume, prompts: str | Sequence[str], *, frame: int | None = None
+    ) -> Segmentation:
         """Masks of the prompts on the scan's own grid.
 
         All prompts share one encoder pass per tile; logits are averaged over tiles and thresholded at 0 after
@@ -81,9 +90,10 @@ class Segmenter:
         Args:
             scan: A file (see `mome.volumes.read_volume`) or a Volume in HU.
             prompts: Names, synonyms, or free text where the model's tower is at hand.
+            frame: Which volume of a 4-D file, from 0.
 
         Raises:
-            InputError: The scan cannot be read, or a prompt cannot be embedded.
+            InputError: The scan cannot be read, a prompt cannot be embedded, or the network gives no finite numbers.
         """
         seconds: dict[str, float] = {}
         began = time.perf_counter()
@@ -94,12 +104,10 @@ class Segmenter:
             seconds[phase] = round(seconds.get(phase, 0.0) + now - began, 3)
             began = now
 
-        understood = _once_each(understand([prompts] if isinstance(prompts, str) else list(prompts), self.model))
+        understood = self.understand(prompts)
         text_PT = embed_prompts(understood, self.model)
         lap("prompts")
-        volume = scan if isinstance(scan, Volume) else read_volume(scan)
-        if min(volume.shape) < 1 or volume.array.ndim != 3:
-            raise InputError(f"a CT has three dimensions, got shape {volume.array.shape}")
+        volume = checked_volume(scan) if isinstance(scan, Volume) else read_volume(scan, frame=frame)
         lap("read")
         network, grid = self.processor.to_network(volume)
         lap("resample")
@@ -117,6 +125,11 @@ class Segmenter:
                 progress=self.progress,
             ):
                 lap("network")
+                if not torch.isfinite(logits).all():  # NaN > 0 is false: the masks would be empty without a word
+                    raise InputError(
+                        "the network gives numbers that are not finite; no mask can be made of them",
+                        hint="precision='fp32' where it is another, else check the model's weights",
+                    )
                 for indices, block in planes.push(first, logits):
                     positive = (block > 0).cpu().numpy()
                     for name, mask in zip(masks, positive, strict=True):
@@ -127,7 +140,8 @@ class Segmenter:
                 "the GPU's memory is not enough for this scan",
                 hint="a smaller prompt_chunk, precision='bf16', or device='cpu'",
             ) from error
-        return Segmentation(understood, masks, volume.grid, volume.header, seconds, volume.notes)
+        source = None if isinstance(scan, Volume) else Path(scan)
+        return Segmentation(understood, masks, volume.grid, volume.header, seconds, volume.notes, source)
 
 
 def segment(
@@ -141,6 +155,7 @@ def segment(
     precision: str = "fp32",
     prompt_chunk: int = 32,
     progress: Callable[[int, int], None] | None = None,
+    frame: int | None = None,
 ) -> Segmentation:
     """Segments one scan; see `Segmenter`, which keeps the model for the next one."""
     segmenter = Segmenter(
@@ -152,11 +167,25 @@ def segment(
         prompt_chunk=prompt_chunk,
         progress=progress,
     )
-    return segmenter.segment(scan, prompts)
+    return segmenter.segment(scan, prompts, frame=frame)
 
 
-def _once_each(prompts: list[Prompt]) -> list[Prompt]:
-    return list({p.name: p for p in reversed(prompts)}.values())[::-1]
+def _processor_of(model: MoME) -> MoMEProcessor:
+    """What the model carries as `processor`, else what is saved where the model was loaded from.
+
+    Raises:
+        InputError: Neither.
+    """
+    carried = getattr(model, "processor", None)
+    if carried is not None:
+        return carried
+    place = getattr(model.config, "name_or_path", "")
+    if not place:
+        raise InputError(
+            "a model without its processor: the network grid is not known",
+            hint="pass processor=MoMEProcessor.from_pretrained(…) or mome.preset_processor(…)",
+        )
+    return MoMEProcessor.from_pretrained(place)  # the name carries the revision, where one was asked for
 
 
 def _device(device: str | torch.device) -> torch.device:

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from mome.errors import InputError
+
 
 def norm_layer(name: str, channels: int) -> nn.Module:
-    """`instance` (affine instance normalisation) or `group` (groups of 8 channels)."""
+    """`instance` (affine instance normalisation) or `group` (groups of 8 channels).
+
+    Raises:
+        InputError: Another name, or channels that do not divide into the groups.
+    """
     if name == "instance":
         return nn.InstanceNorm3d(channels, affine=True)
     if name == "group":
-        return nn.GroupNorm(max(1, channels // 8), channels)
-    raise ValueError(f"norm is 'instance' or 'group', not {name!r}")
+        groups = max(1, channels // 8)
+        if channels % groups:
+            raise InputError(f"norm 'group' cannot divide {channels} channels by 8", hint="use multiples of 8")
+        return nn.GroupNorm(groups, channels)
+    raise InputError(f"norm is 'instance' or 'group', got {name!r}")
 
 
 class ConvBlock(nn.Module):

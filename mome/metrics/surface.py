@@ -48,6 +48,13 @@ def hausdorff95(prediction: np.ndarray, reference: np.ndarray, spacing: tuple[fl
     return max(_percentile(to_reference, area_p), _percentile(to_prediction, area_r))
 
 
+def bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
+    """The smallest box that holds a mask that is not empty."""
+    axes = range(mask.ndim)
+    spans = [np.flatnonzero(mask.any(axis=tuple(other for other in axes if other != axis))) for axis in axes]
+    return tuple(slice(int(span[0]), int(span[-1]) + 1) for span in spans)
+
+
 def _empty(prediction: np.ndarray, reference: np.ndarray) -> str | None:
     prediction, reference = _pair(prediction, reference)
     some = (bool(prediction.any()), bool(reference.any()))
@@ -65,8 +72,7 @@ def _distances(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Distances and areas of the prediction's elements to the reference, and the other way round."""
     prediction, reference = _pair(prediction, reference)
-    both = prediction | reference
-    box = tuple(slice(int(w.min()), int(w.max()) + 1) for w in np.nonzero(both))
+    box = bounding_box(prediction | reference)
     codes = [_corner_codes(np.pad(mask[box], 1)) for mask in (prediction, reference)]
     areas = _areas(tuple(float(s) for s in spacing))
     surfaces = [(code != 0) & (code != 255) for code in codes]

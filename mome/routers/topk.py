@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mome.errors import InputError
+from mome.registry import at_least
 from mome.routers.routing import Routing, count_assignments, load_balance_loss, router_z_loss
 
 
@@ -30,6 +31,7 @@ class TopKRouter(nn.Module):
                 f"router picks k={config.k} experts of {num_experts}",
                 hint=f"use a k from 1 to {num_experts}, or more experts, as in experts='swiglu(n=8)'",
             )
+        at_least(0, "a router", balance_weight=config.balance_weight, z_weight=config.z_weight)
         self.config, self.num_experts = config, num_experts
         self.gate = nn.Linear(dim, num_experts, bias=False)
 
@@ -66,6 +68,8 @@ class SwitchRouter(TopKRouter):
     def __init__(self, config: Config, *, dim: int, num_experts: int) -> None:
         top1 = TopKRouter.Config(k=1, normalize=False, balance_weight=config.balance_weight, z_weight=config.z_weight)
         super().__init__(top1, dim=dim, num_experts=num_experts)
+        if not 0 <= config.jitter < 1:
+            raise InputError(f"jitter of router switch is at least 0 and below 1, got {config.jitter}")
         self.jitter = config.jitter
 
     def scores(self, x_TD: Tensor) -> Tensor:

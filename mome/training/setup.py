@@ -38,27 +38,39 @@ def build_model(run: RunConfig) -> tuple[MoME, MoMEProcessor]:
             raise InputError(f"{name!r} is not a label of the class table", hint="mome list labels")
     if run.bank not in ("table", "trained"):
         raise InputError(f"bank is 'table' or 'trained', got {run.bank!r}")
-    encoder = TEXT_ENCODERS.build(run.model.get("text_encoder", preset(run.preset)["model"]["text_encoder"]))
-    stored = list(run.labels)
-    if run.bank == "table" and encoder.needs_tower:
-        stored += [name for name in table.names() if name not in run.labels]
+    trained = list(run.labels)
     if run.init is None:
-        model = create_model(run.preset, labels=stored, trained_labels=list(run.labels), **run.model)
+        spec = run.model.get("text_encoder", preset(run.preset)["model"]["text_encoder"])
+        labels = _bank_labels(run, spec, stored=[])
+        model = create_model(run.preset, labels=labels, trained_labels=trained, **run.model)
     else:
         from mome.modeling import MoME
 
-        model = MoME.from_pretrained(run.init, labels=stored, trained_labels=list(run.labels), **run.model)
-    processor = preset_processor(run.preset, **run.processor)
-    return model, processor
+        model = MoME.from_pretrained(run.init, **run.model)
+        model.relabel(_bank_labels(run, model.config.text_encoder, model.config.labels), trained)
+    model.processor = preset_processor(run.preset, **run.processor)
+    return model, model.processor
+
+
+def _bank_labels(run: RunConfig, text_encoder: str | dict[str, Any], stored: list[str]) -> list[str]:
+    """The trained labels, then what else the bank holds: the whole table with a tower, else what it `stored` before."""
+    if run.bank == "trained":
+        return list(run.labels)
+    others = load_table().names() if TEXT_ENCODERS.build(text_encoder).needs_tower else stored
+    return list(run.labels) + [name for name in others if name not in run.labels]
 
 
 class TextRows:
     """Text rows (P, T) of the trained labels, with synonyms mixed in as a pure function of (seed, step).
 
-    Making them fills the model's bank, too.
+    Making them fills the model's bank from its tower. Without a tower the bank's own rows are used; where it has none
+    yet, the labels get one-hot rows.
 
     Trained on one wording only, a label's mask depends on that wording; synonyms in training are what makes
     them agree. Our choice.
+
+    Raises:
+        InputError: A stored bank without one of the labels, or too narrow for one-hot rows.
     """
 
     def __init__(self, model: MoME, names: list[str], synonyms: float, seed: int) -> None:
@@ -70,16 +82,12 @@ class TextRows:
             flat = encoder.encode([text for group in texts for text in group])
             self.variants = list(flat.split([len(group) for group in texts]))
         else:
-            eye = torch.eye(len(names), model.config.text_dim)
-            self.variants = [eye[i : i + 1] for i in range(len(names))]
+            self.variants = list(_rows_without_tower(model, names).split(1))
         self.names_PT = torch.cat([rows[:1] for rows in self.variants])
-        self._fill_bank(model, encoder, names)
+        if encoder.needs_tower:
+            self._fill_bank(model, encoder, names)
 
     def _fill_bank(self, model: MoME, encoder: Any, names: list[str]) -> None:
-        if not encoder.needs_tower:
-            if tuple(model.text_bank.shape) == tuple(self.names_PT.shape):
-                model.set_bank(self.names_PT)
-            return
         others = [label.replace("_", " ") for label in model.config.labels[len(names) :]]
         bank = torch.cat([self.names_PT, encoder.encode(others)]) if others else self.names_PT
         model.set_bank(bank, centre_on=self.names_PT)
@@ -91,6 +99,17 @@ class TextRows:
         rng = np.random.default_rng([self.seed, 7919, step])
         picks = [int(rng.integers(len(rows))) if rng.random() < self.probability else 0 for rows in self.variants]
         return torch.stack([rows[i] for rows, i in zip(self.variants, picks, strict=True)])
+
+
+def _rows_without_tower(model: MoME, names: list[str]) -> Tensor:
+    if not model.text_bank.any():
+        labels, width = model.text_bank.shape
+        if labels > width:
+            raise InputError(
+                f"{labels} labels do not fit one-hot rows of width {width}", hint=f"text_encoder='bank(width={labels})'"
+            )
+        model.set_bank(torch.eye(labels, width))
+    return model.bank_rows(names).detach().float().cpu()
 
 
 def open_source(source: SourceConfig, run: RunConfig, processor: MoMEProcessor, progress: Progress) -> CaseCache:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mome.errors import OutputError
+from mome.atomic import written_whole
 from mome.labels import load_table
 from mome.volumes import Grid, Volume, network_grid, resample
 
@@ -41,9 +41,8 @@ def save_preview(
 
     grid = _upright(volume.grid)
     hu = resample(volume.array, volume.grid, grid, fill=-1024.0).numpy()
-    shown = {name: resample(mask, volume.grid, grid).numpy() for name, mask in masks.items() if np.any(mask)}
+    planes, shown = _cuts(masks, volume.grid, grid)
     labels = load_table()
-    planes = {axis: _busiest(shown, axis, grid.shape[axis]) for _, axis in _VIEWS}
     physical = [n * s for n, s in zip(grid.shape, grid.spacing, strict=True)]
     widths = [physical[0], physical[0], physical[1]]
     height = max(physical[1], physical[2])
@@ -62,9 +61,9 @@ def save_preview(
         panel.imshow(image, cmap="gray", vmin=window[0], vmax=window[1], origin="lower", extent=extent, aspect="equal")
         xs = (np.arange(grid.shape[across]) + 0.5) * grid.spacing[across]
         ys = (np.arange(grid.shape[up]) + 0.5) * grid.spacing[up]
-        for index, (name, mask) in enumerate(shown.items()):
+        for index, (name, cuts) in enumerate(shown.items()):
             color = np.array(labels[name].color) / 255 if name in labels else plt.cm.tab10(index % 10)[:3]
-            cut = np.take(mask, planes[axis], axis=axis).T
+            cut = cuts[axis].T
             colors[name] = color
             if cut.max() > 0.5 and min(cut.shape) > 1:  # a contour needs two rows and columns
                 panel.contourf(xs, ys, cut, levels=[0.5, 2], colors=[color], alpha=0.25)
@@ -97,16 +96,11 @@ def save_preview(
             fontsize=11,
         )
     path = Path(path)
-    part = path.with_name(".part-" + path.name)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(part, format="png", dpi=100, facecolor="black", bbox_inches="tight", pad_inches=0.15)
-        part.replace(path)
-    except OSError as error:
-        raise OutputError(f"the preview could not be written: {error.strerror}", where=str(path)) from error
+        with written_whole(path, "the preview") as part:
+            figure.savefig(part, format="png", dpi=100, facecolor="black", bbox_inches="tight", pad_inches=0.15)
     finally:
         plt.close(figure)
-        part.unlink(missing_ok=True)
     return path
 
 
@@ -116,11 +110,40 @@ def _upright(grid: Grid) -> Grid:
     return network_grid(grid, spacing=(finest,) * 3, orientation="LAS")
 
 
-def _busiest(masks: Mapping[str, np.ndarray], axis: int, size: int) -> int:
-    """The plane that cuts the most structures; among equals, the one with the most of them."""
-    if not masks:
+def _cuts(
+    masks: Mapping[str, np.ndarray], source: Grid, grid: Grid
+) -> tuple[dict[int, int], dict[str, dict[int, np.ndarray]]]:
+    """The plane of each axis, and what of every mask that is not empty lies in it, as soft values on `grid`.
+
+    Every mask is resampled twice, for its areas and then for the planes that all areas together choose: one mask
+    on the picture's grid is held at a time, not all of them.
+    """
+    present, areas = [], []
+    for name, mask in masks.items():
+        if np.any(mask):
+            inside = resample(mask, source, grid).numpy() > 0.5
+            present.append(name)
+            areas.append([inside.sum(axis=tuple(a for a in range(3) if a != axis)) for axis in range(3)])
+    planes = {axis: _busiest([area[axis] for area in areas], grid.shape[axis]) for axis in range(3)}
+    shown: dict[str, dict[int, np.ndarray]] = {}
+    for name, area in zip(present, areas, strict=True):
+        if any(area[axis][plane] for axis, plane in planes.items()):
+            soft = resample(masks[name], source, grid).numpy()
+            shown[name] = {axis: np.take(soft, plane, axis=axis) for axis, plane in planes.items()}
+        else:  # it is in the legend all the same
+            shown[name] = {axis: np.zeros([n for a, n in enumerate(grid.shape) if a != axis]) for axis in planes}
+    return planes, shown
+
+
+def _busiest(areas: list[np.ndarray], size: int) -> int:
+    """The plane that cuts the most structures; among equals, the one with the most of them.
+
+    Args:
+        areas: Voxels in every plane, one array per structure.
+        size: Planes there are.
+    """
+    if not areas:
         return size // 2
-    others = tuple(a for a in range(3) if a != axis)
-    areas = np.stack([(mask > 0.5).sum(axis=others) for mask in masks.values()])
-    share = areas / np.maximum(areas.max(axis=1, keepdims=True), 1)
-    return int(np.argmax((areas > 0).sum(0) + 0.5 * share.sum(0)))
+    stacked = np.stack(areas)
+    share = stacked / np.maximum(stacked.max(axis=1, keepdims=True), 1)
+    return int(np.argmax((stacked > 0).sum(0) + 0.5 * share.sum(0)))

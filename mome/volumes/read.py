@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mome.errors import InputError
+from mome.volumes.check import checked_volume
 from mome.volumes.grid import Volume
 
 _NIFTI = (".nii", ".nii.gz")
@@ -26,16 +27,16 @@ def stem(path: str | Path) -> str:
 def read_volume(path: str | Path, *, frame: int | None = None) -> Volume:
     """Reads a CT as float32 HU.
 
-    The sform is used where its code says so, else the qform; where both are set and disagree, a note says so.
-    NaN becomes air (−1024 HU), +Inf and −Inf the largest and smallest finite value.
+    The sform is used where its code says so, else the qform; where both are set and disagree, or the qform beside
+    an sform is damaged, a note says so. What else is repaired or noted is in `mome.volumes.check`.
 
     Args:
         path: `.nii`, `.nii.gz`, `.nrrd`, `.nhdr`, `.mha`, `.mhd`, or a folder that holds one DICOM series.
-        frame: Which volume of a 4-D file; a 4-D file with one volume needs none.
+        frame: Which volume of a 4-D file, from 0; a 4-D file with one volume needs none, a 3-D file has none.
 
     Raises:
         InputError: No such file, another format, a truncated file, 2-D or colour data, several volumes and no
-            `frame`, an affine that cannot be inverted, or a reader that is not installed.
+            `frame`, an affine that is damaged or cannot be inverted, or a reader that is not installed.
     """
     path = Path(path)
     if not path.exists():
@@ -69,6 +70,12 @@ def _read_nifti(path: Path, frame: int | None) -> Volume:
     except (ImageFileError, HeaderDataError) as error:
         raise InputError("not a NIfTI file", where=str(path), hint="is it named .nii by mistake?") from error
     except (EOFError, OSError, ValueError, zlib.error) as error:
+        if "w2 should be positive" in str(error):  # nibabel, of a quaternion longer than 1
+            raise InputError(
+                "the header's qform is damaged and there is no sform: the file does not say where its voxels are",
+                where=str(path),
+                hint="convert the scan again from its DICOM series",
+            ) from error
         raise InputError(
             "the file is truncated or damaged", where=str(path), hint="copy or download it again"
         ) from error
@@ -77,15 +84,19 @@ def _read_nifti(path: Path, frame: int | None) -> Volume:
     header = image.header
     affine = np.asarray(image.affine, dtype=np.float64)
     if header["sform_code"] > 0 and header["qform_code"] > 0:
-        apart = np.abs(header.get_sform() - header.get_qform()).max()
-        if apart > 1e-2:
-            notes.append(f"sform and qform disagree by {apart:.3g} mm; the sform is used")
+        try:
+            apart = np.abs(header.get_sform() - header.get_qform()).max()
+        except (ValueError, HeaderDataError):  # nibabel: a quaternion longer than 1, a negative voxel size
+            notes.append("the header's qform is damaged; the sform is used")
+        else:
+            if apart > 1e-2:
+                notes.append(f"sform and qform disagree by {apart:.3g} mm; the sform is used")
     keep = {
         "sform_code": int(header["sform_code"]),
         "qform_code": int(header["qform_code"]),
         "xyzt_units": int(header["xyzt_units"]),
     }
-    return _checked(array, affine, keep, notes, path)
+    return checked_volume(Volume(array, affine, keep, tuple(notes)), str(path))
 
 
 def _three_dimensions(array: np.ndarray, path: Path, frame: int | None) -> np.ndarray:
@@ -95,11 +106,15 @@ def _three_dimensions(array: np.ndarray, path: Path, frame: int | None) -> np.nd
         count = array.shape[3]
         if frame is None and count > 1:
             raise InputError(
-                f"the file holds {count} volumes", where=str(path), hint=f"choose one: frame=0 to {count - 1}"
+                f"the file holds {count} volumes",
+                where=str(path),
+                hint=f"choose one from 0 to {count - 1}: mome segment --frame 0, in Python frame=0",
             )
         chosen = frame or 0
         if not 0 <= chosen < count:
-            raise InputError(f"frame {chosen} of {count} does not exist", where=str(path))
+            raise InputError(
+                f"frame {chosen} of {count} does not exist", where=str(path), hint=f"frames are 0 to {count - 1}"
+            )
         array = array[..., chosen]
     if array.ndim != 3:
         raise InputError(f"a CT is a volume of three dimensions, this has shape {tuple(array.shape)}", where=str(path))
@@ -113,7 +128,7 @@ def _read_itk(path: Path) -> Volume:
         raise InputError(
             "NRRD, MetaImage and DICOM are read through SimpleITK, which is not installed",
             where=str(path),
-            hint="pip install SimpleITK, or convert the scan to .nii.gz",
+            hint='pip install "mome[dicom]", or convert the scan to .nii.gz',
         ) from error
     try:
         if path.is_dir():
@@ -136,31 +151,5 @@ def _read_itk(path: Path) -> Volume:
     affine[:3, 3] = image.GetOrigin()
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # ITK's world is LPS
     array = sitk.GetArrayFromImage(image).astype(np.float32).transpose(2, 1, 0)
-    return _checked(array, affine, {"sform_code": 1, "qform_code": 1, "xyzt_units": 2}, [], path)
-
-
-def _checked(array: np.ndarray, affine: np.ndarray, header: dict[str, int], notes: list[str], path: Path) -> Volume:
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        raise InputError(
-            "the affine cannot be inverted: the file does not say where its voxels are",
-            where=str(path),
-            hint="convert the scan again from its DICOM series",
-        )
-    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    shear = np.abs(directions.T @ directions - np.eye(3)).max()
-    if shear > 1e-3:
-        notes.append(
-            f"the axes are not at right angles (cosine {shear:.3f}: gantry tilt?); the affine is kept as it is"
-        )
-    if not np.isfinite(array).all():
-        count = int((~np.isfinite(array)).sum())
-        finite = array[np.isfinite(array)]
-        low, high = (float(finite.min()), float(finite.max())) if finite.size else (-1024.0, -1024.0)
-        array = np.nan_to_num(array, nan=-1024.0, posinf=high, neginf=low)
-        notes.append(f"{count} voxels were NaN or infinite; NaN is read as air")
-    if array.size and array.min() >= 0:
-        if array.max() <= 1.0:
-            notes.append("values lie in [0, 1]: this looks normalised, not HU")
-        elif array.max() > 900:
-            notes.append("no value is below 0: HU may be stored with an offset of 1024 that the file does not give")
-    return Volume(np.ascontiguousarray(array, dtype=np.float32), affine, header, tuple(notes))
+    header = {"sform_code": 1, "qform_code": 1, "xyzt_units": 2}
+    return checked_volume(Volume(array, affine, header), str(path))

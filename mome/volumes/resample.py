@@ -74,34 +74,51 @@ def _separable(
     fill: float,
     antialias: bool,
 ) -> Tensor:
-    """One axis at a time; exact copies where voxels coincide."""
+    """One axis at a time, slab by slab along the first target axis; exact copies where voxels coincide."""
     x = x.permute(0, *(1 + axis for axis in order))
-    outside = []
+    places, outside, blurs = [], [], []
     for axis, source_axis in enumerate(order):
         step, size = move[source_axis, axis], source.shape[source_axis]
         at = move[source_axis, 3] + step * np.arange(target.shape[axis])
         # rounded headers must not turn an exact copy into an interpolation
         near = np.abs(at - np.round(at)) < 1e-3
         at = np.where(near, np.round(at), at)
-        outside.append(torch.as_tensor((at < -0.5) | (at > size - 0.5)))
-        if antialias and mode == "linear" and abs(step) > 1.2:
-            x = _smooth(x, axis + 1, abs(step))
-        at = np.clip(at, 0, size - 1)
-        low = np.floor(at).astype(np.int64) if mode == "linear" else np.floor(at + 0.5).astype(np.int64)
-        low = np.minimum(low, size - 1)
-        weight = at - low
-        lower = x.index_select(axis + 1, torch.as_tensor(low, device=x.device))
-        if mode == "linear" and np.any(weight > 0):
-            high = torch.as_tensor(np.minimum(low + 1, size - 1), device=x.device)
-            shape = [1, 1, 1, 1]
-            shape[axis + 1] = -1
-            share = torch.as_tensor(weight, dtype=x.dtype, device=x.device).reshape(shape)
-            lower = torch.lerp(lower, x.index_select(axis + 1, high), share)
-        x = lower
-    if any(bool(o.any()) for o in outside):
-        a, b, c = (o.to(x.device) for o in outside)
-        x = x.masked_fill(a[:, None, None] | b[None, :, None] | c[None, None, :], fill)
-    return x.contiguous()
+        outside.append(torch.as_tensor((at < -0.5) | (at > size - 0.5), device=x.device))
+        places.append(np.clip(at, 0, size - 1))
+        blurs.append(abs(step) if antialias and mode == "linear" and abs(step) > 1.2 else None)
+    # a slab's voxels are counted where it is largest: as planes of the target or as those of the source it reads
+    read = int(np.ceil(abs(move[order[0], 0]))) * x.shape[2] * x.shape[3]
+    per_slab = max(1, _SLAB_VOXELS // max(1, target.shape[1] * target.shape[2], read))
+    margin = 1 if blurs[0] is None else 1 + _reach(blurs[0])
+    out = x.new_empty(x.shape[0], *target.shape)
+    for start in range(0, target.shape[0], per_slab):
+        planes = slice(start, start + per_slab)
+        at = places[0][planes]
+        first = max(0, int(np.floor(at.min())) - margin)
+        slab = x[:, first : int(np.floor(at.max())) + margin + 1]
+        for axis, where in enumerate((at - first, places[1], places[2])):
+            slab = _along(slab, axis + 1, where, mode, blurs[axis])
+        missing = outside[0][planes, None, None] | outside[1][None, :, None] | outside[2][None, None, :]
+        out[:, planes] = slab.masked_fill(missing, fill)
+    return out
+
+
+def _along(x: Tensor, axis: int, at: np.ndarray, mode: str, blur: float | None) -> Tensor:
+    """The values at the places `at` (in voxels, inside the array) of one axis, smoothed for steps of `blur` first."""
+    if blur is not None:
+        x = _smooth(x, axis, blur)
+    last = x.shape[axis] - 1
+    low = np.floor(at).astype(np.int64) if mode == "linear" else np.floor(at + 0.5).astype(np.int64)
+    low = np.minimum(low, last)
+    weight = at - low
+    lower = x.index_select(axis, torch.as_tensor(low, device=x.device))
+    if mode != "linear" or not np.any(weight > 0):
+        return lower
+    high = torch.as_tensor(np.minimum(low + 1, last), device=x.device)
+    shape = [1, 1, 1, 1]
+    shape[axis] = -1
+    share = torch.as_tensor(weight, dtype=x.dtype, device=x.device).reshape(shape)
+    return torch.lerp(lower, x.index_select(axis, high), share)
 
 
 def _oblique(
@@ -142,10 +159,18 @@ def _oblique(
     return torch.cat(slabs, dim=1)
 
 
+def _sigma(factor: float) -> float:
+    return ((factor**2 - 1) / 12) ** 0.5
+
+
+def _reach(factor: float) -> int:
+    """Voxels to either side that the smoothing reads."""
+    return max(1, int(np.ceil(3 * _sigma(factor))))
+
+
 def _smooth(x: Tensor, axis: int, factor: float) -> Tensor:
     """Gaussian along one axis: the variance of a box of `factor` voxels less that of one voxel."""
-    sigma = ((factor**2 - 1) / 12) ** 0.5
-    reach = max(1, int(np.ceil(3 * sigma)))
+    sigma, reach = _sigma(factor), _reach(factor)
     kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=x.dtype, device=x.device) / sigma) ** 2)
     kernel = kernel / kernel.sum()
     moved = x.movedim(axis, -1)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mome.errors import InputError, OutputError
+from mome.atomic import written_whole
+from mome.errors import InputError
 from mome.volumes.grid import Grid
 
 # NIfTI extension code 6 is a plain comment, which every reader may show or skip.
@@ -51,20 +51,8 @@ def write_mask(
     if labels:
         table = json.dumps({"mome_labels": list(labels)}).encode()
         image.header.extensions.append(nib.nifti1.Nifti1Extension(_COMMENT, table))
-    ending = ".nii.gz" if path.name.endswith(".nii.gz") else ".nii"
-    temporary = path.with_name(f".{secrets.token_hex(8)}.part{ending}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path, "the mask") as temporary:
         nib.save(image, temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OutputError(
-            f"the mask could not be written: {error.strerror or error}",
-            where=str(path),
-            hint="free some disk space",
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 
@@ -75,10 +63,12 @@ def read_label_table(path: str | Path) -> list[dict[str, Any]]:
         InputError: The file cannot be read.
     """
     import nibabel as nib
+    from nibabel.filebasedimages import ImageFileError
+    from nibabel.spatialimages import HeaderDataError
 
     try:
         image = nib.load(path)
-    except (OSError, nib.filebasedimages.ImageFileError) as error:
+    except (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError) as error:
         raise InputError("not a NIfTI file", where=str(path)) from error
     for extension in getattr(image.header, "extensions", []):
         if extension.get_code() != _COMMENT:

@@ -82,6 +82,19 @@ def row_launch(machine: Machine, kernel: str, row: dict) -> Launch:
     return linear_launch(machine, n, k, gated, bool(bounds.get("epilogue", 1)), dtype)
 
 
+def linear_variants(machine: Machine, row: dict) -> Iterator[Launch]:
+    """Ungated launches for which this row of `linear` is taken: dX, and an inner length that BK does not divide."""
+    bounds = row["up_to"]
+    size, odd = bounds.get("bytes", 4), bounds.get("odd", 1)
+    dtype = torch.bfloat16 if size == 2 else torch.float32
+    n, k = bounds.get("n", 1024) - 13 * odd, bounds.get("k", 1024) - 13 * odd
+    if configs.linear(machine, n, k, size, False, False) is row:
+        yield linear_launch(machine, n, k, False, False, dtype, transpose=True)
+    epilogue = bool(bounds.get("epilogue", 1))
+    if not odd and configs.linear(machine, n, 1040, size, False, epilogue) is row:
+        yield linear_launch(machine, n, 1040, False, epilogue, dtype)
+
+
 def every_row(arch: str) -> Iterator[tuple[str, int]]:
     """(kernel, index) of every row of an architecture's table."""
     for kernel, table in configs.table(arch).items():

@@ -16,8 +16,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 import mome_kernels as kernels  # noqa: E402
-from mome_kernels import dispatch, ops, reference  # noqa: E402
+from mome_kernels import dispatch, ops, reference, triton_head  # noqa: E402
 from mome_kernels.gpu import experts, grouped  # noqa: E402
+from mome_kernels.gpu.launch import Machine  # noqa: E402
 from test_kernels_ops import assignments, head_inputs, mlp_inputs  # noqa: E402
 
 Result = dict[str, object]
@@ -29,21 +30,13 @@ def worst(ours: torch.Tensor, expected: torch.Tensor) -> float:
     return float(error / expected.detach().abs().max().clamp(min=1e-9)) if expected.numel() else 0.0
 
 
-def poison() -> None:
-    """Leaves NaN in freed memory, so that what a kernel does not write is seen."""
-    for size in (100, 1000, 20000, 300000):
-        torch.full((size,), float("nan"))
-
-
 def compare(fast: Callable, plain: Callable, inputs: list, **options: object) -> Result:
     """Values and gradients against float64, and a second run bit by bit."""
     wide = [t.detach().double().requires_grad_() if torch.is_tensor(t) and t.is_floating_point() else t for t in inputs]
     pairs = [(a, b) for a, b in zip(inputs, wide, strict=True) if torch.is_tensor(a) and a.requires_grad]
     leaves = [a for a, _ in pairs]
-    poison()
     out, expected = fast(*inputs, **options), plain(*wide, **options)
     grad = torch.randn_like(out)
-    poison()
     got = torch.autograd.grad(out, leaves, grad, retain_graph=True)
     again = torch.autograd.grad(out, leaves, grad)
     want = torch.autograd.grad(expected, [b for _, b in pairs], grad.double(), allow_unused=True)
@@ -89,32 +82,37 @@ def mlps() -> Iterator[tuple[str, Result]]:
         assert experts.runs_fused(inputs[0], inputs[5], False)
         case = compare(kernels.moe_mlp, reference.moe_mlp, inputs, activation=activation)
         yield f"fused {d} {f} {load}", case
-    # too wide to fuse, another output width, and an odd size; the hidden layer made again, then kept
+    # too wide to fuse, another output width, and an odd size
     for d, out, gated in ((300, 300, True), (48, 65, False), (1025, 40, False)):
         inputs = layer(40, 3, 2, d, 70, out, gated, True, "uniform")
         assert not experts.runs_fused(inputs[0], inputs[5], gated)
         yield f"grouped {d} {out}", compare(kernels.moe_mlp, reference.moe_mlp, inputs, gated=gated)
-    inputs = layer(40, 3, 2, 300, 70, 300, True, True, "zipf")
+    # the hidden layer kept, also where the shapes would run fused, and made again
+    for d, keep in ((80, True), (80, False), (48, True)):
+        inputs = layer(40, 3, 2, d, 70, d, True, True, "zipf")
 
-    def kept(*tensors, **options):
-        out, hidden = ops._moe_mlp(*tensors, "silu", True, True)
-        assert hidden.shape == (80, 140)
-        return out
+        def direct(*tensors, keep=keep):
+            out, hidden = ops._moe_mlp(*tensors, "silu", True, keep)
+            assert hidden.shape == ((80, 140) if keep else (0,))
+            return out
 
-    yield "grouped, hidden kept", compare(kept, lambda *t: reference.moe_mlp(*t, "silu", True), inputs)
+        yield f"hidden {d} {keep}", compare(direct, lambda *t: reference.moe_mlp(*t, "silu", True), inputs)
 
 
 def linears() -> Iterator[tuple[str, Result]]:
-    for load, k in (("uniform", 2), ("one", 1), ("empty", 2)):
-        x, ids, gates, weight, bias, *_ = layer(70, 5, k, 37, 50, 37, False, True, load)
-        yield f"linear {load}", compare(kernels.moe_linear, reference.moe_linear, [x, ids, gates, weight, bias])
+    single, half = torch.float32, torch.float16
+    for load, k, dtype in (("uniform", 2, single), ("one", 1, single), ("empty", 2, single), ("zipf", 2, half)):
+        inputs = layer(70, 5, k, 37, 50, 37, False, True, load, dtype)[:5]
+        yield f"linear {load}", compare(kernels.moe_linear, reference.moe_linear, inputs)
     # more rows than one share of dW: partial sums over tokens
     x, ids, gates, weight, bias, *_ = layer(700, 3, 1, 16, 16, 16, False, True, "empty")
     assert grouped.rows_per_share(experts.machine_of(x), 700, 1) == 256
     yield "linear in shares", compare(kernels.moe_linear, reference.moe_linear, [x, ids, gates, weight, bias])
-    for activation, indexed in (("gelu", True), ("none", False), ("silu", False)):
-        x, weight, bias = leaf(33, 37), leaf(4, 50, 37, scale=0.2), leaf(4, 50)
-        index = torch.randint(0, 33, (60,)) if indexed else None
+    for activation, indexed, dtype in (
+        ("gelu", True, single), ("none", False, single), ("silu", False, single), ("relu", True, half),
+    ):  # fmt: skip
+        x, weight, bias = leaf(33, 37, dtype=dtype), leaf(4, 50, 37, dtype=dtype, scale=0.2), leaf(4, 50, dtype=dtype)
+        index = torch.randint(0, 33, (60, 2))[:, 0] if indexed else None  # strided
         offsets = torch.tensor([0, 0, 20, 21, 60 if indexed else 33])
         inputs = [x, weight, offsets, bias, index]
         yield (
@@ -123,8 +121,15 @@ def linears() -> Iterator[tuple[str, Result]]:
         )
     ids = assignments(50, 6, 3, "zipf")
     inverse = kernels.route(ids, 6)[3]
-    inputs = [leaf(150, 37), torch.rand(50, 3).requires_grad_(), inverse]
-    yield "combine", compare(kernels.combine, reference.combine, inputs)
+    for dtype in (single, half):
+        inputs = [leaf(150, 37, dtype=dtype), torch.rand(50, 3).requires_grad_(), inverse]
+        yield f"combine {dtype}", compare(kernels.combine, reference.combine, inputs)
+    try:  # narrowed to 32 bits these would add up
+        kernels.grouped_linear(leaf(10, 4), leaf(2, 3, 4), torch.tensor([0, 2**32, 10]))
+        refused = False
+    except ValueError:
+        refused = True
+    yield "offsets beyond 32 bits", {"errors": [0.0 if refused else 1.0], "bit_equal": True, "dtype": ""}
 
 
 def routes() -> Iterator[tuple[str, Result]]:
@@ -149,14 +154,23 @@ def routes() -> Iterator[tuple[str, Result]]:
 
 
 def heads() -> Iterator[tuple[str, Result]]:
-    for scales, top_k, channels, slope in ((1, 0, 8, 0.0), (5, 0, 8, 0.1), (3, 2, 8, 0.0), (4, 0, 16, 0.1)):
-        inputs = head_inputs(scales, 2, 3, channels, 150, torch.float32)
+    triton_head.machine_of = lambda _: Machine("sm_90", 1)  # two programs that walk several tiles each
+    for scales, top_k, channels, slope, voxels in (
+        (1, 0, 8, 0.0, 150), (5, 0, 8, 0.1, 150), (3, 2, 8, 0.0, 150), (4, 0, 16, 0.1, 50), (3, 0, 32, 0.1, 30),
+    ):  # fmt: skip
+        inputs = head_inputs(scales, 2, 3, channels, voxels, torch.float32)
         assert dispatch.head(inputs[0]).__name__ != "mome_kernels.cpu_head"
         case = compare(kernels.fusion_head, reference.fusion_head, inputs, top_k=top_k, negative_slope=slope)
         yield f"head {scales} {top_k} {channels}", case
+    inputs = head_inputs(3, 0, 3, 8, 40, torch.float32)
+    yield "head, empty batch", compare(kernels.fusion_head, reference.fusion_head, inputs)
 
 
 if __name__ == "__main__":
+    # every torch.empty is filled with NaN, so that what a kernel does not write is seen
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    assert torch.empty(3).isnan().all()
     for group in (mlps, linears, routes, heads):
         for name, result in group():
             print(json.dumps({"name": name, **result}), flush=True)

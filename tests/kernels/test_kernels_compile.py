@@ -16,7 +16,7 @@ import torch
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 sys.path.insert(0, str(Path(__file__).parent))
-from compile_cases import every_row, row_launch, small_launches  # noqa: E402
+from compile_cases import every_row, linear_variants, row_launch, small_launches  # noqa: E402
 from mome_kernels import triton_head  # noqa: E402
 from mome_kernels.gpu import configs  # noqa: E402
 from mome_kernels.gpu.launch import Launch, Machine  # noqa: E402
@@ -56,13 +56,21 @@ def check(launch: Launch, arch: str, kernel: str, tmp_path: Path):
 def test_every_shipped_configuration(arch: str, kernel: str, index: int, tmp_path: Path) -> None:
     row = configs.table(arch)[kernel][index]
     compiled = check(row_launch(Machine(arch, 132), kernel, row), arch, kernel, tmp_path)
-    if arch == "sm_90" and row.get("BM", 64) >= 64 and row["num_warps"] <= 4:
+    height = row.get("BM", row.get("BN"))  # of the product; four warps share an instruction of 64 rows
+    if arch == "sm_90" and height >= max(64, 16 * row["num_warps"]):
         assert "wgmma.mma_async" in compiled.asm["ptx"]
     if arch == "sm_100" and kernel == "linear" and row["up_to"].get("odd") == 0 and row["up_to"]["bytes"] == 2:
         assert "tcgen05.mma" in compiled.asm["ptx"]
 
 
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+@pytest.mark.parametrize(("arch", "index"), [(arch, index) for arch, kernel, index in ROWS if kernel == "linear"])
+def test_linear_variants(arch: str, index: int, tmp_path: Path) -> None:
+    machine = Machine(arch, 132)
+    for launch in linear_variants(machine, configs.table(arch)["linear"][index]):
+        check(launch, arch, "linear", tmp_path)
+
+
+@pytest.mark.parametrize("arch", SHARED)
 def test_small_kernels(arch: str, tmp_path: Path) -> None:
     for name, launch in small_launches(Machine(arch, 132)).items():
         check(launch, arch, name, tmp_path)
@@ -75,11 +83,11 @@ def test_a_device_without_a_table_takes_the_nearest() -> None:
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize("channels", [8, 16, 32])
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100", "sm_120"])
+@pytest.mark.parametrize("arch", SHARED)
 def test_head_kernels(direction: str, channels: int, arch: str, tmp_path: Path) -> None:
     kernel = getattr(triton_head, f"_{direction}_kernel")
     block, warps = triton_head.tile(channels, backward=direction == "backward")
     arguments = {"S": 8, "C": channels, "BLOCK": block, "TOP_K": 0, "V": 96**3 + 1, "P": 33, "SCALES": 5, "slope": 0.1}
-    arguments |= {"TILES": 6913, "WIDTH": 205}
+    arguments |= {"TILES": 6913, "PROGRAMS": 528, "WIDTH": 205}
     given = {name: arguments.get(name, torch.empty(1, device="meta")) for name in kernel.arg_names}
     check(Launch(kernel, (1,), given, warps), arch, f"head_{direction}", tmp_path)

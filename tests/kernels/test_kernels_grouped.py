@@ -64,6 +64,14 @@ def test_combine() -> None:
         torch.testing.assert_close(a, b)
 
 
+def test_combine_of_no_tokens() -> None:
+    y, gates = torch.randn(0, 5, requires_grad=True), torch.rand(0, 3, requires_grad=True)
+    out = kernels.combine(y, gates, torch.empty(0, dtype=torch.int64))
+    assert out.shape == (0, 5)
+    out.sum().backward()
+    assert y.grad.shape == (0, 5) and gates.grad.shape == (0, 3)
+
+
 def test_the_layer_is_route_grouped_linears_and_combine() -> None:
     torch.manual_seed(0)
     x, ids, gates = torch.randn(31, 6), torch.rand(31, 4).topk(2).indices, torch.rand(31, 2)
@@ -83,6 +91,7 @@ def test_opcheck() -> None:
     y, gates, inverse = torch.randn(30, 5, requires_grad=True), torch.rand(10, 3), torch.randperm(30)
     opcheck(ops_grouped._combine, (y, gates.requires_grad_(), inverse))
     opcheck(ops_grouped._combine_backward, (torch.randn(10, 5), y.detach(), gates.detach(), inverse))
+    opcheck(ops_grouped._scatter_rows, (torch.randn(20, 5), index, 12))
 
 
 def test_compiles_whole_with_dynamic_rows() -> None:
@@ -111,6 +120,9 @@ def test_flops_are_counted() -> None:
     with FlopCounterMode(display=False) as both:
         kernels.moe_linear(x.requires_grad_(), ids, gates, up, None).sum().backward()
     assert both.get_total_flops() == 3 * 2 * 62 * 18 * 6
+    with FlopCounterMode(display=False) as kept:  # z is kept on a CPU: nothing is made twice
+        kernels.moe_mlp(x, ids, gates, up, None, down, None, gated=True).sum().backward()
+    assert kept.get_total_flops() == 3 * forward.get_total_flops()
 
 
 def test_views_give_the_same_numbers() -> None:
@@ -152,6 +164,12 @@ CHANGES = [
     ({"up_bias_EF": torch.randn(3, 9)}, ValueError, "up_bias_EF has shape (3, 9), expected (E, F) = (3, 8)"),
     ({"down_EDF": torch.ones(3, 6, 8).int()}, TypeError, "down_EDF has dtype torch.int32, expected a floating"),
     ({"down_EDF": torch.randn(3, 6, 8, device="meta")}, ValueError, "down_EDF is on meta, expected cpu"),
+    ({"x_TD": torch.randn(5, 6).to(torch.float8_e4m3fn)}, TypeError, "x_TD has dtype torch.float8_e4m3fn, expected"),
+    (
+        {"x_TD": torch.randn(5, 6).bfloat16()},
+        TypeError,
+        "up_EFD has dtype torch.float32, expected torch.bfloat16, that of x_TD, or autocast",
+    ),
     ({"x_TD": torch.randn(5, 6, 1)}, ValueError, "x_TD has shape (5, 6, 1), expected (T, D)"),
 ]
 
@@ -162,13 +180,41 @@ def test_bad_input_is_named(change: dict, error: type[Exception], message: str) 
         kernels.moe_mlp(**{**LAYER, **change})
 
 
+def test_mixed_dtypes_need_autocast() -> None:
+    x, weight, offsets = torch.randn(10, 4).bfloat16(), torch.randn(2, 3, 4), torch.tensor([0, 4, 10])
+    with pytest.raises(TypeError, match="weight_EFD has dtype torch.float32, expected torch.bfloat16, that of x_MD"):
+        kernels.grouped_linear(x, weight, offsets)
+    with pytest.raises(TypeError, match="weight_EFD has dtype torch.float32, expected torch.bfloat16, that of x_TD"):
+        kernels.moe_linear(x, torch.zeros(10, 1).long(), torch.ones(10, 1), weight)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert kernels.grouped_linear(x, weight, offsets).dtype == torch.bfloat16
+    gates = torch.rand(10, 1)  # float32, as routers make them
+    assert kernels.moe_linear(x, torch.zeros(10, 1).long(), gates, weight.bfloat16()).dtype == torch.bfloat16
+
+
 def test_offsets_that_do_not_add_up_are_refused() -> None:
     x, weight = torch.randn(10, 4), torch.randn(2, 3, 4)
     for offsets in ([0, 5, 9], [1, 5, 10], [0, 11, 10]):
         with pytest.raises(ValueError, match="must rise from 0 to the number of rows, 10"):
             kernels.grouped_linear(x, weight, torch.tensor(offsets))
+    for dtype in (torch.uint8, torch.int32):  # the differences of unsigned integers wrap
+        with pytest.raises(ValueError, match="must rise from 0 to the number of rows, 10"):
+            kernels.grouped_linear(x, weight, torch.tensor([0, 11, 10], dtype=dtype))
+        narrow = kernels.grouped_linear(x, weight, torch.tensor([0, 4, 10], dtype=dtype))
+        torch.testing.assert_close(narrow, kernels.grouped_linear(x, weight, torch.tensor([0, 4, 10])))
     with pytest.raises(ValueError, match=r"offsets has shape \(2,\), expected \(E \+ 1,\) = \(3\)"):
         kernels.grouped_linear(x, weight, torch.tensor([0, 10]))
+
+
+def test_indices_that_do_not_fit_are_refused() -> None:
+    given = {**inputs(True), "gather_index": torch.tensor([0, 12] * 10)}
+    with pytest.raises(ValueError, match="gather_index must hold integers from 0 to 11; got 0 to 12"):
+        kernels.grouped_linear(**given)
+    narrow = {**inputs(True), "gather_index": inputs(True)["gather_index"].to(torch.int8)}
+    torch.testing.assert_close(kernels.grouped_linear(**narrow), kernels.grouped_linear(**inputs(True)))
+    for inverse, message in (([0, 0], "inverse_N must hold each of 0 … 1 once"), ([0, 2], "got 0 to 2")):
+        with pytest.raises(ValueError, match=message):
+            kernels.combine(torch.randn(2, 3), torch.ones(2, 1), torch.tensor(inverse))
 
 
 def test_too_many_assignments_are_refused() -> None:

@@ -7,7 +7,7 @@ import itertools
 import mome_kernels as kernels
 import pytest
 import torch
-from mome_kernels import cpu_head, ops, reference
+from mome_kernels import cpu_head, dispatch, ops, reference
 from torch.library import opcheck
 
 ACTIVATIONS = ["none", "relu", "silu", "gelu", "gelu_tanh"]
@@ -106,6 +106,19 @@ def test_a_slope_lets_a_dead_head_learn(slope: float, alive: bool) -> None:
     assert bool(gradient.any()) == alive
 
 
+def test_head_of_an_empty_batch() -> None:
+    inputs = head_inputs(batch=0)
+    out = kernels.fusion_head(*inputs)
+    assert out.shape == (0, 3, 700)
+    out.sum().backward()
+    assert not inputs[1].grad.any() and inputs[3].grad.shape == (0, 3, 4, 4)
+
+
+def test_head_refuses_a_number_of_scales_below_zero() -> None:
+    with pytest.raises(ValueError, match="top_k is 0 .* or more, got -3"):
+        kernels.fusion_head(*head_inputs(2), top_k=-3)
+
+
 def test_head_refuses_a_slope_that_turns_the_activation_over() -> None:
     for slope in (-0.1, 1.0):
         with pytest.raises(ValueError, match=f"negative_slope is at least 0 and below 1, got {slope}"):
@@ -167,8 +180,20 @@ def test_opcheck() -> None:
     x, ids, gates, up, up_bias, down, down_bias = mlp_inputs(True, True, "uniform", torch.float32)
     opcheck(ops._route, (ids, 4))
     opcheck(ops._moe_mlp, (x, ids, gates, up, up_bias, down, down_bias, "silu", True))
+    opcheck(ops._moe_mlp, (x, ids, gates, up, up_bias, down, down_bias, "silu", True, True))
     opcheck(ops._moe_linear, (x, ids, gates, up, up_bias))
     opcheck(ops._fusion_head, (*head_inputs(dtype=torch.float32, voxels=40), 0, 0.1))
+
+
+def test_opcheck_of_the_backward_ops() -> None:
+    detached = lambda given: [t.detach() if torch.is_tensor(t) else t for t in given]  # noqa: E731
+    layer = detached(mlp_inputs(True, True, "uniform", torch.float32))
+    for kept in (True, False):
+        hidden = ops._moe_mlp(*layer, "silu", True, kept)[1]
+        opcheck(ops._moe_mlp_backward, (torch.randn(53, 5), *layer, "silu", True, hidden))
+    opcheck(ops._moe_linear_backward, (torch.randn(53, 14), *layer[:5]))
+    head = detached(head_inputs(dtype=torch.float32, voxels=40))
+    opcheck(ops._fusion_head_backward, (torch.randn(2, 3, 40), *head, 0, 0.1))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -206,6 +231,53 @@ def test_compiles_whole_with_dynamic_token_counts() -> None:
         want = torch.autograd.grad(layer(*inputs), leaves)
         for a, b in zip(got, want, strict=True):
             torch.testing.assert_close(a, b)
+
+
+def test_the_choice_of_kernels_can_be_traced(monkeypatch) -> None:
+    """`moe_mlp` asks for the device's capability while a compiler traces it; there is no GPU here to ask."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    torch._dynamo.reset()
+
+    def choose(x):
+        return x + 1 if dispatch._has_tensor_cores(x.device) else x - 1
+
+    compiled = torch.compile(choose, fullgraph=True, dynamic=True, backend="eager")
+    assert compiled(torch.ones(2)).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("fast", ["moe_mlp", "moe_linear"])
+def test_compiles_with_transposed_inputs(fast: str) -> None:
+    """Tokens that come from a feature map, weights stored the other way round: gradients are contiguous all."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    leaf = lambda *shape: torch.randn(*shape, requires_grad=True)  # noqa: E731
+    inputs = [leaf(2, 6, 5, 5), leaf(4, 6, 9), leaf(4, 9, 6)]
+    ids, gates = torch.rand(50, 4).topk(2).indices, torch.rand(50, 2)
+
+    def layer(volume, up, down):
+        x, up = volume.flatten(2).transpose(1, 2).reshape(50, 6), up.transpose(1, 2)
+        if fast == "moe_linear":
+            return kernels.moe_linear(x, ids, gates, up).square().sum() + down.sum()
+        return kernels.moe_mlp(x, ids, gates, up, None, down.transpose(1, 2), None).square().sum()
+
+    got = torch.autograd.grad(torch.compile(layer, fullgraph=True, dynamic=True)(*inputs), inputs)
+    for a, b in zip(got, torch.autograd.grad(layer(*inputs), inputs), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_autocast_stays_outside_of_the_head() -> None:
+    """Computed in float32 whatever autocast says; float64 is left alone, as by torch's own layers."""
+    inputs = [t.detach() for t in head_inputs(dtype=torch.float32)]
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = kernels.fusion_head(*inputs)
+        assert kernels.moe_mlp(*mlp_inputs(False, True, "uniform")).dtype == torch.float64
+    torch.testing.assert_close(logits, kernels.fusion_head(*inputs), rtol=0, atol=0)
+
+
+def test_meta_tensors_have_shapes() -> None:
+    inputs = [t.to("meta") if torch.is_tensor(t) else t for t in mlp_inputs(False, True, "uniform")]
+    assert kernels.moe_mlp(*inputs).shape == (53, 5)
+    assert kernels.fusion_head(*(t.to("meta") for t in head_inputs())).shape == (2, 3, 700)
 
 
 def test_exports_with_a_dynamic_token_count() -> None:

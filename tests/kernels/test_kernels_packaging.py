@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
+import importlib
 import json
 import shutil
 import subprocess
@@ -46,8 +48,11 @@ def test_a_built_folder_loads_through_the_kernels_package(tmp_path: Path) -> Non
     general = tomllib.loads((KERNELS / "build.toml").read_text())["general"]
     variant = tmp_path / "build" / "torch-universal"
     shutil.copytree(KERNELS / "torch-ext" / "mome_kernels", variant, ignore=shutil.ignore_patterns("__pycache__"))
-    ops = variant / "_ops.py"
-    ops.write_text(ops.read_text().replace('NAMESPACE = "mome"', 'NAMESPACE = "mome_kernels_built"'))
+    # what kernel-builder generates in place of our own file: these two names and no others
+    (variant / "_ops.py").write_text(
+        "import torch\n\nops = torch.ops.mome_kernels_built\n\n\n"
+        "def add_op_namespace_prefix(op_name: str):\n    return f'mome_kernels_built::{op_name}'\n"
+    )
     digests = {
         str(path.relative_to(variant)): base64.b64encode(hashlib.sha256(path.read_bytes()).digest()).decode()
         for path in sorted(variant.rglob("*"))
@@ -95,11 +100,12 @@ def test_benchmark_without_a_gpu_says_so(tmp_path: Path) -> None:
 
 def test_benchmark_goes_on_where_it_stopped(tmp_path: Path) -> None:
     script = [str(KERNELS / "benchmarks" / "run.py"), "--out", str(tmp_path), "--rehearse", "--minutes"]
-    first = run("-W", "ignore", *script, "0.01")
-    kept = json.loads((tmp_path / "cpu.json").read_text())["steps"] if (tmp_path / "cpu.json").exists() else {}
+    first = run("-W", "ignore", *script, "0.02")
+    kept = json.loads((tmp_path / "cpu.json").read_text())["steps"]
     second = run("-W", "ignore", *script, "2")
     data = json.loads((tmp_path / "cpu.json").read_text())
     assert first.returncode == second.returncode == 0, first.stderr + second.stderr
+    assert kept and not set(kept) & set(second.stdout.splitlines()), "what was done is not run again"
     assert data["rehearsal"] and len(kept) < len(data["steps"]) and "0 left" in second.stdout
     assert all(data["steps"][name] == step for name, step in kept.items())
     assert all(step["ok"] for name, step in data["steps"].items() if name.startswith("check"))
@@ -109,24 +115,118 @@ def test_benchmark_goes_on_where_it_stopped(tmp_path: Path) -> None:
             assert "forward_ms" in step["mome"] and "forward_ms" in step["eager_loop"], (name, step)
 
 
-def test_readme_tables_are_generated() -> None:
-    sys.path.insert(0, str(KERNELS / "benchmarks"))
-    import table
+@pytest.fixture
+def benchmark(monkeypatch):
+    """A module of `kernels/benchmarks` by its name."""
+    monkeypatch.syspath_prepend(str(KERNELS / "benchmarks"))
+    return importlib.import_module
 
+
+def lost(_: str) -> None:
+    raise RuntimeError("an illegal memory access was encountered")
+
+
+def test_a_step_that_kills_the_device_is_not_run_again(tmp_path: Path, monkeypatch, benchmark) -> None:
+    script, ran = benchmark("run"), []
+
+    def deadly(result: dict) -> None:
+        ran.append("deadly")
+        result["mome"] = {"forward_ms": 1.0, "both_ms": 2.0, "peak_mib": None}
+        raise RuntimeError("launch failed")
+
+    def check(result: dict) -> None:
+        ran.append("check")
+        result["ok"] = True
+
+    monkeypatch.setattr(script, "steps", lambda *_: iter([("layer x", deadly), ("check y", check)]))
+    monkeypatch.setattr(script, "settle", lost)
+    arguments = ["--out", str(tmp_path), "--rehearse"]
+    assert script.main(arguments) == 1 and ran == ["deadly"]
+    assert script.main(arguments) == 0 and ran == ["deadly", "check"]
+    step = json.loads((tmp_path / "cpu.json").read_text())["steps"]["layer x"]
+    assert step["fatal"] and step["problem"] == "launch failed" and step["mome"]["both_ms"] == 2.0
+
+
+def test_our_figures_outlive_a_peer_that_kills_the_device(tmp_path: Path, monkeypatch, benchmark) -> None:
+    script, peers, shapes = benchmark("run"), benchmark("peers"), benchmark("shapes")
+
+    def killer(*_: object) -> None:
+        raise RuntimeError("unspecified launch failure")
+
+    shape = dataclasses.replace(shapes.SHAPES["V1"], T=20, D=8, F=8)
+    monkeypatch.setattr(peers, "PEERS", {"killer": killer})
+    monkeypatch.setattr(script, "settle", lost)
+    result: dict = {}
+    with pytest.raises(RuntimeError, match="illegal"):
+        script.layer_step(shape, "uniform", "cpu", "gelu", set(), result)
+    assert "both_ms" in result["mome"]
+    assert result["killer"] == {"problem": "unspecified launch failure", "fatal": True}
+    results = script.Results(tmp_path / "x.json", {})
+    results.add("layer V1", {**result, "ok": False, "problem": "illegal", "fatal": True})
+    assert results.killers() == {"killer"}
+    script.layer_step(shape, "uniform", "cpu", "gelu", results.killers(), result := {})
+    assert set(result) == {"mome"}
+
+
+def test_table_says_what_was_wrong(benchmark) -> None:
+    table = benchmark("table")
+    measured = {
+        "mome": {"forward_ms": 1.0, "both_ms": 4.0, "peak_mib": 50.0},
+        "eager_loop": {"forward_ms": 3.0, "both_ms": 10.0, "peak_mib": 200.0},
+        "dense": {"forward_ms": 0.1, "both_ms": 0.1, "peak_mib": 1.0},
+        "liger": {"problem": "gated SiLU only"},
+        "bounds_ms": {"forward": {"memory": 0.5, "tensor_cores": 0.1}, "both": {"memory": 1.0, "tensor_cores": 2.0}},
+    }
+    steps = {
+        "layer V1 uniform gelu": measured,
+        "layer V2 uniform gelu": {"ok": False, "wrong": True, "problem": "differs"},
+        "layer V5 uniform gelu": {"ok": False, "problem": "out of memory"},
+    }
+    rows = {line.split()[1]: line.split(" | ")[1:] for line in table.table({"steps": steps}).splitlines()[2:]}
+    assert " | ".join(rows["V1"]) == (
+        "1.000 ms | 50% (memory) | 3.00× | 4.000 ms | 50% (tensor_cores) | 2.50× | 0.25× |"
+    )
+    assert rows["V2"][0] == "wrong" and rows["V5"][0] == "failed" and rows["V6"][0] == "not yet measured"
+
+
+def test_checks_of_large_tensors(benchmark) -> None:
+    checks = benchmark("device_checks")
+    for case in (checks.large_combine_case, checks.large_linear_case):
+        assert "skipped" in case("cpu")
+        assert case("cpu", 300)["ok"]
+
+
+def test_the_first_steps_are_the_most_telling(benchmark) -> None:
+    names = [name for name, _ in benchmark("run").steps("cpu", False, set())]
+    assert len(names) == len(set(names))
+    assert all(name.startswith("check mlp") for name in names[:5]) and names[5].startswith("check head")
+    assert [name.split()[1] for name in names[6:13]] == ["V1", "V2", "V5", "V6", "V7", "V14", "V11"]
+    assert names[13].startswith("check")
+
+
+def test_readme_tables_are_generated(benchmark) -> None:
+    table = benchmark("table")
     text = table.README.read_text()
     assert text == table.insert(text, table.tables())
+    assert text == table.insert(text, table.fused_table(), "fused")
+    assert text == table.insert(text, table.cpu_table(), "cpu")
 
 
-def test_rooflines_are_those_of_the_survey() -> None:
+def test_rooflines_are_those_of_the_survey(benchmark) -> None:
     """Milliseconds on an H100 worked out by hand: bytes moved, arithmetic and activations."""
-    sys.path.insert(0, str(KERNELS / "benchmarks"))
-    import shapes
-
-    v1, h100 = shapes.SHAPES["V1"], shapes.DEVICES["H100"]
+    shapes = benchmark("shapes")
+    v1, h100 = shapes.SHAPES["V1"], shapes.DEVICES["NVIDIA H100 80GB HBM3"]
     moved = 2 * 2 * 221184 * 48 + 2 * 2 * 8 * 48 * 192 + 8 * 221184
     activations = 221184 * 192 * 28 / (132 * 128 * 1.7e9)
-    assert shapes.roofline_ms(v1, h100, False) == pytest.approx(1e3 * max(moved / 3e12, activations))
+    bounds = shapes.bounds_ms(v1, h100, False)
+    assert bounds["memory"] == pytest.approx(1e3 * moved / 3e12) == pytest.approx(0.0146, rel=0.02)
+    assert bounds["activations"] == pytest.approx(1e3 * activations)
     l1 = shapes.SHAPES["L1"]
     assert l1.flops == pytest.approx(5772.4e9, rel=1e-4)
-    assert shapes.roofline_ms(l1, h100, False) == pytest.approx(7.307, rel=1e-3)
+    assert shapes.bounds_ms(l1, h100, False)["tensor_cores"] == pytest.approx(7.307, rel=1e-3)
+    assert shapes.bounds_ms(l1, h100, True)["tensor_cores"] == pytest.approx(3 * 7.307, rel=1e-3)
+    assert shapes.device_limits("NVIDIA H100 PCIe") is None
+    head = shapes.head_bounds_ms(32, 5, 8, 96**3, h100, False)
+    assert head["memory"] == pytest.approx(1e3 * 4 * (40 + 32) * 96**3 / 3e12)
+    assert head["arithmetic"] == pytest.approx(0.213, rel=1e-2)
     assert len(shapes.SHAPES) == 21

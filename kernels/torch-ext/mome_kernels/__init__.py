@@ -9,24 +9,35 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import checks, flops, ops, ops_grouped, reference
+from . import checks, dispatch, flops, ops, ops_grouped, reference
 
 __all__ = ["combine", "fusion_head", "grouped_linear", "moe_linear", "moe_mlp", "reference", "route"]
 
 flops.register()
 
-# Token widths above this run as grouped GEMMs on a GPU, where making the hidden layer again would cost a third of the
-# forward pass, as it would on a CPU; below it the fused kernels make it again on the chip.
-_FUSED_WIDTH = 256
+# Token widths above these, by bytes per element, run as grouped GEMMs on every GPU, where making the hidden layer again
+# would cost a third of the forward pass, as it would on a CPU; below, the fused kernels make it again on the chip.
+_FUSED_WIDTHS = {2: 256, 4: 64}
 
 
-def _same_dtype(x: Tensor, *others: Tensor | None) -> tuple[Tensor, list[Tensor | None]]:
-    """Under autocast the weights follow its dtype, as in torch's own linear layers."""
+def _autocasts(x: Tensor) -> bool:
     kind = x.device.type
-    if torch.is_autocast_enabled(kind):
-        dtype = torch.get_autocast_dtype(kind)
-        x = x.to(dtype)
-    return x, [None if t is None else t.to(x.dtype) for t in others]
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
+def _same_dtype(x_name: str, x: Tensor, **others: Tensor | None) -> tuple[Tensor, list[Tensor | None]]:
+    """As torch's own linear layers: autocast casts all to its dtype, but for float64; else all have one dtype."""
+    if not _autocasts(x):
+        checks.same_dtype(x_name, x, **others)
+    elif x.dtype != torch.float64:
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    return x, [None if t is None else t.to(x.dtype) for t in others.values()]
+
+
+def _keeps_hidden(x: Tensor, out: int) -> bool:
+    """Whether the backward pass is to find the hidden layer in memory: where the forward pass puts it there."""
+    fused = out == x.shape[1] <= _FUSED_WIDTHS.get(x.dtype.itemsize, 0)
+    return not (fused and dispatch.wants_kernels(x))
 
 
 def _check_assignments(x_TD: Tensor, expert_ids_TK: Tensor, weights_TK: Tensor) -> None:
@@ -69,7 +80,7 @@ def moe_mlp(
     """A feed-forward network per expert, combined by the gates: (T, D) → (T, D).
 
     Differentiable in everything but the ids. The backward pass keeps at most the hidden layer before its activation,
-    and on a GPU, at token widths up to 256, nothing.
+    and on a GPU, at small token widths (see the README), nothing.
 
     Args:
         x_TD: Tokens.
@@ -82,7 +93,7 @@ def moe_mlp(
 
     Raises:
         ValueError: An unknown activation, shapes that do not fit, or an id out of range.
-        TypeError: A dtype that does not fit.
+        TypeError: A dtype that does not fit; without autocast parameters have the dtype of `x_TD`.
     """
     checks.activation(activation)
     _check_assignments(x_TD, expert_ids_TK, weights_TK)
@@ -96,9 +107,9 @@ def moe_mlp(
     parameters = {"up_EFD": up_EFD, "up_bias_EF": up_bias_EF, "down_EDF": down_EDF, "down_bias_ED": down_bias_ED}
     checks.floating(**parameters)
     checks.same_device("x_TD", x_TD, **parameters)
-    x, (up, up_bias, down, down_bias) = _same_dtype(x_TD, up_EFD, up_bias_EF, down_EDF, down_bias_ED)
+    x, (up, up_bias, down, down_bias) = _same_dtype("x_TD", x_TD, **parameters)
     needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (x, weights_TK, up, down))
-    keep = needs_grad and (x.device.type != "cuda" or max(x.shape[1], out) > _FUSED_WIDTH)
+    keep = needs_grad and _keeps_hidden(x, out)
     result, _ = ops._moe_mlp(x, expert_ids_TK, weights_TK, up, up_bias, down, down_bias, activation, gated, keep)
     return result
 
@@ -116,7 +127,7 @@ def moe_linear(
     checks.shape("bias_EF", bias_EF, tuple(weight_EFD.shape[:2]), "(E, F)")
     checks.floating(weight_EFD=weight_EFD, bias_EF=bias_EF)
     checks.same_device("x_TD", x_TD, weight_EFD=weight_EFD, bias_EF=bias_EF)
-    x, (weight, bias) = _same_dtype(x_TD, weight_EFD, bias_EF)
+    x, (weight, bias) = _same_dtype("x_TD", x_TD, weight_EFD=weight_EFD, bias_EF=bias_EF)
     return ops._moe_linear(x, expert_ids_TK, weights_TK, weight, bias)
 
 
@@ -141,7 +152,8 @@ def grouped_linear(
         activation: `none`, `relu`, `silu`, `gelu` or `gelu_tanh`.
 
     Raises:
-        ValueError, TypeError: Shapes, dtypes or offsets that do not fit.
+        ValueError, TypeError: Shapes, dtypes, offsets or indices that do not fit (what tensors hold: on a GPU a
+            device-side assertion).
     """
     checks.activation(activation)
     checks.shape("x_MD", x_MD, (None, None), "(M, D)")
@@ -152,7 +164,7 @@ def grouped_linear(
     checks.integer(offsets=offsets, gather_index=gather_index)
     checks.floating(x_MD=x_MD, weight_EFD=weight_EFD, bias_EF=bias_EF)
     checks.same_device("x_MD", x_MD, weight_EFD=weight_EFD, offsets=offsets, bias_EF=bias_EF, gather_index=gather_index)
-    x, (weight, bias) = _same_dtype(x_MD, weight_EFD, bias_EF)
+    x, (weight, bias) = _same_dtype("x_MD", x_MD, weight_EFD=weight_EFD, bias_EF=bias_EF)
     return ops_grouped._grouped_linear(x, weight, offsets, bias, gather_index, activation)
 
 
@@ -162,7 +174,8 @@ def combine(y_ND: Tensor, weights_TK: Tensor, inverse_N: Tensor) -> Tensor:
     Differentiable in y and the weights; summed in float32.
 
     Raises:
-        ValueError, TypeError: Shapes or dtypes that do not fit.
+        ValueError, TypeError: Shapes or dtypes that do not fit, or an inverse that is no permutation of 0 … N − 1 (on a
+            GPU a device-side assertion).
     """
     checks.shape("weights_TK", weights_TK, (None, None), "(T, K)")
     checks.shape("y_ND", y_ND, (weights_TK.numel(), None), "(T·K, D)")
@@ -206,11 +219,17 @@ def fusion_head(
     for name, tensor in {"b1_BPC": b1_BPC, "b2_BPC": b2_BPC, "w3_BPC": w3_BPC}.items():
         checks.shape(name, tensor, (batch, p, c), "(B, P, C)")
     checks.shape("b3_BP", b3_BP, (batch, p), "(B, P)")
-    checks.floating(features_BSCV=features_BSCV, query_PC=query_PC, w1_BPCC=w1_BPCC, w2_BPCC=w2_BPCC, w3_BPC=w3_BPC)
+    named = {
+        "features_BSCV": features_BSCV, "query_PC": query_PC, "scale_bias_PS": scale_bias_PS, "w1_BPCC": w1_BPCC,
+        "b1_BPC": b1_BPC, "w2_BPCC": w2_BPCC, "b2_BPC": b2_BPC, "w3_BPC": w3_BPC, "b3_BP": b3_BP,
+    }  # fmt: skip
+    checks.floating(**named)
+    checks.same_device("features_BSCV", features_BSCV, **named)
     if not 0 <= negative_slope < 1:
         raise ValueError(f"negative_slope is at least 0 and below 1, got {negative_slope}")
-    tensors = (features_BSCV, query_PC, scale_bias_PS, w1_BPCC, b1_BPC, w2_BPCC, b2_BPC, w3_BPC, b3_BP)
+    if top_k < 0:
+        raise ValueError(f"top_k is 0 (every scale) or more, got {top_k}")
     dtype = features_BSCV.dtype
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    logits = ops._fusion_head(*(t.to(wide).contiguous() for t in tensors), top_k, negative_slope)
-    return logits if torch.is_autocast_enabled(features_BSCV.device.type) else logits.to(dtype)
+    logits = ops._fusion_head(*(t.to(wide).contiguous() for t in named.values()), top_k, negative_slope)
+    return logits if _autocasts(features_BSCV) else logits.to(dtype)

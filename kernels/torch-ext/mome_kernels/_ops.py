@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-NAMESPACE = "mome"
-
 
 def add_op_namespace_prefix(name: str) -> str:
     """`mome::name`."""
-    return f"{NAMESPACE}::{name}"
+    return f"mome::{name}"

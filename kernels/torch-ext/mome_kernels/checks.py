@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 ACTIVATIONS = ("none", "relu", "silu", "gelu", "gelu_tanh")
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _MOST = 2**31 - 1
 
@@ -31,10 +32,19 @@ def shape(name: str, tensor: Tensor | None, expected: tuple[int | None, ...], le
 
 
 def floating(**tensors: Tensor | None) -> None:
-    """Raises TypeError for a tensor that is not of a floating dtype."""
+    """Raises TypeError for a tensor that is not of a floating dtype; those of eight bits have no arithmetic."""
     for name, tensor in tensors.items():
-        if tensor is not None and not tensor.is_floating_point():
-            raise TypeError(f"{name} has dtype {tensor.dtype}, expected a floating dtype")
+        if tensor is not None and tensor.dtype not in _FLOATS:
+            raise TypeError(f"{name} has dtype {tensor.dtype}, expected a floating dtype of 16, 32 or 64 bits")
+
+
+def same_dtype(first_name: str, first: Tensor, **tensors: Tensor | None) -> None:
+    """Raises TypeError for a tensor of another dtype: casting it would round in silence."""
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.dtype != first.dtype:
+            raise TypeError(
+                f"{name} has dtype {tensor.dtype}, expected {first.dtype}, that of {first_name}, or autocast"
+            )
 
 
 def integer(**tensors: Tensor | None) -> None:
@@ -74,9 +84,33 @@ def ids_in_range(expert_ids: Tensor, num_experts: int) -> None:
 
 def offsets_add_up(offsets: Tensor, rows: int) -> None:
     """Raises ValueError unless offsets rise from 0 to `rows`; on a GPU a device-side assertion, without waiting."""
+    offsets = offsets.long()  # differences of unsigned integers wrap
     right = (offsets[0] == 0) & (offsets[-1] == rows) & (offsets.diff() >= 0).all()
     message = f"offsets (E + 1,) must rise from 0 to the number of rows, {rows}"
     if offsets.device.type != "cpu":
         torch._assert_async(right, message)
     elif not bool(right):
         raise ValueError(f"{message}; got {offsets[:4].tolist()} … {offsets[-1].item()}")
+
+
+def index_in_range(name: str, index: Tensor, rows: int) -> None:
+    """Raises ValueError for an index outside [0, rows); on a GPU a device-side assertion, without waiting."""
+    message = f"{name} must hold integers from 0 to {rows - 1}"
+    if index.device.type != "cpu":
+        torch._assert_async(((index >= 0) & (index < rows)).all(), message)
+    elif index.numel():
+        low, high = (int(value) for value in index.aminmax())
+        if low < 0 or high >= rows:
+            raise ValueError(f"{message}; got {low} to {high}")
+
+
+def permutation(name: str, index: Tensor) -> None:
+    """Raises ValueError unless the index holds each of 0 … N − 1 once; on a GPU a device-side assertion."""
+    index_in_range(name, index, index.numel())
+    seen = torch.zeros(index.numel(), dtype=torch.bool, device=index.device)
+    right = seen.scatter_(0, index.reshape(-1).long(), True).all()
+    message = f"{name} must hold each of 0 … {index.numel() - 1} once"
+    if index.device.type != "cpu":
+        torch._assert_async(right, message)
+    elif not bool(right):
+        raise ValueError(message)

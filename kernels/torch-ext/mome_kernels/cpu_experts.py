@@ -175,7 +175,7 @@ def mlp_backward(
         if up_bias is not None:
             d_up_bias[e] += dz.sum(0)
         torch.mm(dz, ups[e], out=d_rows[rows])
-    d_x = plan.combine(d_rows) if ids.numel() else torch.zeros_like(x)
+    d_x = plan.combine(d_rows) if ids.numel() else x.new_zeros(x.shape)
     return (
         d_x,
         d_gates.view_as(gates),
@@ -223,5 +223,5 @@ def linear_backward(
         _add_product(d_weight[e], dy.t(), part)
         if bias is not None:
             d_bias[e] += dy.sum(0)
-    d_x = plan.combine(d_rows) if ids.numel() else torch.zeros_like(x)
+    d_x = plan.combine(d_rows) if ids.numel() else x.new_zeros(x.shape)
     return d_x, d_gates.view_as(gates), d_weight.to(weight.dtype), d_bias.to(x.dtype)

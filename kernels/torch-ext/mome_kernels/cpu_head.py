@@ -5,6 +5,8 @@ Neither (prompts × scales × voxels) nor (prompts × channels × voxels) is eve
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -16,35 +18,54 @@ def tile_voxels(prompts: int, channels: int, element_size: int) -> int:
     return max(256, _TILE_BYTES // max(1, prompts * channels * element_size) // 256 * 256)
 
 
-def _weights(f_SCn: Tensor, query_PC: Tensor, bias_SP: Tensor, top_k: int) -> Tensor:
+class _Scratch:
+    """The buffers of one tile, taken again by the next: what an allocator hands out afresh is in no cache."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.like = like
+        self.held: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, *shape: int) -> Tensor:
+        size = math.prod(shape)
+        if name not in self.held or self.held[name].numel() < size:
+            self.held[name] = self.like.new_empty(size)
+        return self.held[name][:size].view(shape)
+
+
+def _weights(f_SCn: Tensor, query_PC: Tensor, bias_SP: Tensor, top_k: int, scratch: _Scratch) -> Tensor:
     """(S, P, n): the softmax over the scales."""
-    score_SPn = torch.matmul(query_PC, f_SCn).add_(bias_SP[..., None])
-    if 0 < top_k < score_SPn.shape[0]:
+    scales, (prompts, _), voxels = f_SCn.shape[0], query_PC.shape, f_SCn.shape[2]
+    score_SPn = torch.bmm(query_PC.expand(scales, -1, -1), f_SCn, out=scratch("score", scales, prompts, voxels))
+    score_SPn.add_(bias_SP[..., None])
+    if 0 < top_k < scales:
         best = score_SPn.topk(top_k, dim=0).indices
         keep = torch.zeros_like(score_SPn, dtype=torch.bool).scatter_(0, best, True)
         score_SPn.masked_fill_(~keep, -torch.inf)
-    return score_SPn.softmax(dim=0)
+    return torch.softmax(score_SPn, 0, out=scratch("weight", scales, prompts, voxels))
 
 
-def _mixture(f_SCn: Tensor, weight_SPn: Tensor | None, prompts: int) -> Tensor:
+def _mixture(f_SCn: Tensor, weight_SPn: Tensor | None, prompts: int, scratch: _Scratch) -> Tensor:
     """(P, C, n) = Σ_s weight · f."""
     if weight_SPn is None:
         return f_SCn.expand(prompts, -1, -1)
-    mixture = weight_SPn[0, :, None] * f_SCn[0]
-    for s in range(1, f_SCn.shape[0]):
+    scales, channels, voxels = f_SCn.shape
+    mixture = torch.mul(weight_SPn[0, :, None], f_SCn[0], out=scratch("mixture", prompts, channels, voxels))
+    for s in range(1, scales):
         mixture.addcmul_(weight_SPn[s, :, None], f_SCn[s])
     return mixture
 
 
-def _activate(x: Tensor, negative_slope: float) -> Tensor:
-    return torch.nn.functional.leaky_relu_(x, negative_slope) if negative_slope else x.relu_()
+def _layer(x_PCn: Tensor, w_PCC: Tensor, b_PC: Tensor, negative_slope: float, out_PCn: Tensor) -> Tensor:
+    """φ(W x + b)."""
+    torch.baddbmm(b_PC[..., None], w_PCC, x_PCn, out=out_PCn)
+    return torch.nn.functional.leaky_relu_(out_PCn, negative_slope) if negative_slope else out_PCn.relu_()
 
 
-def _gradient(grad: Tensor, result: Tensor, negative_slope: float) -> Tensor:
-    """The gradient before the activation, from its result: a slope in [0, 1] keeps the sign."""
+def _before_activation(grad: Tensor, result: Tensor, negative_slope: float) -> Tensor:
+    """The gradient before the activation, in place, from the activation's result: a slope in [0, 1] keeps the sign."""
     if negative_slope:
-        return torch.ops.aten.leaky_relu_backward(grad, result, negative_slope, True)
-    return grad.mul_(result > 0)
+        return torch.ops.aten.leaky_relu_backward.grad_input(grad, result, negative_slope, True, grad_input=grad)
+    return torch.ops.aten.threshold_backward.grad_input(grad, result, 0, grad_input=grad)
 
 
 def forward(
@@ -56,16 +77,19 @@ def forward(
     prompts = query.shape[0]
     out = features.new_empty(batch, prompts, voxels)
     step = tile_voxels(prompts, channels, features.element_size())
-    bias_SP = bias.t().contiguous()
+    bias_SP, scratch = bias.t().contiguous(), _Scratch(features)
     for b in range(batch):
         for start in range(0, voxels, step):
-            f = features[b, :, :, start : start + step].contiguous()
-            weight = _weights(f, query, bias_SP, top_k) if scales > 1 else None
-            mixture = _mixture(f, weight, prompts)
-            hidden = _activate(torch.baddbmm(b1[b, :, :, None], w1[b], mixture), negative_slope)
-            hidden = _activate(torch.baddbmm(b2[b, :, :, None], w2[b], hidden), negative_slope)
-            tile = torch.baddbmm(b3[b, :, None, None], w3[b, :, None], hidden)
-            out[b, :, start : start + step] = tile[:, 0]
+            n = min(step, voxels - start)
+            shape = (prompts, channels, n)
+            f = scratch("f", scales, channels, n).copy_(features[b, :, :, start : start + n])
+            weight = _weights(f, query, bias_SP, top_k, scratch) if scales > 1 else None
+            mixture = _mixture(f, weight, prompts, scratch)
+            hidden = _layer(mixture, w1[b], b1[b], negative_slope, scratch("first", *shape))
+            hidden = _layer(hidden, w2[b], b2[b], negative_slope, scratch("second", *shape))
+            tile = scratch("tile", prompts, 1, n)
+            torch.baddbmm(b3[b, :, None, None], w3[b, :, None], hidden, out=tile)
+            out[b, :, start : start + n] = tile[:, 0]
     return out
 
 
@@ -77,37 +101,46 @@ def backward(
     batch, scales, channels, voxels = features.shape
     prompts = query.shape[0]
     step = tile_voxels(prompts, channels, features.element_size())
-    bias_SP = bias.t().contiguous()
+    bias_SP, scratch = bias.t().contiguous(), _Scratch(features)
     d_features = torch.empty_like(features, memory_format=torch.contiguous_format)
     d_query, d_bias_SP = torch.zeros_like(query), torch.zeros_like(bias_SP)
     d_w1, d_b1, d_w2, d_b2, d_w3, d_b3 = (torch.zeros_like(t) for t in (w1, b1, w2, b2, w3, b3))
     for b in range(batch):
         w1_t, w2_t = w1[b].transpose(1, 2), w2[b].transpose(1, 2)
         for start in range(0, voxels, step):
-            f = features[b, :, :, start : start + step].contiguous()
-            weight = _weights(f, query, bias_SP, top_k) if scales > 1 else None
-            mixture = _mixture(f, weight, prompts)
-            first = _activate(torch.baddbmm(b1[b, :, :, None], w1[b], mixture), negative_slope)
-            second = _activate(torch.baddbmm(b2[b, :, :, None], w2[b], first), negative_slope)
-            g_P1n = grad[b, :, None, start : start + step].contiguous()
+            n = min(step, voxels - start)
+            shape, part = (prompts, channels, n), slice(start, start + n)
+            f = scratch("f", scales, channels, n).copy_(features[b, :, :, part])
+            weight = _weights(f, query, bias_SP, top_k, scratch) if scales > 1 else None
+            mixture = _mixture(f, weight, prompts, scratch)
+            first = _layer(mixture, w1[b], b1[b], negative_slope, scratch("first", *shape))
+            second = _layer(first, w2[b], b2[b], negative_slope, scratch("second", *shape))
+            g_P1n = scratch("g", prompts, 1, n).copy_(grad[b, :, None, part])
             d_b3[b] += g_P1n.sum((1, 2))
             d_w3[b] += torch.bmm(second, g_P1n.transpose(1, 2))[..., 0]
-            d_second = _gradient(w3[b, :, :, None] * g_P1n, second, negative_slope)
+            d_second = torch.mul(w3[b, :, :, None], g_P1n, out=scratch("d_second", *shape))
+            d_second = _before_activation(d_second, second, negative_slope)
             d_b2[b] += d_second.sum(-1)
             d_w2[b] += torch.bmm(d_second, first.transpose(1, 2))
-            d_first = _gradient(torch.bmm(w2_t, d_second), first, negative_slope)
+            d_first = torch.bmm(w2_t, d_second, out=scratch("second", *shape))
+            d_first = _before_activation(d_first, first, negative_slope)
             d_b1[b] += d_first.sum(-1)
             d_w1[b] += torch.bmm(d_first, mixture.transpose(1, 2))
-            d_mixture = torch.bmm(w1_t, d_first)  # (P, C, n)
+            d_mixture = torch.bmm(w1_t, d_first, out=scratch("d_second", *shape))
             if weight is None:
-                d_features[b, 0, :, start : start + step] = d_mixture.sum(0)
+                torch.sum(d_mixture, 0, out=scratch("d_f", channels, n))
+                d_features[b, 0, :, part] = scratch("d_f", channels, n)
                 continue
-            d_weight = torch.stack([(d_mixture * f[s]).sum(1) for s in range(scales)])  # (S, P, n)
-            d_score = weight * (d_weight - (weight * d_weight).sum(0, keepdim=True))
+            # ∂weight = Σ_c ∂mixture · f, then through the softmax
+            d_score = scratch("score", scales, prompts, n).zero_()
+            for c in range(channels):
+                d_score.addcmul_(d_mixture[:, c], f[:, c, None])
+            weighted = torch.mul(weight, d_score, out=scratch("weighted", scales, prompts, n))
+            d_score.sub_(weighted.sum(0)).mul_(weight)
             d_bias_SP += d_score.sum(-1)
             d_query += torch.bmm(d_score, f.transpose(1, 2)).sum(0)
-            d_f = torch.matmul(query.t(), d_score)  # (S, C, n)
-            for s in range(scales):
-                d_f[s] += (weight[s, :, None] * d_mixture).sum(0)
-            d_features[b, :, :, start : start + step] = d_f
+            d_f = torch.bmm(query.t().expand(scales, -1, -1), d_score, out=scratch("d_f", scales, channels, n))
+            for p in range(prompts):
+                d_f.addcmul_(weight[:, p, None], d_mixture[p])
+            d_features[b, :, :, part] = d_f
     return d_features, d_query, d_bias_SP.t().contiguous(), d_w1, d_b1, d_w2, d_b2, d_w3, d_b3

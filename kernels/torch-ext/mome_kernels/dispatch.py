@@ -1,14 +1,16 @@
 """Which implementation runs on a tensor's device.
 
 CPU tensors take blocked torch code; CUDA (and ROCm) tensors take the Triton kernels for the dtypes of tensor cores,
-and the same torch code for others (float64): every op is right on every device. With `TRITON_INTERPRET=1` the kernels
-run on the CPU, which is how they are tested without a GPU.
+and the same torch code for others (float64) and on GPUs before Ampere: every op is right on every device. With
+`TRITON_INTERPRET=1` the kernels run on the CPU, which is how they are tested without a GPU.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
+from collections.abc import Iterator
 from types import ModuleType
 
 import torch
@@ -16,12 +18,34 @@ from torch import Tensor
 
 from . import cpu_experts, cpu_grouped, cpu_head
 
+# Read once, as Triton does when a kernel is defined.
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 _KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
+@torch.compiler.assume_constant_result  # `moe_mlp` asks while it is traced
+def _has_tensor_cores(device: torch.device) -> bool:
+    """Ampere or later, or any ROCm device: older ones lack bfloat16 and the shared memory that the tiles need."""
+    return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def wants_kernels(x: Tensor) -> bool:
-    """Whether the device is one that Triton serves."""
-    return x.device.type == "cuda" or (x.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1")
+    """Whether the device is one that the kernels serve."""
+    if x.device.type == "cuda":
+        return _has_tensor_cores(x.device)
+    return x.device.type == "cpu" and _INTERPRETED
+
+
+@contextlib.contextmanager
+def settled(x: Tensor) -> Iterator[None]:
+    """Where the body of an op runs: on the tensor's device, and in the dtypes it was given.
+
+    Triton launches on the current device, not on the tensor's; and autocast reaches into an op's body, where it would
+    round what is to be summed in float32.
+    """
+    guard = torch.cuda.device(x.device) if x.device.type == "cuda" else contextlib.nullcontext()
+    with guard, torch.autocast(x.device.type, enabled=False):
+        yield
 
 
 def _kernels(name: str) -> ModuleType:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-from ._ops import NAMESPACE
+from ._ops import add_op_namespace_prefix
 
 
 def _mlp(x, ids, gates, up, up_bias, down, *_: Any, **__: Any) -> int:
@@ -19,8 +19,13 @@ def _mlp(x, ids, gates, up, up_bias, down, *_: Any, **__: Any) -> int:
 
 
 def _mlp_backward(grad, *shapes: Any, **_: Any) -> int:
-    x, ids, gates, up, up_bias, down, *_rest = shapes
-    return 2 * prod(ids) * (3 * up[1] * up[2] + 2 * down[1] * down[2])
+    """Where z was not kept this is what the fused kernels do: z twice and ∂h twice, once for ∂x and once for ∂W.
+
+    Where they do not run (see "Fused widths" in the README), z is made once more and ∂h once: shapes cannot tell.
+    """
+    x, ids, gates, up, up_bias, down, *_rest, hidden = shapes
+    ups, downs = (2, 2) if prod(hidden) else (4, 3)
+    return 2 * prod(ids) * (ups * up[1] * up[2] + downs * down[1] * down[2])
 
 
 def _linear(x, ids, gates, weight, *_: Any, **__: Any) -> int:
@@ -51,6 +56,10 @@ def _combine_backward(grad, y, *_: Any, **__: Any) -> int:
     return 3 * prod(y)
 
 
+def _scatter_rows(grad, *_: Any, **__: Any) -> int:
+    return prod(grad)
+
+
 def _head_of(features, query) -> int:
     batch, scales, channels, voxels = features
     fusion = 4 * scales * channels if scales > 1 else 0
@@ -74,6 +83,7 @@ _FORMULAS = {
     "grouped_linear_dx": _grouped_dx,
     "grouped_linear_dw": _grouped_dw,
     "combine": _combine,
+    "scatter_rows": _scatter_rows,
     "combine_backward": _combine_backward,
     "fusion_head": _head,
     "fusion_head_backward": _head_backward,
@@ -82,6 +92,6 @@ _FORMULAS = {
 
 def register() -> None:
     """Tells `torch.utils.flop_counter` of the ops of this package."""
-    namespace = getattr(torch.ops, NAMESPACE)
     for name, formula in _FORMULAS.items():
-        register_flop_formula(getattr(namespace, name))(formula)
+        namespace, _, op = add_op_namespace_prefix(name).partition("::")
+        register_flop_formula(getattr(getattr(torch.ops, namespace), op))(formula)

@@ -1,7 +1,7 @@
 """The torch ops of this package: functional, differentiable, with a CPU implementation of the same semantics.
 
 Forward and backward are separate ops, so that compile, export and activation checkpointing see each of them as
-one node. Gradients are registered per op; nothing is mutated.
+one node. Gradients are registered per op; nothing is mutated; results are contiguous whatever the layout of the inputs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from ._ops import add_op_namespace_prefix
 
 @torch.library.custom_op(add_op_namespace_prefix("route"), mutates_args=())
 def _route(expert_ids: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return dispatch.router(expert_ids).route(expert_ids, num_experts)
+    with dispatch.settled(expert_ids):
+        return dispatch.router(expert_ids).route(expert_ids, num_experts)
 
 
 @_route.register_fake
@@ -41,7 +42,10 @@ def _moe_mlp(
     x: Tensor, ids: Tensor, gates: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor,
     down_bias: Tensor | None, activation: str, gated: bool, keep_hidden: bool = False,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    return dispatch.experts(x).mlp_forward(x, ids, gates, up, up_bias, down, down_bias, activation, gated, keep_hidden)
+    with dispatch.settled(x):
+        return dispatch.experts(x).mlp_forward(
+            x, ids, gates, up, up_bias, down, down_bias, activation, gated, keep_hidden
+        )
 
 
 @_moe_mlp.register_fake
@@ -58,9 +62,10 @@ def _moe_mlp_backward(
     grad: Tensor, x: Tensor, ids: Tensor, gates: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor,
     down_bias: Tensor | None, activation: str, gated: bool, hidden: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    return dispatch.experts(x).mlp_backward(
-        grad, x, ids, gates, up, up_bias, down, down_bias, activation, gated, hidden
-    )
+    with dispatch.settled(x):
+        return dispatch.experts(x).mlp_backward(
+            grad, x, ids, gates, up, up_bias, down, down_bias, activation, gated, hidden
+        )
 
 
 @_moe_mlp_backward.register_fake
@@ -69,12 +74,12 @@ def _(
     down_bias: Tensor | None, activation: str, gated: bool, hidden: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     return (
-        torch.empty_like(x),
-        torch.empty_like(gates),
-        torch.empty_like(up),
-        x.new_empty(0) if up_bias is None else torch.empty_like(up_bias),
-        torch.empty_like(down),
-        x.new_empty(0) if down_bias is None else torch.empty_like(down_bias),
+        x.new_empty(x.shape),
+        gates.new_empty(gates.shape),
+        up.new_empty(up.shape),
+        x.new_empty(0) if up_bias is None else up_bias.new_empty(up_bias.shape),
+        down.new_empty(down.shape),
+        x.new_empty(0) if down_bias is None else down_bias.new_empty(down_bias.shape),
     )
 
 
@@ -105,7 +110,8 @@ _moe_mlp.register_autograd(_mlp_grad, setup_context=_mlp_setup)
 
 @torch.library.custom_op(add_op_namespace_prefix("moe_linear"), mutates_args=())
 def _moe_linear(x: Tensor, ids: Tensor, gates: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return dispatch.experts(x).linear_forward(x, ids, gates, weight, bias)
+    with dispatch.settled(x):
+        return dispatch.experts(x).linear_forward(x, ids, gates, weight, bias)
 
 
 @_moe_linear.register_fake
@@ -117,15 +123,16 @@ def _(x: Tensor, ids: Tensor, gates: Tensor, weight: Tensor, bias: Tensor | None
 def _moe_linear_backward(
     grad: Tensor, x: Tensor, ids: Tensor, gates: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return dispatch.experts(x).linear_backward(grad, x, ids, gates, weight, bias)
+    with dispatch.settled(x):
+        return dispatch.experts(x).linear_backward(grad, x, ids, gates, weight, bias)
 
 
 @_moe_linear_backward.register_fake
 def _(
     grad: Tensor, x: Tensor, ids: Tensor, gates: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    d_bias = x.new_empty(0) if bias is None else torch.empty_like(bias)
-    return torch.empty_like(x), torch.empty_like(gates), torch.empty_like(weight), d_bias
+    d_bias = x.new_empty(0) if bias is None else bias.new_empty(bias.shape)
+    return x.new_empty(x.shape), gates.new_empty(gates.shape), weight.new_empty(weight.shape), d_bias
 
 
 def _linear_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -149,7 +156,8 @@ def _fusion_head(
     features: Tensor, query: Tensor, bias: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor,
     b3: Tensor, top_k: int, negative_slope: float,
 ) -> Tensor:  # fmt: skip
-    return dispatch.head(features).forward(features, query, bias, w1, b1, w2, b2, w3, b3, top_k, negative_slope)
+    with dispatch.settled(features):
+        return dispatch.head(features).forward(features, query, bias, w1, b1, w2, b2, w3, b3, top_k, negative_slope)
 
 
 @_fusion_head.register_fake
@@ -165,7 +173,10 @@ def _fusion_head_backward(
     grad: Tensor, features: Tensor, query: Tensor, bias: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor,
     w3: Tensor, b3: Tensor, top_k: int, negative_slope: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    return dispatch.head(features).backward(grad, features, query, bias, w1, b1, w2, b2, w3, b3, top_k, negative_slope)
+    with dispatch.settled(features):
+        return dispatch.head(features).backward(
+            grad, features, query, bias, w1, b1, w2, b2, w3, b3, top_k, negative_slope
+        )
 
 
 @_fusion_head_backward.register_fake
@@ -173,11 +184,8 @@ def _(
     grad: Tensor, features: Tensor, query: Tensor, bias: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor,
     w3: Tensor, b3: Tensor, top_k: int, negative_slope: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    same = torch.contiguous_format
-    d_features = torch.empty_like(features, memory_format=same)
-    return (d_features, torch.empty_like(query), bias.new_empty(bias.shape)) + tuple(
-        torch.empty_like(t) for t in (w1, b1, w2, b2, w3, b3)
-    )
+    inputs = (features, query, bias, w1, b1, w2, b2, w3, b3)
+    return tuple(t.new_empty(t.shape) for t in inputs)
 
 
 def _head_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

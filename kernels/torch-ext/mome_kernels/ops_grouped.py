@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import dispatch
+from . import cpu_grouped, dispatch
 from ._ops import add_op_namespace_prefix
 
 
@@ -15,7 +15,8 @@ from ._ops import add_op_namespace_prefix
 def _grouped_linear(
     x: Tensor, weight: Tensor, offsets: Tensor, bias: Tensor | None, index: Tensor | None, activation: str
 ) -> Tensor:
-    return dispatch.grouped(x).grouped_forward(x, weight, offsets, bias, index, activation)
+    with dispatch.settled(x):
+        return dispatch.grouped(x).grouped_forward(x, weight, offsets, bias, index, activation)
 
 
 @_grouped_linear.register_fake
@@ -25,7 +26,8 @@ def _(x: Tensor, weight: Tensor, offsets: Tensor, bias: Tensor | None, index: Te
 
 @torch.library.custom_op(add_op_namespace_prefix("grouped_linear_dx"), mutates_args=())
 def _grouped_linear_dx(grad: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
-    return dispatch.grouped(grad).grouped_dx(grad, weight, offsets)
+    with dispatch.settled(grad):
+        return dispatch.grouped(grad).grouped_dx(grad, weight, offsets)
 
 
 @_grouped_linear_dx.register_fake
@@ -37,7 +39,8 @@ def _(grad: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
 def _grouped_linear_dw(
     grad: Tensor, x: Tensor, offsets: Tensor, index: Tensor | None, bias: bool
 ) -> tuple[Tensor, Tensor]:
-    return dispatch.grouped(grad).grouped_dw(grad, x, offsets, index, bias)
+    with dispatch.settled(grad):
+        return dispatch.grouped(grad).grouped_dw(grad, x, offsets, index, bias)
 
 
 @_grouped_linear_dw.register_fake
@@ -45,6 +48,18 @@ def _(grad: Tensor, x: Tensor, offsets: Tensor, index: Tensor | None, bias: bool
     experts = offsets.shape[0] - 1
     dw = grad.new_empty(experts, grad.shape[1], x.shape[1])
     return dw, grad.new_empty(experts, grad.shape[1]) if bias else grad.new_empty(0)
+
+
+@torch.library.custom_op(add_op_namespace_prefix("scatter_rows"), mutates_args=())
+def _scatter_rows(grad: Tensor, index: Tensor, rows: int) -> Tensor:
+    # an op of its own: left to a compiler, the sum would become atomic additions
+    with dispatch.settled(grad):
+        return cpu_grouped.scatter_rows(grad, index, rows)
+
+
+@_scatter_rows.register_fake
+def _(grad: Tensor, index: Tensor, rows: int) -> Tensor:
+    return grad.new_empty(rows, grad.shape[1])
 
 
 def _activation_backward(grad: Tensor, z: Tensor, activation: str) -> Tensor:
@@ -70,8 +85,8 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     dx = dw = db = None
     if ctx.needs_input_grad[0]:
         dx = _grouped_linear_dx(grad, weight, offsets)
-        if index is not None:  # index_put sums by sorted index: deterministic, unlike atomic additions
-            dx = torch.zeros_like(x).index_put((index.long(),), dx, accumulate=True)
+        if index is not None:
+            dx = _scatter_rows(dx, index, x.shape[0])
     if ctx.needs_input_grad[1] or ctx.needs_input_grad[3]:
         dw, db = _grouped_linear_dw(grad, x, offsets, index, bias is not None)
     return dx, dw, None, db if bias is not None else None, None, None
@@ -82,7 +97,8 @@ _grouped_linear.register_autograd(_gradients, setup_context=_setup)
 
 @torch.library.custom_op(add_op_namespace_prefix("combine"), mutates_args=())
 def _combine(y: Tensor, gates: Tensor, inverse: Tensor) -> Tensor:
-    return dispatch.grouped(y).combine(y, gates, inverse)
+    with dispatch.settled(y):
+        return dispatch.grouped(y).combine(y, gates, inverse)
 
 
 @_combine.register_fake
@@ -92,7 +108,8 @@ def _(y: Tensor, gates: Tensor, inverse: Tensor) -> Tensor:
 
 @torch.library.custom_op(add_op_namespace_prefix("combine_backward"), mutates_args=())
 def _combine_backward(grad: Tensor, y: Tensor, gates: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
-    return dispatch.grouped(y).combine_backward(grad, y, gates, inverse)
+    with dispatch.settled(y):
+        return dispatch.grouped(y).combine_backward(grad, y, gates, inverse)
 
 
 @_combine_backward.register_fake

@@ -1,7 +1,7 @@
 """The fusion head in Triton: a tile of voxels is read once, and every prompt is computed from registers.
 
 Neither (prompts × scales × voxels) nor (prompts × channels × voxels) reaches device memory. The gradients of the
-per-prompt weights are summed per tile into a partial buffer and then over tiles in a fixed order: no atomics, and
+per-prompt weights are summed by each program over its tiles and then over programs, in a fixed order: no atomics, and
 reruns are bit-equal.
 """
 
@@ -11,6 +11,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from .gpu.launch import machine_of
 
 
 @triton.jit
@@ -63,64 +65,80 @@ def _forward_kernel(
 
 
 @triton.jit
+def _add(at, value, first, mask):
+    """at += value; what is there before the first tile is not read."""
+    before = tl.load(at, mask=mask & (first == 0), other=0.0)
+    tl.store(at, before + value, mask=mask)
+
+
+@triton.jit
 def _backward_kernel(
     g_ptr, f_ptr, q_ptr, s_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr, w3_ptr, df_ptr, part_ptr,
-    V, P, SCALES, TILES, WIDTH, slope,
+    V, P, SCALES, TILES, PROGRAMS, WIDTH, slope,
     S: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr, TOP_K: tl.constexpr,
 ):  # fmt: skip
-    """Partials of a (batch, prompt, tile): d query C, d bias S, d W1 C², d b1 C, d W2 C², d b2 C, d w3 C, d b3."""
+    """Partials of a (batch, prompt, program): d query C, d bias S, d W1 C², d b1 C, d W2 C², d b2 C, d w3 C, d b3.
+
+    A program walks tiles PROGRAMS apart and adds to a row of its own, so that the buffer does not grow with V.
+    """
     batch = tl.program_id(1).to(tl.int64)
-    tile = tl.program_id(0).to(tl.int64)
-    voxel = tile * BLOCK + tl.arange(0, BLOCK)
-    inside = voxel < V
+    program = tl.program_id(0)
     scale, channel = tl.arange(0, S), tl.arange(0, C)
     live = scale < SCALES
-    where = ((batch * SCALES + scale[:, None, None]) * C + channel[None, None, :]) * V + voxel[None, :, None]
-    keep = live[:, None, None] & inside[None, :, None]
-    f = tl.load(f_ptr + where, mask=keep, other=0.0)
-    d_f = tl.zeros([S, BLOCK, C], dtype=tl.float32)
+    every = channel < C
     square = channel[:, None] * C + channel[None, :]
-    for p in range(P):
-        query = tl.load(q_ptr + p * C + channel)
-        bias = tl.load(s_ptr + p * SCALES + scale, mask=live, other=0.0)
-        weight = _fuse(f, query, bias, live, S, TOP_K)
-        mixture = tl.sum(weight[:, :, None] * f, axis=0)
-        row = batch * P + p
-        w1, w2 = tl.load(w1_ptr + row * C * C + square), tl.load(w2_ptr + row * C * C + square)
-        first = _layer(mixture, w1, tl.load(b1_ptr + row * C + channel), slope)
-        second = _layer(first, w2, tl.load(b2_ptr + row * C + channel), slope)
-        w3 = tl.load(w3_ptr + row * C + channel)
-        g = tl.load(g_ptr + row * V + voxel, mask=inside, other=0.0)
-        d_second = w3[None, :] * g[:, None]
-        d_second = tl.where(second > 0, d_second, d_second * slope)
-        d_first = tl.sum(d_second[:, :, None] * w2[None, :, :], axis=1)
-        d_first = tl.where(first > 0, d_first, d_first * slope)
-        d_mixture = tl.sum(d_first[:, :, None] * w1[None, :, :], axis=1)
-        d_weight = tl.sum(d_mixture[None, :, :] * f, axis=2)  # (S, V)
-        d_score = weight * (d_weight - tl.sum(weight * d_weight, axis=0)[None, :])
-        d_f += weight[:, :, None] * d_mixture[None, :, :] + d_score[:, :, None] * query[None, None, :]
-        at = part_ptr + ((batch * P + p) * TILES + tile) * WIDTH
-        tl.store(at + channel, tl.sum(tl.sum(d_score[:, :, None] * f, axis=1), axis=0))
-        at += C
-        tl.store(at + scale, tl.sum(d_score, axis=1), mask=live)
-        at += SCALES
-        tl.store(at + square, tl.sum(d_first[:, :, None] * mixture[:, None, :], axis=0))
-        at += C * C
-        tl.store(at + channel, tl.sum(d_first, axis=0))
-        at += C
-        tl.store(at + square, tl.sum(d_second[:, :, None] * first[:, None, :], axis=0))
-        at += C * C
-        tl.store(at + channel, tl.sum(d_second, axis=0))
-        at += C
-        tl.store(at + channel, tl.sum(second * g[:, None], axis=0))
-        tl.store(at + C, tl.sum(g, axis=0))
-    tl.store(df_ptr + where, d_f, mask=keep)
+    for tile in range(program, TILES, PROGRAMS):
+        voxel = tl.cast(tile, tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        inside = voxel < V
+        first_tile = tl.cast(tile == program, tl.int32)
+        where = ((batch * SCALES + scale[:, None, None]) * C + channel[None, None, :]) * V + voxel[None, :, None]
+        keep = live[:, None, None] & inside[None, :, None]
+        f = tl.load(f_ptr + where, mask=keep, other=0.0)
+        d_f = tl.zeros([S, BLOCK, C], dtype=tl.float32)
+        for p in range(P):
+            query = tl.load(q_ptr + p * C + channel)
+            bias = tl.load(s_ptr + p * SCALES + scale, mask=live, other=0.0)
+            weight = _fuse(f, query, bias, live, S, TOP_K)
+            mixture = tl.sum(weight[:, :, None] * f, axis=0)
+            row = batch * P + p
+            w1, w2 = tl.load(w1_ptr + row * C * C + square), tl.load(w2_ptr + row * C * C + square)
+            first = _layer(mixture, w1, tl.load(b1_ptr + row * C + channel), slope)
+            second = _layer(first, w2, tl.load(b2_ptr + row * C + channel), slope)
+            w3 = tl.load(w3_ptr + row * C + channel)
+            g = tl.load(g_ptr + row * V + voxel, mask=inside, other=0.0)
+            d_second = w3[None, :] * g[:, None]
+            d_second = tl.where(second > 0, d_second, d_second * slope)
+            d_first = tl.sum(d_second[:, :, None] * w2[None, :, :], axis=1)
+            d_first = tl.where(first > 0, d_first, d_first * slope)
+            d_mixture = tl.sum(d_first[:, :, None] * w1[None, :, :], axis=1)
+            d_weight = tl.sum(d_mixture[None, :, :] * f, axis=2)  # (S, V)
+            d_score = weight * (d_weight - tl.sum(weight * d_weight, axis=0)[None, :])
+            d_f += weight[:, :, None] * d_mixture[None, :, :] + d_score[:, :, None] * query[None, None, :]
+            at = part_ptr + (row * PROGRAMS + program) * WIDTH
+            _add(at + channel, tl.sum(tl.sum(d_score[:, :, None] * f, axis=1), axis=0), first_tile, every)
+            at += C
+            _add(at + scale, tl.sum(d_score, axis=1), first_tile, live)
+            at += SCALES
+            all_square = square >= 0
+            _add(at + square, tl.sum(d_first[:, :, None] * mixture[:, None, :], axis=0), first_tile, all_square)
+            at += C * C
+            _add(at + channel, tl.sum(d_first, axis=0), first_tile, every)
+            at += C
+            _add(at + square, tl.sum(d_second[:, :, None] * first[:, None, :], axis=0), first_tile, all_square)
+            at += C * C
+            _add(at + channel, tl.sum(d_second, axis=0), first_tile, every)
+            at += C
+            _add(at + channel, tl.sum(second * g[:, None], axis=0), first_tile, every)
+            one = tl.arange(0, 1)
+            _add(at + C + one, tl.sum(g[None, :], axis=1), first_tile, one == 0)
+        tl.store(df_ptr + where, d_f, mask=keep)
+        tl.debug_barrier()  # another thread may read these sums in the next tile
 
 
 def tile(channels: int, *, backward: bool) -> tuple[int, int]:
     """Voxels of a tile and warps of a program: the (V, C, C) products stay in registers, none spilled."""
     if backward:
-        return {8: (32, 8), 16: (16, 8), 32: (8, 8)}[channels]
+        return {8: (32, 8), 16: (8, 8), 32: (4, 8)}[channels]
     return {8: (128, 8), 16: (64, 8), 32: (16, 8)}[channels]
 
 
@@ -139,10 +157,11 @@ def forward(
     prompts = query.shape[0]
     out = features.new_empty(batch, prompts, voxels)
     block, warps = tile(channels, backward=False)
-    _forward_kernel[(triton.cdiv(voxels, block), batch)](
-        features, query, bias, w1, b1, w2, b2, w3, b3, out, voxels, prompts, scales, negative_slope,
-        S=triton.next_power_of_2(scales), C=channels, BLOCK=block, TOP_K=_top_k(top_k, scales), num_warps=warps,
-    )  # fmt: skip
+    if features.numel():
+        _forward_kernel[(triton.cdiv(voxels, block), batch)](
+            features, query, bias, w1, b1, w2, b2, w3, b3, out, voxels, prompts, scales, negative_slope,
+            S=triton.next_power_of_2(scales), C=channels, BLOCK=block, TOP_K=_top_k(top_k, scales), num_warps=warps,
+        )  # fmt: skip
     return out
 
 
@@ -155,14 +174,16 @@ def backward(
     prompts = query.shape[0]
     block, warps = tile(channels, backward=True)
     tiles = triton.cdiv(voxels, block)
+    programs = min(tiles, max(1, 4 * machine_of(features).processors // max(1, batch)))
     sizes = [channels, scales, channels**2, channels, channels**2, channels, channels, 1]
-    partial = features.new_empty(batch, prompts, tiles, sum(sizes))
+    partial = features.new_empty(batch, prompts, programs, sum(sizes))
     d_features = torch.empty_like(features)
-    _backward_kernel[(tiles, batch)](
-        grad, features, query, bias, w1, b1, w2, b2, w3, d_features, partial, voxels, prompts, scales, tiles,
-        sum(sizes), negative_slope, S=triton.next_power_of_2(scales), C=channels, BLOCK=block,
-        TOP_K=_top_k(top_k, scales), num_warps=warps,
-    )  # fmt: skip
+    if features.numel():
+        _backward_kernel[(programs, batch)](
+            grad, features, query, bias, w1, b1, w2, b2, w3, d_features, partial, voxels, prompts, scales, tiles,
+            programs, sum(sizes), negative_slope, S=triton.next_power_of_2(scales), C=channels, BLOCK=block,
+            TOP_K=_top_k(top_k, scales), num_warps=warps,
+        )  # fmt: skip
     # clones: a custom op's results must not share memory
     parts = [part.clone() for part in partial.sum(2).split(sizes, dim=-1)]
     d_query, d_bias, d_w1, d_b1, d_w2, d_b2, d_w3, d_b3 = parts

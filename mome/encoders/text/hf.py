@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mome.errors import InputError
+from mome.registry import at_least
 
 # The prompt of the paper's family (CLIP-Driven Universal Model, Liu et al. 2023).
 TEMPLATE = "A computerized tomography of a {}"
@@ -21,6 +22,7 @@ class HuggingFaceText:
     """
 
     needs_tower = True
+    one_hot = False
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
@@ -46,6 +48,8 @@ class HuggingFaceText:
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        at_least(0, "a text tower", width=config.width)
+        at_least(1, "a text tower", max_length=config.max_length)
         if config.pooling not in ("mean", "cls", "last", "pooler"):
             raise InputError(
                 f"pooling is one of mean, cls, last, pooler, got {config.pooling!r}",

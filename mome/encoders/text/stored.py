@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from mome.errors import InputError
+from mome.registry import at_least
 
 
 class BankText:
     """Embeddings that somebody else made; the checkpoint's bank is all there is."""
 
     needs_tower = False
+    one_hot = False
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
@@ -21,6 +23,7 @@ class BankText:
         width: int = 512
 
     def __init__(self, config: Config) -> None:
+        at_least(1, "bank", width=getattr(config, "width", 1))  # the one-hot encoders below have none
         self.config = config
 
     def width(self, num_labels: int) -> int:
@@ -42,6 +45,8 @@ class BankText:
 class LearnedText(BankText):
     """One-hot rows over the labels: the layers that read them are then a learned table."""
 
+    one_hot = True
+
     @dataclass(frozen=True, kw_only=True)
     class Config:
         """Nothing to set."""
@@ -53,3 +58,7 @@ class LearnedText(BankText):
 
 class NoText(LearnedText):
     """The same rows, for a head that reads no text: they only choose the output channel."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """Nothing to set."""

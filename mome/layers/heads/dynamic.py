@@ -15,6 +15,8 @@ from mome_kernels import fusion_head
 from torch import Tensor, nn
 
 from mome.errors import InputError
+from mome.layers.heads.prior import check_prior
+from mome.registry import at_least
 from mome.routers.fusion.weights import FusionWeights
 
 
@@ -40,6 +42,8 @@ class DynamicHead(nn.Module):
 
     def __init__(self, config: Config, *, channels: int, text_dim: int, bottleneck_channels: int) -> None:
         super().__init__()
+        at_least(1, "the head", hidden=config.hidden)
+        check_prior(config.prior)
         if not 0 <= config.negative_slope < 1:
             raise InputError(f"negative_slope of the head is at least 0 and below 1, got {config.negative_slope}")
         self.channels, self.prior, self.negative_slope = channels, config.prior, config.negative_slope

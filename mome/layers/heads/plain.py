@@ -9,6 +9,7 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
+from mome.layers.heads.prior import check_prior
 from mome.routers.fusion.weights import FusionWeights
 
 
@@ -25,6 +26,7 @@ class PlainHead(nn.Module):
 
     def __init__(self, config: Config, *, channels: int, text_dim: int, bottleneck_channels: int) -> None:
         super().__init__()
+        check_prior(config.prior)
         self.prior = config.prior
         self.weight_LC = nn.Parameter(torch.empty(text_dim, channels))
         self.bias_L = nn.Parameter(torch.empty(text_dim))

@@ -33,13 +33,21 @@ class LastFusion(UniformFusion):
 
     finest_only = True
 
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """Nothing to set."""
+
 
 class LearnedFusion(UniformFusion):
     """Weights that a prompt learns over the scales, the same at every voxel."""
 
     prompt_dependent = True
 
-    def __init__(self, config: UniformFusion.Config, *, channels: int, text_dim: int, scales: int) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """Nothing to set."""
+
+    def __init__(self, config: Config, *, channels: int, text_dim: int, scales: int) -> None:
         super().__init__(config, channels=channels, text_dim=text_dim, scales=scales)
         self.score = nn.Linear(text_dim, scales)
 

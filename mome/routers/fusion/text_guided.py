@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mome.errors import InputError
+from mome.registry import at_least
 from mome.routers.fusion.weights import FusionWeights
 
 
@@ -36,6 +37,7 @@ class TextGuidedFusion(nn.Module):
                 f"fusion text_guided keeps top_k={config.top_k} of {scales} scales",
                 hint=f"use a top_k from 0 (all) to {scales}",
             )
+        at_least(1, "fusion text_guided", dim=config.dim)
         self.top_k = config.top_k
         self.query = nn.Linear(text_dim, config.dim)
         self.key = nn.Linear(channels, config.dim, bias=False)

@@ -42,16 +42,16 @@ def _first(machine: Machine, kernel: str, **bounds: int) -> dict[str, Any]:
 def linear(machine: Machine, n: int, k: int, element_size: int, gated: bool, epilogue: bool) -> dict[str, Any]:
     """Tiles of the grouped linear kernel: n output columns (of one half where gated), k inner.
 
-    `epilogue`: an activation or a kept z follows the product. Rows that do not start on 16 bytes are loaded value by
-    value, which takes registers: `odd`.
+    `epilogue`: an activation or a kept z follows the product. Row lengths that are not a multiple of 16 numbers are
+    loaded value by value, which takes registers: `odd`.
     """
-    odd = int(n * element_size % 16 != 0 or k * element_size % 16 != 0)
+    odd = int(n % 16 != 0 or k % 16 != 0)
     return _first(machine, "linear", n=n, k=k, bytes=element_size, gated=int(gated), epilogue=int(epilogue), odd=odd)
 
 
 def dw(machine: Machine, n: int, k: int, element_size: int) -> dict[str, Any]:
     """Tiles of the weight gradient (n, k)."""
-    odd = int(n * element_size % 16 != 0 or k * element_size % 16 != 0)
+    odd = int(n % 16 != 0 or k % 16 != 0)
     return _first(machine, "dw", n=n, k=k, bytes=element_size, odd=odd)
 
 
@@ -68,6 +68,8 @@ def precision(x: Tensor, machine: Machine) -> str:
     """How float32 products are formed: tf32 where PyTorch's matmuls may use it, else three tf32 products."""
     if x.dtype != torch.float32 or os.environ.get("TRITON_INTERPRET") == "1":
         return "ieee"
-    if torch.backends.cuda.matmul.allow_tf32:
+    matmul = torch.backends.cuda.matmul
+    # once the newer setting has been used the older one cannot be read
+    if matmul.fp32_precision == "tf32" if hasattr(matmul, "fp32_precision") else matmul.allow_tf32:
         return "tf32"
     return "ieee" if machine.arch.startswith("gfx") else "tf32x3"

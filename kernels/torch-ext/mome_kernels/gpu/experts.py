@@ -1,7 +1,7 @@
 """Expert layers on a GPU: the same functions as `cpu_experts`, out of the kernels of this folder.
 
-Token widths with a row in the tables for `mlp` run fused; wider ones run as grouped GEMMs that keep z for the
-backward pass where `keep_hidden` says so.
+Token widths with a row in the tables for `mlp` run fused; wider ones, and all where `keep_hidden` asks for z, run as
+grouped GEMMs.
 """
 
 from __future__ import annotations
@@ -106,9 +106,9 @@ def mlp_forward(
     out = _empty(x, x.shape[0], down.shape[1])
     hidden = _empty(x, 0)
     if n == 0:
-        return out.zero_(), hidden
+        return out.zero_(), _empty(x, 0, up.shape[1]) if keep_hidden else hidden
     way = routing.route(ids, up.shape[0])
-    if runs_fused(x, down, gated):
+    if runs_fused(x, down, gated) and not keep_hidden:
         config = configs.fused(machine, "mlp", *down.shape[1:], x.element_size(), gated)
         tiles = routing.tiles(way.offsets, n, fused.rows_per_program(machine, config, n))
         y = out if share == 1 else _empty(x, n, down.shape[1])

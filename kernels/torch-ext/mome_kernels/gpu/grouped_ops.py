@@ -15,9 +15,11 @@ def grouped_forward(
     x: Tensor, weight: Tensor, offsets: Tensor, bias: Tensor | None, index: Tensor | None, activation: str
 ) -> Tensor:
     """(N, F) in the order of the offsets."""
-    x, weight, bias, offsets = experts.contiguous(x, weight, bias, offsets.int())
     count = x.shape[0] if index is None else index.shape[0]
-    checks.offsets_add_up(offsets, count)
+    checks.offsets_add_up(offsets, count)  # before they are narrowed
+    x, weight, bias, offsets, index = experts.contiguous(x, weight, bias, offsets.int(), index)
+    if index is not None:
+        checks.index_in_range("gather_index", index, x.shape[0])
     if count == 0:
         return torch.empty(0, weight.shape[1], dtype=x.dtype, device=x.device)
     return experts.grouped_linear(
@@ -37,7 +39,7 @@ def grouped_dx(grad: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
 @experts.through_float32
 def grouped_dw(grad: Tensor, x: Tensor, offsets: Tensor, index: Tensor | None, bias: bool) -> tuple[Tensor, Tensor]:
     """Gradients of weight (E, F, D) and bias (E, F), or an empty tensor."""
-    grad, x, offsets = experts.contiguous(grad, x, offsets.int())
+    grad, x, offsets, index = experts.contiguous(grad, x, offsets.int(), index)
     dw, db = grouped.weight_gradient(
         grad, x, offsets, grad.shape[0], grad, grad if bias else None, machine_of(grad), slots=index,
         gather_x=index is not None,
@@ -49,6 +51,7 @@ def grouped_dw(grad: Tensor, x: Tensor, offsets: Tensor, index: Tensor | None, b
 def combine(y: Tensor, gates: Tensor, inverse: Tensor) -> Tensor:
     """(T, D)."""
     y, gates, inverse = experts.contiguous(y, gates, inverse)
+    checks.permutation("inverse_N", inverse)
     return rows.combine(y, gates, inverse, *gates.shape)
 
 

@@ -1,0 +1,36 @@
+"""What tells one model from another, and one scan from another: so that a resumed run returns no other's masks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from mome.modeling import MoME
+
+# Where a model lies and who wrote it decides nothing.
+_NOT_THE_MODEL = ("_name_or_path", "name_or_path", "transformers_version", "auto_map")
+
+
+def model_fingerprint(model: MoME) -> str:
+    """SHA-256 of a model's config and weights, first 16 hexadecimal digits; about a second per GB."""
+    config = {key: value for key, value in model.config.to_dict().items() if key not in _NOT_THE_MODEL}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def scan_identity(scan: Path) -> dict[str, Any]:
+    """Bytes and time of the last change (ns) of a file, or of all files in a DICOM folder."""
+    files = [path for path in scan.iterdir() if path.is_file()] if scan.is_dir() else [scan]
+    found = [path.stat() for path in files if path.exists()]
+    return {
+        "bytes": sum(stat.st_size for stat in found),
+        "modified_ns": max((stat.st_mtime_ns for stat in found), default=0),
+    }

@@ -1,0 +1,214 @@
+"""Runs over many scans lose nothing: no scan, no mask, no entry of the report; and a resumed run is the same run."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from mome.errors import InputError, OutputError
+from mome.inference import Segmenter, segment_folder
+from mome.inference.folder import find_scans
+from mome.inference.result import file_part
+from mome.modeling import Features
+from mome.processing import MoMEProcessor
+from mome.volumes import Grid, write_mask
+
+
+class Settings(SimpleNamespace):
+    """A config as far as inference looks at it."""
+
+    def to_dict(self) -> dict[str, object]:
+        return dict(vars(self))
+
+
+class Threshold(torch.nn.Module):
+    """Every prompt is where the window is above 0.5."""
+
+    def __init__(self, level: float = 0.5) -> None:
+        super().__init__()
+        self.level = torch.nn.Parameter(torch.tensor(level))
+        self.register_buffer("text_bank", torch.eye(2))
+        self.config = Settings(
+            labels=["liver", "spleen"], trained_labels=["liver"], patch_size=[8, 8, 8], text_encoder={"name": "none"}
+        )
+
+    def encode(self, volume: torch.Tensor) -> Features:
+        return Features(volume, volume, ())
+
+    def decode(self, features: Features, text_PT: torch.Tensor) -> torch.Tensor:
+        return (features.bottleneck - self.level).expand(-1, text_PT.shape[0], -1, -1, -1) * 20
+
+
+def segmenter(level: float = 0.5, **options: object) -> Segmenter:
+    return Segmenter(Threshold(level), MoMEProcessor(spacing=[2, 2, 2], hu_window=[-100, 100]), **options)
+
+
+def ct(path: Path, depth: int = 8) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    hu = np.random.default_rng(0).normal(0, 60, (8, 8, depth)).astype(np.int16)
+    nib.save(nib.Nifti1Image(hu, np.diag([2.0, 2, 2, 1])), path)
+    return path
+
+
+class Untouched:
+    """A segmenter that understands and must not be run."""
+
+    def __init__(self, real: Segmenter) -> None:
+        self.model, self.processor = real.model, real.processor
+        self.overlap, self.precision, self.understand = real.overlap, real.precision, real.understand
+
+    def segment(self, *arguments: object, **options: object) -> None:
+        raise AssertionError("inference ran")
+
+
+# -- scans and masks are never overwritten -------------------------------------------------------------------
+
+
+def test_a_map_never_replaces_its_scan(tmp_path: Path) -> None:
+    scan = ct(tmp_path / "d" / "ct.nii.gz")
+    before = scan.read_bytes()
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "d")
+    for given, out in (([scan], tmp_path / "d"), ([scan], link), ([tmp_path / "d"], tmp_path / "d" / ".." / "d")):
+        with pytest.raises(InputError, match="a mask would overwrite its scan"):
+            segment_folder(Untouched(segmenter()), given, out, ["liver"], multilabel=True)
+    with pytest.raises(InputError, match="a mask would overwrite its scan"):
+        segmenter().segment(scan, ["liver"]).save(tmp_path / "d", "ct", multilabel=True)
+    assert scan.read_bytes() == before and [p.name for p in scan.parent.iterdir()] == ["ct.nii.gz"]
+
+
+def test_a_mask_never_replaces_another_scan(tmp_path: Path) -> None:
+    ct(tmp_path / "ct.nii.gz"), ct(tmp_path / "ct_liver.nii.gz")
+    with pytest.raises(InputError, match="a mask would overwrite its scan"):
+        segment_folder(Untouched(segmenter()), [tmp_path], tmp_path, ["liver"])
+
+
+def test_masks_beside_the_scans_are_not_taken_for_scans(tmp_path: Path) -> None:
+    ct(tmp_path / "ct.nii.gz")
+    for _ in range(2):
+        entries = segment_folder(segmenter(), [tmp_path], tmp_path, ["liver"])
+        assert [entry["name"] for entry in entries] == ["ct"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["ct.nii.gz", "ct_liver.nii.gz", "report.json"]
+    masks = tmp_path / "masks"
+    table = [{"id": 1, "name": "liver"}]
+    write_mask(masks / "a_liver.nii.gz", np.ones((2, 2, 2)), Grid((2, 2, 2), np.eye(4)), labels=table)
+    with pytest.raises(InputError, match="masks only"):
+        find_scans([masks])
+
+
+# -- one file name, one mask ---------------------------------------------------------------------------------
+
+
+def test_names_that_become_one_file_name_are_refused_before_anything_runs(tmp_path: Path) -> None:
+    ct(tmp_path / "x" / "a b.nii.gz"), ct(tmp_path / "x" / "a_b.nii.gz")
+    with pytest.raises(InputError, match="two scans would both be named 'a_b'"):
+        find_scans([tmp_path / "x"])
+    scan, out = ct(tmp_path / "a.nii.gz"), tmp_path / "out"
+    untouched = Untouched(segmenter())
+    with pytest.raises(InputError, match="give the same file name"):
+        segment_folder(untouched, [scan], out, ["odd lesion?", "odd/lesion"])
+    with pytest.raises(InputError, match="gives no file name"):
+        segment_folder(untouched, [scan], out, ["liver", "???"])
+    # scan "a" with the prompt "b liver" and scan "a_b" with the prompt "liver"
+    with pytest.raises(InputError, match="both write a_b_odd_lesion.nii.gz"):
+        segment_folder(untouched, [scan, ct(tmp_path / "a_b.nii.gz")], out, ["odd lesion", "b odd lesion"])
+    assert not out.exists()
+    with pytest.raises(InputError, match="give the same file name"):
+        segmenter().segment(scan, ["odd lesion?", "odd/lesion"])
+    assert file_part("a b") == file_part("a_b") == "a_b"
+
+
+# -- resuming ------------------------------------------------------------------------------------------------
+
+
+def test_resume_asks_for_the_same_model_settings_and_scan(tmp_path: Path) -> None:
+    scan, out = ct(tmp_path / "a.nii.gz"), tmp_path / "out"
+
+    def skipped(made: Segmenter, **options: object) -> bool:
+        (entry,) = segment_folder(made, [scan], out, ["liver"], resume=True, **options)
+        assert entry["status"] == "done"
+        return entry.get("skipped", False)
+
+    assert not skipped(segmenter()) and skipped(segmenter())
+    assert not skipped(segmenter(0.6)) and skipped(segmenter(0.6))  # other weights
+    assert not skipped(segmenter(0.6, overlap=0.25))
+    assert not skipped(segmenter(0.6, overlap=0.25, precision="bf16"))
+    other = segmenter(0.6, overlap=0.25, precision="bf16")
+    other.processor = MoMEProcessor(spacing=[2, 2, 2], hu_window=[-200, 100])
+    assert not skipped(other) and skipped(other)
+    other.model.config.trained_labels = ["spleen"]
+    assert not skipped(other) and skipped(other)
+    assert not skipped(other, frame=0) and skipped(other, frame=0)
+    os.utime(scan, ns=(1, 1))
+    assert not skipped(other, frame=0)
+    ct(scan, depth=12)
+    os.utime(scan, ns=(1, 1))
+    assert not skipped(other, frame=0) and skipped(other, frame=0)
+
+
+def test_the_report_forgets_nothing(tmp_path: Path) -> None:
+    a, b, out = ct(tmp_path / "a.nii.gz"), ct(tmp_path / "b.nii.gz"), tmp_path / "out"
+
+    def names() -> list[str]:
+        return [entry["name"] for entry in json.loads((out / "report.json").read_text())["studies"]]
+
+    segment_folder(segmenter(), [a], out, ["liver"])
+    assert [e["name"] for e in segment_folder(segmenter(), [b], out, ["liver"])] == ["b"]
+    assert names() == ["a", "b"]
+
+    def killed(entry: dict[str, object]) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        segment_folder(segmenter(), [a, b], out, ["liver"], resume=True, on_done=killed)
+    assert names() == ["a", "b"]
+    assert all(e["skipped"] for e in segment_folder(segmenter(), [a, b], out, ["liver"], resume=True))
+    (out / "report.json").write_text("another program's")
+    with pytest.raises(InputError, match="cannot be read"):
+        segment_folder(Untouched(segmenter()), [a], out, ["liver"])
+    assert (out / "report.json").read_text() == "another program's"
+
+
+# -- broken studies ------------------------------------------------------------------------------------------
+
+
+def test_any_error_of_one_study_is_recorded_and_passed_over(tmp_path: Path, monkeypatch) -> None:
+    scans, out = [ct(tmp_path / f"{name}.nii.gz") for name in "abc"], tmp_path / "out"
+    made, real = segmenter(), Segmenter.segment
+
+    def stumble(self: Segmenter, scan: Path, *rest: object, **options: object):
+        if scan.name == "b.nii.gz":
+            raise RuntimeError("something odd\nand more")
+        return real(self, scan, *rest, **options)
+
+    monkeypatch.setattr(Segmenter, "segment", stumble)
+    entries = segment_folder(made, scans, out, ["liver"])
+    assert [entry["status"] for entry in entries] == ["done", "failed", "done"]
+    assert entries[1]["error"] == "RuntimeError: something odd"
+    with pytest.raises(RuntimeError, match="something odd"):
+        segment_folder(made, scans, out, ["liver"], debug=True)
+    for error in (OutputError("full"), KeyboardInterrupt()):
+
+        def stop(*arguments: object, error: BaseException = error, **options: object) -> None:
+            raise error
+
+        monkeypatch.setattr(Segmenter, "segment", stop)
+        with pytest.raises(type(error)):
+            segment_folder(made, scans, out, ["liver"])
+
+
+def test_a_report_that_cannot_be_written(tmp_path: Path, monkeypatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    scan = ct(tmp_path / "a.nii.gz")
+    monkeypatch.setattr(Path, "write_text", fail)
+    with pytest.raises(OutputError, match="the report could not be written: No space left"):
+        segment_folder(segmenter(), [scan], tmp_path / "out", ["liver"])

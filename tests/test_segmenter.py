@@ -1,0 +1,101 @@
+"""The Segmenter's way in: models with and without processors, passed volumes, advice that must not be lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+import mome
+from mome import MoMEConfig
+from mome.errors import InputError
+from mome.inference import Segmenter, segment
+from mome.modeling import MoME
+from mome.processing import MoMEProcessor
+from mome.prompts import embed_prompts, understand
+from mome.volumes import Volume
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory) -> Path:
+    """A small random model, without its processor."""
+    torch.manual_seed(0)
+    config = MoMEConfig(
+        encoder="unet(channels=[4, 8])",
+        text_encoder="bank(width=6)",
+        head="dynamic(hidden=8)",
+        labels=["liver", "spleen"],
+        trained_labels=["liver"],
+        dim=4,
+        patch_size=[16, 16, 16],
+    )
+    model = MoME(config)
+    model.set_bank(torch.randn(2, 6))
+    folder = tmp_path_factory.mktemp("model")
+    model.save_pretrained(folder)
+    return folder
+
+
+def scan() -> Volume:
+    return Volume(np.random.default_rng(0).normal(0, 80, (12, 14, 10)).astype(np.float32), np.diag([4.0, 4, 4, 1]))
+
+
+def test_a_loaded_model_brings_its_processor(model_folder: Path, tmp_path: Path) -> None:
+    """The design's first lines: from_pretrained, then segment(path, prompts=…, model=model)."""
+    model = MoME.from_pretrained(model_folder)
+    with pytest.raises(InputError, match="has no preprocessor_config.json"):
+        Segmenter(model)
+    MoMEProcessor(spacing=[5, 5, 5]).save_pretrained(model_folder)
+    assert Segmenter(model).processor.spacing == [5, 5, 5]
+    volume, path = scan(), tmp_path / "ct.nii.gz"
+    nib.save(nib.Nifti1Image(volume.array, volume.affine), path)
+    assert segment(str(path), prompts=["liver", "spleen"], model=model).masks["liver"].shape == volume.shape
+    model.processor = MoMEProcessor(spacing=[3, 3, 3])
+    assert Segmenter(model).processor.spacing == [3, 3, 3]
+    assert Segmenter(model, MoMEProcessor(spacing=[2, 2, 2])).processor.spacing == [2, 2, 2]
+    assert Segmenter(mome.MoME.from_pretrained("mome-ct-tiny")).processor.spacing == [3.90625, 3.90625, 2.5]
+
+
+def test_a_model_made_here_has_no_processor_of_its_own(model_folder: Path) -> None:
+    config = MoMEConfig.from_pretrained(model_folder)
+    config.name_or_path = ""
+    with pytest.raises(InputError, match="without its processor"):
+        Segmenter(MoME(config))
+
+
+def test_a_wrong_model_is_not_blamed_on_its_processor(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(InputError, match="a checkpoint of 'bert', not of mome"):
+        Segmenter(tmp_path)
+    with pytest.raises(InputError, match="'org/missing' cannot be loaded"):
+        Segmenter("org/missing")
+
+
+def test_nan_in_a_passed_volume_is_read_as_air_and_said(model_folder: Path) -> None:
+    model, volume = MoME.from_pretrained(model_folder), scan()
+    segmenter = Segmenter(model, MoMEProcessor(spacing=[4, 4, 4]))
+    odd, air = volume.array.copy(), volume.array.copy()
+    odd[3, 4, 5], air[3, 4, 5] = np.nan, -1024
+    result = segmenter.segment(Volume(odd, volume.affine), ["liver"])
+    assert "NaN is read as air" in result.warnings[0]
+    same = segmenter.segment(Volume(air, volume.affine), ["liver"])
+    assert np.array_equal(result.masks["liver"], same.masks["liver"])
+
+
+def test_logits_that_are_not_finite_are_an_error(model_folder: Path) -> None:
+    model = MoME.from_pretrained(model_folder)
+    with torch.no_grad():
+        next(model.encoder.parameters()).fill_(float("nan"))
+    with pytest.raises(InputError, match="not finite"):
+        Segmenter(model, MoMEProcessor(spacing=[4, 4, 4])).segment(scan(), ["liver"])
+
+
+def test_advice_about_sides_is_not_lost_without_a_tower(model_folder: Path) -> None:
+    model = MoME.from_pretrained(model_folder)
+    with pytest.raises(InputError, match="ask for kidney_left and kidney_right") as caught:
+        embed_prompts(understand(["kidney"], model), model)
+    assert "embeddings only" in caught.value.what and "mome info" in caught.value.hint
+    assert len(str(caught.value).splitlines()) <= 3
