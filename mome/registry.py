@@ -176,9 +176,9 @@ class Registry:
 
     # -- arguments ------------------------------------------------------------------------------------------
 
-    def _given(self, spec: str | Spec | Any) -> Spec:
+    def _given(self, spec: Any) -> Spec:
         if dataclasses.is_dataclass(spec) and not isinstance(spec, type):
-            spec = {"name": self._name_of(type(spec)), **_arguments(spec)}
+            return canonical({"name": self._name_of(type(spec)), **_arguments(spec)})
         return canonical(spec)
 
     def _name_of(self, config_class: type) -> str:
