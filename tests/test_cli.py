@@ -231,7 +231,7 @@ def test_info(capsys, scan: Path, model_folder: str) -> None:
 def test_demo(capsys, tmp_path: Path) -> None:
     assert main(["demo", "-o", str(tmp_path), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert len(report["structures"]) == 5 and not report["warnings"]
+    assert len(report["structures"]) == 7 and not report["warnings"]
     assert all(row["dice"] > 0.5 for row in report["structures"])
     for path in report["files"]:
         assert Path(path).is_file()
