@@ -301,8 +301,9 @@ def test_accelerate_launch_with_overrides(tmp_path: Path) -> None:
     assert config["experts"]["n"] == 8 and sorted(losses(tmp_path / "r")) == [1, 2]
 
 
-def test_validation_scores_whole_volumes(tmp_path: Path, monkeypatch) -> None:
-    from mome.training import validation
+@pytest.fixture
+def ready(tmp_path: Path) -> tuple:
+    """A run on the small data set with its model, its bank filled, and its processor."""
     from mome.training.setup import TextRows, build_model
 
     write_cases(tmp_path / "data")
@@ -311,13 +312,20 @@ def test_validation_scores_whole_volumes(tmp_path: Path, monkeypatch) -> None:
     run = load_run_config(recipe, [])
     model, processor = build_model(run)
     TextRows(model, list(run.labels), 0.0, 0)
-    assert torch.equal(model.text_bank, torch.eye(3))
+    return model, run, processor
 
-    def bright(model, volume, text, **options):  # an oracle for the mandible, which is the brightest
-        yield 0, torch.stack([torch.full(volume.shape[2:], -1.0)] * 2 + [volume[0, 0] - 0.7])
 
-    monkeypatch.setattr(validation, "stream_logits", bright)
-    scores = validation.validate(model, run, processor)
+def find_bright(model, volume, text, **options):
+    """In place of `stream_logits`: an oracle for the mandible, which is the brightest."""
+    yield 0, torch.stack([torch.full(volume.shape[2:], -1.0)] * 2 + [volume[0, 0] - 0.7])
+
+
+def test_validation_scores_whole_volumes(ready: tuple, monkeypatch) -> None:
+    from mome.training import validation
+
+    assert torch.equal(ready[0].text_bank, torch.eye(3))
+    monkeypatch.setattr(validation, "stream_logits", find_bright)
+    scores = validation.validate(*ready)
     assert scores["dice/mandible"] > 0.8 and scores["dice/parotid_gland_left"] == 0
     assert scores["dice/mean"] == pytest.approx(scores["dice/mandible"] / 3)
 
@@ -379,31 +387,24 @@ def test_a_full_disk_leaves_the_earlier_state(tmp_path: Path, monkeypatch) -> No
     assert latest_checkpoint(tmp_path) == (tmp_path / "step_00000001", 1)
 
 
-def test_processes_share_the_validation_cases(tmp_path: Path, monkeypatch) -> None:
+def test_processes_share_the_validation_cases(ready: tuple, monkeypatch) -> None:
     from types import SimpleNamespace
 
     from mome.training import validation
-    from mome.training.setup import TextRows, build_model
 
-    write_cases(tmp_path / "data")
-    recipe = tmp_path / "run.yaml"
-    recipe.write_text(RECIPE.format(root=tmp_path))
-    run = load_run_config(recipe, [])
-    model, processor = build_model(run)
-    TextRows(model, list(run.labels), 0.0, 0)
     seen = []
 
-    def bright(model, volume, text, **options):
+    def counted(model, volume, text, **options):
         seen.append(volume)
-        yield 0, torch.stack([torch.full(volume.shape[2:], -1.0)] * 2 + [volume[0, 0] - 0.7])
+        yield from find_bright(model, volume, text)
 
-    monkeypatch.setattr(validation, "stream_logits", bright)
-    alone = validation.validate(model, run, processor)
+    monkeypatch.setattr(validation, "stream_logits", counted)
+    alone = validation.validate(*ready)
     assert len(seen) == 3
     parts: list[dict] = []
     monkeypatch.setattr(validation, "gather_object", lambda mine: (parts.extend(mine), list(parts))[1])
     for rank in range(2):
-        shared = validation.validate(model, run, processor, SimpleNamespace(process_index=rank, num_processes=2))
+        shared = validation.validate(*ready, SimpleNamespace(process_index=rank, num_processes=2))
     assert len(seen) == 6 and shared == pytest.approx(alone)
 
 
