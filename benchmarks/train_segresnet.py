@@ -1,7 +1,8 @@
 """Trains MONAI's SegResNet(init_filters=16) on the samples that `mome_ct_tiny` is trained on.
 
 The yardstick of benchmarks/RESULTS.md: same cache, same patches in the same order, same budget, the same kind of
-optimiser and schedule. Its learning rate is its own; loss and precision are the configuration's unless overridden.
+optimiser and schedule. Its learning rate is its own; loss, precision and the moving average of the weights are the
+configuration's unless overridden.
 
     python benchmarks/train_segresnet.py --config examples/configs/mome_ct_tiny.yaml --out runs/segresnet
     python benchmarks/train_segresnet.py --predict FOLDER --out runs/segresnet --masks runs/segresnet/val
@@ -68,6 +69,12 @@ def fit(run: RunConfig, out: Path, peak: float) -> None:
     optimizer = torch.optim.AdamW(parameter_groups(model, train.weight_decay), lr=peak)
     accelerator = Accelerator(cpu=True)
     model, optimizer = accelerator.prepare(model, optimizer)
+    average = None
+    if train.ema:
+        average = torch.optim.swa_utils.AveragedModel(
+            model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(train.ema), use_buffers=False
+        )
+        accelerator.register_for_checkpointing(average)
     newest = latest_checkpoint(out / "checkpoints")
     start = 0
     if newest is not None:
@@ -87,6 +94,8 @@ def fit(run: RunConfig, out: Path, peak: float) -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip_norm)
         optimizer.step()
         optimizer.zero_grad()
+        if average is not None:
+            average.update_parameters(model)
         recent.append(loss.item())
         if (step + 1) % train.checkpoint_every == 0 or step + 1 == steps:
             print(
@@ -94,7 +103,8 @@ def fit(run: RunConfig, out: Path, peak: float) -> None:
                 flush=True,
             )
             save_checkpoint(accelerator, out / "checkpoints", step + 1, train.keep_checkpoints)
-    weights = {key: value.contiguous() for key, value in model.state_dict().items()}
+    final = model if average is None else average.module
+    weights = {key: value.contiguous() for key, value in final.state_dict().items()}
     save_file(weights, out / "model.safetensors")
     settings = {"labels": list(run.labels), "patch": list(patch), "processor": processor.settings()}
     (out / "settings.json").write_text(json.dumps(settings, indent=2))

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from mome.errors import OutputError
+from mome.errors import InputError, OutputError
 
 
 def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # its folder may be a file, or gone
+            path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -36,9 +38,28 @@ def could_be_written(path: str | Path, what: str, temporary: Path) -> Iterator[N
         if not disk or isinstance(error, OutputError):
             raise
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise OutputError(
-            f"{what} could not be written: {reason}", where=str(path), hint="free some disk space, or another folder"
-        ) from error
+        elsewhere = isinstance(error, OSError) and error.errno not in (
+            None,
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.EFBIG,
+            errno.EIO,
+        )
+        hint = "choose another folder" if elsewhere else "free some disk space, or another folder"
+        raise OutputError(f"{what} could not be written: {reason}", where=str(path), hint=hint) from error
+
+
+def check_output_folder(folder: str | Path) -> None:
+    """Finds out before any work is done that a folder cannot be made or written.
+
+    Raises:
+        InputError: It, or what it would lie in, is a file or may not be written.
+    """
+    existing = next(path for path in (Path(folder), *Path(folder).absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise InputError("the output folder is a file", where=str(existing), hint="choose another folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError("the output folder may not be written", where=str(existing), hint="choose another folder")
 
 
 @contextlib.contextmanager

@@ -77,5 +77,9 @@ def _folder(path: str) -> Source:
     if not Path(path).is_dir():
         raise InputError("no such folder", where=path)
     if not (Path(path) / "config.json").is_file():
-        raise InputError("the folder holds no model: it has no config.json", where=path)
+        raise InputError(
+            "the folder holds no model: it has no config.json",
+            where=path,
+            hint="a folder that mome train or MoME.save_pretrained wrote (of a run: its model/)",
+        )
     return Source(path)

@@ -90,9 +90,12 @@ class MoMEProcessor(ImageProcessingMixin):
         try:
             loaded = super().from_pretrained(place, revision=revision or "main", **kwargs)
         except OSError as error:
+            missing = Path(place).is_dir() and not (Path(place) / "preprocessor_config.json").exists()
+            reason = "is not there" if missing else f"cannot be loaded: {str(error).splitlines()[0][:120]}"
             raise InputError(
-                f"'{name}' has no preprocessor_config.json: {str(error).splitlines()[0][:120]}",
-                hint="give a processor, or save one beside the model (processor.save_pretrained)",
+                f"the model's preprocessor_config.json {reason}",
+                where=str(name),
+                hint="give a processor, or MoMEProcessor.from_pretrained(its original).save_pretrained(this folder)",
             ) from error
         for key, value in overrides.items():
             setattr(loaded[0] if isinstance(loaded, tuple) else loaded, key, value)
@@ -130,6 +133,24 @@ class MoMEProcessor(ImageProcessingMixin):
         array = torch.as_tensor(volume.array, dtype=torch.float32)
         hu = resample(array, volume.grid, target, mode="linear", fill=self.padding_hu)
         return self.window(hu)[None, None], target
+
+
+def processor_of(model: Any) -> MoMEProcessor:
+    """What the model carries as `processor`, else what is saved where the model was loaded from.
+
+    Raises:
+        InputError: Neither.
+    """
+    carried = getattr(model, "processor", None)
+    if carried is not None:
+        return carried
+    place = getattr(model.config, "name_or_path", "")
+    if not place:
+        raise InputError(
+            "a model without its processor: the network grid is not known",
+            hint="pass processor=MoMEProcessor.from_pretrained(…) or mome.preset_processor(…)",
+        )
+    return MoMEProcessor.from_pretrained(place)  # the name carries the revision, where one was asked for
 
 
 def _checked(name: str, value: Any) -> Any:

@@ -40,22 +40,25 @@ def understand(texts: list[str], model: MoME) -> list[Prompt]:
     """Resolves prompts against the label table and says what the model was not trained on.
 
     Raises:
-        InputError: No prompt at all, or an empty one.
+        InputError: No prompt at all, an empty one, or one that is no text.
     """
     if isinstance(texts, str):
         texts = [texts]
     if not texts:
         raise InputError("no prompt was given", hint="name at least one structure, as in -p liver")
     table = load_table()
-    prompts = []
+    prompts: list[Prompt] = []
     for text in texts:
+        if not isinstance(text, str):
+            raise InputError(f"a prompt is a text, got {text!r:.60}", hint="segment(scan, ['liver'])")
         resolved = table.resolve(text)
         name = resolved.name or text.strip()
         trained = name in model.config.trained_labels
         notes = [resolved.warning] if resolved.warning else []
         if not trained:
             known = ", ".join(model.config.trained_labels) or "nothing: its weights are random"
-            notes.append(f"this model was not trained on {name!r}; it was trained on {known}")
+            said = any(not prompt.trained for prompt in prompts)  # the list is long: once is enough
+            notes.append(f"this model was not trained on {name!r}" + ("" if said else f"; it was trained on {known}"))
         prompts.append(Prompt(text, name, resolved, trained, "; ".join(notes) or None))
     return prompts
 

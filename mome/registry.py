@@ -15,7 +15,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from mome.errors import InputError
-from mome.spec import Spec, canonical
+from mome.spec import Spec, canonical, dump
 
 _ALL: list[Registry] = []
 
@@ -266,7 +266,8 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
     elif hint in (int, str, bool) and type(value) is hint:
         return value
     wanted = re.sub(r"<class '(\w+)'>", r"\1", str(hint))
-    raise InputError(f"{where} is {wanted}, got {value!r}")
+    written = dump(value) if isinstance(value, dict) and isinstance(value.get("name"), str) else repr(value)
+    raise InputError(f"{where} is {wanted}, got {written}")
 
 
 ENCODERS = Registry("encoder", "mome.encoders", "mome.encoders")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any, Self
@@ -15,6 +16,7 @@ from mome.configuration import MoMEConfig
 from mome.errors import InputError
 from mome.hub import AUTO_MAP, STUB, STUB_NAME, locate
 from mome.labels import load_table
+from mome.processing import processor_of
 from mome.registry import TEXT_ENCODERS
 
 logger = logging.get_logger(__name__)
@@ -58,6 +60,7 @@ class SavedModel(PreTrainedModel):
                     raise InputError(
                         f"this is a checkpoint of '{raw.get('model_type', 'an unknown architecture')}', not of mome",
                         where=str(name),
+                        hint="a folder that MoME.save_pretrained or mome train wrote, or a name of mome list models",
                     )
                 config, labels, new_text = _with_overrides(raw, overrides)
             model, info = super().from_pretrained(
@@ -111,7 +114,10 @@ class SavedModel(PreTrainedModel):
         return (model, info) if report else model
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
-        """Writes safetensors, `config.json`, the label table and the stub that remote-code loading needs."""
+        """Writes safetensors, `config.json`, the label table, the stub that remote-code loading needs, the processor.
+
+        The last is written where the model carries one, or one is saved where the model was loaded from.
+        """
         self.config.auto_map = dict(AUTO_MAP)
         super().save_pretrained(save_directory, *args, **kwargs)
         self._save_extras(save_directory)
@@ -122,6 +128,8 @@ class SavedModel(PreTrainedModel):
         return super()._upload_modified_files(working_dir, *args, **kwargs)
 
     def _save_extras(self, folder: str | Path) -> None:
+        with contextlib.suppress(InputError):  # a model that was never given one
+            processor_of(self).save_pretrained(folder)
         (Path(folder) / STUB_NAME).write_text(STUB)
         (Path(folder) / "labels.json").write_text(json.dumps(stored_labels(self.config), indent=1) + "\n")
 

@@ -6,8 +6,24 @@ from pathlib import Path
 
 import pytest
 
-from mome.atomic import written_whole
+from mome.atomic import check_output_folder, written_whole
 from mome.errors import InputError, OutputError
+
+
+def test_an_output_folder_is_looked_at_before_the_work(tmp_path: Path) -> None:
+    check_output_folder(tmp_path / "new" / "deeper")
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path / "file" / "deeper"):
+        with pytest.raises(InputError, match="the output folder is a file") as caught:
+            check_output_folder(place)
+        assert str(tmp_path / "file") in str(caught.value)
+        with (
+            pytest.raises(OutputError, match="the mask could not be written") as written,
+            written_whole(place / "a.txt", "the mask"),
+        ):
+            pass
+        assert "disk space" not in str(written.value)
 
 
 def test_a_file_is_moved_when_it_is_whole(tmp_path: Path) -> None:

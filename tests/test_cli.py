@@ -73,6 +73,25 @@ def test_list_is_json_for_programs(capsys) -> None:
     assert json.loads(capsys.readouterr().out)["experts"][0]["name"] == "swiglu"
 
 
+def test_list_finds_a_plain_word_inside_names(capsys) -> None:
+    assert main(["list", "parotid"]) == 0
+    assert "parotid_gland_left" in capsys.readouterr().out
+    assert main(["list", "swigl"]) == 0
+    assert "swiglu" in capsys.readouterr().out
+
+
+def test_what_is_wrong_is_said_once_for_all_scans(capsys, scan: Path, model_folder: str, tmp_path: Path) -> None:
+    other = tmp_path / "other.nii.gz"
+    other.write_bytes(scan.read_bytes())
+    scans, arguments = [str(scan), str(other)], ["-m", model_folder, "-o", str(tmp_path / "out")]
+    assert main(["segment", *scans, "-p", "spleen", *arguments]) == 0
+    printed = " ".join(capsys.readouterr().err.split())
+    assert printed.count("not trained on 'spleen'") == printed.count("it was trained on") == 1
+    assert main(["segment", *scans, "-p", "spleen", "-p", "larynx", *arguments]) == 2  # before any scan is read
+    printed = " ".join(capsys.readouterr().err.split())
+    assert printed.count("'larynx' is not among them") == 1 and "scans failed" not in printed
+
+
 def test_segment_writes_masks_and_says_what_it_was_not_trained_on(
     capsys, scan: Path, model_folder: str, tmp_path: Path
 ) -> None:
@@ -80,6 +99,7 @@ def test_segment_writes_masks_and_says_what_it_was_not_trained_on(
     assert main(["segment", str(scan), "-p", "liver", "-p", "lien", "-m", model_folder, "-o", str(out)]) == 0
     printed = capsys.readouterr().err
     assert "was not trained on 'spleen'" in " ".join(printed.split()) and "ml" in printed
+    assert f"wrote {out}/scan_liver.nii.gz" in "".join(printed.split("\n")).replace("wrote\n", "wrote ")
     assert {p.name for p in out.iterdir()} == {"scan_liver.nii.gz", "scan_spleen.nii.gz", "report.json"}
     image = nib.load(out / "scan_liver.nii.gz")
     np.testing.assert_array_equal(image.affine, nib.load(scan).affine)
@@ -143,6 +163,8 @@ def test_bad_input(capsys, scan: Path, model_folder: str, tmp_path: Path) -> Non
         ("not of mome", "segment", scan, "-p", "liver", "-m", other, "-o", out),
         ("'org/missing' cannot be loaded", "segment", scan, "-p", "liver", "-m", "org/missing", "-o", out),
         ("no model 'nope'", "segment", scan, "-p", "liver", "-m", "nope", "-o", out),
+        ("the output folder is a file", "segment", scan, "-p", "liver", "-m", model_folder, "-o", scan),
+        ("the output folder is a file", "segment", scan, "-p", "liver", "-m", model_folder, "-o", scan / "deeper"),
         ("unrecognized arguments", "segment", scan, "-p", "liver", "--colour", *base),
         ("overlap is from 0", "segment", scan, "-p", "liver", "--overlap", "3", *base),
         ("did you mean 'segment'", "segmnt"),
@@ -154,7 +176,7 @@ def test_bad_input(capsys, scan: Path, model_folder: str, tmp_path: Path) -> Non
     ]
     for words, *arguments in cases:
         assert words in " ".join(fails(capsys, 2, *arguments).split()), arguments
-    assert not out.exists() or {p.name for p in out.iterdir()} <= {"report.json"}
+    assert not out.exists()
     assert scan.read_bytes() == before
 
 
@@ -172,7 +194,8 @@ def test_messages_are_printed_as_they_are(capsys) -> None:
 
     from mome.cli.segment import _say
 
-    _say({"name": "a", "status": "failed", "error": 'pip install "mome[dicom]"'}, Console(stderr=True))
+    failed = {"name": "a", "status": "failed", "error": 'pip install "mome[dicom]"'}
+    _say(failed, Path("out"), Console(stderr=True), set())
     assert 'pip install "mome[dicom]"' in capsys.readouterr().err
 
 

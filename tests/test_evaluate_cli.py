@@ -75,6 +75,19 @@ def test_a_name_too_long_for_the_window_is_folded_and_numbers_stay_whole(capsys,
     assert "(1234.5–1234.5)" in out and "".join(re.findall(r"^[a-z_]+", out, re.M)[1:3]) == name
 
 
+def test_what_was_left_out_is_said(capsys, folders: list[str]) -> None:
+    next(Path(folders[0]).glob(f"x_{NAMES[0]}.nii.gz")).unlink()
+    assert main(["evaluate", *folders]) == 2
+    assert "--partial" in capsys.readouterr().err
+    assert main(["evaluate", *folders, "--partial"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == "left out: 0 cases and 1 masks of others have no prediction\n"
+    assert NAMES[0] not in printed.out and NAMES[1] in printed.out
+    assert main(["evaluate", *folders, "-p", NAMES[1]]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == "" and NAMES[1] in printed.out
+
+
 def test_json_keeps_its_keys(capsys, folders: list[str]) -> None:
     assert main(["evaluate", *folders, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)

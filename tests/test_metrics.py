@@ -198,6 +198,30 @@ def test_labels_on_the_command_line(folders: tuple[Path, Path], capsys) -> None:
     assert [(row["structure"], row["n"]) for row in rows] == [("larynx", 1), ("mandible", 2), ("mean", 3)]
 
 
+def test_a_part_is_scored_where_that_is_asked_for(folders: tuple[Path, Path]) -> None:
+    pred, ref = folders
+    cases = pred.parent / "cases.json"
+    whole = evaluate_folder(pred, ref, cases=cases)
+    alone = evaluate_folder(pred, ref, cases=cases, structures=["voice box", "no such thing"])
+    assert alone == [score for score in whole if score.structure == "larynx"] != []
+    with pytest.raises(InputError, match="nothing to score: no reference of liver"):
+        evaluate_folder(pred, ref, cases=cases, structures=["liver"])
+    (pred / "c2_larynx.nii.gz").unlink()
+    with pytest.raises(InputError, match="'c2' has no prediction of 'larynx'") as caught:
+        evaluate_folder(pred, ref, cases=cases)
+    assert "-p larynx" in str(caught.value) and "--partial" in str(caught.value)
+    left_out: list[tuple[str, str | None]] = []
+    scores = evaluate_folder(pred, ref, cases=cases, on_missing=lambda *what: left_out.append(what))
+    assert scores == [score for score in whole if score.structure != "larynx"]
+    assert left_out == [("c2", "larynx")]
+    for path in pred.glob("c1_*"):
+        path.unlink()
+    with pytest.raises(InputError, match="'c1' has no prediction\n"):
+        evaluate_folder(pred, ref, cases=cases)
+    scores = evaluate_folder(pred, ref, cases=cases, on_missing=lambda *what: left_out.append(what))
+    assert {score.case for score in scores} == {"c2"} and ("c1", None) in left_out
+
+
 def test_partial_labels_of_separate_masks(folders: tuple[Path, Path]) -> None:
     pred, ref = folders
     (pred / "c1_larynx.nii.gz").unlink()  # not annotated in c1, so not missed
@@ -233,7 +257,7 @@ def test_bad_places_and_grids(folders: tuple[Path, Path], tmp_path: Path) -> Non
         evaluate_folder(pred, tmp_path / "absent")
     with pytest.raises(InputError, match="no masks to compare with"):
         evaluate_folder(pred, tmp_path / "nothing")
-    with pytest.raises(InputError, match="'c1' has no prediction"):
+    with pytest.raises(InputError, match="no case of the reference has a prediction: c1, c2\n"):
         evaluate_folder(tmp_path / "nothing", ref)
     with pytest.raises(InputError, match="unknown data set 'other'"):
         evaluate_folder(pred, tmp_path / "maps", dataset="other")

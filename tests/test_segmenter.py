@@ -46,10 +46,12 @@ def scan() -> Volume:
 def test_a_loaded_model_brings_its_processor(model_folder: Path, tmp_path: Path) -> None:
     """The design's first lines: from_pretrained, then segment(path, prompts=…, model=model)."""
     model = MoME.from_pretrained(model_folder)
-    with pytest.raises(InputError, match="has no preprocessor_config.json"):
+    with pytest.raises(InputError, match="preprocessor_config.json is not there"):
         Segmenter(model)
     MoMEProcessor(spacing=[5, 5, 5]).save_pretrained(model_folder)
     assert Segmenter(model).processor.spacing == [5, 5, 5]
+    model.save_pretrained(tmp_path / "again")
+    assert Segmenter(tmp_path / "again").processor.spacing == [5, 5, 5]
     volume, path = scan(), tmp_path / "ct.nii.gz"
     nib.save(nib.Nifti1Image(volume.array, volume.affine), path)
     assert segment(str(path), prompts=["liver", "spleen"], model=model).masks["liver"].shape == volume.shape
@@ -57,6 +59,20 @@ def test_a_loaded_model_brings_its_processor(model_folder: Path, tmp_path: Path)
     assert Segmenter(model).processor.spacing == [3, 3, 3]
     assert Segmenter(model, MoMEProcessor(spacing=[2, 2, 2])).processor.spacing == [2, 2, 2]
     assert Segmenter(mome.MoME.from_pretrained("mome-ct-tiny")).processor.spacing == [3.90625, 3.90625, 2.5]
+
+
+def test_masks_are_found_in_other_words(model_folder: Path) -> None:
+    segmenter = Segmenter(MoME.from_pretrained(model_folder), MoMEProcessor(spacing=[4, 4, 4]))
+    result = segmenter.segment(scan(), ["Liver", "lien"])
+    assert list(result.masks) == ["liver", "spleen"]
+    np.testing.assert_array_equal(result.masks["lien"], result.masks["spleen"])
+    assert result.volume_ml("Liver") == result.volume_ml("liver")
+    assert "spleen" in result.masks and "mandible" not in result.masks and 3 not in result.masks
+    for find in (result.masks.__getitem__, result.volume_ml):
+        with pytest.raises(KeyError, match="no mask of 'mandible', only of liver, spleen"):
+            find("mandible")
+    with pytest.raises(InputError, match="a prompt is a text, got 3"):
+        segmenter.segment(scan(), [3])
 
 
 def test_a_model_made_here_has_no_processor_of_its_own(model_folder: Path) -> None:

@@ -30,6 +30,24 @@ def snapshot(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize(("revision", "cached"), [("a" * 40, True), ("a" * 40, False), ("main", True)])
+def test_a_pinned_tower_in_the_cache_needs_no_network(revision: str, cached: bool) -> None:
+    """A network that is down costs minutes of retries; a commit that the cache holds is never asked for."""
+    asked: list[bool] = []
+
+    class Factory:
+        @staticmethod
+        def from_pretrained(**options: object) -> str:
+            asked.append(not options.get("local_files_only", False))
+            if not asked[-1] and not cached:
+                raise OSError("not in the cache")
+            return "tower"
+
+    tower = TEXT_ENCODERS.build({"name": "hf", "model": "org/tower", "revision": revision})
+    assert tower._load(Factory) == "tower"
+    assert asked == ([True] if revision == "main" else [False] if cached else [False, True])
+
+
 def test_minilm_rows(snapshot: Path) -> None:
     tower = TEXT_ENCODERS.build({"name": "hf", "model": str(snapshot)})
     assert tower.width(3) == 384

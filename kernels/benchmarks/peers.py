@@ -83,6 +83,17 @@ def transformers_function(name: str) -> Callable[..., Tensor]:
     return run
 
 
+def transformers_eager(
+    x: Tensor, ids: Tensor, gates: Tensor, up: Tensor, down: Tensor, activation: str, gated: bool
+) -> Tensor:
+    """The loop over experts of transformers' own models: Mixtral's where gated, Nemotron-H's where not."""
+    name, kind = ("mixtral", "MixtralExperts") if gated else ("nemotron_h", "NemotronHExperts")
+    experts = getattr(importlib.import_module(f"transformers.models.{name}.modeling_{name}"), kind)
+    module = transformers_module(up, down, activation, gated)
+    module.config._experts_implementation = "eager"
+    return experts.forward(module, x, ids, gates.to(x.dtype))
+
+
 def dense(x: Tensor, ids: Tensor, gates: Tensor, up: Tensor, down: Tensor, activation: str, gated: bool) -> Tensor:
     """One expert's layer on T·K rows: the same arithmetic without routing. A bound, not the same numbers."""
     rows = x if ids.shape[1] == 1 else x.repeat_interleave(ids.shape[1], dim=0)

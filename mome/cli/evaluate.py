@@ -27,6 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("reference", type=Path, help="folder or file of reference masks")
     parser.add_argument("--labels", help="data set whose numbers maps without a table use, as in openkbp")
     parser.add_argument("--cases", type=Path, help="cases.json with what is annotated in each case")
+    parser.add_argument("-p", "--prompt", action="append", help="score this structure only; may be repeated")
+    parser.add_argument("--partial", action="store_true", help="leave out what has no prediction, and say how much")
     parser.add_argument("--tolerance", type=float, default=2.0, help="of the surface Dice, in mm")
     parser.add_argument("--out", type=Path, help="write the scores of every case to this .csv or .json")
     parser.add_argument("--json", action="store_true", help="print the table for programs")
@@ -42,14 +44,25 @@ def run(args: argparse.Namespace) -> int:
     if args.out and args.out.suffix not in (".csv", ".json"):
         raise InputError(f"scores are written as .csv or .json, not {args.out.suffix!r}", where=str(args.out))
     error = Console(stderr=True)
+    missing: list[tuple[str, str | None]] = []
     scores = evaluate_folder(
         args.prediction,
         args.reference,
         dataset=args.labels,
         cases=args.cases,
+        structures=args.prompt,
+        on_missing=(lambda *what: missing.append(what)) if args.partial else None,
         tolerance=args.tolerance,
-        progress=lambda cases: track(cases, "evaluating", console=error, transient=True, disable=args.json),
+        progress=lambda cases: track(
+            cases, "evaluating", console=error, transient=True, disable=args.json or not error.is_terminal
+        ),
     )
+    if missing:
+        whole = [case for case, structure in missing if structure is None]
+        error.print(
+            f"left out: {len(whole)} cases and {len(missing) - len(whole)} masks of others have no prediction",
+            highlight=False,
+        )
     rows = summarise(scores)
     try:
         if args.out:

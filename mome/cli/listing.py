@@ -27,6 +27,8 @@ def run(args: argparse.Namespace) -> int:
     pattern = patterns[0] if patterns else "*"
     shown = kinds or [kind for kind in KINDS if kind != "labels" or patterns]
     found = {kind: _rows(kind, pattern) for kind in shown}
+    if not any(found.values()) and pattern.isidentifier():  # a plain word is found inside names, too
+        found = {kind: _rows(kind, f"*{pattern}*") for kind in shown}
     if args.json:
         print(json.dumps(found, indent=1))
         return 0

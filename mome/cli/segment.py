@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from mome.atomic import check_output_folder
 from mome.errors import InputError
 
 
@@ -34,6 +35,7 @@ def run(args: argparse.Namespace) -> int:
     for given in args.inputs:
         if not given.exists():
             raise InputError("no such file", where=str(given), hint="check the path")
+    check_output_folder(args.out)
     import torch
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -47,11 +49,11 @@ def run(args: argparse.Namespace) -> int:
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=args.json or not console.is_terminal) as bar:
-        task = bar.add_task("segmenting", total=None)
+        task, said = bar.add_task("segmenting", total=None), set[str]()
 
         def on_done(entry: dict[str, Any]) -> None:
             if not args.json and not (entry["status"] == "failed" and len(args.inputs) == 1):
-                _say(entry, bar.console)
+                _say(entry, args.out, bar.console, said)
 
         segmenter = Segmenter(
             args.model,
@@ -84,7 +86,8 @@ def run(args: argparse.Namespace) -> int:
     return 2 if failed else 0
 
 
-def _say(entry: dict[str, Any], console: Any) -> None:
+def _say(entry: dict[str, Any], out: Path, console: Any, said: set[str]) -> None:
+    """Prints a study's entry; of its warnings those that no study before it gave."""
     from rich.markup import escape  # "mome[dicom]" is no style
 
     name = escape(entry["name"])
@@ -103,6 +106,8 @@ def _say(entry: dict[str, Any], console: Any) -> None:
             f"note: {entry['overlapping_voxels']} voxels lay in more than one mask; the smaller one holds them"
         )
     for warning in dict.fromkeys(warnings):
-        console.print(f"  [yellow]{escape(warning)}[/yellow]", highlight=False)
+        if warning not in said:
+            console.print(f"  [yellow]{escape(warning)}[/yellow]", highlight=False)
+    said.update(warnings)
     for mask in entry["masks"]:
-        console.print(f"  wrote {mask}", highlight=False)
+        console.print(f"  wrote {escape(str(out / mask))}", highlight=False)

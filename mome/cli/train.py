@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from mome.cli.main import guarded
@@ -14,6 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, required=True, help="YAML file, see examples/configs")
     parser.add_argument("--restart", action="store_true", help="begin anew instead of resuming the run's folder")
     parser.add_argument("overrides", nargs="*", help='key=value, as in experts="swiglu(n=8)" or train.steps=100')
+    parser.epilog = "settings (train.…): python -m pydoc mome.training.config.TrainConfig"
 
 
 def run(args: argparse.Namespace) -> int:
@@ -26,7 +28,8 @@ def run(args: argparse.Namespace) -> int:
 
     quiet_libraries()
     folder = train(config, resume=not args.restart)
-    print(f"saved {folder}")
+    if os.environ.get("RANK", "0") == "0":  # one of accelerate's processes speaks for all
+        print(f"saved {folder}; every step's loss is in {folder.parent / 'log.jsonl'}")
     return 0
 
 

@@ -9,11 +9,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mome.atomic import written_whole
+from mome.atomic import check_output_folder, written_whole
 from mome.errors import InputError, OutputError
 from mome.inference.fingerprint import model_fingerprint, scan_identity
 from mome.inference.result import file_part, mask_paths, refuse_to_overwrite
 from mome.inference.segmenter import Segmenter
+from mome.prompts import embed_prompts
 from mome.volumes import read_label_table
 from mome.volumes.read import stem
 
@@ -73,6 +74,8 @@ def segment_folder(
 ) -> list[dict[str, Any]]:
     """Segments every scan; `<out>/report.json` has one entry per study, rewritten after each.
 
+    Where the only scan fails, no report is begun for it.
+
     What an earlier run left in the report stays there until a scan of the same name is segmented again.
 
     Args:
@@ -92,10 +95,12 @@ def segment_folder(
         what decided the masks: `prompts`, `multilabel`, `model`, `settings`, `scan`.
 
     Raises:
-        InputError: Before anything runs: prompts or scans whose masks would have the same name, a mask that would
-            overwrite a scan, or a report that cannot be read.
+        InputError: Before anything runs: a folder that cannot be written, prompts or scans whose masks would have the
+            same name, prompts that cannot be embedded, a mask that would overwrite a scan, or a report that cannot be
+            read.
         OutputError: A mask or the report cannot be written.
     """
+    check_output_folder(out)
     out, scans = Path(out), find_scans(inputs)
     _check_outputs(segmenter, scans, out, prompts, multilabel)
     report_path = out / "report.json"
@@ -122,8 +127,9 @@ def segment_folder(
             entry = _one(segmenter, scan, out, wanted, debug)
         entries.append(entry)
         report[name] = entry
-        with written_whole(report_path, "the report") as temporary:
-            temporary.write_text(json.dumps({"studies": list(report.values())}, indent=1) + "\n")
+        if entry["status"] == "done" or len(scans) > 1 or before:
+            with written_whole(report_path, "the report") as temporary:
+                temporary.write_text(json.dumps({"studies": list(report.values())}, indent=1) + "\n")
         if on_done is not None:
             on_done(entry)
     return entries
@@ -142,6 +148,7 @@ def _check_outputs(
                     f"two scans would both write {path.name}", where=f"{other} and {scan}", hint="rename one"
                 )
     refuse_to_overwrite(scans, list(owners))
+    embed_prompts(understood, segmenter.model)  # what cannot be embedded is said once, not for every scan
 
 
 def _one(segmenter: Segmenter, scan: Path, out: Path, request: dict[str, Any], debug: bool) -> dict[str, Any]:

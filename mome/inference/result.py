@@ -38,8 +38,27 @@ class PackedMasks(Mapping[str, np.ndarray]):
         self.bits[name][planes] = np.packbits(moved, axis=1)
         self.voxels[name] += int(moved.sum())
 
+    def name_of(self, key: str) -> str:
+        """The mask that a name, or any wording that the class table understands, means.
+
+        Raises:
+            KeyError: There is none; the message names those there are.
+        """
+        if key in self.bits:
+            return key
+        name = load_table().resolve(key).name if isinstance(key, str) and key.strip() else None
+        if name not in self.bits:
+            raise KeyError(f"there is no mask of {key!r}, only of {', '.join(self.names)}")
+        return name
+
+    def __contains__(self, key: object) -> bool:
+        try:
+            return self.name_of(key) in self.bits  # type: ignore[arg-type]
+        except KeyError:
+            return False
+
     def __getitem__(self, name: str) -> np.ndarray:
-        flat = np.unpackbits(self.bits[name], axis=1, count=int(np.prod(self.plane)))
+        flat = np.unpackbits(self.bits[self.name_of(name)], axis=1, count=int(np.prod(self.plane)))
         return np.ascontiguousarray(np.moveaxis(flat.reshape(self.shape[self.axis], *self.plane), 0, self.axis))
 
     def __iter__(self) -> Iterator[str]:
@@ -55,7 +74,7 @@ class Segmentation:
 
     Attributes:
         prompts: As understood; their `warning`s are for the user.
-        masks: Prompt's name → uint8 (i, j, k), unpacked lazily.
+        masks: Prompt, by its name or in other words for it → uint8 (i, j, k), unpacked lazily.
         grid: The scan's own grid.
         header: What the writer keeps of the scan's header.
         seconds: Time per phase.
@@ -77,8 +96,8 @@ class Segmentation:
         return [*self.notes, *(p.warning for p in self.prompts if p.warning)]
 
     def volume_ml(self, name: str) -> float:
-        """Volume of a mask in ml."""
-        return self.masks.voxels[name] * abs(float(np.linalg.det(self.grid.affine[:3, :3]))) / 1000
+        """Volume of a mask in ml; a KeyError names the masks there are."""
+        return self.masks.voxels[self.masks.name_of(name)] * abs(float(np.linalg.det(self.grid.affine[:3, :3]))) / 1000
 
     def label_map(self) -> tuple[np.ndarray, list[dict[str, Any]], int]:
         """One map of the class table's ids, its table, and how many voxels more than one mask claimed.

@@ -13,7 +13,7 @@ from mome.errors import InputError
 from mome.inference.planes import PlaneStream
 from mome.inference.result import PackedMasks, Segmentation, prompt_parts
 from mome.inference.stream import stream_logits
-from mome.processing import MoMEProcessor
+from mome.processing import MoMEProcessor, processor_of
 from mome.prompts import Prompt, embed_prompts, understand
 from mome.volumes import Volume, checked_volume, read_volume
 
@@ -57,7 +57,7 @@ class Segmenter:
             processor = processor or MoMEProcessor.from_pretrained(model)
         else:
             network = model
-            processor = processor or _processor_of(model)
+            processor = processor or processor_of(model)
         if not 0 <= overlap <= 0.9:
             raise InputError(f"overlap is from 0 to 0.9, got {overlap}")
         if precision not in _PRECISIONS:
@@ -168,24 +168,6 @@ def segment(
         progress=progress,
     )
     return segmenter.segment(scan, prompts, frame=frame)
-
-
-def _processor_of(model: MoME) -> MoMEProcessor:
-    """What the model carries as `processor`, else what is saved where the model was loaded from.
-
-    Raises:
-        InputError: Neither.
-    """
-    carried = getattr(model, "processor", None)
-    if carried is not None:
-        return carried
-    place = getattr(model.config, "name_or_path", "")
-    if not place:
-        raise InputError(
-            "a model without its processor: the network grid is not known",
-            hint="pass processor=MoMEProcessor.from_pretrained(…) or mome.preset_processor(…)",
-        )
-    return MoMEProcessor.from_pretrained(place)  # the name carries the revision, where one was asked for
 
 
 def _device(device: str | torch.device) -> torch.device:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 
 from mome.errors import InputError
+from mome.labels import load_table
 from mome.metrics.files import find_masks, open_masks, pair_files
 from mome.metrics.overlap import dice
 from mome.metrics.surface import bounding_box, hausdorff95, normalized_surface_dice
 from mome.volumes import Volume
+
+_PARTIAL = "evaluate -p NAME scores a structure alone, --partial what was predicted"
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ def evaluate_folder(
     *,
     dataset: str | None = None,
     cases: str | Path | None = None,
+    structures: Sequence[str] | None = None,
+    on_missing: Callable[[str, str | None], None] | None = None,
     tolerance: float = 2.0,
     progress: Callable[[Iterable[Any]], Iterable[Any]] = lambda items: items,
 ) -> list[Score]:
@@ -48,11 +53,15 @@ def evaluate_folder(
         prediction, reference: Folders or files.
         dataset: Name of the label YAML for maps without a table, as in "openkbp".
         cases: A `cases.json` whose `annotated` lists say what is annotated in each case; the rest is left out.
+        structures: Score these only, by name or synonym.
+        on_missing: Called with a case (and structure) of the reference that has no prediction, which is then left
+            out. Where None, that is an error: a mean over what happened to be predicted says little.
         tolerance: Of the surface Dice, in mm.
         progress: Wraps the iteration over cases.
 
     Raises:
-        InputError: A missing file, a case or structure without a prediction, masks on different grids.
+        InputError: A missing file, a case or structure without a prediction, nothing to score, masks on different
+            grids.
     """
     if Path(prediction).is_file() and Path(reference).is_file():
         predicted, wanted = pair_files(prediction, reference, dataset=dataset)
@@ -66,17 +75,35 @@ def evaluate_folder(
             where=str(reference),
             hint="<case>.nii.gz or <case>_<structure>.nii.gz",
         )
+    if not set(wanted) & set(predicted):
+        raise InputError(
+            "no case of the reference has a prediction: " + ", ".join([*list(wanted)[:3], "…"][: len(wanted)]),
+            where=str(prediction),
+            hint="files are matched by their names: <case>.nii.gz, <case>_<structure>.nii.gz",
+        )
+    chosen = None if structures is None else {load_table().resolve(text).name or text for text in structures}
     scores = []
     for case, files in progress(list(wanted.items())):
         if case not in predicted:
-            raise InputError(f"case {case!r} has no prediction", where=str(prediction))
+            if on_missing is None:
+                raise InputError(f"case {case!r} has no prediction", where=str(prediction), hint=_PARTIAL)
+            on_missing(case, None)
+            continue
         truth = open_masks(files, dataset)
         listed = annotated.get(case) if annotated is not None else None
         if annotated is not None and listed is None:
             raise InputError(f"case {case!r} is not in the list of cases", where=str(cases))
         guess = open_masks(predicted[case], dataset)
         for structure in sorted(set(truth) if listed is None else set(listed)):
-            scores.append(_score(case, structure, guess, truth, tolerance))
+            if chosen is not None and structure not in chosen:
+                continue
+            if structure not in guess and on_missing is not None:
+                on_missing(case, structure)
+            else:
+                scores.append(_score(case, structure, guess, truth, tolerance))
+    if not scores:
+        what = "structure that was predicted" if chosen is None else f"reference of {', '.join(sorted(chosen))}"
+        raise InputError(f"there is nothing to score: no {what}", where=str(reference))
     return scores
 
 
@@ -88,7 +115,9 @@ def _score(
     tolerance: float,
 ) -> Score:
     if structure not in guess:
-        raise InputError(f"case {case!r} has no prediction of {structure!r}", hint=f"segment it with -p {structure}")
+        raise InputError(
+            f"case {case!r} has no prediction of {structure!r}", hint=f"segment it with -p {structure}; {_PARTIAL}"
+        )
     if structure not in truth:
         raise InputError(f"case {case!r} has no reference of {structure!r}", hint="is the dataset name right?")
     p, r = guess[structure](), truth[structure]()

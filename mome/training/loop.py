@@ -130,6 +130,8 @@ def train(run: RunConfig, *, resume: bool = True) -> Path:
         accelerator.init_trackers("mome", config=flat_settings(run))
 
     batches = _batches(dataset, start, steps, accelerator, config.workers, config.batch_size)
+    if run.validation and not config.validate_every:
+        accelerator.print("no validation on the way: train.validate_every is 0")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, disable=not accelerator.is_main_process) as bar:
         task = bar.add_task("training", total=steps, completed=start)
@@ -167,8 +169,10 @@ def train(run: RunConfig, *, resume: bool = True) -> Path:
                     lr=rate,
                     seconds=seconds,
                 )
+            bar.update(task, description=f"training  loss {loss:.4f}")
             if config.log_every and done % config.log_every == 0:
-                bar.update(task, description=f"training  loss {loss:.4f}")
+                if not bar.console.is_terminal:
+                    accelerator.print(f"step {done}/{steps}: loss {loss:.4f}", flush=True)
                 accelerator.log({"loss": loss, "aux_loss": aux, "learning_rate": rate}, step=done)
             bar.update(task, completed=done)
             if config.checkpoint_every and done % config.checkpoint_every == 0 and done < steps:

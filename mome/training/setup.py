@@ -29,6 +29,7 @@ Progress = Callable[[Iterable[Any]], Iterable[Any]]
 
 def build_model(run: RunConfig) -> tuple[MoME, MoMEProcessor]:
     """The preset with its overrides, its bank filled, and the processor that goes with it."""
+    preset(run.preset)  # a typo in its name is said first
     if not run.labels:
         raise InputError("the configuration names no labels to train on", hint="labels: [liver, spleen]")
     torch.manual_seed(run.train.seed)

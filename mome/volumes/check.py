@@ -25,7 +25,11 @@ def checked_volume(volume: Volume, where: str | None = None) -> Volume:
     """
     array, affine = np.asarray(volume.array), np.asarray(volume.affine, dtype=np.float64)
     if array.ndim != 3 or min(array.shape) < 1:
-        raise InputError(f"a CT is a volume of three dimensions, this has shape {tuple(array.shape)}", where=where)
+        raise InputError(
+            f"a CT is a volume of three dimensions, this has shape {tuple(array.shape)}",
+            where=where,
+            hint="give the whole stack of slices",
+        )
     if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise InputError(
             "the affine cannot be inverted: it does not say where the voxels are",

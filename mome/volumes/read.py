@@ -117,7 +117,11 @@ def _three_dimensions(array: np.ndarray, path: Path, frame: int | None) -> np.nd
             )
         array = array[..., chosen]
     if array.ndim != 3:
-        raise InputError(f"a CT is a volume of three dimensions, this has shape {tuple(array.shape)}", where=str(path))
+        raise InputError(
+            f"a CT is a volume of three dimensions, this has shape {tuple(array.shape)}",
+            where=str(path),
+            hint="give the whole stack of slices",
+        )
     return array
 
 

@@ -1,6 +1,7 @@
 """Expert layers on the CPU: tokens sorted by expert, worked on in blocks that stay in cache.
 
-Of the intermediates at most z, the hidden layer before its activation, is kept for backward.
+Of the intermediates at most z, the hidden layer before its activation, is kept for backward. A gate scales its row at
+the narrow ends of the network only: all that lies between is linear in it.
 """
 
 from __future__ import annotations
@@ -9,11 +10,11 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from . import checks
+from .cpu_scratch import Scratch
 
-_BLOCK_BYTES = 2 << 20  # hidden activations of one block
+_BLOCK_BYTES = 4 << 20  # hidden activations of one block
 
 
 def route(expert_ids_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -40,68 +41,94 @@ class _Plan:
     """Assignments in expert order, cut into blocks of one expert each."""
 
     def __init__(self, ids_TK: Tensor, num_experts: int, row_bytes: int) -> None:
-        self.counts, _, self.slots, self.inverse = route(ids_TK, num_experts)
+        self.counts, _, self.slots, _ = route(ids_TK, num_experts)
         self.share = ids_TK.shape[1]
-        self.tokens = torch.div(self.slots, self.share, rounding_mode="floor")
+        self.tokens = self.slots if self.share == 1 else torch.div(self.slots, self.share, rounding_mode="floor")
         self.size = max(512, _BLOCK_BYTES // max(1, row_bytes))
 
-    def __iter__(self) -> Iterator[tuple[int, slice]]:
-        """(expert, rows) of every block, expert after expert."""
+    def __iter__(self) -> Iterator[tuple[int, slice, Tensor, bool]]:
+        """(expert, rows, their tokens, whether they are the expert's first) of every block, expert after expert."""
         start = 0
         for expert, count in enumerate(self.counts.tolist()):
-            for low in range(start, start + count, self.size):
-                yield expert, slice(low, min(low + self.size, start + count))
+            blocks = -(-count // self.size)  # of about one size: a small rest would be slow
+            for block in range(blocks):
+                rows = slice(start + count * block // blocks, start + count * (block + 1) // blocks)
+                yield expert, rows, self.tokens[rows], block == 0
             start += count
 
-    def combine(self, y_ND: Tensor) -> Tensor:
-        """Sums each token's rows: gathers read in token order, and the sum's order is fixed."""
-        slots_TK = self.inverse.view(-1, self.share)
-        out_TD = y_ND.index_select(0, slots_TK[:, 0])
-        for k in range(1, self.share):
-            out_TD += y_ND.index_select(0, slots_TK[:, k])
-        return out_TD
+    def target(self, like: Tensor, width: int) -> Tensor:
+        """(T, width) to `put` rows in."""
+        tokens = self.tokens.numel() // max(1, self.share)
+        # with one expert per token, every row is written
+        return like.new_empty(tokens, width) if self.share == 1 else like.new_zeros(tokens, width)
+
+    def put(self, out_TD: Tensor, tokens_n: Tensor, y_nD: Tensor) -> None:
+        """Adds rows to their tokens, one expert after the other: the order of the sums is fixed."""
+        if self.share == 1:
+            out_TD.index_copy_(0, tokens_n, y_nD)
+        elif out_TD.device.type == "cpu":
+            out_TD.index_add_(0, tokens_n, y_nD)
+        else:  # sorts the index first, unlike index_add, which adds atomically
+            out_TD.index_put_((tokens_n,), y_nD, accumulate=True)
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None = None) -> Tensor:
-    """x @ weight.T + bias, into `out` where given."""
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
+    """x @ weight.T + bias."""
     if bias is None:
         return torch.mm(x, weight.t(), out=out)
     return torch.addmm(bias, x, weight.t(), out=out)
 
 
-def _sums_like(parameter: Tensor) -> Tensor:
-    """Zeros to add up a gradient in: float32 for half precision, which would lose the small blocks."""
-    return torch.zeros_like(
-        parameter, dtype=torch.promote_types(parameter.dtype, torch.float32), memory_format=torch.contiguous_format
-    )
+class _Sum:
+    """A parameter's gradient, expert by expert; float32 for half precision, which would lose the small blocks."""
+
+    def __init__(self, parameter: Tensor, counts: Tensor) -> None:
+        wide = torch.promote_types(parameter.dtype, torch.float32)
+        self.dtype = parameter.dtype
+        self.total = torch.empty_like(parameter, dtype=wide, memory_format=torch.contiguous_format)
+        for expert in (counts == 0).nonzero().flatten().tolist():
+            self.total[expert].zero_()
+
+    def add(self, expert: int, a: Tensor, b: Tensor, first: bool) -> None:
+        """total[expert] = a @ b with its first block, total[expert] += a @ b with the others."""
+        into, same = self.total[expert], self.total.dtype == a.dtype
+        product = torch.mv if b.dim() == 1 else torch.mm
+        if first:
+            product(a, b, out=into) if same else into.copy_(product(a, b))
+        elif not same:
+            into += product(a, b)
+        elif b.dim() == 1:
+            into.addmv_(a, b)
+        else:
+            into.addmm_(a, b)
+
+    def result(self) -> Tensor:
+        return self.total.to(self.dtype)
 
 
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a @ b."""
-    if total.dtype == a.dtype:
-        total.addmm_(a, b)
-    else:
-        total += a @ b
-
-
-def activate(z_nF: Tensor, activation: str) -> Tensor:
-    """a(z)."""
+def activate(z_nF: Tensor, activation: str, out: Tensor) -> Tensor:
+    """a(z) into `out`, which may be z itself; z where there is no activation."""
     if activation == "silu":
-        return F.silu(z_nF)
-    if activation == "gelu":
-        return F.gelu(z_nF)
-    if activation == "gelu_tanh":
-        return F.gelu(z_nF, approximate="tanh")
-    return F.relu(z_nF) if activation == "relu" else z_nF
+        return torch.ops.aten.silu.out(z_nF, out=out)
+    if activation in ("gelu", "gelu_tanh"):
+        return torch.ops.aten.gelu.out(z_nF, approximate=_approximation(activation), out=out)
+    return torch.clamp_min(z_nF, 0, out=out) if activation == "relu" else z_nF
 
 
 def _activate_backward(grad_nF: Tensor, z_nF: Tensor, activation: str) -> Tensor:
+    """grad · a'(z), in place."""
     if activation == "silu":
-        return torch.ops.aten.silu_backward(grad_nF, z_nF)
+        return torch.ops.aten.silu_backward.grad_input(grad_nF, z_nF, grad_input=grad_nF)
     if activation in ("gelu", "gelu_tanh"):
-        approximate = "tanh" if activation == "gelu_tanh" else "none"
-        return torch.ops.aten.gelu_backward(grad_nF, z_nF, approximate=approximate)
-    return grad_nF * (z_nF > 0) if activation == "relu" else grad_nF
+        approximate = _approximation(activation)
+        return torch.ops.aten.gelu_backward.grad_input(grad_nF, z_nF, approximate=approximate, grad_input=grad_nF)
+    if activation == "relu":
+        return torch.ops.aten.threshold_backward.grad_input(grad_nF, z_nF, 0, grad_input=grad_nF)
+    return grad_nF
+
+
+def _approximation(activation: str) -> str:
+    return "tanh" if activation == "gelu_tanh" else "none"
 
 
 def mlp_forward(
@@ -109,119 +136,123 @@ def mlp_forward(
     down_bias: Tensor | None, activation: str, gated: bool, keep_hidden: bool = False,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """See `mome_kernels.moe_mlp`; also z in expert order where it is kept, else an empty tensor."""
-    plan = _Plan(ids, up.shape[0], up.shape[1] * x.element_size())
-    hidden = x.new_empty(ids.numel() if keep_hidden else 0, up.shape[1] if keep_hidden else 0)
+    kept = x.new_empty((ids.numel(), up.shape[1]) if keep_hidden else 0)
     if not ids.numel():
-        return x.new_zeros(x.shape[0], down.shape[1]), hidden if keep_hidden else x.new_empty(0)
-    y_ND = x.new_empty(ids.numel(), down.shape[1])
-    gates_N = gates.reshape(-1)[plan.slots].to(x.dtype)
+        return x.new_zeros(x.shape[0], down.shape[1]), kept
+    plan, scratch, width = _Plan(ids, up.shape[0], up.shape[1] * x.element_size()), Scratch(x), down.shape[2]
+    out_TD = plan.target(x, down.shape[1])
+    gates_N1 = gates.reshape(-1, 1)[plan.slots].to(x.dtype)
     ups, downs = up.unbind(0), down.unbind(0)
-    for e, rows in plan:
-        part = x.index_select(0, plan.tokens[rows])
-        z = _linear(part, ups[e], None if up_bias is None else up_bias[e], hidden[rows] if keep_hidden else None)
+    for e, rows, tokens, _ in plan:
+        n = tokens.shape[0]
+        part = torch.index_select(x, 0, tokens, out=scratch.rows("x", n, x.shape[1]))
+        z = kept[rows] if keep_hidden else scratch.rows("z", n, up.shape[1])
+        _linear(part, ups[e], None if up_bias is None else up_bias[e], z)
+        first = z[:, :width] if gated else z
+        h = activate(first, activation, scratch.rows("h", n, width) if keep_hidden else first)
         if gated:
-            g, u = z.chunk(2, dim=-1)
-            h = activate(g, activation) * u
-        else:
-            h = activate(z, activation)
-        y = _linear(h, downs[e], None if down_bias is None else down_bias[e], y_ND[rows])
-        y.mul_(gates_N[rows, None])
-    return plan.combine(y_ND), hidden if keep_hidden else x.new_empty(0)
+            h = torch.mul(h, z[:, width:], out=scratch.rows("h", n, width))
+        y = _linear(h, downs[e], None if down_bias is None else down_bias[e], scratch.rows("y", n, down.shape[1]))
+        plan.put(out_TD, tokens, y.mul_(gates_N1[rows]))
+    return out_TD, kept
 
 
 def mlp_backward(
     grad: Tensor, x: Tensor, ids: Tensor, gates: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor,
-    down_bias: Tensor | None, activation: str, gated: bool, hidden: Tensor | None = None,
+    down_bias: Tensor | None, activation: str, gated: bool, kept: Tensor | None = None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Gradients of x, gates, up, up_bias, down, down_bias; biases that are absent give empty tensors."""
-    plan = _Plan(ids, up.shape[0], up.shape[1] * x.element_size())
-    d_up, d_down, d_gates = _sums_like(up), _sums_like(down), torch.empty_like(gates.reshape(-1))
-    d_up_bias = x.new_zeros(0) if up_bias is None else _sums_like(up_bias)
-    d_down_bias = x.new_zeros(0) if down_bias is None else _sums_like(down_bias)
-    d_rows = x.new_empty(ids.numel(), x.shape[1])
-    gates_N = gates.reshape(-1)[plan.slots].to(x.dtype)
+    plan, scratch, width = _Plan(ids, up.shape[0], up.shape[1] * x.element_size()), Scratch(x), down.shape[2]
+    d_up, d_down = _Sum(up, plan.counts), _Sum(down, plan.counts)
+    d_up_bias = None if up_bias is None else _Sum(up_bias, plan.counts)
+    d_down_bias = None if down_bias is None else _Sum(down_bias, plan.counts)
+    d_gates_N = x.new_zeros(ids.numel())
+    d_x = plan.target(x, x.shape[1]) if ids.numel() else x.new_zeros(x.shape)
+    gates_N1 = gates.reshape(-1, 1)[plan.slots].to(x.dtype)
     ups, downs = up.unbind(0), down.unbind(0)
-    for e, rows in plan:
-        tokens = plan.tokens[rows]
-        part, dy = x.index_select(0, tokens), grad.index_select(0, tokens)
-        if hidden is not None and hidden.numel():
-            z = hidden[rows]
+    for e, rows, tokens, first in plan:
+        n, gate = tokens.shape[0], gates_N1[rows]
+        part = torch.index_select(x, 0, tokens, out=scratch.rows("x", n, x.shape[1]))
+        dy = torch.index_select(grad, 0, tokens, out=scratch.rows("dy", n, grad.shape[1]))
+        if kept is not None and kept.numel():
+            z = kept[rows]
         else:
-            z = _linear(part, ups[e], None if up_bias is None else up_bias[e])
-        if gated:
-            g, u = z.chunk(2, dim=-1)
-            a = activate(g, activation)
-            h = a * u
-        else:
-            h = activate(z, activation)
-        dh = dy @ downs[e]  # ⟨dy, W₂ h⟩ = ⟨W₂ᵀ dy, h⟩: the expert's output is not needed again
-        d_gate = (dh * h).sum(-1)
-        if down_bias is not None:
-            d_gate = d_gate + dy @ down_bias[e]
-        d_gates[plan.slots[rows]] = d_gate.to(d_gates.dtype)
-        gate = gates_N[rows, None]
-        dy.mul_(gate)
-        dh.mul_(gate)
-        _add_product(d_down[e], dy.t(), h)
-        if down_bias is not None:
-            d_down_bias[e] += dy.sum(0)
-        if gated:
-            dz = torch.empty_like(z)
-            torch.mul(dh, a, out=dz[:, dh.shape[1] :])
-            dz[:, : dh.shape[1]] = _activate_backward(dh.mul_(u), g, activation)
-        else:
-            dz = _activate_backward(dh, z, activation)
-        _add_product(d_up[e], dz.t(), part)
-        if up_bias is not None:
-            d_up_bias[e] += dz.sum(0)
-        torch.mm(dz, ups[e], out=d_rows[rows])
-    d_x = plan.combine(d_rows) if ids.numel() else x.new_zeros(x.shape)
+            z = _linear(part, ups[e], None if up_bias is None else up_bias[e], scratch.rows("z", n, up.shape[1]))
+        z, value = (z[:, :width], z[:, width:]) if gated else (z, None)
+        dh = torch.mm(dy, downs[e], out=scratch.rows("dh", n, width))
+        a = activate(z, activation, scratch.rows("a", n, width))
+        h = a if value is None else torch.mul(a, value, out=scratch.rows("h", n, width))
+        d_gate = d_gates_N[rows]
+        if down_bias is not None and d_down_bias is not None:
+            torch.mv(dy, down_bias[e], out=d_gate)
+            d_down_bias.add(e, dy.t(), gate[:, 0], first)
+        d_down.add(e, dy.mul_(gate).t(), h, first)
+        # ⟨dy, W₂ h⟩ = ⟨W₂ᵀ dy, h⟩: the expert's output is not needed again
+        d_gate += torch.mul(dh, h, out=scratch.rows("h", n, width) if h is z else h).sum(-1)
+        dz = dh
+        if value is not None:
+            dz = scratch.rows("dz", n, up.shape[1])
+            torch.mul(dh, value, out=dz[:, :width])
+            torch.mul(dh, a, out=dz[:, width:])
+        _activate_backward(dz[:, :width], z, activation)
+        if d_up_bias is not None:
+            d_up_bias.add(e, dz.t(), gate[:, 0], first)
+        d_up.add(e, dz.t(), part.mul_(gate), first)
+        plan.put(d_x, tokens, torch.mm(dz, ups[e], out=part).mul_(gate))
     return (
         d_x,
-        d_gates.view_as(gates),
-        d_up.to(up.dtype),
-        d_up_bias.to(x.dtype),
-        d_down.to(down.dtype),
-        d_down_bias.to(x.dtype),
+        _back_in_order(d_gates_N, plan.slots, gates),
+        d_up.result(),
+        x.new_zeros(0) if d_up_bias is None else d_up_bias.result(),
+        d_down.result(),
+        x.new_zeros(0) if d_down_bias is None else d_down_bias.result(),
     )
+
+
+def _back_in_order(d_gates_N: Tensor, slots: Tensor, gates: Tensor) -> Tensor:
+    d_gates = torch.empty_like(gates.reshape(-1))
+    d_gates[slots] = d_gates_N.to(d_gates.dtype)
+    return d_gates.view_as(gates)
 
 
 def linear_forward(x: Tensor, ids: Tensor, gates: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """See `mome_kernels.moe_linear`."""
     if not ids.numel():
         return x.new_zeros(x.shape[0], weight.shape[1])
-    plan = _Plan(ids, weight.shape[0], weight.shape[1] * x.element_size())
-    y_NF = x.new_empty(ids.numel(), weight.shape[1])
-    gates_N, matrices = gates.reshape(-1)[plan.slots].to(x.dtype), weight.unbind(0)
-    for e, rows in plan:
-        part = x.index_select(0, plan.tokens[rows])
-        y = _linear(part, matrices[e], None if bias is None else bias[e], y_NF[rows])
-        y.mul_(gates_N[rows, None])
-    return plan.combine(y_NF)
+    plan, scratch = _Plan(ids, weight.shape[0], weight.shape[1] * x.element_size()), Scratch(x)
+    out_TF = plan.target(x, weight.shape[1])
+    gates_N1, matrices = gates.reshape(-1, 1)[plan.slots].to(x.dtype), weight.unbind(0)
+    for e, rows, tokens, _ in plan:
+        n = tokens.shape[0]
+        part = torch.index_select(x, 0, tokens, out=scratch.rows("x", n, x.shape[1]))
+        y = _linear(part, matrices[e], None if bias is None else bias[e], scratch.rows("y", n, weight.shape[1]))
+        plan.put(out_TF, tokens, y.mul_(gates_N1[rows]))
+    return out_TF
 
 
 def linear_backward(
     grad: Tensor, x: Tensor, ids: Tensor, gates: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, ...]:
     """Gradients of x, gates, weight, bias."""
-    plan = _Plan(ids, weight.shape[0], weight.shape[1] * x.element_size())
-    d_weight, d_gates = _sums_like(weight), torch.empty_like(gates.reshape(-1))
-    d_bias = x.new_zeros(0) if bias is None else _sums_like(bias)
-    d_rows = x.new_empty(ids.numel(), x.shape[1])
-    gates_N, matrices = gates.reshape(-1)[plan.slots].to(x.dtype), weight.unbind(0)
-    for e, rows in plan:
-        tokens = plan.tokens[rows]
-        part, dy = x.index_select(0, tokens), grad.index_select(0, tokens)
-        back = torch.mm(dy, matrices[e], out=d_rows[rows])
-        d_gate = (back * part).sum(-1)
-        if bias is not None:
-            d_gate = d_gate + dy @ bias[e]
-        d_gates[plan.slots[rows]] = d_gate.to(d_gates.dtype)
-        gate = gates_N[rows, None]
-        dy.mul_(gate)
-        back.mul_(gate)
-        _add_product(d_weight[e], dy.t(), part)
-        if bias is not None:
-            d_bias[e] += dy.sum(0)
-    d_x = plan.combine(d_rows) if ids.numel() else x.new_zeros(x.shape)
-    return d_x, d_gates.view_as(gates), d_weight.to(weight.dtype), d_bias.to(x.dtype)
+    plan, scratch = _Plan(ids, weight.shape[0], weight.shape[1] * x.element_size()), Scratch(x)
+    d_weight, d_gates_N = _Sum(weight, plan.counts), x.new_empty(ids.numel())
+    d_bias = None if bias is None else _Sum(bias, plan.counts)
+    d_x = plan.target(x, x.shape[1]) if ids.numel() else x.new_zeros(x.shape)
+    gates_N1, matrices = gates.reshape(-1, 1)[plan.slots].to(x.dtype), weight.unbind(0)
+    for e, rows, tokens, first in plan:
+        n, gate = tokens.shape[0], gates_N1[rows]
+        part = torch.index_select(x, 0, tokens, out=scratch.rows("x", n, x.shape[1]))
+        dy = torch.index_select(grad, 0, tokens, out=scratch.rows("dy", n, grad.shape[1]))
+        back = torch.mm(dy, matrices[e], out=scratch.rows("dx", n, x.shape[1]))
+        torch.sum(torch.mul(back, part, out=scratch.rows("product", n, x.shape[1])), -1, out=d_gates_N[rows])
+        if bias is not None and d_bias is not None:
+            d_gates_N[rows] += dy @ bias[e]
+            d_bias.add(e, dy.t(), gate[:, 0], first)
+        d_weight.add(e, dy.t(), part.mul_(gate), first)
+        plan.put(d_x, tokens, back.mul_(gate))
+    return (
+        d_x,
+        _back_in_order(d_gates_N, plan.slots, gates),
+        d_weight.result(),
+        x.new_zeros(0) if d_bias is None else d_bias.result(),
+    )

@@ -35,7 +35,8 @@ def grouped_forward(
     for e, (part, w, target) in enumerate(zip(parts, weight.unbind(0), out.split(groups), strict=True)):
         if target.shape[0]:
             rows = part if index is None else x.index_select(0, part)
-            target.copy_(activate(F.linear(rows, w, None if bias is None else bias[e]), activation))
+            z = F.linear(rows, w, None if bias is None else bias[e])
+            target.copy_(activate(z, activation, z))
     return out
 
 

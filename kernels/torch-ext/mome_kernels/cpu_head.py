@@ -5,10 +5,10 @@ Neither (prompts × scales × voxels) nor (prompts × channels × voxels) is eve
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
+
+from .cpu_scratch import Scratch
 
 _TILE_BYTES = 1 << 20  # one (P, C, n) tile; a few of them fit a core's caches
 
@@ -18,21 +18,7 @@ def tile_voxels(prompts: int, channels: int, element_size: int) -> int:
     return max(256, _TILE_BYTES // max(1, prompts * channels * element_size) // 256 * 256)
 
 
-class _Scratch:
-    """The buffers of one tile, taken again by the next: what an allocator hands out afresh is in no cache."""
-
-    def __init__(self, like: Tensor) -> None:
-        self.like = like
-        self.held: dict[str, Tensor] = {}
-
-    def __call__(self, name: str, *shape: int) -> Tensor:
-        size = math.prod(shape)
-        if name not in self.held or self.held[name].numel() < size:
-            self.held[name] = self.like.new_empty(size)
-        return self.held[name][:size].view(shape)
-
-
-def _weights(f_SCn: Tensor, query_PC: Tensor, bias_SP: Tensor, top_k: int, scratch: _Scratch) -> Tensor:
+def _weights(f_SCn: Tensor, query_PC: Tensor, bias_SP: Tensor, top_k: int, scratch: Scratch) -> Tensor:
     """(S, P, n): the softmax over the scales."""
     scales, (prompts, _), voxels = f_SCn.shape[0], query_PC.shape, f_SCn.shape[2]
     score_SPn = torch.bmm(query_PC.expand(scales, -1, -1), f_SCn, out=scratch("score", scales, prompts, voxels))
@@ -44,7 +30,7 @@ def _weights(f_SCn: Tensor, query_PC: Tensor, bias_SP: Tensor, top_k: int, scrat
     return torch.softmax(score_SPn, 0, out=scratch("weight", scales, prompts, voxels))
 
 
-def _mixture(f_SCn: Tensor, weight_SPn: Tensor | None, prompts: int, scratch: _Scratch) -> Tensor:
+def _mixture(f_SCn: Tensor, weight_SPn: Tensor | None, prompts: int, scratch: Scratch) -> Tensor:
     """(P, C, n) = Σ_s weight · f."""
     if weight_SPn is None:
         return f_SCn.expand(prompts, -1, -1)
@@ -77,7 +63,7 @@ def forward(
     prompts = query.shape[0]
     out = features.new_empty(batch, prompts, voxels)
     step = tile_voxels(prompts, channels, features.element_size())
-    bias_SP, scratch = bias.t().contiguous(), _Scratch(features)
+    bias_SP, scratch = bias.t().contiguous(), Scratch(features)
     for b in range(batch):
         for start in range(0, voxels, step):
             n = min(step, voxels - start)
@@ -101,7 +87,7 @@ def backward(
     batch, scales, channels, voxels = features.shape
     prompts = query.shape[0]
     step = tile_voxels(prompts, channels, features.element_size())
-    bias_SP, scratch = bias.t().contiguous(), _Scratch(features)
+    bias_SP, scratch = bias.t().contiguous(), Scratch(features)
     d_features = torch.empty_like(features, memory_format=torch.contiguous_format)
     d_query, d_bias_SP = torch.zeros_like(query), torch.zeros_like(bias_SP)
     d_w1, d_b1, d_w2, d_b2, d_w3, d_b3 = (torch.zeros_like(t) for t in (w1, b1, w2, b2, w3, b3))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,8 +115,13 @@ class HuggingFaceText:
         return (hidden_PND * share_PN1).sum(1) / share_PN1.sum(1)
 
     def _load(self, factory: Any) -> Any:
+        wanted = {"pretrained_model_name_or_path": self.config.model, "revision": self.config.revision}
+        if re.fullmatch("[0-9a-f]{40}", self.config.revision):
+            # a commit never changes: where the cache has it, a network that is down must not cost minutes of retries
+            with contextlib.suppress(OSError, ValueError):
+                return factory.from_pretrained(**wanted, local_files_only=True)
         try:
-            return factory.from_pretrained(self.config.model, revision=self.config.revision)
+            return factory.from_pretrained(**wanted)
         except (OSError, ValueError) as error:
             raise InputError(
                 f"the text tower {self.config.model!r} (revision {self.config.revision}) cannot be loaded: "
