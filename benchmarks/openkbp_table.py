@@ -34,7 +34,7 @@ mome segment $MOME_TEST_DATA/openkbp/val/images -m mome-ct-tiny -o runs/val_mome
   -p spinal_cord -p brainstem -p esophagus -p parotid_gland_left -p parotid_gland_right -p mandible -p larynx
 
 python benchmarks/train_segresnet.py --config examples/configs/mome_ct_tiny.yaml --out runs/segresnet \\
-  loss=bce_dice train.mixed_precision=bf16
+  loss=bce_dice train.mixed_precision=bf16 train.ema=0
 python benchmarks/train_segresnet.py --predict $MOME_TEST_DATA/openkbp/val \\
   --out runs/segresnet --masks runs/val_segresnet
 

@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from mome.data.augmentation import Augmentation
 from mome.data.case_folder import CaseFolder
 from mome.data.sampling import PatchDataset
+from mome.errors import InputError
 from mome.processing import MoMEProcessor
 from mome.registry import LOSSES
 from mome.training.checkpoint import latest_checkpoint, save_checkpoint
@@ -49,6 +50,8 @@ def autocast(run: RunConfig) -> torch.autocast:
 def fit(run: RunConfig, out: Path, peak: float) -> None:
     """Trains, with a checkpoint every `checkpoint_every` steps from which it goes on."""
     train = run.train
+    if train.gradient_accumulation != 1:
+        raise InputError("one batch per step here", hint="train.gradient_accumulation=1")
     torch.manual_seed(train.seed)
     processor = preset_processor(run.preset, **run.processor)
     caches = [open_source(source, run, processor, lambda items: track(items, "caching")) for source in run.sources]
@@ -91,13 +94,14 @@ def fit(run: RunConfig, out: Path, peak: float) -> None:
             logits = model(batch["volume"])
             loss = loss_function(logits, batch["targets"], batch["supervised"])
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip_norm)
+        if train.clip_norm:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip_norm)
         optimizer.step()
         optimizer.zero_grad()
         if average is not None:
             average.update_parameters(model)
         recent.append(loss.item())
-        if (step + 1) % train.checkpoint_every == 0 or step + 1 == steps:
+        if step + 1 == steps or train.checkpoint_every and (step + 1) % train.checkpoint_every == 0:
             print(
                 f"step {step + 1}/{steps} loss {np.mean(recent[-50:]):.4f} {time.perf_counter() - began:.0f} s",
                 flush=True,

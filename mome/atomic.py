@@ -55,9 +55,16 @@ def check_output_folder(folder: str | Path) -> None:
     Raises:
         InputError: It, or what it would lie in, is a file or may not be written.
     """
-    existing = next(path for path in (Path(folder), *Path(folder).absolute().parents) if path.exists())
-    if not existing.is_dir():
-        raise InputError("the output folder is a file", where=str(existing), hint="choose another folder")
+    try:
+        os.stat(folder)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):
+            raise InputError(
+                f"the output folder cannot be made: {error.strerror}", where=str(folder), hint="choose another folder"
+            ) from error
+    existing = next(path for path in (Path(folder), *Path(folder).absolute().parents) if os.path.lexists(path))
+    if not os.path.isdir(existing):
+        raise InputError("the output folder is not a folder", where=str(existing), hint="choose another folder")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise InputError("the output folder may not be written", where=str(existing), hint="choose another folder")
 

@@ -136,14 +136,14 @@ class MoMEProcessor(ImageProcessingMixin):
 
 
 def processor_of(model: Any) -> MoMEProcessor:
-    """What the model carries as `processor`, else what is saved where the model was loaded from.
+    """What the model carries as `processor`, else what was, or by now is, saved where the model was loaded from.
 
     Raises:
-        InputError: Neither.
+        InputError: None of these.
     """
-    carried = getattr(model, "processor", None)
-    if carried is not None:
-        return carried
+    for carried in (getattr(model, "processor", None), getattr(model, "loaded_processor", None)):
+        if carried is not None:
+            return carried
     place = getattr(model.config, "name_or_path", "")
     if not place:
         raise InputError(

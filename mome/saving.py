@@ -16,7 +16,7 @@ from mome.configuration import MoMEConfig
 from mome.errors import InputError
 from mome.hub import AUTO_MAP, STUB, STUB_NAME, locate
 from mome.labels import load_table
-from mome.processing import processor_of
+from mome.processing import MoMEProcessor
 from mome.registry import TEXT_ENCODERS
 
 logger = logging.get_logger(__name__)
@@ -89,6 +89,8 @@ class SavedModel(PreTrainedModel):
                 "the checkpoint's weights do not fit its config: it is of another architecture",
                 where=str(name),
             ) from error
+        with contextlib.suppress(InputError):  # a model that was saved without one
+            model.loaded_processor = MoMEProcessor.from_pretrained(name, **hub)
         if revision is not None:  # so that what is loaded later from the same place is of the same revision
             model.config.name_or_path = f"hf-hub:{place}@{revision}"
         # Weights leave the mapped file: saving over it must not change them, and the aligned copies make the same
@@ -116,7 +118,8 @@ class SavedModel(PreTrainedModel):
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
         """Writes safetensors, `config.json`, the label table, the stub that remote-code loading needs, the processor.
 
-        The last is written where the model carries one, or one is saved where the model was loaded from.
+        The last is what the model carries as `processor`, else the one it was loaded with, which replaces none that
+        lies in the folder.
         """
         self.config.auto_map = dict(AUTO_MAP)
         super().save_pretrained(save_directory, *args, **kwargs)
@@ -128,8 +131,10 @@ class SavedModel(PreTrainedModel):
         return super()._upload_modified_files(working_dir, *args, **kwargs)
 
     def _save_extras(self, folder: str | Path) -> None:
-        with contextlib.suppress(InputError):  # a model that was never given one
-            processor_of(self).save_pretrained(folder)
+        own = getattr(self, "processor", None)
+        processor = own or getattr(self, "loaded_processor", None)
+        if processor is not None and (own or not (Path(folder) / "preprocessor_config.json").exists()):
+            processor.save_pretrained(folder)
         (Path(folder) / STUB_NAME).write_text(STUB)
         (Path(folder) / "labels.json").write_text(json.dumps(stored_labels(self.config), indent=1) + "\n")
 

@@ -14,8 +14,13 @@ def test_an_output_folder_is_looked_at_before_the_work(tmp_path: Path) -> None:
     check_output_folder(tmp_path / "new" / "deeper")
     assert not (tmp_path / "new").exists()
     (tmp_path / "file").write_text("")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="not a folder"):
+        check_output_folder(tmp_path / "dangling")
+    with pytest.raises(InputError, match="cannot be made: File name too long"):
+        check_output_folder(tmp_path / ("a" * 300))
     for place in (tmp_path / "file", tmp_path / "file" / "deeper"):
-        with pytest.raises(InputError, match="the output folder is a file") as caught:
+        with pytest.raises(InputError, match="the output folder is not a folder") as caught:
             check_output_folder(place)
         assert str(tmp_path / "file") in str(caught.value)
         with (

@@ -92,6 +92,15 @@ def test_what_is_wrong_is_said_once_for_all_scans(capsys, scan: Path, model_fold
     assert printed.count("'larynx' is not among them") == 1 and "scans failed" not in printed
 
 
+def test_notes_on_a_scan_are_said_for_every_scan(capsys, model_folder: str, tmp_path: Path) -> None:
+    for name in "ab":
+        values = np.random.default_rng(0).random((8, 8, 8)).astype(np.float32)
+        nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / f"{name}.nii.gz")
+    scans = [str(tmp_path / "a.nii.gz"), str(tmp_path / "b.nii.gz")]
+    assert main(["segment", *scans, "-p", "liver", "-m", model_folder, "-o", str(tmp_path / "out")]) == 0
+    assert " ".join(capsys.readouterr().err.split()).count("normalised") == 2
+
+
 def test_segment_writes_masks_and_says_what_it_was_not_trained_on(
     capsys, scan: Path, model_folder: str, tmp_path: Path
 ) -> None:
@@ -99,7 +108,7 @@ def test_segment_writes_masks_and_says_what_it_was_not_trained_on(
     assert main(["segment", str(scan), "-p", "liver", "-p", "lien", "-m", model_folder, "-o", str(out)]) == 0
     printed = capsys.readouterr().err
     assert "was not trained on 'spleen'" in " ".join(printed.split()) and "ml" in printed
-    assert f"wrote {out}/scan_liver.nii.gz" in "".join(printed.split("\n")).replace("wrote\n", "wrote ")
+    assert f"wrote {out}/scan_liver.nii.gz\n" in printed  # whole, however long
     assert {p.name for p in out.iterdir()} == {"scan_liver.nii.gz", "scan_spleen.nii.gz", "report.json"}
     image = nib.load(out / "scan_liver.nii.gz")
     np.testing.assert_array_equal(image.affine, nib.load(scan).affine)
@@ -163,8 +172,18 @@ def test_bad_input(capsys, scan: Path, model_folder: str, tmp_path: Path) -> Non
         ("not of mome", "segment", scan, "-p", "liver", "-m", other, "-o", out),
         ("'org/missing' cannot be loaded", "segment", scan, "-p", "liver", "-m", "org/missing", "-o", out),
         ("no model 'nope'", "segment", scan, "-p", "liver", "-m", "nope", "-o", out),
-        ("the output folder is a file", "segment", scan, "-p", "liver", "-m", model_folder, "-o", scan),
-        ("the output folder is a file", "segment", scan, "-p", "liver", "-m", model_folder, "-o", scan / "deeper"),
+        ("the output folder is not a folder", "segment", scan, "-p", "liver", "-m", model_folder, "-o", scan),
+        (
+            "the output folder is not a folder",
+            "segment",
+            scan,
+            "-p",
+            "liver",
+            "-m",
+            model_folder,
+            "-o",
+            scan / "deeper",
+        ),
         ("unrecognized arguments", "segment", scan, "-p", "liver", "--colour", *base),
         ("overlap is from 0", "segment", scan, "-p", "liver", "--overlap", "3", *base),
         ("did you mean 'segment'", "segmnt"),

@@ -153,6 +153,20 @@ def test_resume_asks_for_the_same_model_settings_and_scan(tmp_path: Path) -> Non
     assert not skipped(other, frame=0) and skipped(other, frame=0)
 
 
+def test_a_finished_run_is_resumed_without_the_tower(tmp_path: Path, monkeypatch) -> None:
+    scans, out, made = [ct(tmp_path / f"{name}.nii.gz") for name in "ab"], tmp_path / "out", segmenter()
+    segment_folder(made, scans[:1], out, ["liver"])
+
+    def no_tower(*arguments: object) -> None:
+        raise InputError("no tower")
+
+    monkeypatch.setattr("mome.inference.folder.embed_prompts", no_tower)
+    (entry,) = segment_folder(made, scans[:1], out, ["liver"], resume=True)
+    assert entry["skipped"]
+    with pytest.raises(InputError, match="no tower"):  # once, not for every scan
+        segment_folder(made, scans, out, ["liver"], resume=True)
+
+
 def test_the_report_forgets_nothing(tmp_path: Path) -> None:
     a, b, out = ct(tmp_path / "a.nii.gz"), ct(tmp_path / "b.nii.gz"), tmp_path / "out"
 

@@ -202,10 +202,12 @@ def test_a_part_is_scored_where_that_is_asked_for(folders: tuple[Path, Path]) ->
     pred, ref = folders
     cases = pred.parent / "cases.json"
     whole = evaluate_folder(pred, ref, cases=cases)
-    alone = evaluate_folder(pred, ref, cases=cases, structures=["voice box", "no such thing"])
+    alone = evaluate_folder(pred, ref, cases=cases, structures=["voice box"])
     assert alone == [score for score in whole if score.structure == "larynx"] != []
-    with pytest.raises(InputError, match="nothing to score: no reference of liver"):
-        evaluate_folder(pred, ref, cases=cases, structures=["liver"])
+    for wrong in ("liver", ["larynx", "liver"]):
+        with pytest.raises(InputError, match="no case has a reference of liver") as caught:
+            evaluate_folder(pred, ref, cases=cases, structures=wrong)
+        assert ("larynx" if "larynx" in wrong else "mome list labels") in str(caught.value)
     (pred / "c2_larynx.nii.gz").unlink()
     with pytest.raises(InputError, match="'c2' has no prediction of 'larynx'") as caught:
         evaluate_folder(pred, ref, cases=cases)
@@ -216,6 +218,8 @@ def test_a_part_is_scored_where_that_is_asked_for(folders: tuple[Path, Path]) ->
     assert left_out == [("c2", "larynx")]
     for path in pred.glob("c1_*"):
         path.unlink()
+    with pytest.raises(InputError, match="'c2' has no prediction of 'larynx'"):  # c1 has no larynx: not missed
+        evaluate_folder(pred, ref, cases=cases, structures="larynx")
     with pytest.raises(InputError, match="'c1' has no prediction\n"):
         evaluate_folder(pred, ref, cases=cases)
     scores = evaluate_folder(pred, ref, cases=cases, on_missing=lambda *what: left_out.append(what))
@@ -238,7 +242,7 @@ def test_partial_labels_of_separate_masks(folders: tuple[Path, Path]) -> None:
         ("{", "list of cases is not"),
         ('{"c1": ["mandible"]}', "list of cases is not"),
         ('{"c1": {"annotated": ["mandible"]}}', "'c2' is not in the list of cases"),
-        ('{"c1": {"annotated": ["brain"]}}', "no prediction of 'brain'"),
+        ('{"c1": {"annotated": ["brain"]}}', "'c1' has no reference of 'brain'"),
     ],
 )
 def test_bad_lists_of_cases(folders: tuple[Path, Path], content: str | None, message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
@@ -30,22 +31,48 @@ def snapshot(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("revision", "cached"), [("a" * 40, True), ("a" * 40, False), ("main", True)])
-def test_a_pinned_tower_in_the_cache_needs_no_network(revision: str, cached: bool) -> None:
-    """A network that is down costs minutes of retries; a commit that the cache holds is never asked for."""
+@pytest.mark.parametrize(
+    ("revision", "files", "asks"),
+    [
+        ("a" * 40, ["model.safetensors", "vocab.txt"], False),
+        ("a" * 40, ["config.json"], True),  # a download that ended early
+        ("a" * 40, ["config.json", "model.safetensors"], True),
+        ("main", ["model.safetensors", "vocab.txt"], True),  # a branch moves
+    ],
+)
+def test_a_pinned_tower_in_the_cache_needs_no_network(
+    revision: str, files: list[str], asks: bool, tmp_path: Path, monkeypatch
+) -> None:
+    """A network that is down costs minutes of retries; a commit that the cache holds whole is never asked for."""
+    import huggingface_hub
+
+    folder = tmp_path / "models--org--tower" / "snapshots" / ("a" * 40)
+    folder.mkdir(parents=True)
+    for name in files:
+        (folder / name).write_text("")
+    (tmp_path / "models--org--tower" / "refs").mkdir()
+    (tmp_path / "models--org--tower" / "refs" / "main").write_text("a" * 40)
+    real = huggingface_hub.try_to_load_from_cache
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", functools.partial(real, cache_dir=tmp_path))
     asked: list[bool] = []
 
     class Factory:
         @staticmethod
         def from_pretrained(**options: object) -> str:
             asked.append(not options.get("local_files_only", False))
-            if not asked[-1] and not cached:
-                raise OSError("not in the cache")
             return "tower"
 
     tower = TEXT_ENCODERS.build({"name": "hf", "model": "org/tower", "revision": revision})
-    assert tower._load(Factory) == "tower"
-    assert asked == ([True] if revision == "main" else [False] if cached else [False, True])
+    assert tower._load(Factory) == "tower" and asked == [asks]
+
+
+def test_a_tokenizer_without_its_vocabulary_is_refused(snapshot: Path, tmp_path: Path) -> None:
+    """transformers makes one out of config.json alone, and every prompt would be the same row."""
+    for path in snapshot.iterdir():
+        if path.name not in ("tokenizer.json", "vocab.txt"):
+            (tmp_path / path.name).symlink_to(path.resolve())
+    with pytest.raises(InputError, match="text tower"):
+        TEXT_ENCODERS.build({"name": "hf", "model": str(tmp_path)}).encode(["liver"])
 
 
 def test_minilm_rows(snapshot: Path) -> None:

@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _say(entry: dict[str, Any], out: Path, console: Any, said: set[str]) -> None:
-    """Prints a study's entry; of its warnings those that no study before it gave."""
+    """Prints a study's entry; what its prompts give cause to say is said with the first study only."""
     from rich.markup import escape  # "mome[dicom]" is no style
 
     name = escape(entry["name"])
@@ -96,18 +96,18 @@ def _say(entry: dict[str, Any], out: Path, console: Any, said: set[str]) -> None
         return
     again = " (from an earlier run)" if entry.get("skipped") else ""
     console.print(f"[bold]{name}[/bold]  {entry['seconds']:.1f} s{again}", highlight=False)
-    warnings = [f"note: {note}" for note in entry["notes"]]
+    notes = [f"note: {note}" for note in entry["notes"]]
+    warnings = []
     for structure in entry["structures"]:
         console.print(f"  {escape(structure['name']):<24} {structure['volume_ml']:>10.1f} ml", highlight=False)
         if structure["warning"]:
             warnings.append(f"warning: {structure['warning']}")
     if entry["overlapping_voxels"]:
-        warnings.append(
+        notes.append(
             f"note: {entry['overlapping_voxels']} voxels lay in more than one mask; the smaller one holds them"
         )
-    for warning in dict.fromkeys(warnings):
-        if warning not in said:
-            console.print(f"  [yellow]{escape(warning)}[/yellow]", highlight=False)
+    for line in dict.fromkeys(notes + [warning for warning in warnings if warning not in said]):
+        console.print(f"  [yellow]{escape(line)}[/yellow]", highlight=False)
     said.update(warnings)
     for mask in entry["masks"]:
-        console.print(f"  wrote {escape(str(out / mask))}", highlight=False)
+        console.print(f"  wrote {escape(str(out / mask))}", highlight=False, soft_wrap=True)

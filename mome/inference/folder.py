@@ -116,7 +116,7 @@ def segment_folder(
             "processor": segmenter.processor.settings(),
         },
     }
-    entries, report = [], dict(before)
+    entries, report, embedded = [], dict(before), False
     for scan in scans:
         name = stem(scan)
         wanted = {"name": name, **request, "scan": scan_identity(scan)}
@@ -124,6 +124,9 @@ def segment_folder(
         if resume and old and _complete(old, out, wanted):
             entry = {**old, "skipped": True}
         else:
+            if not embedded:  # what cannot be embedded is said once, not for every scan
+                embed_prompts(segmenter.understand(prompts), segmenter.model)
+                embedded = True
             entry = _one(segmenter, scan, out, wanted, debug)
         entries.append(entry)
         report[name] = entry
@@ -148,7 +151,6 @@ def _check_outputs(
                     f"two scans would both write {path.name}", where=f"{other} and {scan}", hint="rename one"
                 )
     refuse_to_overwrite(scans, list(owners))
-    embed_prompts(understood, segmenter.model)  # what cannot be embedded is said once, not for every scan
 
 
 def _one(segmenter: Segmenter, scan: Path, out: Path, request: dict[str, Any], debug: bool) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,17 +40,19 @@ class PackedMasks(Mapping[str, np.ndarray]):
         self.voxels[name] += int(moved.sum())
 
     def name_of(self, key: str) -> str:
-        """The mask that a name, or any wording that the class table understands, means.
+        """The mask that a name, or a synonym of it in the class table, means.
 
         Raises:
             KeyError: There is none; the message names those there are.
         """
-        if key in self.bits:
-            return key
-        name = load_table().resolve(key).name if isinstance(key, str) and key.strip() else None
-        if name not in self.bits:
-            raise KeyError(f"there is no mask of {key!r}, only of {', '.join(self.names)}")
-        return name
+        names = [key]
+        with contextlib.suppress(InputError, AttributeError):  # what could be no prompt
+            resolved = load_table().resolve(key)
+            names += [key.strip(), resolved.name if resolved.how in ("exact", "synonym") else None]
+        for name in names:
+            if name in self.bits:
+                return name
+        raise KeyError(f"there is no mask of {key!r}, only of {', '.join(self.names)}")
 
     def __contains__(self, key: object) -> bool:
         try:
@@ -74,7 +77,7 @@ class Segmentation:
 
     Attributes:
         prompts: As understood; their `warning`s are for the user.
-        masks: Prompt, by its name or in other words for it → uint8 (i, j, k), unpacked lazily.
+        masks: Prompt, by its name or a synonym → uint8 (i, j, k), unpacked lazily.
         grid: The scan's own grid.
         header: What the writer keeps of the scan's header.
         seconds: Time per phase.

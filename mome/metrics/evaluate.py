@@ -38,7 +38,7 @@ def evaluate_folder(
     *,
     dataset: str | None = None,
     cases: str | Path | None = None,
-    structures: Sequence[str] | None = None,
+    structures: str | Sequence[str] | None = None,
     on_missing: Callable[[str, str | None], None] | None = None,
     tolerance: float = 2.0,
     progress: Callable[[Iterable[Any]], Iterable[Any]] = lambda items: items,
@@ -81,30 +81,56 @@ def evaluate_folder(
             where=str(prediction),
             hint="files are matched by their names: <case>.nii.gz, <case>_<structure>.nii.gz",
         )
-    chosen = None if structures is None else {load_table().resolve(text).name or text for text in structures}
-    scores = []
+    chosen = None if structures is None else _names(structures)
+    scores, asked = [], set[str]()
     for case, files in progress(list(wanted.items())):
+        truth = open_masks(files, dataset)
+        listed = annotated.get(case) if annotated is not None else None
+        if annotated is not None and listed is None:
+            raise InputError(f"case {case!r} is not in the list of cases", where=str(cases))
+        names = sorted(set(truth) if listed is None else set(listed))
+        if chosen is not None:
+            names = [name for name in names if name in chosen]
+        asked.update(names)
+        if not names:
+            continue
         if case not in predicted:
             if on_missing is None:
                 raise InputError(f"case {case!r} has no prediction", where=str(prediction), hint=_PARTIAL)
             on_missing(case, None)
             continue
-        truth = open_masks(files, dataset)
-        listed = annotated.get(case) if annotated is not None else None
-        if annotated is not None and listed is None:
-            raise InputError(f"case {case!r} is not in the list of cases", where=str(cases))
         guess = open_masks(predicted[case], dataset)
-        for structure in sorted(set(truth) if listed is None else set(listed)):
-            if chosen is not None and structure not in chosen:
-                continue
+        for structure in names:
+            if structure not in truth:
+                raise InputError(
+                    f"case {case!r} has no reference of {structure!r}",
+                    where=str(reference),
+                    hint="is the dataset name right?",
+                )
             if structure not in guess and on_missing is not None:
                 on_missing(case, structure)
             else:
                 scores.append(_score(case, structure, guess, truth, tolerance))
+    unknown = sorted(set() if chosen is None else chosen - asked)
+    if unknown:
+        raise InputError(
+            f"no case has a reference of {', '.join(unknown)}",
+            where=str(reference),
+            hint="there are: " + ", ".join(sorted(asked)) if asked else "mome list labels",
+        )
     if not scores:
-        what = "structure that was predicted" if chosen is None else f"reference of {', '.join(sorted(chosen))}"
-        raise InputError(f"there is nothing to score: no {what}", where=str(reference))
+        what = "the list of cases names no structure" if not asked else "nothing of the reference was predicted"
+        raise InputError(f"there is nothing to score: {what}", where=str(prediction if asked else cases or reference))
     return scores
+
+
+def _names(structures: str | Sequence[str]) -> set[str]:
+    """Names of the class table, of names and exact synonyms; others stay as they are."""
+    names = set()
+    for text in [structures] if isinstance(structures, str) else structures:
+        resolved = load_table().resolve(text)
+        names.add(resolved.name if resolved.name and resolved.how in ("exact", "synonym") else text)
+    return names
 
 
 def _score(
@@ -118,8 +144,6 @@ def _score(
         raise InputError(
             f"case {case!r} has no prediction of {structure!r}", hint=f"segment it with -p {structure}; {_PARTIAL}"
         )
-    if structure not in truth:
-        raise InputError(f"case {case!r} has no reference of {structure!r}", hint="is the dataset name right?")
     p, r = guess[structure](), truth[structure]()
     if not p.grid.same_as(r.grid, tolerance=0.01):
         raise InputError(

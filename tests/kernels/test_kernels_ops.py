@@ -7,7 +7,7 @@ import itertools
 import mome_kernels as kernels
 import pytest
 import torch
-from mome_kernels import cpu_head, dispatch, ops, reference
+from mome_kernels import cpu_experts, cpu_head, dispatch, ops, reference
 from torch.library import opcheck
 
 ACTIVATIONS = ["none", "relu", "silu", "gelu", "gelu_tanh"]
@@ -87,6 +87,40 @@ def test_mlp_under_skewed_loads(load: str) -> None:
 def test_linear(load: str, bias: bool) -> None:
     x, ids, gates, up, up_bias, *_ = mlp_inputs(False, bias, load)
     same_values_and_gradients(kernels.moe_linear, reference.moe_linear, [x, ids, gates, up, up_bias])
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_experts_in_several_blocks(gated: bool, monkeypatch) -> None:
+    """Work buffers are taken again from block to block, and sums go on; what is kept for backward stays as it is."""
+    monkeypatch.setattr(cpu_experts, "_BLOCK_BYTES", 1)  # then a block is 512 rows
+    inputs = mlp_inputs(gated, True, "zipf", tokens=1300)
+    for activation in ACTIVATIONS:
+        same_values_and_gradients(kernels.moe_mlp, reference.moe_mlp, inputs, activation=activation, gated=gated)
+    x, ids, gates, up, up_bias, down, down_bias = inputs
+    same_values_and_gradients(kernels.moe_linear, reference.moe_linear, [x, ids, gates, up, up_bias])
+    leaves = [x, gates, up, up_bias, down, down_bias]
+    out = kernels.moe_mlp(*inputs, gated=gated)
+    once = torch.autograd.grad(out.sum(), leaves, retain_graph=True)
+    again = torch.autograd.grad(out.sum(), leaves)
+    assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
+    # nothing kept: z is made again
+    grad, rest = torch.ones_like(out), ("gelu", gated)
+    with torch.no_grad():
+        remade = cpu_experts.mlp_backward(grad, *inputs, *rest)
+        kept = cpu_experts.mlp_backward(grad, *inputs, *rest, cpu_experts.mlp_forward(*inputs, *rest, True)[1])
+    for a, b in zip(remade, kept, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_gradients_of_biases_are_summed_pairwise() -> None:
+    """One after the other, float32 sums over 10⁵ tokens would lose two digits."""
+    x, ids, gates, *weights = mlp_inputs(False, True, "one", torch.float32, tokens=30_000)
+    single = [x, ids, gates, *weights]
+    double = [t.detach().double().requires_grad_() if t.is_floating_point() else t for t in single]
+    got = torch.autograd.grad(kernels.moe_mlp(*single).sum(), [single[4], single[6]])
+    want = torch.autograd.grad(kernels.moe_mlp(*double).sum(), [double[4], double[6]])
+    for a, b in zip(got, want, strict=True):
+        assert float((a - b).abs().max() / b.abs().max()) < 1e-6
 
 
 @pytest.mark.parametrize(("scales", "top_k"), [(1, 0), (3, 0), (3, 2), (5, 1)])

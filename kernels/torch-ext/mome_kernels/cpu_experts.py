@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from . import checks
 from .cpu_scratch import Scratch
@@ -20,37 +21,44 @@ _BLOCK_BYTES = 4 << 20  # hidden activations of one block
 def route(expert_ids_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Counts (E,), offsets (E + 1,), permutation (N,) and its inverse; see `mome_kernels.route`."""
     flat = expert_ids_TK.reshape(-1)
-    if flat.device.type == "cpu":
-        checks.ids_in_range(flat, num_experts)
-    # narrow keys sort several times faster than int64
-    keys = flat.to(torch.int16) if num_experts < 32768 else flat
-    permutation = torch.sort(keys, stable=True).indices
+    counts, permutation = _sorted(flat, num_experts)
     inverse = torch.empty_like(permutation)
     inverse[permutation] = torch.arange(permutation.numel(), device=flat.device)
-    if flat.device.type == "cpu":
-        counts = torch.bincount(flat, minlength=num_experts)
-    else:  # bincount asks the host for the largest id; adding ones does not, and integers add in any order alike
-        counts = torch.zeros(num_experts, dtype=torch.int64, device=flat.device)
-        counts.scatter_add_(0, flat.long(), torch.ones_like(flat, dtype=torch.int64))
     offsets = torch.zeros(num_experts + 1, dtype=torch.int64, device=flat.device)
     torch.cumsum(counts, 0, out=offsets[1:])
     return counts.int(), offsets.int(), permutation, inverse
+
+
+def _sorted(ids_N: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
+    """Counts (E,), and the stable order of the assignments by expert (N,)."""
+    if ids_N.device.type == "cpu":
+        checks.ids_in_range(ids_N, num_experts)
+        counts = torch.bincount(ids_N, minlength=num_experts)
+    else:  # bincount asks the host for the largest id; adding ones does not, and integers add in any order alike
+        counts = torch.zeros(num_experts, dtype=torch.int64, device=ids_N.device)
+        counts.scatter_add_(0, ids_N.long(), torch.ones_like(ids_N, dtype=torch.int64))
+    # narrow keys sort several times faster than int64
+    keys = ids_N.to(torch.int16) if num_experts < 32768 else ids_N
+    return counts, torch.sort(keys, stable=True).indices
 
 
 class _Plan:
     """Assignments in expert order, cut into blocks of one expert each."""
 
     def __init__(self, ids_TK: Tensor, num_experts: int, row_bytes: int) -> None:
-        self.counts, _, self.slots, _ = route(ids_TK, num_experts)
+        counts, self.slots = _sorted(ids_TK.reshape(-1), num_experts)
+        self.counts = counts.tolist()
         self.share = ids_TK.shape[1]
         self.tokens = self.slots if self.share == 1 else torch.div(self.slots, self.share, rounding_mode="floor")
-        self.size = max(512, _BLOCK_BYTES // max(1, row_bytes))
+        size = max(512, _BLOCK_BYTES // max(1, row_bytes))
+        self.blocks = [-(-count // size) for count in self.counts]  # of about one size: a small rest would be slow
+        pairs = zip(self.counts, self.blocks, strict=True)
+        self.largest = max((-(-count // blocks) for count, blocks in pairs if blocks), default=0)
 
     def __iter__(self) -> Iterator[tuple[int, slice, Tensor, bool]]:
         """(expert, rows, their tokens, whether they are the expert's first) of every block, expert after expert."""
         start = 0
-        for expert, count in enumerate(self.counts.tolist()):
-            blocks = -(-count // self.size)  # of about one size: a small rest would be slow
+        for expert, (count, blocks) in enumerate(zip(self.counts, self.blocks, strict=True)):
             for block in range(blocks):
                 rows = slice(start + count * block // blocks, start + count * (block + 1) // blocks)
                 yield expert, rows, self.tokens[rows], block == 0
@@ -82,25 +90,31 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tens
 class _Sum:
     """A parameter's gradient, expert by expert; float32 for half precision, which would lose the small blocks."""
 
-    def __init__(self, parameter: Tensor, counts: Tensor) -> None:
+    def __init__(self, parameter: Tensor, counts: list[int]) -> None:
         wide = torch.promote_types(parameter.dtype, torch.float32)
         self.dtype = parameter.dtype
         self.total = torch.empty_like(parameter, dtype=wide, memory_format=torch.contiguous_format)
-        for expert in (counts == 0).nonzero().flatten().tolist():
-            self.total[expert].zero_()
+        for expert, count in enumerate(counts):
+            if not count:
+                self.total[expert].zero_()
 
     def add(self, expert: int, a: Tensor, b: Tensor, first: bool) -> None:
         """total[expert] = a @ b with its first block, total[expert] += a @ b with the others."""
-        into, same = self.total[expert], self.total.dtype == a.dtype
-        product = torch.mv if b.dim() == 1 else torch.mm
-        if first:
-            product(a, b, out=into) if same else into.copy_(product(a, b))
-        elif not same:
-            into += product(a, b)
-        elif b.dim() == 1:
-            into.addmv_(a, b)
+        into = self.total[expert]
+        if into.dtype != a.dtype:
+            self.add_rows(expert, (a @ b)[None], first)
+        elif first:
+            torch.mm(a, b, out=into)
         else:
             into.addmm_(a, b)
+
+    def add_rows(self, expert: int, rows: Tensor, first: bool) -> None:
+        """The same with the sum of rows; `sum` adds pairwise, a product with a vector of ones would not."""
+        total = rows.sum(0, dtype=self.total.dtype)
+        if first:
+            self.total[expert] = total
+        else:
+            self.total[expert] += total
 
     def result(self) -> Tensor:
         return self.total.to(self.dtype)
@@ -111,7 +125,7 @@ def activate(z_nF: Tensor, activation: str, out: Tensor) -> Tensor:
     if activation == "silu":
         return torch.ops.aten.silu.out(z_nF, out=out)
     if activation in ("gelu", "gelu_tanh"):
-        return torch.ops.aten.gelu.out(z_nF, approximate=_approximation(activation), out=out)
+        return F.gelu(z_nF, approximate=_approximation(activation), out=out)
     return torch.clamp_min(z_nF, 0, out=out) if activation == "relu" else z_nF
 
 
@@ -139,7 +153,8 @@ def mlp_forward(
     kept = x.new_empty((ids.numel(), up.shape[1]) if keep_hidden else 0)
     if not ids.numel():
         return x.new_zeros(x.shape[0], down.shape[1]), kept
-    plan, scratch, width = _Plan(ids, up.shape[0], up.shape[1] * x.element_size()), Scratch(x), down.shape[2]
+    plan, width = _Plan(ids, up.shape[0], up.shape[1] * x.element_size()), down.shape[2]
+    scratch = Scratch(x, plan.largest)
     out_TD = plan.target(x, down.shape[1])
     gates_N1 = gates.reshape(-1, 1)[plan.slots].to(x.dtype)
     ups, downs = up.unbind(0), down.unbind(0)
@@ -162,7 +177,8 @@ def mlp_backward(
     down_bias: Tensor | None, activation: str, gated: bool, kept: Tensor | None = None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Gradients of x, gates, up, up_bias, down, down_bias; biases that are absent give empty tensors."""
-    plan, scratch, width = _Plan(ids, up.shape[0], up.shape[1] * x.element_size()), Scratch(x), down.shape[2]
+    plan, width = _Plan(ids, up.shape[0], up.shape[1] * x.element_size()), down.shape[2]
+    scratch = Scratch(x, plan.largest)
     d_up, d_down = _Sum(up, plan.counts), _Sum(down, plan.counts)
     d_up_bias = None if up_bias is None else _Sum(up_bias, plan.counts)
     d_down_bias = None if down_bias is None else _Sum(down_bias, plan.counts)
@@ -183,10 +199,11 @@ def mlp_backward(
         a = activate(z, activation, scratch.rows("a", n, width))
         h = a if value is None else torch.mul(a, value, out=scratch.rows("h", n, width))
         d_gate = d_gates_N[rows]
-        if down_bias is not None and d_down_bias is not None:
+        if down_bias is not None:
             torch.mv(dy, down_bias[e], out=d_gate)
-            d_down_bias.add(e, dy.t(), gate[:, 0], first)
         d_down.add(e, dy.mul_(gate).t(), h, first)
+        if d_down_bias is not None:
+            d_down_bias.add_rows(e, dy, first)
         # ⟨dy, W₂ h⟩ = ⟨W₂ᵀ dy, h⟩: the expert's output is not needed again
         d_gate += torch.mul(dh, h, out=scratch.rows("h", n, width) if h is z else h).sum(-1)
         dz = dh
@@ -196,7 +213,7 @@ def mlp_backward(
             torch.mul(dh, a, out=dz[:, width:])
         _activate_backward(dz[:, :width], z, activation)
         if d_up_bias is not None:
-            d_up_bias.add(e, dz.t(), gate[:, 0], first)
+            d_up_bias.add_rows(e, torch.mul(dz, gate, out=scratch.rows("gated dz", *dz.shape)), first)
         d_up.add(e, dz.t(), part.mul_(gate), first)
         plan.put(d_x, tokens, torch.mm(dz, ups[e], out=part).mul_(gate))
     return (
@@ -219,7 +236,8 @@ def linear_forward(x: Tensor, ids: Tensor, gates: Tensor, weight: Tensor, bias: 
     """See `mome_kernels.moe_linear`."""
     if not ids.numel():
         return x.new_zeros(x.shape[0], weight.shape[1])
-    plan, scratch = _Plan(ids, weight.shape[0], weight.shape[1] * x.element_size()), Scratch(x)
+    plan = _Plan(ids, weight.shape[0], weight.shape[1] * x.element_size())
+    scratch = Scratch(x, plan.largest)
     out_TF = plan.target(x, weight.shape[1])
     gates_N1, matrices = gates.reshape(-1, 1)[plan.slots].to(x.dtype), weight.unbind(0)
     for e, rows, tokens, _ in plan:
@@ -234,7 +252,8 @@ def linear_backward(
     grad: Tensor, x: Tensor, ids: Tensor, gates: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, ...]:
     """Gradients of x, gates, weight, bias."""
-    plan, scratch = _Plan(ids, weight.shape[0], weight.shape[1] * x.element_size()), Scratch(x)
+    plan = _Plan(ids, weight.shape[0], weight.shape[1] * x.element_size())
+    scratch = Scratch(x, plan.largest)
     d_weight, d_gates_N = _Sum(weight, plan.counts), x.new_empty(ids.numel())
     d_bias = None if bias is None else _Sum(bias, plan.counts)
     d_x = plan.target(x, x.shape[1]) if ids.numel() else x.new_zeros(x.shape)
@@ -247,7 +266,7 @@ def linear_backward(
         torch.sum(torch.mul(back, part, out=scratch.rows("product", n, x.shape[1])), -1, out=d_gates_N[rows])
         if bias is not None and d_bias is not None:
             d_gates_N[rows] += dy @ bias[e]
-            d_bias.add(e, dy.t(), gate[:, 0], first)
+            d_bias.add_rows(e, torch.mul(dy, gate, out=scratch.rows("gated dy", *dy.shape)), first)
         d_weight.add(e, dy.t(), part.mul_(gate), first)
         plan.put(d_x, tokens, back.mul_(gate))
     return (

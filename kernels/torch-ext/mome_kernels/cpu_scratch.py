@@ -10,10 +10,15 @@ from torch import Tensor
 
 
 class Scratch:
-    """Buffers by name, as large as the largest that was asked for. What they hold is lost with the next block."""
+    """Buffers by name, as large as the largest that was asked for. What they hold is lost with the next block.
 
-    def __init__(self, like: Tensor) -> None:
-        self.like = like
+    Args:
+        like: Its dtype and device.
+        largest: Of `rows`, the most that will be asked for: a buffer that grew would be a fresh one each time.
+    """
+
+    def __init__(self, like: Tensor, largest: int = 0) -> None:
+        self.like, self.largest = like, largest
         self.held: dict[str | tuple[str, int], Tensor] = {}
 
     def __call__(self, name: str, *shape: int) -> Tensor:
@@ -26,5 +31,5 @@ class Scratch:
         """(count, width), for many small blocks of few widths: one slice of a buffer of that width."""
         buffer = self.held.get((name, width))
         if buffer is None or buffer.shape[0] < count:
-            buffer = self.held[name, width] = self.like.new_empty(count, width)
+            buffer = self.held[name, width] = self.like.new_empty(max(count, self.largest), width)
         return buffer[:count]

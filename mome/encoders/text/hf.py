@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,11 @@ from mome.registry import at_least
 
 # The prompt of the paper's family (CLIP-Driven Universal Model, Liu et al. 2023).
 TEMPLATE = "A computerized tomography of a {}"
+
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_VOCABULARIES = (
+    "tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model",
+)  # fmt: skip
 
 
 class HuggingFaceText:
@@ -92,6 +98,7 @@ class HuggingFaceText:
                 max_length=self.config.max_length,
                 return_tensors="pt",
             )
+            self._check_tokens(tokenizer, tokens, sentences)
             row = self._pool(model, tokens).float()
             rows.append(torch.nn.functional.normalize(row, dim=-1) if self.config.normalize else row)
         return torch.cat(rows)
@@ -114,9 +121,39 @@ class HuggingFaceText:
         share_PN1 = mask_PN[..., None].to(hidden_PND.dtype)
         return (hidden_PND * share_PN1).sum(1) / share_PN1.sum(1)
 
+    def _check_tokens(self, tokenizer: Any, tokens: Any, sentences: list[str]) -> None:
+        """A tokenizer without its vocabulary gives every sentence the same tokens, and says nothing."""
+        known = tokens["attention_mask"].bool() & ~torch.isin(
+            tokens["input_ids"], torch.tensor(sorted(tokenizer.all_special_ids))
+        )
+        if not known.any(1).all():
+            sentence = sentences[int((~known.any(1)).nonzero()[0])]
+            raise InputError(
+                f"the text tower's tokenizer knows nothing of {sentence!r:.80}",
+                where=f"text tower {self.config.model}",
+                hint=f"is its vocabulary there? hf download {self.config.model} --revision {self.config.revision}",
+            )
+
+    def _is_cached(self) -> bool:
+        """Whether the cache holds this very commit, weights and vocabulary.
+
+        A download may have ended between them, and a tokenizer loads without its vocabulary.
+        """
+        if not re.fullmatch("[0-9a-f]{40}", self.config.revision):
+            return False
+        import huggingface_hub
+
+        def any_of(names: tuple[str, ...]) -> bool:
+            find = functools.partial(
+                huggingface_hub.try_to_load_from_cache, self.config.model, revision=self.config.revision
+            )
+            return any(isinstance(find(name), str) for name in names)
+
+        return any_of(_WEIGHTS) and any_of(_VOCABULARIES)
+
     def _load(self, factory: Any) -> Any:
         wanted = {"pretrained_model_name_or_path": self.config.model, "revision": self.config.revision}
-        if re.fullmatch("[0-9a-f]{40}", self.config.revision):
+        if self._is_cached():
             # a commit never changes: where the cache has it, a network that is down must not cost minutes of retries
             with contextlib.suppress(OSError, ValueError):
                 return factory.from_pretrained(**wanted, local_files_only=True)
