@@ -45,7 +45,7 @@ class PackedMasks(Mapping[str, np.ndarray]):
         Raises:
             KeyError: There is none; the message names those there are.
         """
-        names = [key]
+        names: list[str | None] = [key]
         with contextlib.suppress(InputError, AttributeError):  # what could be no prompt
             resolved = load_table().resolve(key)
             names += [key.strip(), resolved.name if resolved.how in ("exact", "synonym") else None]
