@@ -40,9 +40,11 @@ class MoME(SavedModel):
     Attributes:
         processor: The settings of the network grid, where they are known (`create_model` knows them). No part of the
             weights.
+        loaded_processor: What lay beside the weights that were loaded; `processor`, where it is set, comes first.
     """
 
     processor: MoMEProcessor | None = None
+    loaded_processor: MoMEProcessor | None = None
 
     config: MoMEConfig
     config_class = MoMEConfig

@@ -26,6 +26,9 @@ _HUB_ARGUMENTS = ("revision", "cache_dir", "token", "local_files_only", "force_d
 class SavedModel(PreTrainedModel):
     """What `MoME` adds to transformers' loading and saving. The subclass has `relabel` and `reset_bank`."""
 
+    processor: MoMEProcessor | None
+    loaded_processor: MoMEProcessor | None
+
     @classmethod
     def from_pretrained(cls, name: str | Path, *args: Any, **kwargs: Any) -> Self:  # type: ignore[override]
         """Loads a model from a folder, by the name of a bundled checkpoint, or from the Hub.
@@ -90,7 +93,7 @@ class SavedModel(PreTrainedModel):
                 where=str(name),
             ) from error
         with contextlib.suppress(InputError):  # a model that was saved without one
-            model.loaded_processor = MoMEProcessor.from_pretrained(name, **hub)
+            model.loaded_processor = MoMEProcessor.from_pretrained(place, **hub)
         if revision is not None:  # so that what is loaded later from the same place is of the same revision
             model.config.name_or_path = f"hf-hub:{place}@{revision}"
         # Weights leave the mapped file: saving over it must not change them, and the aligned copies make the same
@@ -131,9 +134,10 @@ class SavedModel(PreTrainedModel):
         return super()._upload_modified_files(working_dir, *args, **kwargs)
 
     def _save_extras(self, folder: str | Path) -> None:
-        own = getattr(self, "processor", None)
-        processor = own or getattr(self, "loaded_processor", None)
-        if processor is not None and (own or not (Path(folder) / "preprocessor_config.json").exists()):
+        processor = self.processor
+        if processor is None and not (Path(folder) / "preprocessor_config.json").exists():
+            processor = self.loaded_processor
+        if processor is not None:
             processor.save_pretrained(folder)
         (Path(folder) / STUB_NAME).write_text(STUB)
         (Path(folder) / "labels.json").write_text(json.dumps(stored_labels(self.config), indent=1) + "\n")

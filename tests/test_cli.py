@@ -10,11 +10,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
+from small_models import liver_and_spleen
 
-from mome import MoMEConfig
 from mome.cli.main import main
-from mome.modeling import MoME
 from mome.processing import MoMEProcessor
 from mome.volumes import Grid, write_mask
 
@@ -22,20 +20,8 @@ from mome.volumes import Grid, write_mask
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory) -> str:
     """A small random model that knows liver and spleen."""
-    torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("model")
-    config = MoMEConfig(
-        encoder="unet(channels=[4, 8])",
-        text_encoder="bank(width=6)",
-        head="dynamic(hidden=8)",
-        labels=["liver", "spleen"],
-        trained_labels=["liver"],
-        dim=4,
-        patch_size=[16, 16, 16],
-    )
-    model = MoME(config)
-    model.set_bank(torch.randn(2, 6))
-    model.save_pretrained(folder)
+    liver_and_spleen().save_pretrained(folder)
     MoMEProcessor(spacing=[4, 4, 4]).save_pretrained(folder)
     return str(folder)
 
@@ -135,6 +121,7 @@ def test_segment_json_and_multilabel(capsys, scan: Path, model_folder: str, tmp_
 
 def test_bad_input(capsys, scan: Path, model_folder: str, tmp_path: Path) -> None:
     out, base = tmp_path / "out", ["-m", model_folder, "-o", tmp_path / "out"]
+    into = ["segment", scan, "-p", "liver", "-m", model_folder, "-o"]
     truncated = tmp_path / "truncated.nii.gz"
     truncated.write_bytes(scan.read_bytes()[:1500])
     flat, colour = tmp_path / "flat.nii.gz", tmp_path / "colour.nii.gz"
@@ -155,35 +142,14 @@ def test_bad_input(capsys, scan: Path, model_folder: str, tmp_path: Path) -> Non
         ("holds 2 volumes", "segment", four, "-p", "liver", *base),
         ("--frame", "segment", four, "-p", "liver", *base),
         ("frame 5 of 2", "segment", four, "-p", "liver", "--frame", "5", *base),
-        (
-            "a mask would overwrite its scan",
-            "segment",
-            scan,
-            "-p",
-            "liver",
-            "-m",
-            model_folder,
-            "-o",
-            tmp_path,
-            "--multilabel",
-        ),
+        ("a mask would overwrite its scan", *into, tmp_path, "--multilabel"),
         ("a prompt is empty", "segment", scan, "-p", " ", *base),
         ("embeddings only", "segment", scan, "-p", "some odd lesion", *base),
         ("not of mome", "segment", scan, "-p", "liver", "-m", other, "-o", out),
         ("'org/missing' cannot be loaded", "segment", scan, "-p", "liver", "-m", "org/missing", "-o", out),
         ("no model 'nope'", "segment", scan, "-p", "liver", "-m", "nope", "-o", out),
-        ("the output folder is not a folder", "segment", scan, "-p", "liver", "-m", model_folder, "-o", scan),
-        (
-            "the output folder is not a folder",
-            "segment",
-            scan,
-            "-p",
-            "liver",
-            "-m",
-            model_folder,
-            "-o",
-            scan / "deeper",
-        ),
+        ("the output folder is not a folder", *into, scan),
+        ("the output folder is not a folder", *into, scan / "deeper"),
         ("unrecognized arguments", "segment", scan, "-p", "liver", "--colour", *base),
         ("overlap is from 0", "segment", scan, "-p", "liver", "--overlap", "3", *base),
         ("did you mean 'segment'", "segmnt"),

@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from small_models import liver_and_spleen
 
 import mome
 from mome import MoMEConfig
@@ -22,20 +23,8 @@ from mome.volumes import Volume
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory) -> Path:
     """A small random model, without its processor."""
-    torch.manual_seed(0)
-    config = MoMEConfig(
-        encoder="unet(channels=[4, 8])",
-        text_encoder="bank(width=6)",
-        head="dynamic(hidden=8)",
-        labels=["liver", "spleen"],
-        trained_labels=["liver"],
-        dim=4,
-        patch_size=[16, 16, 16],
-    )
-    model = MoME(config)
-    model.set_bank(torch.randn(2, 6))
     folder = tmp_path_factory.mktemp("model")
-    model.save_pretrained(folder)
+    liver_and_spleen().save_pretrained(folder)
     return folder
 
 

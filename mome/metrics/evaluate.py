@@ -82,24 +82,28 @@ def evaluate_folder(
             hint="files are matched by their names: <case>.nii.gz, <case>_<structure>.nii.gz",
         )
     chosen = None if structures is None else _names(structures)
-    scores, asked = [], set[str]()
-    for case, files in progress(list(wanted.items())):
-        truth = open_masks(files, dataset)
-        listed = annotated.get(case) if annotated is not None else None
-        if annotated is not None and listed is None:
+    there: dict[str, set[str]] = {}
+    for case, files in wanted.items():
+        if annotated is not None and case not in annotated:
             raise InputError(f"case {case!r} is not in the list of cases", where=str(cases))
-        names = sorted(set(truth) if listed is None else set(listed))
-        if chosen is not None:
-            names = [name for name in names if name in chosen]
-        asked.update(names)
-        if not names:
-            continue
+        there[case] = set(open_masks(files, dataset) if annotated is None else annotated[case])
+    known = set().union(*there.values())
+    unknown = sorted(set() if chosen is None else chosen - known)
+    if unknown:
+        raise InputError(
+            f"no case has a reference of {', '.join(unknown)}",
+            where=str(reference),
+            hint="there are: " + ", ".join(sorted(known)) if known else "mome list labels",
+        )
+    asked = {case: sorted(names if chosen is None else names & chosen) for case, names in there.items()}
+    scores = []
+    for case, names in progress([(case, names) for case, names in asked.items() if names]):
         if case not in predicted:
             if on_missing is None:
                 raise InputError(f"case {case!r} has no prediction", where=str(prediction), hint=_PARTIAL)
             on_missing(case, None)
             continue
-        guess = open_masks(predicted[case], dataset)
+        truth, guess = open_masks(wanted[case], dataset), open_masks(predicted[case], dataset)
         for structure in names:
             if structure not in truth:
                 raise InputError(
@@ -111,16 +115,9 @@ def evaluate_folder(
                 on_missing(case, structure)
             else:
                 scores.append(_score(case, structure, guess, truth, tolerance))
-    unknown = sorted(set() if chosen is None else chosen - asked)
-    if unknown:
-        raise InputError(
-            f"no case has a reference of {', '.join(unknown)}",
-            where=str(reference),
-            hint="there are: " + ", ".join(sorted(asked)) if asked else "mome list labels",
-        )
     if not scores:
-        what = "the list of cases names no structure" if not asked else "nothing of the reference was predicted"
-        raise InputError(f"there is nothing to score: {what}", where=str(prediction if asked else cases or reference))
+        what = "the list of cases names no structure" if not known else "nothing of the reference was predicted"
+        raise InputError(f"there is nothing to score: {what}", where=str(prediction if known else cases or reference))
     return scores
 
 

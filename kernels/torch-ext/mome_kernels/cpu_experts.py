@@ -264,10 +264,11 @@ def linear_backward(
         dy = torch.index_select(grad, 0, tokens, out=scratch.rows("dy", n, grad.shape[1]))
         back = torch.mm(dy, matrices[e], out=scratch.rows("dx", n, x.shape[1]))
         torch.sum(torch.mul(back, part, out=scratch.rows("product", n, x.shape[1])), -1, out=d_gates_N[rows])
-        if bias is not None and d_bias is not None:
+        if bias is not None:
             d_gates_N[rows] += dy @ bias[e]
-            d_bias.add_rows(e, torch.mul(dy, gate, out=scratch.rows("gated dy", *dy.shape)), first)
-        d_weight.add(e, dy.t(), part.mul_(gate), first)
+        d_weight.add(e, dy.mul_(gate).t(), part, first)
+        if d_bias is not None:
+            d_bias.add_rows(e, dy, first)
         plan.put(d_x, tokens, back.mul_(gate))
     return (
         d_x,

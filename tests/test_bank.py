@@ -1,0 +1,83 @@
+"""Prompts and the rows of the bank that go with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from small_models import small, volume
+
+from mome import MoME
+from mome.errors import InputError
+from mome.prompts import embed_prompts, understand
+
+
+def test_prompts_of_a_bank() -> None:
+    model = small(trained_labels=["liver"])
+    model.set_bank(torch.randn(3, 12))
+    prompts = understand(["Liver", "lien"], model)
+    assert [p.name for p in prompts] == ["liver", "spleen"]
+    assert prompts[0].warning is None and "was not trained on 'spleen'" in prompts[1].warning
+    assert torch.equal(embed_prompts(prompts, model), model.text_bank[:2])
+    with pytest.raises(InputError, match="stores its labels' embeddings only"):
+        embed_prompts(understand(["some lesion"], model), model)
+    with pytest.raises(InputError, match="the bank has shape"):
+        model.set_bank(torch.randn(2, 12))
+    with pytest.raises(InputError, match="not one of the 3 labels"):
+        model.bank_rows(["heart"])
+
+
+@pytest.mark.parametrize("encoder", ["learned", "none"])
+def test_one_hot_encoders_start_with_one_hot_rows(encoder: str) -> None:
+    plain = {"head": "plain", "fusion": "last"} if encoder == "none" else {}
+    model = small(text_encoder=encoder, **plain)
+    assert torch.equal(model.bank_rows(["liver", "spleen", "aorta"]), torch.eye(3))
+    model.train()(volume(), model.bank_rows(["spleen"]), torch.ones(1, 1, 16, 16, 16)).loss.backward()
+    if encoder == "none":
+        assert model.head.weight_LC.grad[1].abs().sum() > 0 and model.head.weight_LC.grad[0].abs().sum() == 0
+
+
+def test_rows_that_were_never_set_are_refused() -> None:
+    with pytest.raises(InputError, match="no embedding of 'spleen' yet") as caught:
+        small().bank_rows(["spleen"])
+    assert len(str(caught.value).splitlines()) <= 3
+
+
+def test_rows_follow_their_names(tmp_path: Path, caplog) -> None:
+    model = small(trained_labels=["liver", "aorta"])
+    rows = torch.randn(3, 12)
+    model.set_bank(rows, centre_on=rows)
+    model.save_pretrained(tmp_path)
+    with caplog.at_level("WARNING"):
+        again = MoME.from_pretrained(tmp_path, labels=["aorta", "spleen"])
+        assert not caplog.records
+        other = MoME.from_pretrained(tmp_path, labels=["heart", "liver"], trained_labels=[])
+    assert torch.equal(again.text_bank, rows[[2, 1]]) and again.config.trained_labels == ["aorta"]
+    assert torch.equal(again.text_mean, model.text_mean) and torch.equal(again.text_scale, model.text_scale)
+    assert torch.equal(other.text_bank[1], rows[0]) and "no row in the checkpoint's bank: heart" in caplog.text
+    with pytest.raises(InputError, match="no embedding of 'heart'"):
+        other.bank_rows(["heart"])
+    again.save_pretrained(tmp_path / "again")
+    assert torch.equal(MoME.from_pretrained(tmp_path / "again").text_bank, again.text_bank)
+    with pytest.raises(InputError, match="stands twice"):
+        again.relabel(["liver", "liver"])
+    assert again.config.labels == ["aorta", "spleen"]
+
+
+def test_one_hot_rows_never_share_a_column(tmp_path: Path) -> None:
+    small(text_encoder="learned").save_pretrained(tmp_path)
+    model = MoME.from_pretrained(tmp_path, labels=["spleen", "heart"])
+    assert torch.equal(model.bank_rows(["spleen"])[0], torch.eye(3)[1])
+    assert torch.equal(model.bank_rows(["heart"])[0], torch.eye(3)[0])
+    with pytest.raises(InputError, match="tells text_dim=3 labels apart, got 4"):
+        MoME.from_pretrained(tmp_path, labels=["liver", "spleen", "aorta", "heart"])
+
+
+def test_another_text_encoder_begins_a_new_bank(tmp_path: Path, caplog) -> None:
+    model = small(trained_labels=["liver"])
+    model.set_bank(torch.randn(3, 12), centre_on=torch.randn(4, 12))
+    model.save_pretrained(tmp_path)
+    again = MoME.from_pretrained(tmp_path, text_encoder="learned", labels=["spleen", "aorta"])
+    assert torch.equal(again.text_bank, torch.eye(2)) and again.text_scale == 1 and again.config.trained_labels == []
+    assert "text_bank" in caplog.text

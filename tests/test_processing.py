@@ -1,0 +1,52 @@
+"""The processor checks its settings, and keeps them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mome.errors import InputError
+from mome.processing import MoMEProcessor
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"spacng": [1, 1, 1]}, "no setting 'spacng', did you mean 'spacing'"),
+        ({"spacing": 1.5}, "three positive numbers"),
+        ({"spacing": [1, 1, 0]}, "three positive numbers"),
+        ({"spacing": [1, 1, float("nan")]}, "three positive numbers"),
+        ({"spacing": ["1", 1, 1]}, "three positive numbers"),
+        ({"hu_window": [250, -175]}, "low < high"),
+        ({"hu_window": [1, 2, 3]}, "low < high"),
+        ({"orientation": "RAL"}, "one of R/L, A/P and S/I each"),
+        ({"orientation": "RA"}, "three letters"),
+        ({"orientation": 3}, "three letters"),
+        ({"padding_hu": "air"}, "a number of HU"),
+    ],
+)
+def test_a_processor_checks_its_settings(settings: dict, words: str, tmp_path: Path) -> None:
+    MoMEProcessor().save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    (key, value), processor = next(iter(settings.items())), MoMEProcessor()
+    for act in (
+        lambda: MoMEProcessor(**settings),
+        lambda: setattr(processor, key, value),
+        lambda: MoMEProcessor.from_pretrained(tmp_path, **settings),
+    ):
+        with pytest.raises(InputError, match=words) as caught:
+            act()
+        assert len(str(caught.value).splitlines()) <= 3
+    assert processor.settings() == MoMEProcessor.from_pretrained(tmp_path).settings()
+
+
+def test_processor_settings_can_be_changed(tmp_path: Path) -> None:
+    processor = MoMEProcessor()
+    processor.spacing = (1, 2, 3)
+    processor.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    again = MoMEProcessor.from_pretrained(tmp_path, hu_window=[0, 1])
+    assert again.spacing == [1.0, 2.0, 3.0] and again.hu_window == [0.0, 1.0]
+    again.save_pretrained(tmp_path)
+    assert MoMEProcessor.from_pretrained(tmp_path).settings() == again.settings()
