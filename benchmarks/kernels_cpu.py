@@ -1,10 +1,14 @@
 """The expert ops and the ancestor's head on the CPU, beside transformers and grouped convolutions.
 
-`python benchmarks/kernels_cpu.py --out benchmarks/results/kernels_cpu.json`. All candidates of a shape are timed in
-turn, round after round, so that a busy machine slows them alike; medians are compared (`batched_mm`, far behind, is
-timed once, alone). Memory is the growth of the process's peak over a second call, each candidate in a process of its
-own, whose allocator gives every freed block back to the system: the peak is what lives at once, without code and
-buffers that the first call loads for good.
+`python benchmarks/kernels_cpu.py --out benchmarks/results/kernels_cpu.json`. Every candidate runs in a process of its
+own, as it would for a user: what one leaves behind in the heap decides how many fresh pages the next one meets, which
+is worth up to a third of a call. They are timed in turn, round after round, so that a busy machine slows them alike;
+medians are compared (`batched_mm`, far behind, is timed once).
+
+Layers are timed under two allocators: glibc's as it is, which gives freed memory back to the system and is charged for
+fresh pages, and the same told to keep it. Memory is the growth of the process's peak over a second call, with an
+allocator that gives every freed block back at once: the peak is what lives at once, without code and buffers that the
+first call loads for good.
 
 The layers' rivals are what a user of transformers has: its three implementations of experts, `batched_mm` where the
 matrices it copies fit. `tuned_loop` is a loop over experts written with care; it is compared apart.
@@ -38,17 +42,48 @@ from shapes import SHAPES, expert_ids  # noqa: E402
 LAYERS = {"V1": 32768, "V2": 16384, "V3": 3456, "V4": 432, "V8": 864, "V14": 65536}
 RIVALS = ("eager", "grouped_mm", "batched_mm", "grouped_conv")
 COPIES_MIB = 3072
+ALLOCATORS = {
+    "default": {},
+    "keeping": {"MALLOC_MMAP_THRESHOLD_": str(4 << 30), "MALLOC_TRIM_THRESHOLD_": str(8 << 30)},
+    "returning": {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"},
+}
 
 
-def rounds(candidates: dict[str, Callable[[], Any]], count: int) -> dict[str, float]:
-    """Median milliseconds of each, taken in turn."""
-    times: dict[str, list[float]] = {name: [] for name in candidates}
-    for turn in range(count + 1):
-        for name, function in candidates.items():
-            start = time.perf_counter()
-            function()
-            if turn:  # the first round warms up
-                times[name].append(1e3 * (time.perf_counter() - start))
+def serve(function: Callable[[], Any]) -> None:
+    """Times a call for every line that arrives; run in a process of its own."""
+    for _ in range(3):
+        function()
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        function()
+        print(1e3 * (time.perf_counter() - start), flush=True)
+
+
+def rounds(case: str, counts: dict[str, int], allocator: str, options: argparse.Namespace) -> dict[str, float]:
+    """Median milliseconds of each candidate, taken in turn until each has had its count."""
+    served = {
+        name: subprocess.Popen(
+            command("--serve", case, name, options),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+            env={**os.environ, **ALLOCATORS[allocator]},
+        )
+        for name in counts
+    }
+    times: dict[str, list[float]] = {name: [] for name in counts}
+    for name, process in served.items():
+        if process.stdout.readline() != "ready\n":
+            raise RuntimeError(f"{case}: {name} did not start")
+    for turn in range(max(counts.values())):
+        for name, process in served.items():
+            if turn < counts[name]:
+                process.stdin.write("\n")
+                times[name].append(float(process.stdout.readline()))
+    for process in served.values():
+        process.communicate()
     return {name: statistics.median(values) for name, values in times.items()}
 
 
@@ -123,12 +158,30 @@ def measure(case: str, candidate: str, side: int) -> None:
     print((peak_kib() - before) / 1024)
 
 
+def command(*arguments: Any) -> list[str]:
+    """This script for one candidate, with the options that make the case."""
+    *words, options = arguments
+    return [
+        sys.executable, "-W", "ignore", __file__, "--threads", str(options.threads), "--side", str(options.side), *words,
+    ]  # fmt: skip
+
+
 def memory_mib(case: str, candidate: str, options: argparse.Namespace) -> float:
-    command = [sys.executable, "-W", "ignore", __file__, "--threads", str(options.threads), "--side", str(options.side)]
-    at_once = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    command += ["--measure", case, candidate]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **at_once})
+    environment = {**os.environ, **ALLOCATORS["returning"]}
+    words = command("--measure", case, candidate, options)
+    done = subprocess.run(words, capture_output=True, text=True, check=True, env=environment)
     return float(done.stdout.split()[-1])
+
+
+def largest_difference(functions: dict[str, Callable[[], Any]]) -> float:
+    """Between any candidate's outputs and ours, over the largest value of ours."""
+    outputs = {key: function() for key, function in functions.items()}
+    as_list = lambda value: list(value) if isinstance(value, tuple) else [value]  # noqa: E731
+    return max(
+        float((a - b).abs().max() / b.abs().max())
+        for output in outputs.values()
+        for a, b in zip(as_list(output), as_list(outputs["mome"]), strict=True)
+    )
 
 
 def compare(case: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -137,32 +190,23 @@ def compare(case: str, options: argparse.Namespace) -> dict[str, Any]:
     `parameter_gradients` is what the gradients of the layer's parameters, which all have to return, are of the latter.
     """
     functions = calls(case, options.side)
-    outputs = {key: function() for key, function in functions.items()}
-    as_list = lambda value: list(value) if isinstance(value, tuple) else [value]  # noqa: E731
-    difference = max(
-        float((a - b).abs().max() / b.abs().max())
-        for output in outputs.values()
-        for a, b in zip(as_list(output), as_list(outputs["mome"]), strict=True)
-    )
-    del outputs
-    count = min(options.rounds, 7) if case.startswith("head") else options.rounds  # seconds each
-    alone = {key: functions[key] for key in functions if key == "batched_mm"}  # what it leaves behind slows the next
-    times = rounds({key: functions[key] for key in functions if key not in alone}, count) | rounds(alone, 1)
-    memory = {key: memory_mib(case, key, options) for key in functions}
-    rivals = [key for key in functions if key in RIVALS]
-    leanest = min(memory[key] for key in rivals)
-    result = {
-        "ms": times,
-        "memory_mib": memory,
-        "speed": min(times[key] for key in rivals) / times["mome"],
-        "memory": memory["mome"] / leanest,
-        "largest_relative_difference": difference,
-    }
-    if "tuned_loop" in times:
+    names, difference = list(functions), largest_difference(functions)
+    del functions
+    most = min(options.rounds, 7) if case.startswith("head") else options.rounds  # seconds each
+    counts = {name: 1 if name == "batched_mm" else most for name in names}
+    memory = {name: memory_mib(case, name, options) for name in names}
+    rivals = [name for name in names if name in RIVALS]
+    leanest = min(memory[name] for name in rivals)
+    result: dict[str, Any] = {"memory_mib": memory, "memory": memory["mome"] / leanest}
+    for allocator in ("default", "keeping")[: 1 if case.startswith("head") else 2]:
+        times = rounds(case, counts, allocator, options)
+        result[allocator] = {"ms": times, "speed": min(times[name] for name in rivals) / times["mome"]}
+        if "tuned_loop" in times:
+            result[allocator]["speed_to_tuned_loop"] = times["tuned_loop"] / times["mome"]
+    if case in SHAPES:
         shape = SHAPES[case]
-        result["speed_to_tuned_loop"] = times["tuned_loop"] / times["mome"]
         result["parameter_gradients"] = 2 * shape.E * shape.D * shape.F * 4 / 2**20 / leanest
-    return result
+    return result | {"largest_relative_difference": difference}
 
 
 def processor() -> str:
@@ -177,24 +221,33 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=31, help="of the layers; of the head at most 7")
     parser.add_argument("--side", type=int, default=96, help="voxels along an edge of the head's map")
-    parser.add_argument("--measure", nargs=2, metavar=("CASE", "CANDIDATE"), help=argparse.SUPPRESS)
+    for hidden in ("--measure", "--serve"):
+        parser.add_argument(hidden, nargs=2, metavar=("CASE", "CANDIDATE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.measure:
         measure(*options.measure, options.side)
         return
+    if options.serve:
+        case, candidate = options.serve
+        serve(calls(case, options.side)[candidate])
+        return
     cases: dict[str, Any] = {}
     for case in (*LAYERS, "head", "head_backward"):
         cases[case] = compare(case, options)
         print(case, json.dumps(cases[case]), flush=True)
-    geometric_mean = lambda key: math.exp(sum(math.log(cases[case][key]) for case in LAYERS) / len(LAYERS))  # noqa: E731
-    mean, to_loop = geometric_mean("speed"), geometric_mean("speed_to_tuned_loop")
+    means = {
+        allocator: {
+            key: math.exp(sum(math.log(cases[case][allocator][key]) for case in LAYERS) / len(LAYERS))
+            for key in ("speed", "speed_to_tuned_loop")
+        }
+        for allocator in ("default", "keeping")
+    }
     result = {
         "processor": processor(), "torch": torch.__version__, "threads": options.threads, "side": options.side,
-        "tokens": LAYERS,
-        "geometric_mean_speed_of_layers": mean, "geometric_mean_speed_to_tuned_loop": to_loop, "cases": cases,
+        "tokens": LAYERS, "geometric_means_of_layers": means, "cases": cases,
     }  # fmt: skip
-    print("geometric means", mean, to_loop)
+    print("geometric means", json.dumps(means))
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(result, indent=1) + "\n")

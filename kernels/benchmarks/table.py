@@ -84,31 +84,32 @@ def tables(folder: Path = RESULTS) -> str:
     return "\n\n".join(parts) or table(None)
 
 
-def _times(case: dict[str, Any], key: str) -> str:
-    return f"{case[key]:.2f}×" if key in case else "–"
+def _times(values: dict[str, Any], key: str) -> str:
+    return f"{values[key]:.2f}×" if key in values else "–"
 
 
 def cpu_table(path: Path = RESULTS / "kernels_cpu.json") -> str:
-    """One row per case of `benchmarks/kernels_cpu.py`: ours, the best other, and the ratios."""
+    """One row per case of `benchmarks/kernels_cpu.py`: ours, the best other, and the ratios under both allocators."""
     data = json.loads(path.read_text())
+    means = data["geometric_means_of_layers"]
+    speeds = {key: " and ".join(_times(means[a], key) for a in ("default", "keeping")) for key in means["default"]}
     lines = [
-        f"{data['processor']}, {data['threads']} threads, torch {data['torch']}. Geometric mean of the layers' speed: "
-        f"{data['geometric_mean_speed_of_layers']:.2f}×; beside the tuned loop: "
-        f"{data['geometric_mean_speed_to_tuned_loop']:.2f}×.",
+        f"{data['processor']}, {data['threads']} threads, torch {data['torch']}. Geometric means of the layers' speed, "
+        f"default allocator and keeping: {speeds['speed']}; beside the tuned loop: {speeds['speed_to_tuned_loop']}.",
         "",
-        "| case (float32, forward + backward) | tokens | ours | best other | speed | beside the tuned loop | memory "
-        "| gradients alone |",
-        "|---|---|---|---|---|---|---|---|",
+        "| case (float32, forward + backward) | tokens | ours | best other | speed | tuned loop | speed, keeping "
+        "| tuned loop, keeping | memory | gradients alone |",
+        "|---" * 10 + "|",
     ]
     for name, text in CPU_CASES.items():
         case = data["cases"][name]
-        ms = case["ms"]
+        default, keeping = case["default"], case.get("keeping", {})
+        ms = default["ms"]
         rival = min((key for key in ms if key not in ("mome", "tuned_loop")), key=ms.get)
-        tokens = data["tokens"].get(name, "–")
-        lines.append(
-            f"| {text} | {tokens} | {ms['mome']:.0f} ms | {ms[rival]:.0f} ms ({rival}) | {case['speed']:.2f}× | "
-            f"{_times(case, 'speed_to_tuned_loop')} | {case['memory']:.2f}× | {_times(case, 'parameter_gradients')} |"
-        )
+        cells = [text, str(data["tokens"].get(name, "–")), f"{ms['mome']:.0f} ms", f"{ms[rival]:.0f} ms ({rival})"]
+        cells += [_times(at, key) for at in (default, keeping) for key in ("speed", "speed_to_tuned_loop")]
+        cells += [_times(case, "memory"), _times(case, "parameter_gradients")]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
