@@ -161,9 +161,8 @@ def measure(case: str, candidate: str, side: int) -> None:
 def command(*arguments: Any) -> list[str]:
     """This script for one candidate, with the options that make the case."""
     *words, options = arguments
-    return [
-        sys.executable, "-W", "ignore", __file__, "--threads", str(options.threads), "--side", str(options.side), *words,
-    ]  # fmt: skip
+    given = ["--threads", str(options.threads), "--side", str(options.side)]
+    return [sys.executable, "-W", "ignore", __file__, *given, *words]
 
 
 def memory_mib(case: str, candidate: str, options: argparse.Namespace) -> float:

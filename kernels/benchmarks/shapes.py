@@ -91,8 +91,8 @@ DEVICES = {
     "NVIDIA H200": Device(790e12, 4.3e12, 132 * 128 * 1.7e9),
     "NVIDIA A100-SXM4-80GB": Device(280e12, 1.7e12, 108 * 64 * 1.4e9),
 }
-# Vector instructions of one activation; one of the special-function unit counts as eight.
-ACTIVATION_COST = {"none": 0, "relu": 1, "silu": 20, "gelu": 28, "gelu_tanh": 26}
+# Issue slots of one activation, as compiled for sm_90; eight per exponential or reciprocal where that is more.
+ACTIVATION_COST = {"none": 0, "relu": 1, "silu": 16, "gelu": 10, "gelu_tanh": 12}
 
 
 def device_limits(name: str) -> Device | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from mome_kernels import triton_head
 from mome_kernels.gpu import configs, fused, fused_backward, grouped, rows
 from mome_kernels.gpu import routing as routes
 from mome_kernels.gpu.launch import Launch, Machine
@@ -93,6 +94,21 @@ def linear_variants(machine: Machine, row: dict) -> Iterator[Launch]:
     epilogue = bool(bounds.get("epilogue", 1))
     if not odd and configs.linear(machine, n, 1040, size, False, epilogue) is row:
         yield linear_launch(machine, n, 1040, False, epilogue, dtype)
+
+
+def head_launches(machine: Machine, channels: int, scales: int) -> list[Launch]:
+    """Every kernel of the fusion head."""
+    batch, prompts, voxels = 2, 33, 96**3 + 1
+    f = new(batch, scales, channels, voxels, dtype=torch.float32)
+    sizes = {
+        "q": (prompts, channels), "s": (prompts, scales), "w1": (batch, prompts, channels, channels),
+        "b1": (batch, prompts, channels), "w2": (batch, prompts, channels, channels), "b2": (batch, prompts, channels),
+        "w3": (batch, prompts, channels), "b3": (batch, prompts),
+    }  # fmt: skip
+    named = {f"{name}_ptr": new(*size, dtype=torch.float32) for name, size in sizes.items()}
+    out = new(batch, prompts, voxels, dtype=torch.float32)
+    backward, _ = triton_head.plan_backward(out, f, named, f, 0, 0.1, machine)
+    return [triton_head.plan_forward(out, f, named, 0, 0.1), *backward]
 
 
 def every_row(arch: str) -> Iterator[tuple[str, int]]:

@@ -12,12 +12,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+import triton
+import triton.language as tl
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 import mome_kernels as kernels  # noqa: E402
 from mome_kernels import dispatch, ops, reference, triton_head  # noqa: E402
 from mome_kernels.gpu import experts, grouped  # noqa: E402
+from mome_kernels.gpu.activation import activate, activate_slope  # noqa: E402
 from mome_kernels.gpu.launch import Machine  # noqa: E402
 from test_kernels_ops import assignments, head_inputs, mlp_inputs  # noqa: E402
 
@@ -153,15 +156,48 @@ def routes() -> Iterator[tuple[str, Result]]:
         yield f"route refuses {bad}", {"errors": [0.0 if refused else 1.0], "bit_equal": True, "dtype": ""}
 
 
+@triton.jit
+def _activations(z, value, slope, ACT: tl.constexpr, COUNT: tl.constexpr):
+    at = tl.arange(0, COUNT)
+    tl.store(value + at, activate(tl.load(z + at), ACT))
+    tl.store(slope + at, activate_slope(tl.load(z + at), ACT))
+
+
+def activations() -> Iterator[tuple[str, Result]]:
+    """Errors in units of the largest allowed one, and NaN where torch has it."""
+    ends = torch.tensor([float("inf"), 1e30, -1e30, -200.0, -60.0, 0.0, 1e-30, float("nan")])
+    z = torch.cat([torch.linspace(-15, 15, 4096 - len(ends)), ends])
+    for name in ("none", "relu", "silu", "gelu", "gelu_tanh"):
+        value, slope = torch.empty_like(z), torch.empty_like(z)
+        _activations[(1,)](z, value, slope, name, len(z))
+        wide = z.double().requires_grad_()
+        expected = reference.ACTIVATIONS[name](wide)
+        (wanted,) = torch.autograd.grad(expected.sum(), wide)
+        errors = [(value - expected) / (1 + expected.abs()), slope - wanted]
+        allowed = 1.5e-6  # torch's own GELU in float32 is 1.1e-6 off
+        worst_of = [float(error[: -len(ends)].abs().max()) / allowed * 5e-6 for error in errors]
+        worst_of += [float(errors[0][-len(ends) + 1 : -1].abs().max()) / allowed * 5e-6]
+        right = bool(value[-1].isnan()) and float(value[-len(ends)]) == float("inf")
+        yield f"activation {name}", {"errors": worst_of, "bit_equal": right, "dtype": ""}
+
+
 def heads() -> Iterator[tuple[str, Result]]:
     triton_head.machine_of = lambda _: Machine("sm_90", 1)  # two programs that walk several tiles each
     for scales, top_k, channels, slope, voxels in (
-        (1, 0, 8, 0.0, 150), (5, 0, 8, 0.1, 150), (3, 2, 8, 0.0, 150), (4, 0, 16, 0.1, 50), (3, 0, 32, 0.1, 30),
+        (1, 0, 8, 0.0, 300), (5, 0, 8, 0.1, 150), (3, 2, 8, 0.0, 150), (8, 3, 8, 0.1, 130), (4, 2, 16, 0.1, 50),
+        (3, 0, 32, 0.1, 30),
     ):  # fmt: skip
         inputs = head_inputs(scales, 2, 3, channels, voxels, torch.float32)
         assert dispatch.head(inputs[0]).__name__ != "mome_kernels.cpu_head"
         case = compare(kernels.fusion_head, reference.fusion_head, inputs, top_k=top_k, negative_slope=slope)
         yield f"head {scales} {top_k} {channels}", case
+    # what is contiguous need not be aligned: numbers are read in pairs
+    inputs = [
+        torch.empty(t.numel() + 1)[1:].copy_(t.detach().flatten()).view_as(t).requires_grad_()
+        for t in head_inputs(2, 1, 1, 8, 40, torch.float32)
+    ]
+    assert all(t.data_ptr() % 8 for t in inputs)
+    yield "head, misaligned", compare(kernels.fusion_head, reference.fusion_head, inputs)
     inputs = head_inputs(3, 0, 3, 8, 40, torch.float32)
     yield "head, empty batch", compare(kernels.fusion_head, reference.fusion_head, inputs)
 
@@ -171,6 +207,6 @@ if __name__ == "__main__":
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True
     assert torch.empty(3).isnan().all()
-    for group in (mlps, linears, routes, heads):
+    for group in (activations, mlps, linears, routes, heads):
         for name, result in group():
             print(json.dumps({"name": name, **result}), flush=True)

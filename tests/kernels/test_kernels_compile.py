@@ -12,12 +12,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 sys.path.insert(0, str(Path(__file__).parent))
-from compile_cases import every_row, linear_variants, row_launch, small_launches  # noqa: E402
-from mome_kernels import triton_head  # noqa: E402
+from compile_cases import every_row, head_launches, linear_variants, row_launch, small_launches  # noqa: E402
 from mome_kernels.gpu import configs  # noqa: E402
 from mome_kernels.gpu.launch import Launch, Machine  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
@@ -81,13 +79,10 @@ def test_a_device_without_a_table_takes_the_nearest() -> None:
     assert configs.table("sm_103") == configs.table("sm_100")
 
 
-@pytest.mark.parametrize("direction", ["forward", "backward"])
-@pytest.mark.parametrize("channels", [8, 16, 32])
-@pytest.mark.parametrize("arch", SHARED)
-def test_head_kernels(direction: str, channels: int, arch: str, tmp_path: Path) -> None:
-    kernel = getattr(triton_head, f"_{direction}_kernel")
-    block, warps = triton_head.tile(channels, backward=direction == "backward")
-    arguments = {"S": 8, "C": channels, "BLOCK": block, "TOP_K": 0, "V": 96**3 + 1, "P": 33, "SCALES": 5, "slope": 0.1}
-    arguments |= {"TILES": 6913, "PROGRAMS": 528, "WIDTH": 205}
-    given = {name: arguments.get(name, torch.empty(1, device="meta")) for name in kernel.arg_names}
-    check(Launch(kernel, (1,), given, warps), arch, f"head_{direction}", tmp_path)
+HEADS = [("sm_90", 8, 1), ("sm_90", 8, 8), *((arch, *shape) for arch in SHARED for shape in ((8, 5), (16, 5), (32, 8)))]
+
+
+@pytest.mark.parametrize(("arch", "channels", "scales"), HEADS)
+def test_head_kernels(arch: str, channels: int, scales: int, tmp_path: Path) -> None:
+    for launch in head_launches(Machine(arch, 132), channels, scales):
+        check(launch, arch, f"head {launch.kernel.__name__}", tmp_path)

@@ -1,4 +1,4 @@
-"""The fusion head in Triton: a tile of voxels is read once, and every prompt is computed from registers.
+"""The fusion head on a GPU: a tile of voxels is read once, and every prompt is computed from registers.
 
 Neither (prompts × scales × voxels) nor (prompts × channels × voxels) reaches device memory. The gradients of the
 per-prompt weights are summed by each program over its tiles and then over programs, in a fixed order: no atomics, and
@@ -8,138 +8,12 @@ reruns are bit-equal.
 from __future__ import annotations
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
-from .gpu.launch import machine_of
+from .gpu import head_tiles, head_voxels
+from .gpu.launch import Launch, Machine, ceil_div, machine_of, power_of_two
 
-
-@triton.jit
-def _fuse(f, query, bias, live, S: tl.constexpr, TOP_K: tl.constexpr):
-    """Scores → softmax over scales. f (S, V, C), query (C,), bias (S,), live (S,) → weights (S, V)."""
-    score = tl.sum(f * query[None, None, :], axis=2) + bias[:, None]
-    score = tl.where(live[:, None], score, float("-inf"))
-    if TOP_K > 0:
-        index = tl.arange(0, S)
-        above = (score[None, :, :] > score[:, None, :]) | (
-            (score[None, :, :] == score[:, None, :]) & (index[None, :] < index[:, None])[:, :, None]
-        )
-        score = tl.where(tl.sum(above.to(tl.int32), axis=1) < TOP_K, score, float("-inf"))
-    score = tl.exp(score - tl.max(score, axis=0)[None, :])
-    return score / tl.sum(score, axis=0)[None, :]
-
-
-@triton.jit
-def _layer(x, w, b, slope):
-    """x (V, C), w (C out, C in), b (C out,) → leaky ReLU of w x + b (V, C)."""
-    y = tl.sum(x[:, None, :] * w[None, :, :], axis=2) + b[None, :]
-    return tl.where(y > 0, y, y * slope)
-
-
-@triton.jit
-def _forward_kernel(
-    f_ptr, q_ptr, s_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr, w3_ptr, b3_ptr, out_ptr,
-    V, P, SCALES, slope,
-    S: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr, TOP_K: tl.constexpr,
-):  # fmt: skip
-    batch = tl.program_id(1).to(tl.int64)
-    voxel = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = voxel < V
-    scale, channel = tl.arange(0, S), tl.arange(0, C)
-    live = scale < SCALES
-    where = ((batch * SCALES + scale[:, None, None]) * C + channel[None, None, :]) * V + voxel[None, :, None]
-    f = tl.load(f_ptr + where, mask=live[:, None, None] & inside[None, :, None], other=0.0)
-    square = channel[:, None] * C + channel[None, :]
-    for p in range(P):
-        query = tl.load(q_ptr + p * C + channel)
-        bias = tl.load(s_ptr + p * SCALES + scale, mask=live, other=0.0)
-        weight = _fuse(f, query, bias, live, S, TOP_K)
-        mixture = tl.sum(weight[:, :, None] * f, axis=0)
-        row = batch * P + p
-        hidden = _layer(mixture, tl.load(w1_ptr + row * C * C + square), tl.load(b1_ptr + row * C + channel), slope)
-        hidden = _layer(hidden, tl.load(w2_ptr + row * C * C + square), tl.load(b2_ptr + row * C + channel), slope)
-        w3 = tl.load(w3_ptr + row * C + channel)
-        logit = tl.sum(hidden * w3[None, :], axis=1) + tl.load(b3_ptr + row)
-        tl.store(out_ptr + row * V + voxel, logit, mask=inside)
-
-
-@triton.jit
-def _add(at, value, first, mask):
-    """at += value; what is there before the first tile is not read."""
-    before = tl.load(at, mask=mask & (first == 0), other=0.0)
-    tl.store(at, before + value, mask=mask)
-
-
-@triton.jit
-def _backward_kernel(
-    g_ptr, f_ptr, q_ptr, s_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr, w3_ptr, df_ptr, part_ptr,
-    V, P, SCALES, TILES, PROGRAMS, WIDTH, slope,
-    S: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr, TOP_K: tl.constexpr,
-):  # fmt: skip
-    """Partials of a (batch, prompt, program): d query C, d bias S, d W1 C², d b1 C, d W2 C², d b2 C, d w3 C, d b3.
-
-    A program walks tiles PROGRAMS apart and adds to a row of its own, so that the buffer does not grow with V.
-    """
-    batch = tl.program_id(1).to(tl.int64)
-    program = tl.program_id(0)
-    scale, channel = tl.arange(0, S), tl.arange(0, C)
-    live = scale < SCALES
-    every = channel < C
-    square = channel[:, None] * C + channel[None, :]
-    for tile in range(program, TILES, PROGRAMS):
-        voxel = tl.cast(tile, tl.int64) * BLOCK + tl.arange(0, BLOCK)
-        inside = voxel < V
-        first_tile = tl.cast(tile == program, tl.int32)
-        where = ((batch * SCALES + scale[:, None, None]) * C + channel[None, None, :]) * V + voxel[None, :, None]
-        keep = live[:, None, None] & inside[None, :, None]
-        f = tl.load(f_ptr + where, mask=keep, other=0.0)
-        d_f = tl.zeros([S, BLOCK, C], dtype=tl.float32)
-        for p in range(P):
-            query = tl.load(q_ptr + p * C + channel)
-            bias = tl.load(s_ptr + p * SCALES + scale, mask=live, other=0.0)
-            weight = _fuse(f, query, bias, live, S, TOP_K)
-            mixture = tl.sum(weight[:, :, None] * f, axis=0)
-            row = batch * P + p
-            w1, w2 = tl.load(w1_ptr + row * C * C + square), tl.load(w2_ptr + row * C * C + square)
-            first = _layer(mixture, w1, tl.load(b1_ptr + row * C + channel), slope)
-            second = _layer(first, w2, tl.load(b2_ptr + row * C + channel), slope)
-            w3 = tl.load(w3_ptr + row * C + channel)
-            g = tl.load(g_ptr + row * V + voxel, mask=inside, other=0.0)
-            d_second = w3[None, :] * g[:, None]
-            d_second = tl.where(second > 0, d_second, d_second * slope)
-            d_first = tl.sum(d_second[:, :, None] * w2[None, :, :], axis=1)
-            d_first = tl.where(first > 0, d_first, d_first * slope)
-            d_mixture = tl.sum(d_first[:, :, None] * w1[None, :, :], axis=1)
-            d_weight = tl.sum(d_mixture[None, :, :] * f, axis=2)  # (S, V)
-            d_score = weight * (d_weight - tl.sum(weight * d_weight, axis=0)[None, :])
-            d_f += weight[:, :, None] * d_mixture[None, :, :] + d_score[:, :, None] * query[None, None, :]
-            at = part_ptr + (row * PROGRAMS + program) * WIDTH
-            _add(at + channel, tl.sum(tl.sum(d_score[:, :, None] * f, axis=1), axis=0), first_tile, every)
-            at += C
-            _add(at + scale, tl.sum(d_score, axis=1), first_tile, live)
-            at += SCALES
-            all_square = square >= 0
-            _add(at + square, tl.sum(d_first[:, :, None] * mixture[:, None, :], axis=0), first_tile, all_square)
-            at += C * C
-            _add(at + channel, tl.sum(d_first, axis=0), first_tile, every)
-            at += C
-            _add(at + square, tl.sum(d_second[:, :, None] * first[:, None, :], axis=0), first_tile, all_square)
-            at += C * C
-            _add(at + channel, tl.sum(d_second, axis=0), first_tile, every)
-            at += C
-            _add(at + channel, tl.sum(second * g[:, None], axis=0), first_tile, every)
-            one = tl.arange(0, 1)
-            _add(at + C + one, tl.sum(g[None, :], axis=1), first_tile, one == 0)
-        tl.store(df_ptr + where, d_f, mask=keep)
-        tl.debug_barrier()  # another thread may read these sums in the next tile
-
-
-def tile(channels: int, *, backward: bool) -> tuple[int, int]:
-    """Voxels of a tile and warps of a program: the (V, C, C) products stay in registers, none spilled."""
-    if backward:
-        return {8: (32, 8), 16: (8, 8), 32: (4, 8)}[channels]
-    return {8: (128, 8), 16: (64, 8), 32: (16, 8)}[channels]
+_VOXELS, _WARPS = 128, 4  # of a program with a voxel per thread
 
 
 def supports(features: Tensor) -> bool:
@@ -148,20 +22,83 @@ def supports(features: Tensor) -> bool:
     return features.dtype == torch.float32 and scales <= 8 and channels in (8, 16, 32)
 
 
+def tile(channels: int, *, backward: bool) -> tuple[int, int]:
+    """Voxels of a tile and warps of a program of `head_tiles`: the (V, C, C) products stay in registers."""
+    if backward:
+        return {16: (8, 8), 32: (4, 8)}[channels]
+    return {16: (64, 8), 32: (16, 8)}[channels]
+
+
+def _inputs(features: Tensor, named: dict[str, Tensor], top_k: int, slope: float) -> dict[str, object]:
+    """Arguments that all kernels share. Two numbers are read at once: what is not aligned to eight bytes is copied."""
+    aligned = {name: t if t.data_ptr() % 8 == 0 else t.clone() for name, t in named.items()}
+    scales, channels, voxels = features.shape[1:]
+    return {
+        "f_ptr": features, **aligned, "V": voxels, "P": named["q_ptr"].shape[0], "slope": slope, "C": channels,
+        "TOP_K": top_k if 0 < top_k < scales else 0,
+    }  # fmt: skip
+
+
+def plan_forward(out: Tensor, features: Tensor, named: dict[str, Tensor], top_k: int, slope: float) -> Launch:
+    """A launch of the forward kernel. `named`: query, bias, and the three layers by the kernels' argument names."""
+    batch, scales, channels, voxels = features.shape
+    arguments = {**_inputs(features, named, top_k, slope), "out_ptr": out}
+    if channels == 8:
+        block = _VOXELS * (2 if scales <= 5 else 1)  # of two voxels the weights are read once
+        arguments |= {"S": scales, "BLOCK": block}
+        return Launch(head_voxels.forward, (ceil_div(voxels, block), batch), arguments, _WARPS)
+    block, warps = tile(channels, backward=False)
+    arguments |= {"S": power_of_two(scales), "SCALES": scales, "BLOCK": block}
+    return Launch(head_tiles.forward, (ceil_div(voxels, block), batch), arguments, warps)
+
+
+def _programs(tiles: int, groups: int, machine: Machine) -> int:
+    """Programs that share the tiles of one of `groups`: enough to fill the machine a few times over."""
+    return min(tiles, max(1, ceil_div(4 * machine.processors, max(1, groups))))
+
+
+def plan_backward(
+    grad: Tensor, features: Tensor, named: dict[str, Tensor], d_features: Tensor, top_k: int, slope: float,
+    machine: Machine,
+) -> tuple[list[Launch], Tensor]:  # fmt: skip
+    """Launches of the backward kernels, and the partial sums of the weights' gradients that they write.
+
+    (batch, prompts, programs, 2 C² + 4 C + S + 1): d query C, d bias S, d W1 C², d b1 C, d W2 C², d b2 C, d w3 C, d b3.
+    """
+    batch, scales, channels, voxels = features.shape
+    prompts, width = named["q_ptr"].shape[0], 2 * channels**2 + 4 * channels + scales + 1
+    shared = {**_inputs(features, {k: v for k, v in named.items() if k != "b3_ptr"}, top_k, slope), "g_ptr": grad}
+    if channels == 8:
+        tiles = ceil_div(voxels, _VOXELS)
+        programs = _programs(tiles, batch * prompts, machine)
+        partial = features.new_empty(batch, prompts, programs, width)
+        shared |= {"S": scales, "BLOCK": _VOXELS}
+        sums = {**shared, "part_ptr": partial, "TILES": tiles, "PROGRAMS": programs, "ZERO": 0}
+        grid = (programs, prompts, batch)
+        return [
+            Launch(head_voxels.backward_features, (tiles, batch), {**shared, "df_ptr": d_features}, _WARPS),
+            Launch(head_voxels.backward_weights, grid, {**sums, "FIRST": True}, _WARPS),
+            Launch(head_voxels.backward_weights, grid, {**sums, "FIRST": False}, _WARPS),
+        ], partial
+    block, warps = tile(channels, backward=True)
+    tiles = ceil_div(voxels, block)
+    programs = _programs(tiles, batch, machine)
+    partial = features.new_empty(batch, prompts, programs, width)
+    arguments = {
+        **shared, "df_ptr": d_features, "part_ptr": partial, "S": power_of_two(scales), "SCALES": scales,
+        "TILES": tiles, "PROGRAMS": programs, "WIDTH": width, "BLOCK": block,
+    }  # fmt: skip
+    return [Launch(head_tiles.backward, (programs, batch), arguments, warps)], partial
+
+
 def forward(
     features: Tensor, query: Tensor, bias: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor,
     b3: Tensor, top_k: int, negative_slope: float,
 ) -> Tensor:  # fmt: skip
     """See `mome_kernels.fusion_head`."""
-    batch, scales, channels, voxels = features.shape
-    prompts = query.shape[0]
-    out = features.new_empty(batch, prompts, voxels)
-    block, warps = tile(channels, backward=False)
+    out = features.new_empty(features.shape[0], query.shape[0], features.shape[3])
     if features.numel():
-        _forward_kernel[(triton.cdiv(voxels, block), batch)](
-            features, query, bias, w1, b1, w2, b2, w3, b3, out, voxels, prompts, scales, negative_slope,
-            S=triton.next_power_of_2(scales), C=channels, BLOCK=block, TOP_K=_top_k(top_k, scales), num_warps=warps,
-        )  # fmt: skip
+        plan_forward(out, features, _names(query, bias, w1, b1, w2, b2, w3, b3), top_k, negative_slope).run()
     return out
 
 
@@ -170,29 +107,23 @@ def backward(
     w3: Tensor, b3: Tensor, top_k: int, negative_slope: float,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Gradients of all nine inputs, in their order."""
-    batch, scales, channels, voxels = features.shape
-    prompts = query.shape[0]
-    block, warps = tile(channels, backward=True)
-    tiles = triton.cdiv(voxels, block)
-    programs = min(tiles, max(1, 4 * machine_of(features).processors // max(1, batch)))
+    batch, scales, channels, _ = features.shape
+    d_features, named = torch.empty_like(features), _names(query, bias, w1, b1, w2, b2, w3, b3)
+    machine = machine_of(features)
+    launches, partial = plan_backward(grad, features, named, d_features, top_k, negative_slope, machine)
+    for launch in launches if features.numel() else ():
+        launch.run()
     sizes = [channels, scales, channels**2, channels, channels**2, channels, channels, 1]
-    partial = features.new_empty(batch, prompts, programs, sum(sizes))
-    d_features = torch.empty_like(features)
-    if features.numel():
-        _backward_kernel[(programs, batch)](
-            grad, features, query, bias, w1, b1, w2, b2, w3, d_features, partial, voxels, prompts, scales, tiles,
-            programs, sum(sizes), negative_slope, S=triton.next_power_of_2(scales), C=channels, BLOCK=block,
-            TOP_K=_top_k(top_k, scales), num_warps=warps,
-        )  # fmt: skip
     # clones: a custom op's results must not share memory
     parts = [part.clone() for part in partial.sum(2).split(sizes, dim=-1)]
     d_query, d_bias, d_w1, d_b1, d_w2, d_b2, d_w3, d_b3 = parts
-    square = (batch, prompts, channels, channels)
+    square = (*d_w1.shape[:2], channels, channels)
     return (
         d_features, d_query.sum(0), d_bias.sum(0), d_w1.view(square), d_b1, d_w2.view(square), d_b2, d_w3,
         d_b3.squeeze(-1),
     )  # fmt: skip
 
 
-def _top_k(top_k: int, scales: int) -> int:
-    return top_k if 0 < top_k < scales else 0
+def _names(*tensors: Tensor) -> dict[str, Tensor]:
+    names = ("q_ptr", "s_ptr", "w1_ptr", "b1_ptr", "w2_ptr", "b2_ptr", "w3_ptr", "b3_ptr")
+    return dict(zip(names, tensors, strict=True))

@@ -1,4 +1,11 @@
-"""Activations inside kernels, in float32, and their derivatives."""
+"""Activations inside kernels, in float32, and their derivatives.
+
+In a fused layer of small width the activation costs more instructions than everything else together. Both GELUs are
+x Φ(x) with Φ(x) + Φ(-x) = 1, so that x Φ(x) = max(x, 0) - |x| Φ(-|x|), and the logarithm of Φ(-a) is nearly a parabola:
+one polynomial and one exponential, ten instructions (our choice; `tl.erf` makes it 36). The polynomials minimise the
+largest error of a Φ(-a); beyond the last a they were fitted to, a Φ(-a) is below 1e-8.
+In float32 both are within 5e-7 of the exact value, as torch's are.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +14,42 @@ import triton.language as tl
 
 
 @triton.jit
+def _below(a, ACT: tl.constexpr):
+    """Φ(-a) for a ≥ 0: of the normal distribution, or the logistic function that approximates it."""
+    if ACT == "gelu":
+        p = -0.0006991720292717218 + a * 2.503482755855657e-05
+        p = -0.05307037010788918 + a * (0.00785383302718401 + a * p)
+        p = -0.9999995231628418 + a * (-1.151128888130188 + a * (-0.45901402831077576 + a * p))
+    else:
+        p = 0.0004133010224904865 + a * -2.4760847736615688e-05
+        p = 0.0032980821561068296 + a * (-0.0022764697205275297 + a * p)
+        p = -0.04990221560001373 + a * (0.00451537873595953 + a * p)
+        p = -1.0000004768371582 + a * (-1.1510714292526245 + a * (-0.4595972001552582 + a * p))
+    return tl.exp2(p)
+
+
+@triton.jit
+def _bounded(z, ACT: tl.constexpr):
+    """|z|, at most the end of what `_below` was fitted to; NaN stays NaN."""
+    return tl.minimum(tl.abs(z), 6.0 if ACT == "gelu" else 5.5, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def _logistic(z):
+    """1 / (1 + exp(-z)); exp2 on its own is one instruction, exp and `tl.sigmoid` guard denormals."""
+    return 1.0 / (1.0 + tl.exp2(z * -1.4426950408889634))
+
+
+@triton.jit
 def activate(z, ACT: tl.constexpr):
     """a(z) for ACT in none, relu, silu, gelu (erf), gelu_tanh."""
-    if ACT == "gelu":
-        return 0.5 * z * (1.0 + tl.erf(z * 0.7071067811865476))
-    elif ACT == "gelu_tanh":
-        # ½(1 + tanh u) = σ(2u): one exponential instead of a tanh
-        return z * tl.sigmoid(1.5957691216057308 * (z + 0.044715 * z * z * z))
+    if ACT == "gelu" or ACT == "gelu_tanh":
+        a = _bounded(z, ACT)
+        return tl.maximum(z, 0.0) - a * _below(a, ACT)
     elif ACT == "silu":
-        return z * tl.sigmoid(z)
+        return z * _logistic(z)
     elif ACT == "relu":
-        return tl.maximum(z, 0.0)
+        return tl.maximum(z, 0.0, propagate_nan=tl.PropagateNan.ALL)
     else:
         return z
 
@@ -25,14 +57,18 @@ def activate(z, ACT: tl.constexpr):
 @triton.jit
 def activate_slope(z, ACT: tl.constexpr):
     """a'(z)."""
-    if ACT == "gelu":
-        density = 0.3989422804014327 * tl.exp(-0.5 * z * z)
-        return 0.5 * (1.0 + tl.erf(z * 0.7071067811865476)) + z * density
-    elif ACT == "gelu_tanh":
-        s = tl.sigmoid(1.5957691216057308 * (z + 0.044715 * z * z * z))
-        return s + z * s * (1.0 - s) * 1.5957691216057308 * (1.0 + 0.134145 * z * z)
+    if ACT == "gelu" or ACT == "gelu_tanh":
+        a = _bounded(z, ACT)
+        below = _below(a, ACT)
+        if ACT == "gelu":
+            density = 0.3989422804014327 * tl.exp2(-0.7213475204444817 * z * z)
+        else:
+            density = below * (1.0 - below) * (1.5957691216057308 + 0.21406542767208 * a * a)
+        # a'(z) + a'(-z) = 1 as well
+        slope = below - a * density
+        return tl.where(z > 0, 1.0 - slope, slope)
     elif ACT == "silu":
-        s = tl.sigmoid(z)
+        s = _logistic(z)
         return s + z * s * (1.0 - s)
     elif ACT == "relu":
         return (z > 0).to(tl.float32)

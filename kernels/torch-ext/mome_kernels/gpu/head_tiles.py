@@ -1,0 +1,129 @@
+"""The fusion head of 16 or 32 channels, a tile of voxels per program: too wide for `head_voxels`.
+
+Sums over channels and scales cross threads, which costs most of the time.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _fuse(f, query, bias, live, S: tl.constexpr, TOP_K: tl.constexpr):
+    """Scores → softmax over scales. f (S, V, C), query (C,), bias (S,), live (S,) → weights (S, V)."""
+    score = tl.sum(f * query[None, None, :], axis=2) + bias[:, None]
+    score = tl.where(live[:, None], score, float("-inf"))
+    if TOP_K > 0:
+        index = tl.arange(0, S)
+        above = (score[None, :, :] > score[:, None, :]) | (
+            (score[None, :, :] == score[:, None, :]) & (index[None, :] < index[:, None])[:, :, None]
+        )
+        score = tl.where(tl.sum(above.to(tl.int32), axis=1) < TOP_K, score, float("-inf"))
+    score = tl.exp(score - tl.max(score, axis=0)[None, :])
+    return score / tl.sum(score, axis=0)[None, :]
+
+
+@triton.jit
+def _layer(x, w, b, slope):
+    """x (V, C), w (C out, C in), b (C out,) → leaky ReLU of w x + b (V, C)."""
+    y = tl.sum(x[:, None, :] * w[None, :, :], axis=2) + b[None, :]
+    return tl.where(y > 0, y, y * slope)
+
+
+@triton.jit
+def forward(
+    f_ptr, q_ptr, s_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr, w3_ptr, b3_ptr, out_ptr,
+    V, P, SCALES, slope,
+    S: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr, TOP_K: tl.constexpr,
+):  # fmt: skip
+    batch = tl.program_id(1).to(tl.int64)
+    voxel = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = voxel < V
+    scale, channel = tl.arange(0, S), tl.arange(0, C)
+    live = scale < SCALES
+    where = ((batch * SCALES + scale[:, None, None]) * C + channel[None, None, :]) * V + voxel[None, :, None]
+    f = tl.load(f_ptr + where, mask=live[:, None, None] & inside[None, :, None], other=0.0)
+    square = channel[:, None] * C + channel[None, :]
+    for p in range(P):
+        query = tl.load(q_ptr + p * C + channel)
+        bias = tl.load(s_ptr + p * SCALES + scale, mask=live, other=0.0)
+        weight = _fuse(f, query, bias, live, S, TOP_K)
+        mixture = tl.sum(weight[:, :, None] * f, axis=0)
+        row = batch * P + p
+        hidden = _layer(mixture, tl.load(w1_ptr + row * C * C + square), tl.load(b1_ptr + row * C + channel), slope)
+        hidden = _layer(hidden, tl.load(w2_ptr + row * C * C + square), tl.load(b2_ptr + row * C + channel), slope)
+        w3 = tl.load(w3_ptr + row * C + channel)
+        logit = tl.sum(hidden * w3[None, :], axis=1) + tl.load(b3_ptr + row)
+        tl.store(out_ptr + row * V + voxel, logit, mask=inside)
+
+
+@triton.jit
+def _add(at, value, first, mask):
+    """at += value; what is there before the first tile is not read."""
+    before = tl.load(at, mask=mask & (first == 0), other=0.0)
+    tl.store(at, before + value, mask=mask)
+
+
+@triton.jit
+def backward(
+    g_ptr, f_ptr, q_ptr, s_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr, w3_ptr, df_ptr, part_ptr,
+    V, P, SCALES, TILES, PROGRAMS, WIDTH, slope,
+    S: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr, TOP_K: tl.constexpr,
+):  # fmt: skip
+    """Partials of a (batch, prompt, program): d query C, d bias S, d W1 C², d b1 C, d W2 C², d b2 C, d w3 C, d b3.
+
+    A program walks tiles PROGRAMS apart and adds to a row of its own, so that the buffer does not grow with V.
+    """
+    batch = tl.program_id(1).to(tl.int64)
+    program = tl.program_id(0)
+    scale, channel = tl.arange(0, S), tl.arange(0, C)
+    live = scale < SCALES
+    every = channel < C
+    square = channel[:, None] * C + channel[None, :]
+    for tile in range(program, TILES, PROGRAMS):
+        voxel = tl.cast(tile, tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        inside = voxel < V
+        first_tile = tl.cast(tile == program, tl.int32)
+        where = ((batch * SCALES + scale[:, None, None]) * C + channel[None, None, :]) * V + voxel[None, :, None]
+        keep = live[:, None, None] & inside[None, :, None]
+        f = tl.load(f_ptr + where, mask=keep, other=0.0)
+        d_f = tl.zeros([S, BLOCK, C], dtype=tl.float32)
+        for p in range(P):
+            query = tl.load(q_ptr + p * C + channel)
+            bias = tl.load(s_ptr + p * SCALES + scale, mask=live, other=0.0)
+            weight = _fuse(f, query, bias, live, S, TOP_K)
+            mixture = tl.sum(weight[:, :, None] * f, axis=0)
+            row = batch * P + p
+            w1, w2 = tl.load(w1_ptr + row * C * C + square), tl.load(w2_ptr + row * C * C + square)
+            first = _layer(mixture, w1, tl.load(b1_ptr + row * C + channel), slope)
+            second = _layer(first, w2, tl.load(b2_ptr + row * C + channel), slope)
+            w3 = tl.load(w3_ptr + row * C + channel)
+            g = tl.load(g_ptr + row * V + voxel, mask=inside, other=0.0)
+            d_second = w3[None, :] * g[:, None]
+            d_second = tl.where(second > 0, d_second, d_second * slope)
+            d_first = tl.sum(d_second[:, :, None] * w2[None, :, :], axis=1)
+            d_first = tl.where(first > 0, d_first, d_first * slope)
+            d_mixture = tl.sum(d_first[:, :, None] * w1[None, :, :], axis=1)
+            d_weight = tl.sum(d_mixture[None, :, :] * f, axis=2)  # (S, V)
+            d_score = weight * (d_weight - tl.sum(weight * d_weight, axis=0)[None, :])
+            d_f += weight[:, :, None] * d_mixture[None, :, :] + d_score[:, :, None] * query[None, None, :]
+            at = part_ptr + (row * PROGRAMS + program) * WIDTH
+            _add(at + channel, tl.sum(tl.sum(d_score[:, :, None] * f, axis=1), axis=0), first_tile, every)
+            at += C
+            _add(at + scale, tl.sum(d_score, axis=1), first_tile, live)
+            at += SCALES
+            all_square = square >= 0
+            _add(at + square, tl.sum(d_first[:, :, None] * mixture[:, None, :], axis=0), first_tile, all_square)
+            at += C * C
+            _add(at + channel, tl.sum(d_first, axis=0), first_tile, every)
+            at += C
+            _add(at + square, tl.sum(d_second[:, :, None] * first[:, None, :], axis=0), first_tile, all_square)
+            at += C * C
+            _add(at + channel, tl.sum(d_second, axis=0), first_tile, every)
+            at += C
+            _add(at + channel, tl.sum(second * g[:, None], axis=0), first_tile, every)
+            one = tl.arange(0, 1)
+            _add(at + C + one, tl.sum(g[None, :], axis=1), first_tile, one == 0)
+        tl.store(df_ptr + where, d_f, mask=keep)
+        tl.debug_barrier()  # another thread may read these sums in the next tile
