@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from mome_kernels import triton_head
-from mome_kernels.gpu import configs, fused, fused_backward, grouped, rows
+from mome_kernels.gpu import configs, fused, fused_backward, grouped, grouped_gradient, rows
 from mome_kernels.gpu import routing as routes
 from mome_kernels.gpu.launch import Launch, Machine
 
@@ -42,17 +43,19 @@ def fused_launch(machine: Machine, kernel: str, d: int, f: int, gated: bool, dty
 
 
 def linear_launch(
-    machine: Machine, n: int, k: int, gated: bool, epilogue: bool, dtype: torch.dtype, transpose: bool = False
-) -> Launch:
+    machine: Machine, n: int, k: int, gated: bool, epilogue: bool, dtype: torch.dtype, transpose: bool = False,
+    gather: bool = True,
+) -> Launch:  # fmt: skip
     """The grouped linear kernel: gathered, with bias and kept z where there is an epilogue."""
     columns = 2 * n if gated else n
-    x, slots = new(TOKENS, k, dtype=dtype), new(TOKENS * SHARE, dtype=torch.int32)
+    x = new(TOKENS if gather else TOKENS * SHARE, k, dtype=dtype)
+    slots = new(TOKENS * SHARE, dtype=torch.int32)
     weight = new(EXPERTS, k, columns, dtype=dtype) if transpose else new(EXPERTS, columns, k, dtype=dtype)
     bias, offsets = new(EXPERTS, columns, dtype=dtype), new(EXPERTS + 1, dtype=torch.int32)
     _, tiles = routes.plan_tiles(offsets, TOKENS * SHARE, 128)
     out, z = new(TOKENS * SHARE, n, dtype=dtype), new(TOKENS * SHARE, columns, dtype=dtype)
     return grouped.plan_linear(
-        x, weight, None if transpose else bias, tiles, offsets, out, machine, slots=slots, share=SHARE, gather=True,
+        x, weight, None if transpose else bias, tiles, offsets, out, machine, slots=slots, share=SHARE, gather=gather,
         gated=gated, activation="gelu" if epilogue else "none", z_out=z if epilogue else None, transpose=transpose,
     )  # fmt: skip
 
@@ -64,7 +67,7 @@ def dw_launch(machine: Machine, n: int, k: int, dtype: torch.dtype) -> Launch:
     gates = new(TOKENS, SHARE, dtype=torch.float32)
     _, tiles = routes.plan_tiles(offsets, TOKENS * SHARE, 512)
     dw, db = new(tiles.bound, n, k, dtype=torch.float32), new(tiles.bound, n, dtype=torch.float32)
-    return grouped.plan_dw(
+    return grouped_gradient.plan_dw(
         dy, x, offsets, dw, db, machine, tiles=tiles, slots=slots, share=SHARE, gates=gates, gather_y=True
     )
 
@@ -111,6 +114,34 @@ def head_launches(machine: Machine, channels: int, scales: int) -> list[Launch]:
     return [triton_head.plan_forward(out, f, named, 0, 0.1), *backward]
 
 
+@contextmanager
+def tma(*rows: dict) -> Iterator[None]:
+    """Rows of a table with TMA switched on."""
+    before = [dict(row) for row in rows]
+    for row in rows:
+        row["tma"] = 1
+    try:
+        yield
+    finally:
+        for row, old in zip(rows, before, strict=True):
+            row.clear()
+            row.update(old)
+
+
+def tma_launches(machine: Machine, row: dict) -> Iterator[Launch]:
+    """Launches that this row of `linear` gives with TMA: weight alone, rows too, and dX from rows in order."""
+    bounds = row["up_to"]
+    size, odd = bounds.get("bytes", 4), bounds.get("odd", 1)
+    dtype = torch.bfloat16 if size == 2 else torch.float32
+    n, k = bounds.get("n", 1024) - 8 * odd, bounds.get("k", 1024) - 8 * odd  # 16-byte rows
+    gated, epilogue = bool(bounds.get("gated", 1)), bool(bounds.get("epilogue", 1))
+    with tma(row):
+        for gather in (True, False):
+            yield linear_launch(machine, n, k, gated, epilogue, dtype, gather=gather)
+        if configs.linear(machine, n, k, size, False, False) is row:
+            yield linear_launch(machine, n, k, False, False, dtype, transpose=True, gather=False)
+
+
 def every_row(arch: str) -> Iterator[tuple[str, int]]:
     """(kernel, index) of every row of an architecture's table."""
     for kernel, table in configs.table(arch).items():
@@ -141,5 +172,5 @@ def small_launches(machine: Machine) -> dict[str, Launch]:
             h, z, h, z, x, bias, ids, slots, gates, gates, "gelu", True
         ),
         "row_dot": rows.plan_row_dot(y, x, x, bias, ids, slots, gates),
-        "sum_parts": grouped.plan_sum(parts, tiles, new(EXPERTS, d, f, dtype=dtype), d * f),
+        "sum_parts": grouped_gradient.plan_sum(parts, tiles, new(EXPERTS, d, f, dtype=dtype), d * f),
     }

@@ -18,8 +18,9 @@ import triton.language as tl
 sys.path.insert(0, str(Path(__file__).parent))
 
 import mome_kernels as kernels  # noqa: E402
+from compile_cases import tma  # noqa: E402
 from mome_kernels import dispatch, ops, reference, triton_head  # noqa: E402
-from mome_kernels.gpu import experts, grouped  # noqa: E402
+from mome_kernels.gpu import configs, experts, grouped, grouped_gradient  # noqa: E402
 from mome_kernels.gpu.activation import activate, activate_slope  # noqa: E402
 from mome_kernels.gpu.launch import Machine  # noqa: E402
 from test_kernels_ops import assignments, head_inputs, mlp_inputs  # noqa: E402
@@ -109,7 +110,7 @@ def linears() -> Iterator[tuple[str, Result]]:
         yield f"linear {load}", compare(kernels.moe_linear, reference.moe_linear, inputs)
     # more rows than one share of dW: partial sums over tokens
     x, ids, gates, weight, bias, *_ = layer(700, 3, 1, 16, 16, 16, False, True, "empty")
-    assert grouped.rows_per_share(experts.machine_of(x), 700, 1) == 256
+    assert grouped_gradient.rows_per_share(experts.machine_of(x), 700, 1) == 256
     yield "linear in shares", compare(kernels.moe_linear, reference.moe_linear, [x, ids, gates, weight, bias])
     for activation, indexed, dtype in (
         ("gelu", True, single), ("none", False, single), ("silu", False, single), ("relu", True, half),
@@ -133,6 +134,53 @@ def linears() -> Iterator[tuple[str, Result]]:
     except ValueError:
         refused = True
     yield "offsets beyond 32 bits", {"errors": [0.0 if refused else 1.0], "bit_equal": True, "dtype": ""}
+
+
+def descriptors() -> Iterator[tuple[str, Result]]:
+    """The grouped linear kernel with TMA in every row, at lengths that BK and BN do not divide."""
+    plan, single, half = grouped.plan_linear, torch.float32, torch.float16
+    planned: list[str] = []
+
+    def recorded(*arguments, **options):
+        launch = plan(*arguments, **options)
+        planned.append("".join(name for name, flag in (("a", "A_TMA"), ("w", "W_TMA")) if launch.args[flag]) or "-")
+        return launch
+
+    def seen(name: str, case: Result, *expected: str) -> tuple[str, Result]:
+        assert planned == [*expected], (name, planned)
+        planned.clear()
+        return name, case
+
+    grouped.plan_linear = recorded
+    with tma(*configs.table("sm_90")["linear"]):
+        # forward, dX, forward again for each: gathered rows go by pointers
+        for load, d, out, dtype in (
+            ("empty", 48, 80, single), ("zipf", 36, 76, single), ("zipf", 48, 80, half), ("uniform", 40, 24, half),
+        ):  # fmt: skip
+            inputs = layer(70, 5, 2, d, 16, out, False, True, load, dtype)
+            inputs = [*inputs[:3], leaf(5, out, d, dtype=dtype, scale=d**-0.5), leaf(5, out, dtype=dtype)]
+            case = compare(kernels.moe_linear, reference.moe_linear, inputs)
+            yield seen(f"tma linear {load} {d} {dtype}", case, "w", "w", "w", "w")
+            offsets = torch.tensor([0, 0, 40, 41, 41, 70])
+            inputs = [inputs[0], inputs[3], offsets, inputs[4], None]
+            case = compare(kernels.grouped_linear, reference.grouped_linear, inputs)
+            yield seen(f"tma grouped_linear {d} {dtype}", case, "aw", "aw", "aw", "aw")
+        for gated, activation, load, dtype in (
+            (True, "silu", "zipf", single), (False, "gelu", "empty", single), (True, "relu", "one", half),
+        ):  # fmt: skip
+            inputs = layer(40, 4, 2, 48, 72, 80, gated, True, load, dtype)
+            case = compare(kernels.moe_mlp, reference.moe_mlp, inputs, activation=activation, gated=gated)
+            forward, backward = ["w", "aw"], ["w", "aw"]
+            yield seen(f"tma mlp {load} {dtype}", case, *forward, *backward, *backward, *forward)
+        # rows of 37 numbers, and a weight that begins within 16 bytes: no descriptors, the same results
+        inputs = layer(50, 4, 2, 37, 16, 37, False, False, "zipf")
+        inputs = [*inputs[:3], leaf(4, 50, 37, scale=0.2), None]
+        yield seen("tma odd", compare(kernels.moe_linear, reference.moe_linear, inputs), *["-"] * 4)
+        shifted = leaf(4 * 48 * 32 + 1).detach()[1:].view(4, 48, 32).requires_grad_()
+        inputs = [leaf(50, 32), shifted, torch.tensor([0, 20, 20, 21, 50]), None, None]
+        case = compare(kernels.grouped_linear, reference.grouped_linear, inputs)
+        yield seen("tma unaligned", case, *["a"] * 4)
+    grouped.plan_linear = plan
 
 
 def routes() -> Iterator[tuple[str, Result]]:
@@ -207,6 +255,6 @@ if __name__ == "__main__":
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True
     assert torch.empty(3).isnan().all()
-    for group in (activations, mlps, linears, routes, heads):
+    for group in (activations, mlps, linears, descriptors, routes, heads):
         for name, result in group():
             print(json.dumps({"name": name, **result}), flush=True)

@@ -12,10 +12,20 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 sys.path.insert(0, str(Path(__file__).parent))
-from compile_cases import every_row, head_launches, linear_variants, row_launch, small_launches  # noqa: E402
+from compile_cases import (  # noqa: E402
+    every_row,
+    head_launches,
+    linear_launch,
+    linear_variants,
+    row_launch,
+    small_launches,
+    tma,
+    tma_launches,
+)
 from mome_kernels.gpu import configs  # noqa: E402
 from mome_kernels.gpu.launch import Launch, Machine  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
@@ -25,6 +35,7 @@ SHARED = {"sm_80": 163, "sm_90": 227, "sm_100": 227, "sm_120": 99, "gfx942": 64}
 # Bytes of stack (spilled registers) per thread that are allowed. The gated 128 × 128 tile spills in its epilogue, once
 # per tile and outside of the loop over K.
 ALLOWED = {("sm_90", "linear"): 64}
+TMA = {"sm_90": "wgmma.mma_async", "sm_100": "tcgen05.mma"}  # where it is tried, beside which product
 ROWS = [(arch, kernel, index) for arch in SHARED for kernel, index in every_row(arch)]
 
 
@@ -66,6 +77,30 @@ def test_linear_variants(arch: str, index: int, tmp_path: Path) -> None:
     machine = Machine(arch, 132)
     for launch in linear_variants(machine, configs.table(arch)["linear"][index]):
         check(launch, arch, "linear", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arch", "index"), [(arch, index) for arch, kernel, index in ROWS if kernel == "linear" and arch in TMA]
+)
+def test_linear_through_tma(arch: str, index: int, tmp_path: Path) -> None:
+    row = configs.table(arch)["linear"][index]
+    for launch in tma_launches(Machine(arch, 132), row):
+        assert launch.args["W_TMA"] and launch.args["A_TMA"] != launch.args["GATHER"]
+        compiled = check(launch, arch, "linear", tmp_path)
+        ptx, ttgir = compiled.asm["ptx"], compiled.asm["ttgir"]
+        assert "cp.async.bulk.tensor.3d" in ptx
+        assert ("cp.async.bulk.tensor.2d" in ptx) == launch.args["A_TMA"]
+        assert row["BM"] < 64 or TMA[arch] in ptx
+        if row["up_to"].get("bytes") == 2:  # what TMA wrote is multiplied where it lies, not by way of registers
+            assert "ttg.local_load" not in ttgir
+            assert launch.args["GATHER"] or not re.search(r"ttg\.local_(alloc|store) %", ttgir)
+
+
+def test_pointers_where_tma_cannot_read() -> None:
+    for arch, lengths in (("sm_89", (64, 64)), ("gfx942", (64, 64)), ("sm_90", (64, 61)), ("sm_120", (64, 64))):
+        with tma(*configs.table(arch)["linear"]):
+            launch = linear_launch(Machine(arch, 132), *lengths, False, False, torch.bfloat16, gather=False)
+        assert launch.args["W_TMA"] == launch.args["A_TMA"] == (arch == "sm_120")
 
 
 @pytest.mark.parametrize("arch", SHARED)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import configs, fused, fused_backward, grouped, routing, rows
+from . import configs, fused, fused_backward, grouped, grouped_gradient, routing, rows
 from .launch import Machine, ceil_div, interpreting, machine_of
 
 FORWARD, BACKWARD = ("mlp",), ("mlp_dx", "mlp_dw")
@@ -150,7 +150,7 @@ def _fused_backward(
 
     config = configs.fused(machine, "mlp_dw", d, f, x.element_size(), gated)
     programs = ceil_div(f, config["BF"])
-    height = grouped.rows_per_share(machine, n, programs) or n
+    height = grouped_gradient.rows_per_share(machine, n, programs) or n
     tiles = routing.tiles(way.offsets, n, height)
     bias = up_bias is not None or down_bias is not None
     sizes = [width * d, d * f] + ([width, d] if bias else [])
@@ -162,7 +162,7 @@ def _fused_backward(
     wanted += [_empty(x, experts, width), _empty(x, experts, d)] if bias else []
     start = 0
     for size, out in zip(sizes, wanted, strict=True):
-        grouped.plan_sum(parts.view(-1)[start:], tiles, out, parts.shape[1]).run()
+        grouped_gradient.plan_sum(parts.view(-1)[start:], tiles, out, parts.shape[1]).run()
         start += size
     d_up, d_down = wanted[:2]
     d_up_bias = wanted[2] if up_bias is not None else _empty(x, 0)
@@ -187,10 +187,12 @@ def _grouped_backward(
     del dh
     dx = grouped_linear(dz, up, None, way.offsets, n, machine, transpose=True)
     dx = rows.combine(dx, None, way.inverse, x.shape[0], share)
-    d_down, d_down_bias = grouped.weight_gradient(
+    d_down, d_down_bias = grouped_gradient.weight_gradient(
         grad, h, way.offsets, n, down, down_bias, machine, gates=gates, gather_y=True, **slots
     )
-    d_up, d_up_bias = grouped.weight_gradient(dz, x, way.offsets, n, up, up_bias, machine, gather_x=True, **slots)
+    d_up, d_up_bias = grouped_gradient.weight_gradient(
+        dz, x, way.offsets, n, up, up_bias, machine, gather_x=True, **slots
+    )
     none = _empty(x, 0)
     return dx, d_gates, d_up, none if d_up_bias is None else d_up_bias, d_down, (
         none.clone() if d_down_bias is None else d_down_bias
@@ -254,7 +256,7 @@ def linear_backward(
     rows.plan_row_dot(back, x, grad, bias, ids, way.permutation, d_gates).run()
     dx = _empty(x, *x.shape)
     rows.plan_combine(back, gates, way.inverse, share, dx).run()
-    d_weight, d_bias = grouped.weight_gradient(
+    d_weight, d_bias = grouped_gradient.weight_gradient(
         grad, x, way.offsets, n, weight, bias, machine, gates=gates, gather_y=True, gather_x=True, **slots
     )
     return dx, d_gates, d_weight, _empty(x, 0) if d_bias is None else d_bias

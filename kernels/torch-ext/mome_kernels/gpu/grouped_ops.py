@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from . import experts, grouped, routing, rows
+from . import experts, grouped_gradient, routing, rows
 from .launch import machine_of
 
 
@@ -40,7 +40,7 @@ def grouped_dx(grad: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
 def grouped_dw(grad: Tensor, x: Tensor, offsets: Tensor, index: Tensor | None, bias: bool) -> tuple[Tensor, Tensor]:
     """Gradients of weight (E, F, D) and bias (E, F), or an empty tensor."""
     grad, x, offsets, index = experts.contiguous(grad, x, offsets.int(), index)
-    dw, db = grouped.weight_gradient(
+    dw, db = grouped_gradient.weight_gradient(
         grad, x, offsets, grad.shape[0], grad, grad if bias else None, machine_of(grad), slots=index,
         gather_x=index is not None,
     )  # fmt: skip

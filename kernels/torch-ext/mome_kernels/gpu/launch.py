@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 _TYPES = {
     torch.float16: "*fp16",
@@ -73,6 +74,10 @@ class Launch:
             value = self.args[parameter.name]
             if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
                 signature[parameter.name], constants[(i,)] = "constexpr", value
+                continue
+            if isinstance(value, TensorDescriptor):
+                element = _TYPES[value.base.dtype].removeprefix("*")
+                signature[parameter.name] = f"tensordesc<{element}{value.block_shape}>"
                 continue
             aligned = True
             if isinstance(value, Tensor):

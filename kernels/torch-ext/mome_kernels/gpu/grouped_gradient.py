@@ -1,0 +1,165 @@
+"""Gradients of grouped linear layers' weights: over all of an expert's rows, or over shares of them and then summed."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import configs, routing
+from .launch import Launch, Machine, ceil_div
+from .routing import Tiles
+
+
+@triton.jit
+def _grouped_dw(
+    dy, x, gates, slots, tile_expert, tile_row, offsets, dw, db, N, K, ROWS, TILES_N, TILES_K,
+    SHARE: tl.constexpr, SPLIT: tl.constexpr, GATHER_Y: tl.constexpr, GATHER_X: tl.constexpr,
+    BT: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dW = Σ gate · dy xᵀ over an expert's rows, or with SPLIT over one tile of them into a float32 partial.
+
+    Every program stores what it has, zeros for an expert without rows.
+    """
+    pid = tl.program_id(0).to(tl.int64)
+    part = pid // (TILES_N * TILES_K)
+    tn = (pid // TILES_K) % TILES_N
+    tk = pid % TILES_K
+    if SPLIT:
+        e = tl.load(tile_expert + part).to(tl.int64)
+        if e < 0:
+            return
+        low = tl.load(tile_row + part)
+        high = tl.minimum(low + ROWS, tl.load(offsets + e + 1))
+    else:
+        low = tl.load(offsets + part)
+        high = tl.load(offsets + part + 1)
+    n = tn * BN + tl.arange(0, BN)
+    k = tk * BK + tl.arange(0, BK)
+    acc = tl.zeros([BN, BK], tl.float32)
+    total = tl.zeros([BN], tl.float32)
+    for start in range(low, high, BT):
+        row = start + tl.arange(0, BT)
+        live = row < high
+        row64 = row.to(tl.int64)
+        if GATHER_Y or GATHER_X or (gates is not None):
+            slot = tl.load(slots + row, mask=live, other=0).to(tl.int64)
+        from_y = slot // SHARE if GATHER_Y else row64
+        from_x = slot // SHARE if GATHER_X else row64
+        y = tl.load(dy + from_y[:, None] * N + n[None, :], mask=live[:, None] & (n < N)[None, :], other=0.0)
+        rows = tl.load(x + from_x[:, None] * K + k[None, :], mask=live[:, None] & (k < K)[None, :], other=0.0)
+        if gates is not None:
+            gate = tl.load(gates + slot, mask=live, other=0.0).to(tl.float32)
+            scaled = y.to(tl.float32) * gate[:, None]
+            if db is not None:
+                total += tl.sum(scaled, axis=0)
+            y = scaled.to(rows.dtype)
+        else:
+            if db is not None:
+                total += tl.sum(y.to(tl.float32), axis=0)
+        acc = tl.dot(tl.trans(y), rows, acc, input_precision=PRECISION)
+    at = dw + part * N * K + n.to(tl.int64)[:, None] * K + k[None, :]
+    tl.store(at, acc, mask=(n < N)[:, None] & (k < K)[None, :])
+    if db is not None:
+        if tk == 0:
+            tl.store(db + part * N + n, total, mask=n < N)
+
+
+@triton.jit(do_not_specialize=["TILES"])
+def _sum_parts(parts, tile_start, out, WIDTH, STRIDE, BLOCKS, TILES, BLOCK: tl.constexpr):
+    """out[e] = the sum of expert e's partials in their order; zeros where it has none."""
+    e = (tl.program_id(0) // BLOCKS).to(tl.int64)
+    i = (tl.program_id(0) % BLOCKS) * BLOCK + tl.arange(0, BLOCK)
+    acc = tl.zeros([BLOCK], tl.float32)
+    first = tl.load(tile_start + e)
+    at = parts + first.to(tl.int64) * STRIDE + i
+    for _ in range(first, tl.load(tile_start + e + 1)):
+        acc += tl.load(at, mask=i < WIDTH, other=0.0)
+        at += STRIDE
+    tl.store(out + e * WIDTH + i, acc, mask=i < WIDTH)
+
+
+def plan_dw(
+    dy: Tensor,
+    x: Tensor,
+    offsets: Tensor,
+    dw: Tensor,
+    db: Tensor | None,
+    machine: Machine,
+    *,
+    tiles: Tiles | None = None,
+    slots: Tensor | None = None,
+    share: int = 1,
+    gates: Tensor | None = None,
+    gather_y: bool = False,
+    gather_x: bool = False,
+) -> Launch:
+    """A launch of the dW kernel: into (E, N, K) directly, or with `tiles` into (bound, N, K) float32 partials."""
+    n, k = dy.shape[1], x.shape[1]
+    config = configs.dw(machine, n, k, x.element_size())
+    tiles_n, tiles_k = ceil_div(n, config["BN"]), ceil_div(k, config["BK"])
+    parts = offsets.numel() - 1 if tiles is None else tiles.bound
+    arguments = {
+        "dy": dy, "x": x, "gates": gates, "slots": slots, "tile_expert": None if tiles is None else tiles.expert,
+        "tile_row": None if tiles is None else tiles.row, "offsets": offsets, "dw": dw, "db": db, "N": n, "K": k,
+        "ROWS": 0 if tiles is None else tiles.rows, "TILES_N": tiles_n, "TILES_K": tiles_k, "SHARE": share,
+        "SPLIT": tiles is not None, "GATHER_Y": gather_y, "GATHER_X": gather_x, "BT": config["BT"],
+        "BN": config["BN"], "BK": config["BK"], "PRECISION": configs.precision(x, machine),
+    }  # fmt: skip
+    return Launch(_grouped_dw, (parts * tiles_n * tiles_k,), arguments, config["num_warps"], config["num_stages"])
+
+
+def rows_per_share(machine: Machine, assignments: int, programs: int, least: int = 256) -> int:
+    """Rows of one share of dW such that about four programs meet every multiprocessor; 0: do not split.
+
+    From shapes and the device alone, never from timing, so that a rerun adds in the same order.
+    """
+    wanted = 4 * machine.processors
+    if programs >= wanted or assignments <= least:
+        return 0
+    return max(least, ceil_div(ceil_div(assignments * programs, wanted), 64) * 64)
+
+
+def plan_sum(parts: Tensor, tiles: Tiles, out: Tensor, stride: int) -> Launch:
+    """Sums partials `stride` apart, from the start of `parts`, into `out` (E, …)."""
+    experts = out.shape[0]
+    width = out.numel() // max(1, experts)
+    block = 256
+    blocks = ceil_div(width, block)
+    arguments = {
+        "parts": parts, "tile_start": tiles.start, "out": out, "WIDTH": width, "STRIDE": stride, "BLOCKS": blocks,
+        "TILES": tiles.bound, "BLOCK": block,
+    }  # fmt: skip
+    return Launch(_sum_parts, (experts * blocks,), arguments)
+
+
+def weight_gradient(
+    dy: Tensor,
+    x: Tensor,
+    offsets: Tensor,
+    assignments: int,
+    like: Tensor,
+    bias: Tensor | None,
+    machine: Machine,
+    **options: object,
+) -> tuple[Tensor, Tensor | None]:
+    """dW (E, N, K) and db (E, N) in the dtypes of `like` and `bias`; split over tokens where experts are few."""
+    experts, n, k = offsets.numel() - 1, dy.shape[1], x.shape[1]
+    config = configs.dw(machine, n, k, x.element_size())
+    programs = ceil_div(n, config["BN"]) * ceil_div(k, config["BK"])
+    dw = torch.empty(experts, n, k, dtype=like.dtype, device=x.device)
+    db = None if bias is None else torch.empty(experts, n, dtype=bias.dtype, device=x.device)
+    rows = rows_per_share(machine, assignments, programs) if experts * programs < 4 * machine.processors else 0
+    if not rows:
+        plan_dw(dy, x, offsets, dw, db, machine, **options).run()
+        return dw, db
+    tiles = routing.tiles(offsets, assignments, rows)
+    wide = {"dtype": torch.float32, "device": x.device}
+    dw_parts = torch.empty(tiles.bound, n, k, **wide)
+    db_parts = None if bias is None else torch.empty(tiles.bound, n, **wide)
+    plan_dw(dy, x, offsets, dw_parts, db_parts, machine, tiles=tiles, **options).run()
+    plan_sum(dw_parts, tiles, dw, n * k).run()
+    if db is not None:
+        plan_sum(db_parts, tiles, db, n).run()
+    return dw, db
