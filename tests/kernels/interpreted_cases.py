@@ -17,6 +17,7 @@ import triton.language as tl
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import far_cases  # noqa: E402
 import mome_kernels as kernels  # noqa: E402
 from compile_cases import tma  # noqa: E402
 from mome_kernels import dispatch, ops, reference, triton_head  # noqa: E402
@@ -255,6 +256,6 @@ if __name__ == "__main__":
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True
     assert torch.empty(3).isnan().all()
-    for group in (activations, mlps, linears, descriptors, routes, heads):
+    for group in (activations, mlps, linears, descriptors, routes, heads, far_cases.cases):
         for name, result in group():
             print(json.dumps({"name": name, **result}), flush=True)

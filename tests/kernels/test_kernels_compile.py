@@ -33,8 +33,13 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 # Bytes of shared memory a block may ask for: A100, H100, B200, consumer Blackwell, MI300.
 SHARED = {"sm_80": 163, "sm_90": 227, "sm_100": 227, "sm_120": 99, "gfx942": 64}
 # Bytes of stack (spilled registers) per thread that are allowed. The gated 128 × 128 tile spills in its epilogue, once
-# per tile and outside of the loop over K.
-ALLOWED = {("sm_90", "linear"): 64}
+# per tile and outside of the loop over K. The others are two to eight registers that loops of 500 instructions and more
+# read back once.
+ALLOWED = {
+    ("sm_90", "linear"): 64, ("sm_90", "mlp_dx"): 16, ("sm_90", "mlp_dw"): 24, ("sm_100", "mlp_dx"): 32,
+    ("sm_120", "mlp_dx"): 8, ("sm_120", "mlp_dw"): 16, ("sm_80", "head backward_features"): 8,
+    ("sm_120", "head backward_features"): 8, ("sm_100", "head backward_weights"): 8,
+}  # fmt: skip
 TMA = {"sm_90": "wgmma.mma_async", "sm_100": "tcgen05.mma"}  # where it is tried, beside which product
 ROWS = [(arch, kernel, index) for arch in SHARED for kernel, index in every_row(arch)]
 
@@ -114,7 +119,9 @@ def test_a_device_without_a_table_takes_the_nearest() -> None:
     assert configs.table("sm_103") == configs.table("sm_100")
 
 
-HEADS = [("sm_90", 8, 1), ("sm_90", 8, 8), *((arch, *shape) for arch in SHARED for shape in ((8, 5), (16, 5), (32, 8)))]
+# of eight channels compilation takes many seconds
+HEADS = [("sm_90", 8, 1), ("sm_90", 8, 8), *((arch, 8, 5) for arch in SHARED if arch != "gfx942")]
+HEADS += [(arch, *shape) for arch in SHARED for shape in ((16, 5), (32, 8))]
 
 
 @pytest.mark.parametrize(("arch", "channels", "scales"), HEADS)

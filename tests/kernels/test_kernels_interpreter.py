@@ -31,7 +31,7 @@ def results() -> dict[str, dict]:
 
 
 def test_kernels_agree_with_float64(results: dict) -> None:
-    assert len(results) == 59
+    assert len(results) == 67
     for name, result in results.items():
         assert max(result["errors"]) < LIMITS.get(result["dtype"], 5e-6), (name, result["errors"])
 

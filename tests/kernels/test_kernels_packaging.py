@@ -100,8 +100,13 @@ def test_benchmark_without_a_gpu_says_so(tmp_path: Path) -> None:
 
 def test_benchmark_goes_on_where_it_stopped(tmp_path: Path) -> None:
     script = [str(KERNELS / "benchmarks" / "run.py"), "--out", str(tmp_path), "--rehearse", "--minutes"]
-    first = run("-W", "ignore", *script, "0.02")
-    kept = json.loads((tmp_path / "cpu.json").read_text())["steps"]
+    first = run("-W", "ignore", *script, "2")
+    path = tmp_path / "cpu.json"
+    data = json.loads(path.read_text())
+    kept = dict(list(data["steps"].items())[:5])
+    path.write_text(json.dumps({**data, "steps": kept}))
+    late = run("-W", "ignore", *script, "0")
+    assert late.returncode == 0 and f"5 measurements, {len(data['steps']) - 5} left" in late.stdout
     second = run("-W", "ignore", *script, "2")
     data = json.loads((tmp_path / "cpu.json").read_text())
     assert first.returncode == second.returncode == 0, first.stderr + second.stderr
