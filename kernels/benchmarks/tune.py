@@ -1,0 +1,143 @@
+"""Finds better tile sizes for the GPU it runs on: `python kernels/benchmarks/tune.py --out DIR --minutes M`.
+
+Writes DIR/tuning_<device>.json, every candidate that was measured, as it goes (another call with the same folder goes
+on where this one stopped), and DIR/<architecture>.json, the shipped table with the rows for which something faster
+was found and confirmed. Nothing is copied into the package. Without a GPU it says so and exits with 2. `--rehearse`
+walks two rows in Triton's interpreter on the CPU; its numbers mean nothing and its files are marked so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import os
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__" and "--rehearse" in sys.argv:
+    os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when it is imported
+
+import torch
+
+_HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(_HERE), str(_HERE.parent / "torch-ext")]
+
+from mome_kernels.gpu import configs  # noqa: E402
+from mome_kernels.gpu.launch import Machine, machine_of  # noqa: E402
+from run import Results, header  # noqa: E402
+from shapes import SHAPES, Shape  # noqa: E402
+from tuning_cases import Config, Row, rows  # noqa: E402
+from tuning_compile import Compiler  # noqa: E402
+from tuning_measure import DeviceLost, OutOfTime, Tuner  # noqa: E402
+from tuning_search import dump_table, text_of  # noqa: E402
+
+
+def table_with(arch: str, chosen: dict[Row, Config]) -> dict[str, list[dict[str, Any]]]:
+    """The shipped table with these configurations: the same rows, bounds and order."""
+    table = copy.deepcopy(configs.table(arch))
+    for (kernel, index), config in chosen.items():
+        table[kernel][index] = {"up_to": table[kernel][index]["up_to"], **config}
+    return table
+
+
+def tiny() -> Iterable[Shape]:
+    """A fused layer and one of grouped GEMMs for a rehearsal, in float32: Triton's interpreter has no bfloat16."""
+    yield replace(SHAPES["V1"], T=96, D=16, F=24)
+    yield replace(SHAPES["L5"], T=40, D=80, F=32, E=4, K=2)
+
+
+def _tuner(results: Results, deadline: float, rehearse: bool) -> tuple[Tuner, Compiler | None]:
+    if rehearse:
+        machine = machine_of(torch.empty(0))
+        return Tuner(results, machine, "cpu", torch.float32, deadline, narrow=True), None
+    from triton.runtime.driver import driver
+
+    target = driver.active.get_current_target()
+    shared = driver.active.utils.get_device_properties(torch.cuda.current_device())["max_shared_mem"]
+    compiler = Compiler(min(16, len(os.sched_getaffinity(0))))
+    tuner = Tuner(
+        results, machine_of(torch.empty(0, device="cuda")), "cuda", torch.bfloat16, deadline, compiler,
+        (target.backend, target.arch, target.warp_size), shared,
+    )  # fmt: skip
+    return tuner, compiler
+
+
+def _count_late_compilations(counts: dict[str, int]) -> None:
+    """Launches that were not found compiled say that the workers' keys are not those of a launch."""
+    from triton import knobs
+
+    def listener(*, cache_hit: bool, **_: Any) -> None:
+        counts["found" if cache_hit else "late"] += 1
+
+    knobs.compilation.listener = listener
+
+
+def run_rows(tuner: Tuner, machine: Machine, rehearse: bool) -> tuple[dict[Row, Config], list[str], int]:
+    """Chosen configurations, names of the rows that are left for another call, and the exit status."""
+    found = rows(tiny() if rehearse else SHAPES.values(), machine, tuner.dtype.itemsize)
+    if rehearse:
+        found = {row: cases for row, cases in found.items() if row[0] in ("mlp", "dw")}
+    chosen: dict[Row, Config] = {}
+    left: list[str] = []
+    for row, cases in found.items():
+        try:
+            config = tuner.tune(row, cases)
+        except OutOfTime:  # rows that an earlier call has finished still need no time
+            left.append(f"{row[0]} {row[1]}")
+            continue
+        except DeviceLost as problem:
+            print(f"{row[0]} {row[1]}: the device is lost ({problem}); call again to go on", file=sys.stderr)
+            return chosen, left, 1
+        if config is not None:
+            chosen[row] = config
+        names = [f"{row[0]} {row[1]} {case.name}" for case in cases]
+        broken = [name for name in names if "problem" in tuner.results.data["steps"].get(name, {})]
+        what = "as shipped" if config is None else text_of(config)
+        print(f"{row[0]} {row[1]}: {what}{'; could not run ' + ', '.join(broken) if broken else ''}", flush=True)
+    return chosen, left, 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder of the JSON; may hold an earlier call's")
+    parser.add_argument("--minutes", type=float, default=10.0, help="no measurement is begun after this time")
+    parser.add_argument("--rehearse", action="store_true", help="two rows in Triton's interpreter, to try the script")
+    options = parser.parse_args(arguments)
+    if not torch.cuda.is_available() and not options.rehearse:
+        print("tune.py: no CUDA device here; nothing was tuned", file=sys.stderr)
+        return 2
+    deadline = time.monotonic() + 60 * options.minutes
+    options.out.mkdir(parents=True, exist_ok=True)
+    head = header("cpu" if options.rehearse else "cuda", options.rehearse)
+    name = head["device"].replace(" ", "_").replace("/", "_")
+    try:
+        results = Results(options.out / f"tuning_{name}.json", head)
+    except ValueError as problem:
+        print(f"tune.py: {problem}", file=sys.stderr)
+        return 2
+    counts = {"found": 0, "late": 0}
+    if not options.rehearse:
+        _count_late_compilations(counts)
+    tuner, compiler = _tuner(results, deadline, options.rehearse)
+    try:
+        chosen, left, status = run_rows(tuner, tuner.machine, options.rehearse)
+    finally:
+        if compiler is not None:
+            compiler.close()
+    arch = tuner.machine.arch
+    path = options.out / f"{arch}{'_rehearsal' if options.rehearse else ''}.json"
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(dump_table(table_with(arch, chosen)))
+    os.replace(temporary, path)
+    print(f"{path}: {len(chosen)} rows changed; left for another call: {', '.join(left) or 'none'}")
+    if counts["late"]:
+        print(f"compiled in a launch: {counts['late']} of {sum(counts.values())} kernels, the others beforehand")
+    return status
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,101 @@
+"""What `tuning_cases` launches, in Triton's interpreter, against the same products in plain torch; one JSON line.
+
+A process of its own runs this (`test_kernels_tuning.py`), as the interpreter must be asked for first.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import silu
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "kernels" / "benchmarks"))
+
+from mome_kernels.gpu.launch import Machine  # noqa: E402
+from shapes import SHAPES  # noqa: E402
+from tuning_cases import Bench, cases  # noqa: E402
+
+MACHINE = Machine("sm_90", 132)
+# one layer of every kind: fused, fused forward alone, and grouped GEMMs; two experts per token and one
+LAYERS = [
+    replace(SHAPES["V13"], T=50, D=16, F=20, E=4, K=2),
+    replace(SHAPES["V13"], T=50, D=16, F=20, E=4, K=1),
+    replace(SHAPES["V13"], T=50, D=64, F=20, E=4, K=1),
+    replace(SHAPES["L5"], T=50, D=72, F=24, E=4, K=2),
+    replace(SHAPES["L5"], T=50, D=72, F=24, E=4, K=1),
+]
+
+
+def _sums(rows: Tensor, left: Tensor, bench: Bench) -> Tensor:
+    """Σ left rowsᵀ over every expert's rows."""
+    bounds = bench.offsets.tolist()
+    return torch.stack([left[a:b].T @ rows[a:b] for a, b in zip(bounds, bounds[1:], strict=False)])
+
+
+def expected(bench: Bench) -> list[Tensor]:
+    """The outputs by the definitions."""
+    shape, product = bench.case.shape, bench.case.product or bench.case.kernel
+    slots = bench.slots.long()
+    token = slots // shape.K
+    expert = torch.repeat_interleave(torch.arange(shape.E), bench.offsets.long().diff())
+    gate = bench.gates.flatten()[slots, None]
+    times = lambda rows, weight: torch.einsum("nk,nok->no", rows, weight[expert])  # noqa: E731
+    back = lambda rows, weight: torch.einsum("nk,nko->no", rows, weight[expert])  # noqa: E731
+
+    def placed(rows: Tensor) -> Tensor:
+        """In expert order; with one expert per token at the token, times the gate."""
+        if shape.K > 1:
+            return rows
+        return torch.empty_like(rows).index_copy(0, token, rows * gate)
+
+    if product in ("up", "up with z", "z"):
+        z = times(bench.x[token], bench.up)
+        first, second = z.chunk(2, 1)
+        h = silu(first) * second
+        return {"up": [h], "up with z": [h, z], "z": [z]}[product]
+    if product == "down":
+        return [placed(times(bench.hidden, bench.down))]
+    if product == "dh":
+        return [back(bench.grad[token], bench.down)]
+    if product == "dx":
+        return [back(bench.dz, bench.up)]
+    if product == "d_up":
+        return [_sums(bench.x[token], bench.dz, bench)]
+    if product == "d_down":
+        return [_sums(bench.hidden, bench.grad[token] * gate, bench)]
+    x, up, down = (t.detach().clone().requires_grad_() for t in (bench.x[token], bench.up, bench.down))
+    gates = gate.detach().clone().requires_grad_()
+    first, second = torch.einsum("nk,nok->no", x, up[expert]).chunk(2, 1)
+    y = torch.einsum("nk,nok->no", silu(first) * second, down[expert])
+    if product == "mlp":
+        return [placed(y)]
+    dx, d_gates, d_up, d_down = torch.autograd.grad(y * gates, [x, gates, up, down], bench.grad[token])
+    if product == "mlp_dw":
+        return [d_up, d_down]
+    at = dx if shape.K > 1 else torch.empty_like(dx).index_copy(0, token, dx)
+    return [at, torch.empty_like(bench.gates).flatten().index_copy(0, slots, d_gates[:, 0]).view_as(bench.gates)]
+
+
+def main() -> None:
+    errors: dict[str, float] = {}
+    for shape in LAYERS:
+        for case in cases(shape, MACHINE, 4):
+            bench = Bench(case, "cpu", torch.float32)
+            for out in bench.outputs:
+                out.fill_(float("nan"))
+            for launch in bench.plan(MACHINE):
+                launch.run()
+            pairs = zip(bench.outputs, expected(bench), strict=True)
+            worst = max(float((out - right).abs().max() / right.abs().max()) for out, right in pairs)
+            name = f"{case.kernel} {case.product} D={shape.D} K={shape.K}"
+            errors[name] = worst if worst == worst else 1.0
+    print(json.dumps(errors))
+
+
+if __name__ == "__main__":
+    main()
