@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from mome_kernels.gpu import configs, fused, fused_backward, grouped, routing
+from mome_kernels.gpu import configs, fused, fused_backward, grouped, grouped_gradient, routing
 from mome_kernels.gpu.launch import Launch, Machine, ceil_div
 from shapes import Shape, expert_ids
 from torch import Tensor
@@ -184,18 +184,18 @@ class Bench:
         config = configs.fused(machine, kernel, shape.D, shape.F, size, shape.gated)
         way = {"share": self.share, "activation": shape.activation, "gated": shape.gated}
         if kernel == "mlp_dw":
-            height = grouped.rows_per_share(machine, n, ceil_div(shape.F, config["BF"])) or n
+            height = grouped_gradient.rows_per_share(machine, n, ceil_div(shape.F, config["BF"])) or n
             tiles = self._tiles(height)
             numbers = [out[0].numel() for out in self.outputs]
             parts = self._parts(tiles, sum(numbers))
             launch = fused_backward.plan_dw(
                 self.grad, self.x, self.up, None, self.down, self.gates, self.slots, self.offsets, tiles, parts,
-                machine, bias=False, **way,
+                machine, **way,
             )  # fmt: skip
             starts = (parts.view(-1), parts.view(-1)[numbers[0] :])
             # the number of shares, and with it the sums, depends on BF
             return [launch] + [
-                grouped.plan_sum(start, tiles, out, parts.shape[1])
+                grouped_gradient.plan_sum(start, tiles, out, parts.shape[1])
                 for start, out in zip(starts, self.outputs, strict=True)
             ]
         tiles = self._tiles(fused.rows_per_program(machine, config, n))
@@ -236,10 +236,10 @@ class Bench:
         config = configs.dw(machine, n, k, self.dtype.itemsize)
         programs = ceil_div(n, config["BN"]) * ceil_div(k, config["BK"])
         few = experts * programs < 4 * machine.processors
-        height = grouped.rows_per_share(machine, self.assignments, programs) if few else 0
+        height = grouped_gradient.rows_per_share(machine, self.assignments, programs) if few else 0
         if not height:
-            return [grouped.plan_dw(dy, x, self.offsets, self.outputs[0], None, machine, **options)]
+            return [grouped_gradient.plan_dw(dy, x, self.offsets, self.outputs[0], None, machine, **options)]
         tiles = self._tiles(height)
         parts = self._parts(tiles, n, k)
-        launch = grouped.plan_dw(dy, x, self.offsets, parts, None, machine, tiles=tiles, **options)
-        return [launch, grouped.plan_sum(parts, tiles, self.outputs[0], n * k)]
+        launch = grouped_gradient.plan_dw(dy, x, self.offsets, parts, None, machine, tiles=tiles, **options)
+        return [launch, grouped_gradient.plan_sum(parts, tiles, self.outputs[0], n * k)]

@@ -37,9 +37,7 @@ def fused_launch(machine: Machine, kernel: str, d: int, f: int, gated: bool, dty
             x, x, up, up_bias, down, down_bias, gates, slots, offsets, tiles, y, gates, machine, scatter=False, **way
         )
     parts = new(tiles.bound, width * d + d * f + width + d, dtype=torch.float32)
-    return fused_backward.plan_dw(
-        x, x, up, up_bias, down, gates, slots, offsets, tiles, parts, machine, bias=True, **way
-    )
+    return fused_backward.plan_dw(x, x, up, up_bias, down, gates, slots, offsets, tiles, parts, machine, **way)
 
 
 def linear_launch(
@@ -172,5 +170,6 @@ def small_launches(machine: Machine) -> dict[str, Launch]:
             h, z, h, z, x, bias, ids, slots, gates, gates, "gelu", True
         ),
         "row_dot": rows.plan_row_dot(y, x, x, bias, ids, slots, gates),
+        "gated_rows": grouped_gradient.plan_gated_rows(x, gates, slots, tiles, way.offsets, parts, d * f, SHARE),
         "sum_parts": grouped_gradient.plan_sum(parts, tiles, new(EXPERTS, d, f, dtype=dtype), d * f),
     }

@@ -97,7 +97,7 @@ def mlp_cases() -> Iterator[tuple[str, list[float]]]:
     yield "mlp tokens", [error(dx[SLOTS.long()], wanted[0]), error(d_gates[SLOTS.long()], wanted[1])]
     parts = torch.empty(tiles.bound, 2 * WIDTH * HIDDEN)
     fused_backward.plan_dw(
-        grad, x, up, None, down, gates, SLOTS, OFFSETS, tiles, parts, MACHINE, bias=False, **way
+        grad, x, up, None, down, gates, SLOTS, OFFSETS, tiles, parts, MACHINE, **way
     ).run()  # fmt: skip
     sums = torch.empty_like(up), torch.empty_like(down)
     for start, total in zip((0, WIDTH * HIDDEN), sums, strict=True):

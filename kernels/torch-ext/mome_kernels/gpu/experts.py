@@ -136,7 +136,7 @@ def _fused_backward(
     grad: Tensor, x: Tensor, ids: Tensor, gates: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor,
     down_bias: Tensor | None, activation: str, gated: bool, way: routing.Routing, machine: Machine,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    n, share, (experts, d, f), width = ids.numel(), ids.shape[1], down.shape, up.shape[1]
+    n, share, (_, d, f), width = ids.numel(), ids.shape[1], down.shape, up.shape[1]
     common = {"share": share, "activation": activation, "gated": gated}
     config = configs.fused(machine, "mlp_dx", d, f, x.element_size(), gated)
     tiles = routing.tiles(way.offsets, n, fused.rows_per_program(machine, config, n))
@@ -152,21 +152,23 @@ def _fused_backward(
     programs = ceil_div(f, config["BF"])
     height = grouped_gradient.rows_per_share(machine, n, programs) or n
     tiles = routing.tiles(way.offsets, n, height)
-    bias = up_bias is not None or down_bias is not None
-    sizes = [width * d, d * f] + ([width, d] if bias else [])
+    sizes = [width * d, d * f, 0 if up_bias is None else width, 0 if down_bias is None else d]
     parts = _empty(x, tiles.bound, sum(sizes), dtype=torch.float32)
     fused_backward.plan_dw(
-        grad, x, up, up_bias, down, gates, way.permutation, way.offsets, tiles, parts, machine, bias=bias, **common
+        grad, x, up, up_bias, down, gates, way.permutation, way.offsets, tiles, parts, machine, **common
     ).run()
-    wanted = [torch.empty_like(up), torch.empty_like(down)]
-    wanted += [_empty(x, experts, width), _empty(x, experts, d)] if bias else []
+    if down_bias is not None:
+        last = parts.view(-1)[sum(sizes[:3]) :]
+        grouped_gradient.plan_gated_rows(
+            grad, gates, way.permutation, tiles, way.offsets, last, parts.shape[1], share
+        ).run()  # fmt: skip
+    sums = [torch.empty_like(t) if t is not None else _empty(x, 0) for t in (up, down, up_bias, down_bias)]
     start = 0
-    for size, out in zip(sizes, wanted, strict=True):
-        grouped_gradient.plan_sum(parts.view(-1)[start:], tiles, out, parts.shape[1]).run()
+    for size, out in zip(sizes, sums, strict=True):
+        if size:
+            grouped_gradient.plan_sum(parts.view(-1)[start:], tiles, out, parts.shape[1]).run()
         start += size
-    d_up, d_down = wanted[:2]
-    d_up_bias = wanted[2] if up_bias is not None else _empty(x, 0)
-    d_down_bias = wanted[3] if down_bias is not None else _empty(x, 0)
+    d_up, d_down, d_up_bias, d_down_bias = sums
     return dx, d_gates, d_up, d_up_bias, d_down, d_down_bias
 
 

@@ -126,9 +126,9 @@ def _store_down(ptr, value, f, D: tl.constexpr, F: tl.constexpr, FROM: tl.conste
 def _mlp_dw(
     grad, x, up, up_bias, down, gates, slots, parts, tile_expert, tile_row, offsets, ROWS, BLOCKS_F, STRIDE,
     SHARE: tl.constexpr, D: tl.constexpr, F: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, BM: tl.constexpr,
-    BF: tl.constexpr, ACT: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr, PRECISION: tl.constexpr,
+    BF: tl.constexpr, ACT: tl.constexpr, GATED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """A share's part of dW₁ (F or 2F, D), dW₂ (D, F), db₁ and db₂, one after the other, for one block of F."""
+    """A share's part of dW₁ (F or 2F, D), dW₂ (D, F) and db₁, one after the other, for one block of F."""
     pid = tl.program_id(0)
     tile = (pid // BLOCKS_F).to(tl.int64)
     block = pid % BLOCKS_F
@@ -140,8 +140,6 @@ def _mlp_dw(
     WIDTH: tl.constexpr = 2 * F if GATED else F
     P1: tl.constexpr = D1 if D1 > 0 else 16
     f = block * BF + tl.arange(0, BF)
-    d0 = tl.arange(0, D0)
-    d1 = D0 + tl.arange(0, P1)
     up0 = tl.zeros([BF, D0], tl.float32)
     up1 = tl.zeros([BF, P1], tl.float32)
     down0 = tl.zeros([BF, D0], tl.float32)
@@ -151,8 +149,6 @@ def _mlp_dw(
         second1 = tl.zeros([BF, P1], tl.float32)
         b_second = tl.zeros([BF], tl.float32)
     b_up = tl.zeros([BF], tl.float32)
-    b_down0 = tl.zeros([D0], tl.float32)
-    b_down1 = tl.zeros([P1], tl.float32)
     for start in range(first, last, BM):
         row = start + tl.arange(0, BM)
         live = row < last
@@ -162,17 +158,13 @@ def _mlp_dw(
         x1 = load_rows(x, token, live, D, D0, P1)
         gate = tl.load(gates + slot, mask=live, other=0.0).to(tl.float32)[:, None]
         # the gate scales the gradient once, here, and with it everything below
-        w0 = load_rows(grad, token, live, D, 0, D0).to(tl.float32) * gate
-        w1 = load_rows(grad, token, live, D, D0, P1).to(tl.float32) * gate
-        g0 = w0.to(x0.dtype)
-        g1 = w1.to(x0.dtype)
+        g0 = (load_rows(grad, token, live, D, 0, D0).to(tl.float32) * gate).to(x0.dtype)
+        g1 = (load_rows(grad, token, live, D, D0, P1).to(tl.float32) * gate).to(x0.dtype)
         h, dh, d_first, d_second = _hidden(
             x0, x1, g0, g1, up, up_bias, down, e, f, D, F, D0, P1, D1, ACT, GATED, PRECISION
         )
-        if BIAS:
+        if up_bias is not None:
             b_up += tl.sum(d_first, axis=0)
-            b_down0 += tl.sum(w0, axis=0)
-            b_down1 += tl.sum(w1, axis=0)
         h = tl.trans(h.to(x0.dtype))
         d_first = tl.trans(d_first.to(x0.dtype))
         up0 = tl.dot(d_first, x0, up0, input_precision=PRECISION)
@@ -181,7 +173,7 @@ def _mlp_dw(
             up1 = tl.dot(d_first, x1, up1, input_precision=PRECISION)
             down1 = tl.dot(h, g1, down1, input_precision=PRECISION)
         if GATED:
-            if BIAS:
+            if up_bias is not None:
                 b_second += tl.sum(d_second, axis=0)
             d_second = tl.trans(d_second.to(x0.dtype))
             second0 = tl.dot(d_second, x0, second0, input_precision=PRECISION)
@@ -199,16 +191,11 @@ def _mlp_dw(
     _store_down(at, down0, f, D, F, 0, D0)
     if D1 > 0:
         _store_down(at, down1, f, D, F, D0, P1)
-    if BIAS:
+    if up_bias is not None:
         at += D * F
         tl.store(at + f, b_up, mask=f < F)
         if GATED:
             tl.store(at + F + f, b_second, mask=f < F)
-        if block == 0:
-            at += WIDTH
-            tl.store(at + d0, b_down0, mask=d0 < D)
-            if D1 > 0:
-                tl.store(at + d1, b_down1, mask=d1 < D)
 
 
 def plan_dx(
@@ -231,16 +218,15 @@ def plan_dx(
 def plan_dw(
     grad: Tensor, x: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor, gates: Tensor, slots: Tensor,
     offsets: Tensor, tiles: Tiles, parts: Tensor, machine: Machine, *, share: int, activation: str, gated: bool,
-    bias: bool,
 ) -> Launch:  # fmt: skip
-    """A launch of the weight-gradient kernel into `parts` (bound, numbers of one expert) float32."""
+    """A launch of the weight-gradient kernel into `parts` (bound, …) float32: dW₁, dW₂ and db₁ of one expert first."""
     config = configs.fused(machine, "mlp_dw", down.shape[1], down.shape[2], x.element_size(), gated)
     blocks = ceil_div(down.shape[2], config["BF"])
     arguments = {
         "grad": grad, "x": x, "up": up, "up_bias": up_bias, "down": down, "gates": gates, "slots": slots,
         "parts": parts, "tile_expert": tiles.expert, "tile_row": tiles.row, "offsets": offsets, "ROWS": tiles.rows,
         "BLOCKS_F": blocks, "STRIDE": parts.shape[1], "SHARE": share, **shapes(down), "BM": config["BM"],
-        "BF": config["BF"], "ACT": activation, "GATED": gated, "BIAS": bias,
+        "BF": config["BF"], "ACT": activation, "GATED": gated,
         "PRECISION": configs.precision(x, machine),
     }  # fmt: skip
     return Launch(_mlp_dw, (tiles.bound * blocks,), arguments, config["num_warps"], config["num_stages"])

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import configs, routing
-from .launch import Launch, Machine, ceil_div
+from .launch import Launch, Machine, ceil_div, power_of_two
 from .routing import Tiles
 
 
@@ -64,6 +64,44 @@ def _grouped_dw(
     if db is not None:
         if tk == 0:
             tl.store(db + part * N + n, total, mask=n < N)
+
+
+@triton.jit
+def _gated_rows(
+    dy, gates, slots, tile_expert, tile_row, offsets, parts, ROWS, N, BLOCKS_N, STRIDE, SHARE: tl.constexpr,
+    BT: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """Σ gate · dy[token] over a tile's rows, into a part of its own."""
+    tile = (tl.program_id(0) // BLOCKS_N).to(tl.int64)
+    n = (tl.program_id(0) % BLOCKS_N) * BN + tl.arange(0, BN)
+    e = tl.load(tile_expert + tile)
+    if e < 0:
+        return
+    first = tl.load(tile_row + tile)
+    last = tl.minimum(first + ROWS, tl.load(offsets + e + 1))
+    total = tl.zeros([BT, BN], tl.float32)
+    for start in range(first, last, BT):
+        row = start + tl.arange(0, BT)
+        live = row < last
+        slot = tl.load(slots + row, mask=live, other=0).to(tl.int64)
+        gate = tl.load(gates + slot, mask=live, other=0.0).to(tl.float32)
+        at = dy + (slot // SHARE)[:, None] * N + n[None, :]
+        total += gate[:, None] * tl.load(at, mask=live[:, None] & (n < N)[None, :], other=0.0).to(tl.float32)
+    tl.store(parts + tile * STRIDE + n, tl.sum(total, axis=0), mask=n < N)
+
+
+def plan_gated_rows(
+    dy: Tensor, gates: Tensor, slots: Tensor, tiles: Tiles, offsets: Tensor, parts: Tensor, stride: int, share: int
+) -> Launch:
+    """The gradient of a bias after which rows are gated: partial sums of dy (T, N), `stride` apart, for `plan_sum`."""
+    n = dy.shape[1]
+    bn = min(64, max(16, power_of_two(n)))
+    arguments = {
+        "dy": dy, "gates": gates, "slots": slots, "tile_expert": tiles.expert, "tile_row": tiles.row,
+        "offsets": offsets, "parts": parts, "ROWS": tiles.rows, "N": n, "BLOCKS_N": ceil_div(n, bn),
+        "STRIDE": stride, "SHARE": share, "BT": 2048 // bn, "BN": bn,
+    }  # fmt: skip
+    return Launch(_gated_rows, (tiles.bound * ceil_div(n, bn),), arguments)
 
 
 @triton.jit(do_not_specialize=["TILES"])
