@@ -18,8 +18,11 @@ VALUES: dict[str, tuple[int, ...]] = {
     "per_processor": (1, 2, 3, 4),
     "GROUP_M": (1, 2, 4, 8, 16),
 }
-# Further keys per kernel with all values to try, the first where a row has none: "linear": {"tma": (0, 1)}.
-EXTRA: dict[str, dict[str, tuple[int, ...]]] = {}
+# Further keys per kernel with all values to try, the first where a row has none.
+EXTRA: dict[str, dict[str, tuple[int, ...]]] = {
+    "linear": {"tma": (0, 1)},
+    **{kernel: {"whole": (0, 1)} for kernel in ("mlp", "mlp_dx", "mlp_dw")},
+}
 
 FASTER, SLOWER = 1.03, 1.02  # a row is changed for this gain in the mean and at most this loss in a case
 HOPELESS = 1.5  # times the best so far: the rest of such a candidate's cases is not measured

@@ -40,6 +40,13 @@ def fused_launch(machine: Machine, kernel: str, d: int, f: int, gated: bool, dty
     return fused_backward.plan_dw(x, x, up, up_bias, down, gates, slots, offsets, tiles, parts, machine, **way)
 
 
+def narrow_launches(machine: Machine) -> Iterator[Launch]:
+    """The fused weight gradient at widths between the bounds of rows, in two parts where its row does not pad."""
+    for d in (48, 96):
+        if configs.fused(machine, "mlp_dw", d, 4 * d, 2, False) is not None:
+            yield fused_launch(machine, "mlp_dw", d, 4 * d, False, torch.bfloat16)
+
+
 def linear_launch(
     machine: Machine, n: int, k: int, gated: bool, epilogue: bool, dtype: torch.dtype, transpose: bool = False,
     gather: bool = True,
@@ -99,7 +106,7 @@ def linear_variants(machine: Machine, row: dict) -> Iterator[Launch]:
 
 def head_launches(machine: Machine, channels: int, scales: int) -> list[Launch]:
     """Every kernel of the fusion head."""
-    batch, prompts, voxels = 2, 33, 96**3 + 1
+    batch, prompts, voxels = 2, 33, 96**3
     f = new(batch, scales, channels, voxels, dtype=torch.float32)
     sizes = {
         "q": (prompts, channels), "s": (prompts, scales), "w1": (batch, prompts, channels, channels),
@@ -109,7 +116,7 @@ def head_launches(machine: Machine, channels: int, scales: int) -> list[Launch]:
     named = {f"{name}_ptr": new(*size, dtype=torch.float32) for name, size in sizes.items()}
     out = new(batch, prompts, voxels, dtype=torch.float32)
     backward, _ = triton_head.plan_backward(out, f, named, f, 0, 0.1, machine)
-    return [triton_head.plan_forward(out, f, named, 0, 0.1), *backward]
+    return [triton_head.plan_forward(out, f, named, 0, 0.1, machine), *backward]
 
 
 @contextmanager

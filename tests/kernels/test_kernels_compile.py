@@ -21,6 +21,7 @@ from compile_cases import (  # noqa: E402
     head_launches,
     linear_launch,
     linear_variants,
+    narrow_launches,
     row_launch,
     small_launches,
     tma,
@@ -37,8 +38,8 @@ SHARED = {"sm_80": 163, "sm_90": 227, "sm_100": 227, "sm_120": 99, "gfx942": 64}
 # read back once.
 ALLOWED = {
     ("sm_90", "linear"): 64, ("sm_90", "mlp_dx"): 16, ("sm_90", "mlp_dw"): 24, ("sm_100", "mlp_dx"): 32,
-    ("sm_120", "mlp_dx"): 8, ("sm_120", "mlp_dw"): 16, ("sm_80", "head backward_features"): 8,
-    ("sm_120", "head backward_features"): 8, ("sm_100", "head backward_weights"): 8,
+    ("sm_80", "mlp_dw"): 8, ("sm_120", "mlp_dx"): 8, ("sm_120", "mlp_dw"): 16, ("sm_80", "head backward_features"): 8,
+    ("sm_120", "head backward_features"): 8, ("sm_120", "head forward"): 16, ("sm_100", "head backward_weights"): 8,
 }  # fmt: skip
 TMA = {"sm_90": "wgmma.mma_async", "sm_100": "tcgen05.mma"}  # where it is tried, beside which product
 ROWS = [(arch, kernel, index) for arch in SHARED for kernel, index in every_row(arch)]
@@ -75,6 +76,12 @@ def test_every_shipped_configuration(arch: str, kernel: str, index: int, tmp_pat
         assert "wgmma.mma_async" in compiled.asm["ptx"]
     if arch == "sm_100" and kernel == "linear" and row["up_to"].get("odd") == 0 and row["up_to"]["bytes"] == 2:
         assert "tcgen05.mma" in compiled.asm["ptx"]
+
+
+@pytest.mark.parametrize("arch", SHARED)
+def test_widths_between_the_bounds(arch: str, tmp_path: Path) -> None:
+    for launch in narrow_launches(Machine(arch, 132)):
+        check(launch, arch, "mlp_dw", tmp_path)
 
 
 @pytest.mark.parametrize(("arch", "index"), [(arch, index) for arch, kernel, index in ROWS if kernel == "linear"])
@@ -120,7 +127,7 @@ def test_a_device_without_a_table_takes_the_nearest() -> None:
 
 
 # of eight channels compilation takes many seconds
-HEADS = [("sm_90", 8, 1), ("sm_90", 8, 8), *((arch, 8, 5) for arch in SHARED if arch != "gfx942")]
+HEADS = [("sm_90", 8, 1), ("sm_80", 8, 4), ("sm_90", 8, 5), ("sm_100", 8, 4), ("sm_120", 8, 4)]
 HEADS += [(arch, *shape) for arch in SHARED for shape in ((16, 5), (32, 8))]
 
 

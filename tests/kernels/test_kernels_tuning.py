@@ -42,17 +42,16 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
 # -- pure parts -------------------------------------------------------------------------------------------------------
 
 
-def test_neighbours_are_one_step_away(load, monkeypatch) -> None:
+def test_neighbours_are_one_step_away(load) -> None:
     search = load("tuning_search")
     config = {"BM": 16, "BF": 256, "num_warps": 4, "num_stages": 2, "walk": 16, "per_processor": 2}
     steps = [dict(n.items() - config.items()) for n in search.neighbours("mlp", config)]
     assert steps == [
         {"BM": 32}, {"BF": 128}, {"num_warps": 8}, {"num_stages": 1}, {"num_stages": 3}, {"walk": 8},
-        {"per_processor": 1}, {"per_processor": 3},
+        {"per_processor": 1}, {"per_processor": 3}, {"whole": 1},
     ]  # fmt: skip
-    monkeypatch.setitem(search.EXTRA, "mlp", {"tma": (0, 1)})
-    assert search.neighbours("mlp", config)[-1] == {**config, "tma": 1}
-    assert search.neighbours("mlp", {**config, "tma": 1})[-1] == {**config, "tma": 0}
+    config = {"BN": 64, "tma": 1}
+    assert search.neighbours("linear", config)[-1] == {**config, "tma": 0}
 
 
 def test_improving_steps_are_merged_largest_first(load) -> None:

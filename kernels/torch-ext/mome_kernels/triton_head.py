@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .gpu import head_tiles, head_voxels
+from .gpu import configs, head_tiles, head_voxels
 from .gpu.launch import Launch, Machine, ceil_div, machine_of, power_of_two
 
 _VOXELS, _WARPS = 128, 4  # of a program with a voxel per thread
@@ -22,11 +22,14 @@ def supports(features: Tensor) -> bool:
     return features.dtype == torch.float32 and scales <= 8 and channels in (8, 16, 32)
 
 
-def tile(channels: int, *, backward: bool) -> tuple[int, int]:
-    """Voxels of a tile and warps of a program of `head_tiles`: the (V, C, C) products stay in registers."""
+def tile(channels: int, machine: Machine, *, backward: bool) -> tuple[int, int]:
+    """Voxels of a tile and warps of a program of `head_tiles`, the largest whose registers do not spill.
+
+    At 32 channels the forward spills up to 232 bytes where the number of voxels is not a multiple of 16.
+    """
     if backward:
-        return {16: (8, 8), 32: (4, 8)}[channels]
-    return {16: (64, 8), 32: (16, 8)}[channels]
+        return {16: (16 if machine.arch.startswith("sm_8") else 32, 8), 32: (4, 8)}[channels]
+    return {16: (128, 4), 32: (64, 4)}[channels]
 
 
 def _inputs(features: Tensor, named: dict[str, Tensor], top_k: int, slope: float) -> dict[str, object]:
@@ -39,7 +42,9 @@ def _inputs(features: Tensor, named: dict[str, Tensor], top_k: int, slope: float
     }  # fmt: skip
 
 
-def plan_forward(out: Tensor, features: Tensor, named: dict[str, Tensor], top_k: int, slope: float) -> Launch:
+def plan_forward(
+    out: Tensor, features: Tensor, named: dict[str, Tensor], top_k: int, slope: float, machine: Machine
+) -> Launch:
     """A launch of the forward kernel. `named`: query, bias, and the three layers by the kernels' argument names."""
     batch, scales, channels, voxels = features.shape
     arguments = {**_inputs(features, named, top_k, slope), "out_ptr": out}
@@ -47,8 +52,10 @@ def plan_forward(out: Tensor, features: Tensor, named: dict[str, Tensor], top_k:
         block = _VOXELS * (2 if scales <= 5 else 1)  # of two voxels the weights are read once
         arguments |= {"S": scales, "BLOCK": block}
         return Launch(head_voxels.forward, (ceil_div(voxels, block), batch), arguments, _WARPS)
-    block, warps = tile(channels, backward=False)
-    arguments |= {"S": power_of_two(scales), "SCALES": scales, "BLOCK": block}
+    block, warps = tile(channels, machine, backward=False)
+    arguments |= {
+        "S": power_of_two(scales), "SCALES": scales, "BLOCK": block, "PRECISION": configs.precision(features, machine),
+    }  # fmt: skip
     return Launch(head_tiles.forward, (ceil_div(voxels, block), batch), arguments, warps)
 
 
@@ -80,13 +87,15 @@ def plan_backward(
             Launch(head_voxels.backward_weights, grid, {**sums, "FIRST": True}, _WARPS),
             Launch(head_voxels.backward_weights, grid, {**sums, "FIRST": False}, _WARPS),
         ], partial
-    block, warps = tile(channels, backward=True)
+    block, warps = tile(channels, machine, backward=True)
     tiles = ceil_div(voxels, block)
     programs = _programs(tiles, batch, machine)
     partial = features.new_empty(batch, prompts, programs, width)
     arguments = {
         **shared, "df_ptr": d_features, "part_ptr": partial, "S": power_of_two(scales), "SCALES": scales,
         "TILES": tiles, "PROGRAMS": programs, "WIDTH": width, "BLOCK": block,
+        # at 32 channels the fragments of tensor-core products would not fit the registers beside the features
+        "PRECISION": configs.precision(features, machine) if channels == 16 else None,
     }  # fmt: skip
     return [Launch(head_tiles.backward, (programs, batch), arguments, warps)], partial
 
@@ -98,7 +107,8 @@ def forward(
     """See `mome_kernels.fusion_head`."""
     out = features.new_empty(features.shape[0], query.shape[0], features.shape[3])
     if features.numel():
-        plan_forward(out, features, _names(query, bias, w1, b1, w2, b2, w3, b3), top_k, negative_slope).run()
+        named = _names(query, bias, w1, b1, w2, b2, w3, b3)
+        plan_forward(out, features, named, top_k, negative_slope, machine_of(features)).run()
     return out
 
 

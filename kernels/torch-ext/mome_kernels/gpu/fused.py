@@ -141,10 +141,10 @@ def parts_of(d: int) -> tuple[int, int]:
     return (whole, 0) if low + rest >= whole else (low, rest)
 
 
-def shapes(down: Tensor) -> dict[str, Any]:
-    """D, F and the parts of D as constants of a fused kernel."""
+def shapes(down: Tensor, config: dict[str, Any]) -> dict[str, Any]:
+    """D, F and the parts of D as constants of a fused kernel; with `whole` in its configuration one padded part."""
     _, d, f = down.shape
-    d0, d1 = parts_of(d)
+    d0, d1 = (max(16, power_of_two(d)), 0) if config.get("whole") else parts_of(d)
     return {"D": d, "F": f, "D0": d0, "D1": d1}
 
 
@@ -158,8 +158,8 @@ def plan_forward(
     arguments = {
         "x": x, "up": up, "up_bias": up_bias, "down": down, "down_bias": down_bias, "gates": gates, "slots": slots,
         "out": out, "tile_expert": tiles.expert, "tile_row": tiles.row, "offsets": offsets, "ROWS": tiles.rows,
-        "SHARE": share, **shapes(down), "BM": config["BM"], "BF": config["BF"], "ACT": activation, "GATED": gated,
-        "SCATTER": scatter, "PRECISION": configs.precision(x, machine),
+        "SHARE": share, **shapes(down, config), "BM": config["BM"], "BF": config["BF"], "ACT": activation,
+        "GATED": gated, "SCATTER": scatter, "PRECISION": configs.precision(x, machine),
     }  # fmt: skip
     return Launch(_mlp, (tiles.bound,), arguments, config["num_warps"], config["num_stages"])
 

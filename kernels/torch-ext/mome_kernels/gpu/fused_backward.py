@@ -208,7 +208,7 @@ def plan_dx(
     arguments = {
         "grad": grad, "x": x, "up": up, "up_bias": up_bias, "down": down, "down_bias": down_bias, "gates": gates,
         "slots": slots, "dx": dx, "d_gates": d_gates, "tile_expert": tiles.expert, "tile_row": tiles.row,
-        "offsets": offsets, "ROWS": tiles.rows, "SHARE": share, **shapes(down), "BM": config["BM"],
+        "offsets": offsets, "ROWS": tiles.rows, "SHARE": share, **shapes(down, config), "BM": config["BM"],
         "BF": config["BF"], "ACT": activation, "GATED": gated, "SCATTER": scatter,
         "PRECISION": configs.precision(x, machine),
     }  # fmt: skip
@@ -225,7 +225,7 @@ def plan_dw(
     arguments = {
         "grad": grad, "x": x, "up": up, "up_bias": up_bias, "down": down, "gates": gates, "slots": slots,
         "parts": parts, "tile_expert": tiles.expert, "tile_row": tiles.row, "offsets": offsets, "ROWS": tiles.rows,
-        "BLOCKS_F": blocks, "STRIDE": parts.shape[1], "SHARE": share, **shapes(down), "BM": config["BM"],
+        "BLOCKS_F": blocks, "STRIDE": parts.shape[1], "SHARE": share, **shapes(down, config), "BM": config["BM"],
         "BF": config["BF"], "ACT": activation, "GATED": gated,
         "PRECISION": configs.precision(x, machine),
     }  # fmt: skip

@@ -1,6 +1,6 @@
 """The fusion head of 16 or 32 channels, a tile of voxels per program: too wide for `head_voxels`.
 
-Sums over channels and scales cross threads, which costs most of the time.
+The layers' products run on tensor cores. Sums over channels and scales cross threads, which costs most of the time.
 """
 
 from __future__ import annotations
@@ -25,9 +25,18 @@ def _fuse(f, query, bias, live, S: tl.constexpr, TOP_K: tl.constexpr):
 
 
 @triton.jit
-def _layer(x, w, b, slope):
+def _times(a, b, PRECISION: tl.constexpr):
+    """a (M, K) · b (K, N) on tensor cores; without a PRECISION on vector units."""
+    if PRECISION is None:
+        return tl.sum(a[:, :, None] * b[None, :, :], axis=1)
+    else:
+        return tl.dot(a, b, input_precision=PRECISION)
+
+
+@triton.jit
+def _layer(x, w, b, slope, PRECISION: tl.constexpr):
     """x (V, C), w (C out, C in), b (C out,) → leaky ReLU of w x + b (V, C)."""
-    y = tl.sum(x[:, None, :] * w[None, :, :], axis=2) + b[None, :]
+    y = _times(x, tl.trans(w), PRECISION) + b[None, :]
     return tl.where(y > 0, y, y * slope)
 
 
@@ -35,7 +44,7 @@ def _layer(x, w, b, slope):
 def forward(
     f_ptr, q_ptr, s_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr, w3_ptr, b3_ptr, out_ptr,
     V, P, SCALES, slope,
-    S: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr, TOP_K: tl.constexpr,
+    S: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr, TOP_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     batch = tl.program_id(1).to(tl.int64)
     voxel = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -51,8 +60,12 @@ def forward(
         weight = _fuse(f, query, bias, live, S, TOP_K)
         mixture = tl.sum(weight[:, :, None] * f, axis=0)
         row = batch * P + p
-        hidden = _layer(mixture, tl.load(w1_ptr + row * C * C + square), tl.load(b1_ptr + row * C + channel), slope)
-        hidden = _layer(hidden, tl.load(w2_ptr + row * C * C + square), tl.load(b2_ptr + row * C + channel), slope)
+        hidden = _layer(
+            mixture, tl.load(w1_ptr + row * C * C + square), tl.load(b1_ptr + row * C + channel), slope, PRECISION
+        )
+        hidden = _layer(
+            hidden, tl.load(w2_ptr + row * C * C + square), tl.load(b2_ptr + row * C + channel), slope, PRECISION
+        )
         w3 = tl.load(w3_ptr + row * C + channel)
         logit = tl.sum(hidden * w3[None, :], axis=1) + tl.load(b3_ptr + row)
         tl.store(out_ptr + row * V + voxel, logit, mask=inside)
@@ -69,7 +82,7 @@ def _add(at, value, first, mask):
 def backward(
     g_ptr, f_ptr, q_ptr, s_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr, w3_ptr, df_ptr, part_ptr,
     V, P, SCALES, TILES, PROGRAMS, WIDTH, slope,
-    S: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr, TOP_K: tl.constexpr,
+    S: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr, TOP_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Partials of a (batch, prompt, program): d query C, d bias S, d W1 C², d b1 C, d W2 C², d b2 C, d w3 C, d b3.
 
@@ -96,15 +109,15 @@ def backward(
             mixture = tl.sum(weight[:, :, None] * f, axis=0)
             row = batch * P + p
             w1, w2 = tl.load(w1_ptr + row * C * C + square), tl.load(w2_ptr + row * C * C + square)
-            first = _layer(mixture, w1, tl.load(b1_ptr + row * C + channel), slope)
-            second = _layer(first, w2, tl.load(b2_ptr + row * C + channel), slope)
+            first = _layer(mixture, w1, tl.load(b1_ptr + row * C + channel), slope, PRECISION)
+            second = _layer(first, w2, tl.load(b2_ptr + row * C + channel), slope, PRECISION)
             w3 = tl.load(w3_ptr + row * C + channel)
             g = tl.load(g_ptr + row * V + voxel, mask=inside, other=0.0)
             d_second = w3[None, :] * g[:, None]
             d_second = tl.where(second > 0, d_second, d_second * slope)
-            d_first = tl.sum(d_second[:, :, None] * w2[None, :, :], axis=1)
+            d_first = _times(d_second, w2, PRECISION)
             d_first = tl.where(first > 0, d_first, d_first * slope)
-            d_mixture = tl.sum(d_first[:, :, None] * w1[None, :, :], axis=1)
+            d_mixture = _times(d_first, w1, PRECISION)
             d_weight = tl.sum(d_mixture[None, :, :] * f, axis=2)  # (S, V)
             d_score = weight * (d_weight - tl.sum(weight * d_weight, axis=0)[None, :])
             d_f += weight[:, :, None] * d_mixture[None, :, :] + d_score[:, :, None] * query[None, None, :]
@@ -114,11 +127,11 @@ def backward(
             _add(at + scale, tl.sum(d_score, axis=1), first_tile, live)
             at += SCALES
             all_square = square >= 0
-            _add(at + square, tl.sum(d_first[:, :, None] * mixture[:, None, :], axis=0), first_tile, all_square)
+            _add(at + square, _times(tl.trans(d_first), mixture, PRECISION), first_tile, all_square)
             at += C * C
             _add(at + channel, tl.sum(d_first, axis=0), first_tile, every)
             at += C
-            _add(at + square, tl.sum(d_second[:, :, None] * first[:, None, :], axis=0), first_tile, all_square)
+            _add(at + square, _times(tl.trans(d_second), first, PRECISION), first_tile, all_square)
             at += C * C
             _add(at + channel, tl.sum(d_second, axis=0), first_tile, every)
             at += C
