@@ -77,11 +77,16 @@ def rounds(case: str, counts: dict[str, int], allocator: str, options: argparse.
     for name, process in served.items():
         if process.stdout.readline() != "ready\n":
             raise RuntimeError(f"{case}: {name} did not start")
+    names = list(served)
     for turn in range(max(counts.values())):
-        for name, process in served.items():
-            if turn < counts[name]:
-                process.stdin.write("\n")
-                times[name].append(float(process.stdout.readline()))
+        first = turn % len(names)  # nobody always follows the same one
+        for name in names[first:] + names[:first]:
+            if len(times[name]) < counts[name]:
+                served[name].stdin.write("\n")
+                line = served[name].stdout.readline()
+                if not line:
+                    raise RuntimeError(f"{case}: {name} ended with {served[name].wait()}")
+                times[name].append(float(line))
     for process in served.values():
         process.communicate()
     return {name: statistics.median(values) for name, values in times.items()}

@@ -194,6 +194,22 @@ def layer_step(
         torch.cuda.empty_cache()
 
 
+def bias_step(shape: Shape, device: str, result: dict[str, Any]) -> None:
+    """Our layer with biases, as `mome` has it by default; the peers' layers have none."""
+    torch.manual_seed(0)
+    width = shape.F * (2 if shape.gated else 1)
+    new = lambda *size: (0.1 * torch.randn(*size, device=device)).bfloat16().requires_grad_()  # noqa: E731
+    x, up, down = new(shape.T, shape.D), new(shape.E, width, shape.D), new(shape.E, shape.D, shape.F)
+    up_bias, down_bias, ids = new(shape.E, width), new(shape.E, shape.D), expert_ids(shape, shape.load, device)
+    gates = torch.softmax(torch.randn(shape.T, shape.K, device=device), -1).requires_grad_()
+    leaves = [x, gates, up, up_bias, down, down_bias]
+
+    def ours() -> torch.Tensor:
+        return kernels.moe_mlp(x, ids, gates, up, up_bias, down, down_bias, gated=shape.gated)
+
+    result["mome"] = _timed(ours, leaves, device)
+
+
 def head_step(prompts: int, scales: int, channels: int, side: int, device: str, result: dict[str, Any]) -> None:
     """The fusion head beside the chunked torch form, float32."""
     torch.manual_seed(0)
@@ -260,6 +276,8 @@ def _steps(device: str, rehearse: bool, killers: set[str]) -> Iterator[Step]:
     for name in names[:7]:
         for activation in ("gelu_tanh", "silu"):
             yield layer(SHAPES[name], "uniform", activation)
+    for name in ("V1", "V2", "V5", "V7"):
+        yield f"biases {name}", lambda result, name=name: bias_step(shrink(SHAPES[name]), device, result)
     for sizes in HEADS[1:]:
         yield head(*sizes)
     for name in names[11:]:

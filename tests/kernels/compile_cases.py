@@ -177,6 +177,6 @@ def small_launches(machine: Machine) -> dict[str, Launch]:
             h, z, h, z, x, bias, ids, slots, gates, gates, "gelu", True
         ),
         "row_dot": rows.plan_row_dot(y, x, x, bias, ids, slots, gates),
-        "gated_rows": grouped_gradient.plan_gated_rows(x, gates, slots, tiles, way.offsets, parts, d * f, SHARE),
+        "gated_rows": grouped_gradient.plan_gated_rows(x, gates, slots, tiles, way.offsets, parts, SHARE),
         "sum_parts": grouped_gradient.plan_sum(parts, tiles, new(EXPERTS, d, f, dtype=dtype), d * f),
     }

@@ -31,9 +31,10 @@ def results() -> dict[str, dict]:
 
 
 def test_kernels_agree_with_float64(results: dict) -> None:
-    assert len(results) == 67
+    assert len(results) == 69
     for name, result in results.items():
-        assert max(result["errors"]) < LIMITS.get(result["dtype"], 5e-6), (name, result["errors"])
+        limit = LIMITS.get(result["dtype"], 5e-6)
+        assert all(error < limit for error in result["errors"]), (name, result["errors"])  # a NaN is not below
 
 
 def test_reruns_are_bit_equal(results: dict) -> None:

@@ -212,6 +212,8 @@ def fusion_head(
     checks.shape("features_BSCV", features_BSCV, (None, None, None, None), "(B, S, C, V)")
     checks.shape("query_PC", query_PC, (None, features_BSCV.shape[2]), "(P, C)")
     batch, scales, c, _ = features_BSCV.shape
+    if scales == 0:
+        raise ValueError("features_BSCV has no scales, got shape " + str(tuple(features_BSCV.shape)))
     p = query_PC.shape[0]
     checks.shape("scale_bias_PS", scale_bias_PS, (p, scales), "(P, S)")
     for name, tensor in {"w1_BPCC": w1_BPCC, "w2_BPCC": w2_BPCC}.items():

@@ -24,7 +24,7 @@ def _weights(f_SCn: Tensor, query_PC: Tensor, bias_SP: Tensor, top_k: int, scrat
     score_SPn = torch.bmm(query_PC.expand(scales, -1, -1), f_SCn, out=scratch("score", scales, prompts, voxels))
     score_SPn.add_(bias_SP[..., None])
     if 0 < top_k < scales:
-        best = score_SPn.topk(top_k, dim=0).indices
+        best = score_SPn.sort(dim=0, descending=True, stable=True).indices[:top_k]  # of equal ones the earlier
         keep = torch.zeros_like(score_SPn, dtype=torch.bool).scatter_(0, best, True)
         score_SPn.masked_fill_(~keep, -torch.inf)
     return torch.softmax(score_SPn, 0, out=scratch("weight", scales, prompts, voxels))

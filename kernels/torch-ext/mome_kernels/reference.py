@@ -60,7 +60,7 @@ def fusion_weights(features_BSCV: Tensor, query_PC: Tensor, scale_bias_PS: Tenso
     """weight (B, P, S, V): softmax over the scales of ⟨query_p, f_s(v)⟩ + bias_ps, over the best `top_k` if > 0."""
     score_BPSV = torch.einsum("pc,bscv->bpsv", query_PC, features_BSCV) + scale_bias_PS[None, :, :, None]
     if 0 < top_k < score_BPSV.shape[2]:
-        best = score_BPSV.topk(top_k, dim=2).indices
+        best = score_BPSV.sort(dim=2, descending=True, stable=True).indices[:, :, :top_k]  # of equal ones the earlier
         keep = torch.zeros_like(score_BPSV, dtype=torch.bool).scatter_(2, best, True)
         score_BPSV = score_BPSV.masked_fill(~keep, -torch.inf)
     return score_BPSV.softmax(dim=2)

@@ -13,7 +13,12 @@ from torch import Tensor
 from .gpu import configs, head_tiles, head_voxels
 from .gpu.launch import Launch, Machine, ceil_div, machine_of, power_of_two
 
-_VOXELS, _WARPS = 128, 4  # of a program with a voxel per thread
+_VOXELS = 128  # of a program with a voxel per thread
+
+
+def _warps(machine: Machine) -> int:
+    """Of such a program: AMD's have 64 threads."""
+    return 2 if machine.arch.startswith("gfx") else 4
 
 
 def supports(features: Tensor) -> bool:
@@ -51,7 +56,7 @@ def plan_forward(
     if channels == 8:
         block = _VOXELS * (2 if scales <= 5 else 1)  # of two voxels the weights are read once
         arguments |= {"S": scales, "BLOCK": block}
-        return Launch(head_voxels.forward, (ceil_div(voxels, block), batch), arguments, _WARPS)
+        return Launch(head_voxels.forward, (ceil_div(voxels, block), batch), arguments, _warps(machine))
     block, warps = tile(channels, machine, backward=False)
     arguments |= {
         "S": power_of_two(scales), "SCALES": scales, "BLOCK": block, "PRECISION": configs.precision(features, machine),
@@ -81,11 +86,11 @@ def plan_backward(
         partial = features.new_empty(batch, prompts, programs, width)
         shared |= {"S": scales, "BLOCK": _VOXELS}
         sums = {**shared, "part_ptr": partial, "TILES": tiles, "PROGRAMS": programs, "ZERO": 0}
-        grid = (programs, prompts, batch)
+        grid, warps = (programs * prompts, batch), _warps(machine)
         return [
-            Launch(head_voxels.backward_features, (tiles, batch), {**shared, "df_ptr": d_features}, _WARPS),
-            Launch(head_voxels.backward_weights, grid, {**sums, "FIRST": True}, _WARPS),
-            Launch(head_voxels.backward_weights, grid, {**sums, "FIRST": False}, _WARPS),
+            Launch(head_voxels.backward_features, (tiles, batch), {**shared, "df_ptr": d_features}, warps),
+            Launch(head_voxels.backward_weights, grid, {**sums, "FIRST": True}, warps),
+            Launch(head_voxels.backward_weights, grid, {**sums, "FIRST": False}, warps),
         ], partial
     block, warps = tile(channels, machine, backward=True)
     tiles = ceil_div(voxels, block)

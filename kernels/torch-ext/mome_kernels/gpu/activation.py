@@ -4,7 +4,7 @@ In a fused layer of small width the activation costs more instructions than ever
 x Φ(x) with Φ(x) + Φ(-x) = 1, so that x Φ(x) = max(x, 0) - |x| Φ(-|x|), and the logarithm of Φ(-a) is nearly a parabola:
 one polynomial and one exponential, ten instructions (our choice; `tl.erf` makes it 36). The polynomials minimise the
 largest error of a Φ(-a); beyond the last a they were fitted to, a Φ(-a) is below 1e-8.
-In float32 both are within 5e-7 of the exact value, as torch's are.
+In float32 both are within 5e-7 of the exact value, their slopes within 1e-6.
 """
 
 from __future__ import annotations

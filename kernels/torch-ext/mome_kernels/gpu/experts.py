@@ -152,22 +152,22 @@ def _fused_backward(
     programs = ceil_div(f, config["BF"])
     height = grouped_gradient.rows_per_share(machine, n, programs) or n
     tiles = routing.tiles(way.offsets, n, height)
-    sizes = [width * d, d * f, 0 if up_bias is None else width, 0 if down_bias is None else d]
+    sizes = [width * d, d * f, 0 if up_bias is None else width]
     parts = _empty(x, tiles.bound, sum(sizes), dtype=torch.float32)
     fused_backward.plan_dw(
         grad, x, up, up_bias, down, gates, way.permutation, way.offsets, tiles, parts, machine, **common
     ).run()
-    if down_bias is not None:
-        last = parts.view(-1)[sum(sizes[:3]) :]
-        grouped_gradient.plan_gated_rows(
-            grad, gates, way.permutation, tiles, way.offsets, last, parts.shape[1], share
-        ).run()  # fmt: skip
     sums = [torch.empty_like(t) if t is not None else _empty(x, 0) for t in (up, down, up_bias, down_bias)]
     start = 0
-    for size, out in zip(sizes, sums, strict=True):
+    for size, out in zip(sizes, sums, strict=False):
         if size:
             grouped_gradient.plan_sum(parts.view(-1)[start:], tiles, out, parts.shape[1]).run()
         start += size
+    if down_bias is not None:
+        tiles = routing.tiles(way.offsets, n, grouped_gradient.rows_per_share(machine, n, ceil_div(d, 64)) or n)
+        parts = _empty(x, tiles.bound, d, dtype=torch.float32)
+        grouped_gradient.plan_gated_rows(grad, gates, way.permutation, tiles, way.offsets, parts, share).run()
+        grouped_gradient.plan_sum(parts, tiles, sums[3], d).run()
     d_up, d_down, d_up_bias, d_down_bias = sums
     return dx, d_gates, d_up, d_up_bias, d_down, d_down_bias
 

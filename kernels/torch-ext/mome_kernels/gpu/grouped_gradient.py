@@ -68,7 +68,7 @@ def _grouped_dw(
 
 @triton.jit
 def _gated_rows(
-    dy, gates, slots, tile_expert, tile_row, offsets, parts, ROWS, N, BLOCKS_N, STRIDE, SHARE: tl.constexpr,
+    dy, gates, slots, tile_expert, tile_row, offsets, parts, ROWS, N, BLOCKS_N, SHARE: tl.constexpr,
     BT: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Σ gate · dy[token] over a tile's rows, into a part of its own."""
@@ -87,21 +87,21 @@ def _gated_rows(
         gate = tl.load(gates + slot, mask=live, other=0.0).to(tl.float32)
         at = dy + (slot // SHARE)[:, None] * N + n[None, :]
         total += gate[:, None] * tl.load(at, mask=live[:, None] & (n < N)[None, :], other=0.0).to(tl.float32)
-    tl.store(parts + tile * STRIDE + n, tl.sum(total, axis=0), mask=n < N)
+    tl.store(parts + tile * N + n, tl.sum(total, axis=0), mask=n < N)
 
 
 def plan_gated_rows(
-    dy: Tensor, gates: Tensor, slots: Tensor, tiles: Tiles, offsets: Tensor, parts: Tensor, stride: int, share: int
+    dy: Tensor, gates: Tensor, slots: Tensor, tiles: Tiles, offsets: Tensor, parts: Tensor, share: int
 ) -> Launch:
-    """The gradient of a bias after which rows are gated: partial sums of dy (T, N), `stride` apart, for `plan_sum`."""
+    """The gradient of a bias after which rows are gated: a sum of dy (T, N) per tile, parts (bound, N) float32."""
     n = dy.shape[1]
     bn = min(64, max(16, power_of_two(n)))
     arguments = {
         "dy": dy, "gates": gates, "slots": slots, "tile_expert": tiles.expert, "tile_row": tiles.row,
         "offsets": offsets, "parts": parts, "ROWS": tiles.rows, "N": n, "BLOCKS_N": ceil_div(n, bn),
-        "STRIDE": stride, "SHARE": share, "BT": 2048 // bn, "BN": bn,
+        "SHARE": share, "BT": 8192 // bn, "BN": bn,
     }  # fmt: skip
-    return Launch(_gated_rows, (tiles.bound * ceil_div(n, bn),), arguments)
+    return Launch(_gated_rows, (tiles.bound * ceil_div(n, bn),), arguments, num_warps=8)
 
 
 @triton.jit(do_not_specialize=["TILES"])

@@ -220,13 +220,14 @@ def backward_weights(
     """A program's sums for one prompt: with FIRST of d query C, d bias S, d W1 C², d b1 C, else of d W2 C², d b2 C,
     d w3 C, d b3, one after the other in a row of 2 C² + 4 C + S + 1; all at once would not fit the registers.
     """
-    prompt, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    prompt, program = tl.program_id(0) // PROGRAMS, tl.program_id(0) % PROGRAMS
+    batch = tl.program_id(1).to(tl.int64)
     row = batch * P + prompt
     COUNT: tl.constexpr = C * C + 2 * C + S if FIRST else C * C + 2 * C + 1
     sums = ()
     for _ in tl.static_range(COUNT):
         sums = sums + (tl.zeros([BLOCK], tl.float32),)
-    for tile in range(tl.program_id(0), TILES, PROGRAMS):
+    for tile in range(program, TILES, PROGRAMS):
         # ZERO is 0, which the compiler must not know: it would read all weights before the loop, and spill them
         weight = row * (C * C) + tile * ZERO
         voxel = tl.cast(tile, tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -270,7 +271,7 @@ def backward_weights(
                 added = added + (sums[C * C + C + c] + y2[c] * g,)
             added = added + (sums[C * C + 2 * C] + g,)
         sums = added
-    at = part_ptr + (row * PROGRAMS + tl.program_id(0)) * (2 * C * C + 4 * C + S + 1)
+    at = part_ptr + (row * PROGRAMS + program) * (2 * C * C + 4 * C + S + 1)
     if not FIRST:
         at += C * C + 2 * C + S
     for i in tl.static_range(COUNT):

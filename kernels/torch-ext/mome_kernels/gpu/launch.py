@@ -72,7 +72,8 @@ class Launch:
         signature, constants, attributes = {}, {}, {}
         for i, parameter in enumerate(self.kernel.params):
             value = self.args[parameter.name]
-            if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
+            one = type(value) is int and value == 1 and not parameter.do_not_specialize
+            if parameter.is_constexpr or value is None or one:
                 signature[parameter.name], constants[(i,)] = "constexpr", value
                 continue
             if isinstance(value, TensorDescriptor):
