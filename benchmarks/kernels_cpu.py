@@ -1,9 +1,9 @@
 """The expert ops and the ancestor's head on the CPU, beside transformers and grouped convolutions.
 
-`python benchmarks/kernels_cpu.py --out benchmarks/results/kernels_cpu.json`. Every candidate runs in a process of its
-own, as it would for a user: what one leaves behind in the heap decides how many fresh pages the next one meets, which
-is worth up to a third of a call. They are timed in turn, round after round, so that a busy machine slows them alike;
-medians are compared (`batched_mm`, far behind, is timed once).
+`python benchmarks/kernels_cpu.py --out benchmarks/results/kernels_cpu.json`, twelve minutes on two quiet cores. Every
+candidate runs in a process of its own, as it would for a user: what one leaves behind in the heap decides how many
+fresh pages the next one meets, which is worth up to a third of a call. They are timed in turn, round after round, so
+that a busy machine slows them alike; medians are compared (`batched_mm`, far behind, is timed once).
 
 Layers are timed under two allocators: glibc's as it is, which gives freed memory back to the system and is charged for
 fresh pages, and the same told to keep it. Memory is the growth of the process's peak over a second call, with an
@@ -236,10 +236,18 @@ def main() -> None:
         case, candidate = options.serve
         serve(calls(case, options.side)[candidate])
         return
+    given = {
+        "processor": processor(), "torch": torch.__version__, "threads": options.threads, "side": options.side,
+        "tokens": LAYERS,
+    }  # fmt: skip
     cases: dict[str, Any] = {}
     for case in (*LAYERS, "head", "head_backward"):
         cases[case] = compare(case, options)
         print(case, json.dumps(cases[case]), flush=True)
+        if options.out:  # beside it, until all of it is there
+            partial = options.out.with_name(options.out.name + ".partial")
+            partial.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_text(json.dumps({**given, "cases": cases}, indent=1) + "\n")
     means = {
         allocator: {
             key: math.exp(sum(math.log(cases[case][allocator][key]) for case in LAYERS) / len(LAYERS))
@@ -247,14 +255,10 @@ def main() -> None:
         }
         for allocator in ("default", "keeping")
     }
-    result = {
-        "processor": processor(), "torch": torch.__version__, "threads": options.threads, "side": options.side,
-        "tokens": LAYERS, "geometric_means_of_layers": means, "cases": cases,
-    }  # fmt: skip
     print("geometric means", json.dumps(means))
     if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
+        partial.write_text(json.dumps({**given, "geometric_means_of_layers": means, "cases": cases}, indent=1) + "\n")
+        os.replace(partial, options.out)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import json
 import os
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -57,10 +58,19 @@ class Results:
 
     def __init__(self, path: Path, header: dict[str, Any]) -> None:
         self.path = path
-        self.data: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {**header, "steps": {}}
+        self.data: dict[str, Any] = self._read() if path.is_file() else {**header, "steps": {}}
         other = [key for key, value in header.items() if self.data.get(key) != value]
         if other:
             raise ValueError(f"{path} was measured with another {' and '.join(other)}: choose another folder")
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            data = json.loads(self.path.read_text())
+        except ValueError as problem:
+            raise ValueError(f"{self.path} is no JSON ({problem}): delete it or choose another folder") from problem
+        if not isinstance(data, dict) or not isinstance(data.get("steps"), dict):
+            raise ValueError(f"{self.path} is not of this script: choose another folder")
+        return data
 
     def __contains__(self, name: str) -> bool:
         step = self.data["steps"].get(name)
@@ -307,6 +317,29 @@ def header(device: str, rehearse: bool) -> dict[str, Any]:
     return {"device": name, "versions": versions, "source": source.hexdigest()[:16], "rehearsal": rehearse}
 
 
+def broken(name: str, step: dict[str, Any]) -> bool:
+    """Whether a kernel of ours is wrong, or could not run; a check that was skipped is not."""
+    return not step.get("ok") if name.startswith("check") else table.state(step) is not None
+
+
+def minutes(text: str) -> float:
+    """An argument of the command line: a finite time, at least none."""
+    value = float(text)
+    if not 0 <= value < 1e6:
+        raise ValueError
+    return value
+
+
+def usable(out: Path) -> str | None:
+    """Why nothing can be written to a folder, which is made where it is missing; None: it can."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            return None
+    except OSError as problem:
+        return f"cannot write to {out}: {problem.strerror}"
+
+
 def summary(data: dict[str, Any]) -> str:
     """A table of what is there: for checks their verdict, for the others the columns of `table.py`."""
     lines = [f"{'':48} {' | '.join(table.COLUMNS)}"]
@@ -321,16 +354,18 @@ def summary(data: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--out", type=Path, required=True, help="folder of the JSON; may hold an earlier call's")
-    parser.add_argument("--minutes", type=float, default=10.0, help="no step is begun after this time")
+    parser.add_argument("--minutes", type=minutes, default=10.0, help="no step is begun after this time")
     parser.add_argument("--rehearse", action="store_true", help="tiny shapes on the CPU, to try the script itself")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available() and not options.rehearse:
         print("run.py: no CUDA device here; nothing was measured", file=sys.stderr)
         return 2
     device = "cpu" if options.rehearse else "cuda"
-    options.out.mkdir(parents=True, exist_ok=True)
+    if why := usable(options.out):
+        print(f"run.py: {why}", file=sys.stderr)
+        return 2
     head = header(device, options.rehearse)
     try:
         results = Results(options.out / f"{head['device'].replace(' ', '_').replace('/', '_')}.json", head)
@@ -358,8 +393,10 @@ def main(arguments: list[str] | None = None) -> int:
         results.add(name, result)
         print(name, flush=True)
     print(summary(results.data))
+    wrong = [name for name, step in results.data["steps"].items() if broken(name, step)]
     print(f"{results.path}: {len(results.data['steps'])} measurements, {left} left for another call")
-    wrong = [name for name, step in results.data["steps"].items() if name.startswith("check") and not step.get("ok")]
+    if wrong:
+        print(f"{len(wrong)} of them wrong or failed: {', '.join(wrong)}")
     return 1 if wrong else 0
 
 

@@ -1,4 +1,4 @@
-"""The tables of `kernels/README.md`, made by `python kernels/benchmarks/table.py`.
+"""Writes the three tables of `kernels/README.md`: `python kernels/benchmarks/table.py`.
 
 From `benchmarks/results/*.json` and the shipped configurations. Where no GPU has run a shape, the table says "not yet
 measured" and nothing else; a shape that was run has its numbers, or "wrong" or "failed".
@@ -6,7 +6,9 @@ measured" and nothing else; a shape that was run has its numbers, or "wrong" or 
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -60,6 +62,14 @@ def figures(step: dict) -> list[str]:
     return texts
 
 
+def read(path: Path) -> Any:
+    """What a file of results holds. Raises ValueError with its name where it is no JSON."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError as problem:
+        raise ValueError(f"{path} is no JSON: {problem}") from problem
+
+
 def table(results: dict | None) -> str:
     """One row per shape and head: `figures`."""
     steps = {} if results is None else results["steps"]
@@ -77,7 +87,7 @@ def tables(folder: Path = RESULTS) -> str:
     """A table per measured GPU, or one empty table."""
     parts = []
     for path in sorted(folder.glob("*.json")) if folder.is_dir() else []:
-        data = json.loads(path.read_text())
+        data = read(path)
         if isinstance(data, dict) and "steps" in data and not data.get("rehearsal"):
             versions = ", ".join(f"{key} {value}" for key, value in data["versions"].items() if value)
             parts.append(f"**{data['device']}** ({versions})\n\n{table(data)}")
@@ -90,7 +100,7 @@ def _times(values: dict[str, Any], key: str) -> str:
 
 def cpu_table(path: Path = RESULTS / "kernels_cpu.json") -> str:
     """One row per case of `benchmarks/kernels_cpu.py`: ours, the best other, and the ratios under both allocators."""
-    data = json.loads(path.read_text())
+    data = read(path)
     means = data["geometric_means_of_layers"]
     speeds = {key: " and ".join(_times(means[a], key) for a in ("default", "keeping")) for key in means["default"]}
     lines = [
@@ -138,6 +148,21 @@ def insert(text: str, content: str, name: str = "table") -> str:
     return f"{before}{begin}\n{content}\n{end}{rest.split(end)[1]}"
 
 
+def main() -> int:
+    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
+    text = README.read_text()
+    try:
+        for name, content in {"table": tables(), "fused": fused_table(), "cpu": cpu_table()}.items():
+            text = insert(text, content, name)
+    except ValueError as problem:
+        print(f"table.py: {problem}", file=sys.stderr)
+        return 2
+    temporary = README.with_suffix(".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, README)
+    print(f"{README}: the tables are those of {RESULTS}")
+    return 0
+
+
 if __name__ == "__main__":
-    for name, content in {"table": tables(), "fused": fused_table(), "cpu": cpu_table()}.items():
-        README.write_text(insert(README.read_text(), content, name))
+    raise SystemExit(main())

@@ -28,7 +28,7 @@ sys.path[:0] = [str(_HERE), str(_HERE.parent / "torch-ext")]
 
 from mome_kernels.gpu import configs  # noqa: E402
 from mome_kernels.gpu.launch import Machine, machine_of  # noqa: E402
-from run import Results, header  # noqa: E402
+from run import Results, header, minutes, usable  # noqa: E402
 from shapes import SHAPES, Shape  # noqa: E402
 from tuning_cases import Config, Row, rows  # noqa: E402
 from tuning_compile import Compiler  # noqa: E402
@@ -91,7 +91,8 @@ def run_rows(tuner: Tuner, machine: Machine, rehearse: bool) -> tuple[dict[Row, 
             continue
         except DeviceLost as problem:
             print(f"{row[0]} {row[1]}: the device is lost ({problem}); call again to go on", file=sys.stderr)
-            return chosen, left, 1
+            names = [f"{kernel} {index}" for kernel, index in found]
+            return chosen, [*left, *names[names.index(f"{row[0]} {row[1]}") :]], 1
         if config is not None:
             chosen[row] = config
         names = [f"{row[0]} {row[1]} {case.name}" for case in cases]
@@ -102,16 +103,18 @@ def run_rows(tuner: Tuner, machine: Machine, rehearse: bool) -> tuple[dict[Row, 
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
     parser.add_argument("--out", type=Path, required=True, help="folder of the JSON; may hold an earlier call's")
-    parser.add_argument("--minutes", type=float, default=10.0, help="no measurement is begun after this time")
+    parser.add_argument("--minutes", type=minutes, default=10.0, help="no measurement is begun after this time")
     parser.add_argument("--rehearse", action="store_true", help="two rows in Triton's interpreter, to try the script")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available() and not options.rehearse:
         print("tune.py: no CUDA device here; nothing was tuned", file=sys.stderr)
         return 2
     deadline = time.monotonic() + 60 * options.minutes
-    options.out.mkdir(parents=True, exist_ok=True)
+    if why := usable(options.out):
+        print(f"tune.py: {why}", file=sys.stderr)
+        return 2
     head = header("cpu" if options.rehearse else "cuda", options.rehearse)
     name = head["device"].replace(" ", "_").replace("/", "_")
     try:

@@ -155,7 +155,7 @@ def test_head_refuses_a_number_of_scales_below_zero() -> None:
 
 def test_head_refuses_a_slope_that_turns_the_activation_over() -> None:
     for slope in (-0.1, 1.0):
-        with pytest.raises(ValueError, match=f"negative_slope is at least 0 and below 1, got {slope}"):
+        with pytest.raises(ValueError, match=f"negative_slope is a number of at least 0 and below 1, got {slope}"):
             kernels.fusion_head(*head_inputs(2), negative_slope=slope)
 
 
@@ -314,13 +314,14 @@ def test_meta_tensors_have_shapes() -> None:
     assert kernels.fusion_head(*(t.to("meta") for t in head_inputs())).shape == (2, 3, 700)
 
 
-def test_exports_with_a_dynamic_token_count() -> None:
+@pytest.mark.parametrize("bounds", [{"min": 2, "max": 4096}, {}], ids=["bounded", "unbounded"])
+def test_exports_with_a_dynamic_token_count(bounds: dict) -> None:
     class Layer(torch.nn.Module):
         def forward(self, x, ids, gates, up, down):
             return kernels.moe_mlp(x, ids, gates, up, None, down, None)
 
     x, ids, gates, up, _, down, _ = mlp_inputs(False, False, "uniform", torch.float32)
-    tokens = torch.export.Dim("tokens", min=2, max=4096)
+    tokens = torch.export.Dim("tokens", **bounds)
     shapes = {"x": {0: tokens}, "ids": {0: tokens}, "gates": {0: tokens}, "up": None, "down": None}
     program = torch.export.export(Layer(), (x, ids, gates, up, down), dynamic_shapes=shapes)
     assert "mome.moe_mlp" in str(program.graph)
@@ -333,6 +334,35 @@ def test_activation_checkpointing() -> None:
     plain = torch.autograd.grad(kernels.moe_mlp(*inputs).sum(), inputs[0])[0]
     again = torch.utils.checkpoint.checkpoint(kernels.moe_mlp, *inputs, use_reentrant=False)
     torch.testing.assert_close(torch.autograd.grad(again.sum(), inputs[0])[0], plain)
+
+
+def test_what_is_no_tensor_is_refused() -> None:
+    inputs = mlp_inputs(False, False, "uniform")
+    for at, name in ((0, "x_TD"), (2, "weights_TK"), (3, "up_EFD"), (5, "down_EDF")):
+        with pytest.raises(TypeError, match=f"^{name} is of type NoneType, expected a torch.Tensor$"):
+            kernels.moe_mlp(*inputs[:at], None, *inputs[at + 1 :])
+    with pytest.raises(TypeError, match="^expert_ids_TK is of type list, expected a torch.Tensor$"):
+        kernels.route([[0, 1]], 2)
+    with pytest.raises(TypeError, match="^x_TD has layout torch.sparse_coo, expected a dense tensor$"):
+        kernels.moe_mlp(inputs[0].detach().to_sparse(), *inputs[1:])
+    head = head_inputs()
+    with pytest.raises(TypeError, match="^b3_BP is of type NoneType, expected a torch.Tensor$"):
+        kernels.fusion_head(*head[:-1], None)
+    with pytest.raises(TypeError, match="^top_k is 1.5, expected an integer$"):
+        kernels.fusion_head(*head, top_k=1.5)
+
+
+def test_numbers_that_cannot_be_are_refused() -> None:
+    ids = torch.zeros(3, 1, dtype=torch.int64)
+    with pytest.raises(TypeError, match="^num_experts is 4.0, expected an integer$"):
+        kernels.route(ids, 4.0)
+    for count in (0, -1):
+        with pytest.raises(ValueError, match=f"needs at least one expert, got {count}$"):
+            kernels.route(ids, count)
+    with pytest.raises(TypeError, match="expected uint8, int8, int16, int32 or int64$"):
+        kernels.route(ids.to(torch.uint16), 1)
+    with pytest.raises(ValueError, match="^features_BSCV has no scales, got shape "):
+        kernels.fusion_head(*head_inputs(scales=0))
 
 
 def test_unknown_activation_is_refused() -> None:

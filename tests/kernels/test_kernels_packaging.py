@@ -131,6 +131,31 @@ def lost(_: str) -> None:
     raise RuntimeError("an illegal memory access was encountered")
 
 
+@pytest.mark.parametrize("name", ["run", "tune"])
+def test_a_folder_that_cannot_be_used_is_named(name: str, tmp_path: Path, benchmark, capsys) -> None:
+    script, file = benchmark(name), tmp_path / "file"
+    file.touch()
+    assert script.main(["--out", str(file), "--rehearse"]) == 2
+    assert capsys.readouterr().err == f"{name}.py: cannot write to {file}: File exists\n"
+    stored = tmp_path / ("cpu.json" if name == "run" else "tuning_cpu.json")
+    for text, problem in (("{", "is no JSON"), ("[1]", "is not of this script"), ("{}", "is not of this script")):
+        stored.write_text(text)
+        assert script.main(["--out", str(tmp_path), "--rehearse"]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"{name}.py: {stored} {problem}") and error.count("\n") == 1
+        assert stored.read_text() == text
+    with pytest.raises(SystemExit):
+        script.main(["--out", str(tmp_path), "--minutes", "nan"])
+
+
+def test_a_wrong_layer_fails_the_benchmark(tmp_path: Path, monkeypatch, benchmark, capsys) -> None:
+    script = benchmark("run")
+    wrong = {"ok": False, "wrong": True, "problem": "differs"}
+    monkeypatch.setattr(script, "steps", lambda *_: iter([("layer V1", lambda result: result.update(wrong))]))
+    assert script.main(["--out", str(tmp_path), "--rehearse"]) == 1
+    assert capsys.readouterr().out.endswith("1 of them wrong or failed: layer V1\n")
+
+
 def test_a_step_that_kills_the_device_is_not_run_again(tmp_path: Path, monkeypatch, benchmark) -> None:
     script, ran = benchmark("run"), []
 

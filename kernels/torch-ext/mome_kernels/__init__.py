@@ -41,6 +41,7 @@ def _keeps_hidden(x: Tensor, out: int) -> bool:
 
 
 def _check_assignments(x_TD: Tensor, expert_ids_TK: Tensor, weights_TK: Tensor) -> None:
+    checks.tensors(x_TD=x_TD, expert_ids_TK=expert_ids_TK, weights_TK=weights_TK)
     checks.shape("x_TD", x_TD, (None, None), "(T, D)")
     checks.ids(expert_ids_TK, x_TD.shape[0])
     checks.shape("weights_TK", weights_TK, tuple(expert_ids_TK.shape), "the shape (T, K) of expert_ids_TK")
@@ -62,6 +63,8 @@ def route(expert_ids_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tens
     Raises:
         ValueError: An id out of range (on a GPU a device-side assertion, so that nothing waits), or 2³¹ assignments.
     """
+    checks.tensors(expert_ids_TK=expert_ids_TK)
+    checks.whole("num_experts", num_experts)
     checks.ids(expert_ids_TK)
     return ops._route(expert_ids_TK, num_experts)
 
@@ -77,14 +80,14 @@ def moe_mlp(
     activation: str = "gelu",
     gated: bool = False,
 ) -> Tensor:
-    """A feed-forward network per expert, combined by the gates: (T, D) → (T, D).
+    """A feed-forward network per expert, combined by the gates: (T, D) → (T, D), or the width that `down_EDF` gives.
 
-    Differentiable in everything but the ids. The backward pass keeps at most the hidden layer before its activation,
-    and on a GPU, at small token widths (see the README), nothing.
+    Differentiable in everything but the ids, backwards and once. The backward pass keeps at most the hidden layer
+    before its activation, and on a GPU, at small token widths (see the README), nothing.
 
     Args:
         x_TD: Tokens.
-        expert_ids_TK, weights_TK: The assignments and their gates (float32).
+        expert_ids_TK, weights_TK: The assignments, integers in [0, E), and their gates, of any floating dtype.
         up_EFD: First layer; (E, 2F, D) where gated, the gate's half first (Hugging Face's `gate_up_proj`).
         down_EDF: Second layer.
         up_bias_EF, down_bias_ED: Or None.
@@ -97,6 +100,7 @@ def moe_mlp(
     """
     checks.activation(activation)
     _check_assignments(x_TD, expert_ids_TK, weights_TK)
+    checks.tensors(up_EFD=up_EFD, down_EDF=down_EDF)
     checks.shape("down_EDF", down_EDF, (None, None, None), "(E, D, F)")
     experts, out, hidden = down_EDF.shape
     width = 2 * hidden if gated else hidden
@@ -119,10 +123,16 @@ def moe_linear(
 ) -> Tensor:
     """One linear layer per expert, combined by the gates: (T, D) → (T, F).
 
+    Args:
+        x_TD, expert_ids_TK, weights_TK: As of `moe_mlp`.
+        weight_EFD: One matrix per expert.
+        bias_EF: Or None.
+
     Raises:
         ValueError, TypeError: As `moe_mlp`.
     """
     _check_assignments(x_TD, expert_ids_TK, weights_TK)
+    checks.tensors(weight_EFD=weight_EFD)
     checks.shape("weight_EFD", weight_EFD, (None, None, x_TD.shape[1]), "(E, F, D)")
     checks.shape("bias_EF", bias_EF, tuple(weight_EFD.shape[:2]), "(E, F)")
     checks.floating(weight_EFD=weight_EFD, bias_EF=bias_EF)
@@ -156,6 +166,7 @@ def grouped_linear(
             device-side assertion).
     """
     checks.activation(activation)
+    checks.tensors(x_MD=x_MD, weight_EFD=weight_EFD, offsets=offsets)
     checks.shape("x_MD", x_MD, (None, None), "(M, D)")
     checks.shape("weight_EFD", weight_EFD, (None, None, x_MD.shape[1]), "(E, F, D)")
     checks.shape("offsets", offsets, (weight_EFD.shape[0] + 1,), "(E + 1,)")
@@ -177,6 +188,7 @@ def combine(y_ND: Tensor, weights_TK: Tensor, inverse_N: Tensor) -> Tensor:
         ValueError, TypeError: Shapes or dtypes that do not fit, or an inverse that is no permutation of 0 … N − 1 (on a
             GPU a device-side assertion).
     """
+    checks.tensors(y_ND=y_ND, weights_TK=weights_TK, inverse_N=inverse_N)
     checks.shape("weights_TK", weights_TK, (None, None), "(T, K)")
     checks.shape("y_ND", y_ND, (weights_TK.numel(), None), "(T·K, D)")
     checks.shape("inverse_N", inverse_N, (weights_TK.numel(),), "(T·K,)")
@@ -204,11 +216,24 @@ def fusion_head(
     weight(p, v, s) = softmax over s of ⟨query_p, f_s(v)⟩ + bias_ps (over the best `top_k` scales where > 0);
     m_p(v) = Σ_s weight · f_s(v); logits = w₃ · φ(W₂ φ(W₁ m + b₁) + b₂) + b₃, φ being ReLU, leaky where
     `negative_slope` > 0. With S = 1 and slope 0 this is the head of the CLIP-Driven Universal Model. Differentiable in
-    all tensors. Computed in float32 (float64 stays).
+    all tensors. Computed in float32, or in float64 where the features are, to which all else is cast; the logits have
+    the dtype of the features, under autocast float32.
+
+    Args:
+        features_BSCV: The maps of all scales, resampled to one grid of V voxels.
+        query_PC, scale_bias_PS: What makes a prompt's weights over the scales.
+        w1_BPCC, b1_BPC, w2_BPCC, b2_BPC, w3_BPC, b3_BP: The three layers of every prompt, (out, in).
+        top_k: Scales that a voxel keeps, of equal ones the earlier; 0, or S and more: all.
+        negative_slope: Of the two activations, in [0, 1).
 
     Raises:
         ValueError, TypeError: Shapes, dtypes or a slope that do not fit.
     """
+    checks.tensors(
+        features_BSCV=features_BSCV, query_PC=query_PC, scale_bias_PS=scale_bias_PS, w1_BPCC=w1_BPCC, b1_BPC=b1_BPC,
+        w2_BPCC=w2_BPCC, b2_BPC=b2_BPC, w3_BPC=w3_BPC, b3_BP=b3_BP,
+    )  # fmt: skip
+    checks.whole("top_k", top_k)
     checks.shape("features_BSCV", features_BSCV, (None, None, None, None), "(B, S, C, V)")
     checks.shape("query_PC", query_PC, (None, features_BSCV.shape[2]), "(P, C)")
     batch, scales, c, _ = features_BSCV.shape
@@ -227,8 +252,8 @@ def fusion_head(
     }  # fmt: skip
     checks.floating(**named)
     checks.same_device("features_BSCV", features_BSCV, **named)
-    if not 0 <= negative_slope < 1:
-        raise ValueError(f"negative_slope is at least 0 and below 1, got {negative_slope}")
+    if not isinstance(negative_slope, (int, float)) or not 0 <= negative_slope < 1:
+        raise ValueError(f"negative_slope is a number of at least 0 and below 1, got {negative_slope!r}")
     if top_k < 0:
         raise ValueError(f"top_k is 0 (every scale) or more, got {top_k}")
     dtype = features_BSCV.dtype

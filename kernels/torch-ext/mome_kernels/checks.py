@@ -12,7 +12,23 @@ from torch import Tensor
 ACTIVATIONS = ("none", "relu", "silu", "gelu", "gelu_tanh")
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_INTEGER_NAMES = "uint8, int8, int16, int32 or int64"
 _MOST = 2**31 - 1
+
+
+def tensors(**values: object) -> None:
+    """Raises TypeError for what is not a dense tensor."""
+    for name, value in values.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} is of type {type(value).__name__}, expected a torch.Tensor")
+        if value.layout != torch.strided:
+            raise TypeError(f"{name} has layout {value.layout}, expected a dense tensor")
+
+
+def whole(name: str, value: object) -> None:
+    """Raises TypeError for what is not an integer."""
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(f"{name} is {value!r}, expected an integer")
 
 
 def activation(name: str) -> None:
@@ -28,7 +44,8 @@ def shape(name: str, tensor: Tensor | None, expected: tuple[int | None, ...], le
     same = tensor.dim() == len(expected)
     if not same or any(want is not None and have != want for have, want in zip(tensor.shape, expected, strict=True)):
         wanted = ", ".join("any" if size is None else str(size) for size in expected)
-        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {legend} = ({wanted})")
+        comma = "," if len(expected) == 1 else ""
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {legend} = ({wanted}{comma})")
 
 
 def floating(**tensors: Tensor | None) -> None:
@@ -51,7 +68,7 @@ def integer(**tensors: Tensor | None) -> None:
     """Raises TypeError for a tensor that is not of an integer dtype."""
     for name, tensor in tensors.items():
         if tensor is not None and tensor.dtype not in _INTEGERS:
-            raise TypeError(f"{name} has dtype {tensor.dtype}, expected an integer dtype")
+            raise TypeError(f"{name} has dtype {tensor.dtype}, expected {_INTEGER_NAMES}")
 
 
 def same_device(first_name: str, first: Tensor, **tensors: Tensor | None) -> None:
@@ -64,9 +81,10 @@ def same_device(first_name: str, first: Tensor, **tensors: Tensor | None) -> Non
 def ids(expert_ids_TK: Tensor, tokens: int | None = None) -> None:
     """Raises for ids that are not an integer (T, K) with fewer than 2³¹ entries."""
     if expert_ids_TK.dtype not in _INTEGERS:
-        raise TypeError(f"expert_ids_TK has dtype {expert_ids_TK.dtype}, expected an integer dtype")
+        raise TypeError(f"expert_ids_TK has dtype {expert_ids_TK.dtype}, expected {_INTEGER_NAMES}")
     shape("expert_ids_TK", expert_ids_TK, (tokens, None), "(T, K)")
-    if expert_ids_TK.numel() > _MOST:
+    # of a size that is not known yet, in an export, nothing is asked: it would become a bound of the program
+    if type(expert_ids_TK.numel()) is int and expert_ids_TK.numel() > _MOST:
         raise ValueError(
             f"expert_ids_TK has shape {tuple(expert_ids_TK.shape)}: more than {_MOST} assignments; split the tokens"
         )
@@ -74,6 +92,8 @@ def ids(expert_ids_TK: Tensor, tokens: int | None = None) -> None:
 
 def ids_in_range(expert_ids: Tensor, num_experts: int) -> None:
     """Raises ValueError for ids outside [0, E), for CPU tensors."""
+    if num_experts < 1:
+        raise ValueError(f"expert_ids_TK needs at least one expert, got {num_experts}")
     if expert_ids.numel():
         low, high = (int(value) for value in expert_ids.aminmax())
         if low < 0 or high >= num_experts:

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .. import checks
 from .launch import Launch, ceil_div, interpreting, power_of_two
 
 
@@ -115,6 +116,7 @@ class Tiles:
 
 def plan_route(ids: Tensor, num_experts: int, index_dtype: torch.dtype) -> tuple[list[Launch], Routing, Tensor]:
     """The three launches, what they fill, and the flag that every id is within range."""
+    checks.ids(ids)  # again: what was compiled or exported did not know the sizes
     flat = ids.reshape(-1).contiguous()
     n, ep = flat.numel(), power_of_two(num_experts + 1)
     block = max(32, min(1024, 8192 // ep))
