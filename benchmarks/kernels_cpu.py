@@ -35,8 +35,8 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "kernels" / "benchmarks"))
-import peers  # noqa: E402
-from shapes import SHAPES, expert_ids  # noqa: E402
+import peers
+from shapes import SHAPES, expert_ids
 
 # Swin stages, ViT and the 1×1 convolution; token counts that two cores can turn round in a second.
 LAYERS = {"V1": 32768, "V2": 16384, "V3": 3456, "V4": 432, "V8": 864, "V14": 65536}

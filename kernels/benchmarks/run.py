@@ -8,12 +8,9 @@ with 2. `--rehearse` walks the whole script on the CPU with tiny shapes; its num
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-import os
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -30,6 +27,7 @@ import mome_kernels as kernels  # noqa: E402
 import peers  # noqa: E402
 import table  # noqa: E402
 from mome_kernels import cpu_head  # noqa: E402
+from results import minutes, opened  # noqa: E402
 from shapes import (  # noqa: E402
     HEADS,
     LOADS,
@@ -45,48 +43,6 @@ from shapes import (  # noqa: E402
 
 # A step fills the dictionary it is given, so that what was measured before it failed is kept.
 Step = tuple[str, Callable[[dict[str, Any]], None]]
-
-
-class Results:
-    """A JSON file that grows: one entry per measurement, each written at once.
-
-    What failed has a `problem` and is tried again by the next call, unless it is `fatal`: it killed the device.
-
-    Raises:
-        ValueError: The file is of other versions or another state of the code.
-    """
-
-    def __init__(self, path: Path, header: dict[str, Any]) -> None:
-        self.path = path
-        self.data: dict[str, Any] = self._read() if path.is_file() else {**header, "steps": {}}
-        other = [key for key, value in header.items() if self.data.get(key) != value]
-        if other:
-            raise ValueError(f"{path} was measured with another {' and '.join(other)}: choose another folder")
-
-    def _read(self) -> dict[str, Any]:
-        try:
-            data = json.loads(self.path.read_text())
-        except ValueError as problem:
-            raise ValueError(f"{self.path} is no JSON ({problem}): delete it or choose another folder") from problem
-        if not isinstance(data, dict) or not isinstance(data.get("steps"), dict):
-            raise ValueError(f"{self.path} is not of this script: choose another folder")
-        return data
-
-    def __contains__(self, name: str) -> bool:
-        step = self.data["steps"].get(name)
-        return step is not None and ("problem" not in step or bool(step.get("fatal")))
-
-    def killers(self) -> set[str]:
-        """Peers that killed the device in some step: they are not run again."""
-        values = [item for step in self.data["steps"].values() for item in step.items()]
-        return {key for key, value in values if isinstance(value, dict) and value.get("fatal")}
-
-    def add(self, name: str, value: dict[str, Any]) -> None:
-        """Keeps a measurement; the file is replaced in one move."""
-        self.data["steps"][name] = value
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self.data, indent=1))
-        os.replace(temporary, self.path)
 
 
 def median_ms(function: Callable[[], Any], device: str) -> float:
@@ -298,46 +254,9 @@ def _steps(device: str, rehearse: bool, killers: set[str]) -> Iterator[Step]:
                 yield layer(SHAPES[name], load)
 
 
-def header(device: str, rehearse: bool) -> dict[str, Any]:
-    """What the numbers were taken on."""
-    import importlib.metadata
-
-    versions = {"torch": torch.__version__, "cuda": torch.version.cuda}
-    for package in ("triton", "transformers"):
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
-    name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
-    source = hashlib.sha256()
-    for path in sorted((_HERE.parent / "torch-ext").rglob("*.py")) + sorted(
-        (_HERE.parent / "torch-ext").rglob("*.json")
-    ):
-        source.update(path.read_bytes())
-    return {"device": name, "versions": versions, "source": source.hexdigest()[:16], "rehearsal": rehearse}
-
-
 def broken(name: str, step: dict[str, Any]) -> bool:
     """Whether a kernel of ours is wrong, or could not run; a check that was skipped is not."""
     return not step.get("ok") if name.startswith("check") else table.state(step) is not None
-
-
-def minutes(text: str) -> float:
-    """An argument of the command line: a finite time, at least none."""
-    value = float(text)
-    if not 0 <= value < 1e6:
-        raise ValueError
-    return value
-
-
-def usable(out: Path) -> str | None:
-    """Why nothing can be written to a folder, which is made where it is missing; None: it can."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            return None
-    except OSError as problem:
-        return f"cannot write to {out}: {problem.strerror}"
 
 
 def summary(data: dict[str, Any]) -> str:
@@ -359,18 +278,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=minutes, default=10.0, help="no step is begun after this time")
     parser.add_argument("--rehearse", action="store_true", help="tiny shapes on the CPU, to try the script itself")
     options = parser.parse_args(arguments)
-    if not torch.cuda.is_available() and not options.rehearse:
-        print("run.py: no CUDA device here; nothing was measured", file=sys.stderr)
-        return 2
     device = "cpu" if options.rehearse else "cuda"
-    if why := usable(options.out):
-        print(f"run.py: {why}", file=sys.stderr)
-        return 2
-    head = header(device, options.rehearse)
-    try:
-        results = Results(options.out / f"{head['device'].replace(' ', '_').replace('/', '_')}.json", head)
-    except ValueError as problem:
-        print(f"run.py: {problem}", file=sys.stderr)
+    results = opened("run.py", options)
+    if results is None:
         return 2
     deadline, left = time.monotonic() + 60 * options.minutes, 0
     for name, step in steps(device, options.rehearse, results.killers()):

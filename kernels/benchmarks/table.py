@@ -15,7 +15,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from shapes import HEADS, SHAPES, head_name  # noqa: E402
+from shapes import HEADS, SHAPES, head_name
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 CONFIGS = README.parent / "torch-ext" / "mome_kernels" / "configs"

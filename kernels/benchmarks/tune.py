@@ -28,7 +28,7 @@ sys.path[:0] = [str(_HERE), str(_HERE.parent / "torch-ext")]
 
 from mome_kernels.gpu import configs  # noqa: E402
 from mome_kernels.gpu.launch import Machine, machine_of  # noqa: E402
-from run import Results, header, minutes, usable  # noqa: E402
+from results import Results, minutes, opened  # noqa: E402
 from shapes import SHAPES, Shape  # noqa: E402
 from tuning_cases import Config, Row, rows  # noqa: E402
 from tuning_compile import Compiler  # noqa: E402
@@ -108,19 +108,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=minutes, default=10.0, help="no measurement is begun after this time")
     parser.add_argument("--rehearse", action="store_true", help="two rows in Triton's interpreter, to try the script")
     options = parser.parse_args(arguments)
-    if not torch.cuda.is_available() and not options.rehearse:
-        print("tune.py: no CUDA device here; nothing was tuned", file=sys.stderr)
-        return 2
     deadline = time.monotonic() + 60 * options.minutes
-    if why := usable(options.out):
-        print(f"tune.py: {why}", file=sys.stderr)
-        return 2
-    head = header("cpu" if options.rehearse else "cuda", options.rehearse)
-    name = head["device"].replace(" ", "_").replace("/", "_")
-    try:
-        results = Results(options.out / f"tuning_{name}.json", head)
-    except ValueError as problem:
-        print(f"tune.py: {problem}", file=sys.stderr)
+    results = opened("tune.py", options, "tuning_")
+    if results is None:
         return 2
     counts = {"found": 0, "late": 0}
     if not options.rehearse:

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from mome_kernels.gpu import configs
 from mome_kernels.gpu.launch import Launch, Machine
-from run import Results, first_line, median_ms, settle
+from results import Results
+from run import first_line, median_ms, settle
 from tuning_cases import Bench, Case, Config, Row, config_of, overridden
 from tuning_compile import Job
 from tuning_search import HOPELESS, SLOWER, mean_ratio, merges, neighbours, takes_the_row, text_of

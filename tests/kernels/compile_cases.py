@@ -106,7 +106,7 @@ def linear_variants(machine: Machine, row: dict) -> Iterator[Launch]:
 
 def head_launches(machine: Machine, channels: int, scales: int) -> list[Launch]:
     """Every kernel of the fusion head."""
-    batch, prompts, voxels = 2, 33, 96**3
+    batch, prompts, voxels = 2, 33, 96**3 + 1
     f = new(batch, scales, channels, voxels, dtype=torch.float32)
     sizes = {
         "q": (prompts, channels), "s": (prompts, scales), "w1": (batch, prompts, channels, channels),

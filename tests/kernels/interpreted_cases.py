@@ -17,14 +17,14 @@ import triton.language as tl
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import far_cases  # noqa: E402
-import mome_kernels as kernels  # noqa: E402
-from compile_cases import tma  # noqa: E402
-from mome_kernels import dispatch, ops, reference, triton_head  # noqa: E402
-from mome_kernels.gpu import configs, experts, grouped, grouped_gradient  # noqa: E402
-from mome_kernels.gpu.activation import activate, activate_slope  # noqa: E402
-from mome_kernels.gpu.launch import Machine  # noqa: E402
-from test_kernels_ops import assignments, head_inputs, mlp_inputs  # noqa: E402
+import far_cases
+import mome_kernels as kernels
+from compile_cases import tma
+from mome_kernels import dispatch, ops, reference, triton_head
+from mome_kernels.gpu import configs, experts, grouped, grouped_gradient
+from mome_kernels.gpu.activation import activate, activate_slope
+from mome_kernels.gpu.launch import Machine
+from test_kernels_ops import assignments, head_inputs, mlp_inputs
 
 Result = dict[str, object]
 

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 
-triton = pytest.importorskip("triton", reason="triton is not installed")
+pytest.importorskip("triton", reason="triton is not installed")
 sys.path.insert(0, str(Path(__file__).parent))
-from compile_cases import (  # noqa: E402
+import triton
+from compile_cases import (
     every_row,
     head_launches,
     linear_launch,
@@ -27,20 +28,18 @@ from compile_cases import (  # noqa: E402
     tma,
     tma_launches,
 )
-from mome_kernels.gpu import configs  # noqa: E402
-from mome_kernels.gpu.launch import Launch, Machine  # noqa: E402
-from triton.backends.compiler import GPUTarget  # noqa: E402
+from mome_kernels.gpu import configs
+from mome_kernels.gpu.launch import Launch, Machine
+from triton.backends.compiler import GPUTarget
 
 # Bytes of shared memory a block may ask for: A100, H100, B200, consumer Blackwell, MI300.
 SHARED = {"sm_80": 163, "sm_90": 227, "sm_100": 227, "sm_120": 99, "gfx942": 64}
 # Bytes of stack (spilled registers) per thread that are allowed. The gated 128 × 128 tile spills in its epilogue, once
-# per tile and outside of the loop over K. The others are two to eight registers that loops of 500 instructions and more
-# read back once.
+# per tile and outside of the loop over K. The others are two registers, read back at most twice in loops of more than
+# 800 instructions.
 ALLOWED = {
-    ("sm_90", "linear"): 64, ("sm_90", "mlp_dx"): 16, ("sm_100", "mlp_dx"): 32, ("sm_120", "mlp_dx"): 8,
-    ("sm_80", "mlp_dw"): 8, ("sm_120", "mlp_dw"): 8, ("sm_120", "head forward"): 16,
-    ("sm_80", "head backward_features"): 8, ("sm_120", "head backward_features"): 8,
-    ("sm_100", "head backward_weights"): 8,
+    ("sm_90", "linear"): 64, ("sm_120", "mlp_dw between"): 8, ("sm_80", "head backward_features"): 8,
+    ("sm_120", "head backward_features"): 8, ("sm_100", "head backward_weights"): 8,
 }  # fmt: skip
 TMA = {"sm_90": "wgmma.mma_async", "sm_100": "tcgen05.mma"}  # where it is tried, beside which product
 ROWS = [(arch, kernel, index) for arch in SHARED for kernel, index in every_row(arch)]
@@ -82,7 +81,7 @@ def test_every_shipped_configuration(arch: str, kernel: str, index: int, tmp_pat
 @pytest.mark.parametrize("arch", SHARED)
 def test_widths_between_the_bounds(arch: str, tmp_path: Path) -> None:
     for launch in narrow_launches(Machine(arch, 132)):
-        check(launch, arch, "mlp_dw", tmp_path)
+        check(launch, arch, "mlp_dw between", tmp_path)
 
 
 @pytest.mark.parametrize(("arch", "index"), [(arch, index) for arch, kernel, index in ROWS if kernel == "linear"])
@@ -135,4 +134,6 @@ HEADS += [(arch, *shape) for arch in SHARED for shape in ((16, 5), (32, 8))]
 @pytest.mark.parametrize(("arch", "channels", "scales"), HEADS)
 def test_head_kernels(arch: str, channels: int, scales: int, tmp_path: Path) -> None:
     for launch in head_launches(Machine(arch, 132), channels, scales):
-        check(launch, arch, f"head {launch.kernel.__name__}", tmp_path)
+        compiled = check(launch, arch, f"head {launch.kernel.__name__}", tmp_path)
+        if launch.args.get("PRECISION") is None:  # sums stay sums: the compiler's own products would round to tf32
+            assert "tt.dot" not in compiled.asm["ttir"]

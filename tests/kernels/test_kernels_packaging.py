@@ -191,7 +191,7 @@ def test_our_figures_outlive_a_peer_that_kills_the_device(tmp_path: Path, monkey
         script.layer_step(shape, "uniform", "cpu", "gelu", set(), result)
     assert "both_ms" in result["mome"]
     assert result["killer"] == {"problem": "unspecified launch failure", "fatal": True}
-    results = script.Results(tmp_path / "x.json", {})
+    results = benchmark("results").Results(tmp_path / "x.json", {})
     results.add("layer V1", {**result, "ok": False, "problem": "illegal", "fatal": True})
     assert results.killers() == {"killer"}
     script.layer_step(shape, "uniform", "cpu", "gelu", results.killers(), result := {})

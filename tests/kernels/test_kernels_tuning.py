@@ -15,8 +15,8 @@ import pytest
 import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
-from mome_kernels.gpu import configs  # noqa: E402
-from mome_kernels.gpu.launch import Machine  # noqa: E402
+from mome_kernels.gpu import configs
+from mome_kernels.gpu.launch import Machine
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "kernels" / "benchmarks"
@@ -107,7 +107,7 @@ def test_an_override_is_put_back(load) -> None:
 @pytest.fixture
 def tuner(load, tmp_path: Path):
     """A tuner of meta tensors whose times are set by the configuration, and what it timed."""
-    measure, script, search = load("tuning_measure"), load("run"), load("tuning_search")
+    measure, script, search = load("tuning_measure"), load("results"), load("tuning_search")
     timed: list[str] = []
 
     class Fake(measure.Tuner):

@@ -16,9 +16,9 @@ from torch.nn.functional import silu
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "kernels" / "benchmarks"))
 
-from mome_kernels.gpu.launch import Machine  # noqa: E402
-from shapes import SHAPES  # noqa: E402
-from tuning_cases import Bench, cases  # noqa: E402
+from mome_kernels.gpu.launch import Machine
+from shapes import SHAPES
+from tuning_cases import Bench, cases
 
 MACHINE = Machine("sm_90", 132)
 # one layer of every kind: fused, fused forward alone, and grouped GEMMs; two experts per token and one

@@ -28,13 +28,11 @@ def supports(features: Tensor) -> bool:
 
 
 def tile(channels: int, machine: Machine, *, backward: bool) -> tuple[int, int]:
-    """Voxels of a tile and warps of a program of `head_tiles`, the largest whose registers do not spill.
-
-    At 32 channels the forward spills up to 232 bytes where the number of voxels is not a multiple of 16.
-    """
+    """Voxels of a tile and warps of a program of `head_tiles`, the largest whose registers do not spill."""
     if backward:
-        return {16: (16 if machine.arch.startswith("sm_8") else 32, 8), 32: (4, 8)}[channels]
-    return {16: (128, 4), 32: (64, 4)}[channels]
+        narrow = machine.arch.startswith("sm_8")
+        return {16: (16 if narrow else 32, 8), 32: (2 if narrow else 4, 8)}[channels]
+    return {16: (64, 4), 32: (32 if machine.arch.startswith("gfx") else 64, 8)}[channels]
 
 
 def _inputs(features: Tensor, named: dict[str, Tensor], top_k: int, slope: float) -> dict[str, object]:

@@ -28,7 +28,8 @@ def _fuse(f, query, bias, live, S: tl.constexpr, TOP_K: tl.constexpr):
 def _times(a, b, PRECISION: tl.constexpr):
     """a (M, K) · b (K, N) on tensor cores; without a PRECISION on vector units."""
     if PRECISION is None:
-        return tl.sum(a[:, :, None] * b[None, :, :], axis=1)
+        # summed over the last axis: over the middle one the compiler would make a tf32 product of it
+        return tl.sum(a[:, None, :] * tl.trans(b)[None, :, :], axis=2)
     else:
         return tl.dot(a, b, input_precision=PRECISION)
 
