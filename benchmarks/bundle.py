@@ -14,7 +14,7 @@ import torch
 
 import mome
 from mome import MoME
-from mome.atomic import written_whole
+from mome.atomic import atomic_write
 from mome.processing import MoMEProcessor
 
 LIMIT_MB = 10
@@ -28,7 +28,7 @@ def main() -> None:
     args = parser.parse_args()
     folder = Path(mome.__file__).parent / "checkpoints" / args.name
     model, processor = MoME.from_pretrained(args.model, dtype=torch.float16), MoMEProcessor.from_pretrained(args.model)
-    with written_whole(folder, "the checkpoint") as part:
+    with atomic_write(folder, "the checkpoint") as part:
         model.save_pretrained(part)
         processor.save_pretrained(part)
         size = (part / "model.safetensors").stat().st_size / 1e6

@@ -22,7 +22,7 @@ def _remove(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def could_be_written(path: str | Path, what: str, temporary: Path) -> Iterator[None]:
+def output_errors(path: str | Path, what: str, temporary: Path) -> Iterator[None]:
     """Turns a failure to write into an `OutputError` that names `path`; then removes what there is of `temporary`.
 
     Raises:
@@ -70,7 +70,7 @@ def check_output_folder(folder: str | Path) -> None:
 
 
 @contextlib.contextmanager
-def written_whole(path: str | Path, what: str = "the file") -> Iterator[Path]:
+def atomic_write(path: str | Path, what: str = "the file") -> Iterator[Path]:
     """A temporary path beside `path`, with its ending; moved there when the block ends well, removed when it fails.
 
     Args:
@@ -83,7 +83,7 @@ def written_whole(path: str | Path, what: str = "the file") -> Iterator[Path]:
     path = Path(path)
     ending = ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix
     temporary = path.with_name(f".{secrets.token_hex(8)}.part{ending}")
-    with could_be_written(path, what, temporary):
+    with output_errors(path, what, temporary):
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         if path.is_dir() and temporary.is_dir():

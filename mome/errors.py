@@ -2,6 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
+
+def _message(what: str, where: str | None, hint: str | None) -> str:
+    lines = [what]
+    if where:
+        lines.append(f"  in: {where}")
+    if hint:
+        lines.append(f"  try: {hint}")
+    return "\n".join(lines)
+
 
 class InputError(ValueError):
     """Something the user gave is wrong. The command line prints it and exits with code 2.
@@ -14,12 +26,7 @@ class InputError(ValueError):
 
     def __init__(self, what: str, where: str | None = None, hint: str | None = None) -> None:
         self.what, self.where, self.hint = what, where, hint
-        lines = [what]
-        if where:
-            lines.append(f"  in: {where}")
-        if hint:
-            lines.append(f"  try: {hint}")
-        super().__init__("\n".join(lines))
+        super().__init__(_message(what, where, hint))
 
 
 class OutputError(OSError):
@@ -27,5 +34,10 @@ class OutputError(OSError):
 
     def __init__(self, what: str, where: str | None = None, hint: str | None = None) -> None:
         self.what, self.where, self.hint = what, where, hint
-        lines = [what] + ([f"  in: {where}"] if where else []) + ([f"  try: {hint}"] if hint else [])
-        super().__init__("\n".join(lines))
+        super().__init__(_message(what, where, hint))
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """Returns `, did you mean 'x'?` for the choice that is spelled most like `word`; an empty string if none is."""
+    close = difflib.get_close_matches(word, list(choices), n=1)
+    return f", did you mean '{close[0]}'?" if close else ""

@@ -145,21 +145,22 @@ def dump(spec: Spec, registry: Any = None) -> str:
     known = defaults(spec) if defaults is not None else {}
     missing = object()
     pairs = [(k, v) for k, v in spec.items() if k != "name" and not _same(known.get(k, missing), v)]
-    return _write({"name": spec["name"], **dict(pairs)})
+    return write({"name": spec["name"], **dict(pairs)})
 
 
 def _same(a: Any, b: Any) -> bool:
     return type(a) is type(b) and a == b
 
 
-def _write(value: Any) -> str:
+def write(value: Any) -> str:
+    """Returns a JSON value as the grammar spells it; a dict with a name becomes `name(key=value)`."""
     if isinstance(value, dict):
         if isinstance(value.get("name"), str) and _is_name(value["name"]) and all(_is_word(k) for k in value):
-            arguments = ", ".join(f"{k}={_write(v)}" for k, v in value.items() if k != "name")
+            arguments = ", ".join(f"{k}={write(v)}" for k, v in value.items() if k != "name")
             return value["name"] + (f"({arguments})" if arguments else "")
-        return "{" + ", ".join(f"{k!r}: {_write(v)}" for k, v in value.items()) + "}"
+        return "{" + ", ".join(f"{k!r}: {write(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(_write(item) for item in value) + "]"
+        return "[" + ", ".join(write(item) for item in value) + "]"
     return repr(value)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mome.atomic import check_output_folder, written_whole
+from mome.atomic import check_output_folder, atomic_write
 from mome.errors import InputError, OutputError
 
 
@@ -25,7 +25,7 @@ def test_an_output_folder_is_looked_at_before_the_work(tmp_path: Path) -> None:
         assert str(tmp_path / "file") in str(caught.value)
         with (
             pytest.raises(OutputError, match="the mask could not be written") as written,
-            written_whole(place / "a.txt", "the mask"),
+            atomic_write(place / "a.txt", "the mask"),
         ):
             pass
         assert "disk space" not in str(written.value)
@@ -33,7 +33,7 @@ def test_an_output_folder_is_looked_at_before_the_work(tmp_path: Path) -> None:
 
 def test_a_file_is_moved_when_it_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "new" / "scan.nii.gz"
-    with written_whole(path) as part:
+    with atomic_write(path) as part:
         part.write_text("whole")
         assert part.name.endswith(".nii.gz") and not path.exists()
     assert path.read_text() == "whole" and [entry.name for entry in path.parent.iterdir()] == ["scan.nii.gz"]
@@ -43,11 +43,11 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     path.write_text("before")
     with pytest.raises(OutputError, match="the table could not be written: No space left") as caught:
-        with written_whole(path, "the table") as part:
+        with atomic_write(path, "the table") as part:
             part.write_text("half")
             raise OSError(28, "No space left on device")
     assert str(path) in str(caught.value) and len(str(caught.value).splitlines()) == 3
-    with pytest.raises(InputError), written_whole(path) as part:
+    with pytest.raises(InputError), atomic_write(path) as part:
         part.write_text("half")
         raise InputError("not ours to translate")
     assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]
@@ -56,7 +56,7 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path) -> None:
 def test_a_folder_replaces_a_folder(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     for content in ("one", "two"):
-        with written_whole(folder) as part:
+        with atomic_write(folder) as part:
             part.mkdir()
             (part / content).write_text(content)
     assert [path.name for path in folder.iterdir()] == ["two"] and list(tmp_path.iterdir()) == [folder]
@@ -66,5 +66,5 @@ def test_a_full_disk_as_safetensors_reports_it(tmp_path: Path) -> None:
     from safetensors import SafetensorError
 
     with pytest.raises(OutputError, match="the model could not be written: I/O error"):
-        with written_whole(tmp_path / "model", "the model"):
+        with atomic_write(tmp_path / "model", "the model"):
             raise SafetensorError("I/O error: No space left on device")

@@ -102,8 +102,8 @@ def _write_ct(path: Path, volume: Any) -> Path:
     import nibabel as nib
     import numpy as np
 
-    from mome.atomic import written_whole
+    from mome.atomic import atomic_write
 
-    with written_whole(path, "the CT") as temporary:
+    with atomic_write(path, "the CT") as temporary:
         nib.save(nib.Nifti1Image(np.round(volume.array).astype(np.int16), volume.affine), temporary)
     return path

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mome.atomic import written_whole
+from mome.atomic import atomic_write
 from mome.errors import InputError
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def _plain(value: Any) -> Any:
 def _write(path: Path, scores: list[Score]) -> None:
     from mome.metrics import Score
 
-    with written_whole(path, "the scores") as part:
+    with atomic_write(path, "the scores") as part:
         if path.suffix == ".json":
             part.write_text(json.dumps(_plain([vars(score) for score in scores]), indent=1) + "\n")
         else:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mome.atomic import written_whole
+from mome.atomic import atomic_write
 from mome.data.case_folder import Case, CaseFolder
 from mome.errors import InputError
 from mome.processing import MoMEProcessor
@@ -96,7 +96,7 @@ def build_cache(
     if (folder / "index.json").is_file():
         return CaseCache(folder, names)
     index = []
-    with written_whole(folder, "the cache of training cases") as part:
+    with atomic_write(folder, "the cache of training cases") as part:
         part.mkdir()
         for number, (name, load) in enumerate(progress(list(cases))):
             hu, grid, masks = load()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mome.atomic import check_output_folder, written_whole
+from mome.atomic import check_output_folder, atomic_write
 from mome.errors import InputError, OutputError
 from mome.inference.fingerprint import model_fingerprint, scan_identity
 from mome.inference.result import file_part, mask_paths, refuse_to_overwrite
@@ -131,7 +131,7 @@ def segment_folder(
         entries.append(entry)
         report[name] = entry
         if entry["status"] == "done" or len(scans) > 1 or before:
-            with written_whole(report_path, "the report") as temporary:
+            with atomic_write(report_path, "the report") as temporary:
                 temporary.write_text(json.dumps({"studies": list(report.values())}, indent=1) + "\n")
         if on_done is not None:
             on_done(entry)

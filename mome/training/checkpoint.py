@@ -11,7 +11,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from mome.atomic import could_be_written, written_whole
+from mome.atomic import output_errors, atomic_write
 from mome.errors import InputError
 
 
@@ -34,7 +34,7 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, keep: int
     if accelerator.is_main_process:
         shutil.rmtree(part, ignore_errors=True)
     accelerator.wait_for_everyone()
-    with could_be_written(final, "the training state", part):
+    with output_errors(final, "the training state", part):
         folder.mkdir(parents=True, exist_ok=True)
         accelerator.save_state(str(part))
     accelerator.wait_for_everyone()
@@ -64,7 +64,7 @@ def _settings(run: Any) -> dict[str, Any]:
 
 def note_run(folder: Path, run: Any) -> None:
     """Keeps a run's settings in `run.json`, for `check_same_run`."""
-    with written_whole(folder / "run.json", "the run's settings") as part:
+    with atomic_write(folder / "run.json", "the run's settings") as part:
         part.write_text(json.dumps(_settings(run), indent=1) + "\n")
 
 
@@ -104,7 +104,7 @@ class StepLog:
                     continue
                 if entry["step"] <= resume_step:
                     kept.append(line)
-        with written_whole(path, "the log") as part:
+        with atomic_write(path, "the log") as part:
             part.write_text("".join(line + "\n" for line in kept))
 
     def write(self, **values: Any) -> None:

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from mome.atomic import written_whole
+from mome.atomic import atomic_write
 from mome.data.augmentation import Augmentation
 from mome.data.sampling import PatchDataset
 from mome.errors import InputError
@@ -249,7 +249,7 @@ def _save_model(
     if average is not None:
         plain.load_state_dict(average.module.state_dict())
     if accelerator.is_main_process:
-        with written_whole(folder, "the model") as part:
+        with atomic_write(folder, "the model") as part:
             plain.to(memory_format=torch.contiguous_format).save_pretrained(part)
             processor.save_pretrained(part)
     accelerator.wait_for_everyone()

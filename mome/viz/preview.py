@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mome.atomic import written_whole
+from mome.atomic import atomic_write
 from mome.labels import load_table
 from mome.volumes import Grid, Volume, network_grid, resample
 
@@ -97,7 +97,7 @@ def save_preview(
         )
     path = Path(path)
     try:
-        with written_whole(path, "the preview") as part:
+        with atomic_write(path, "the preview") as part:
             figure.savefig(part, format="png", dpi=100, facecolor="black", bbox_inches="tight", pad_inches=0.15)
     finally:
         plt.close(figure)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mome.atomic import written_whole
+from mome.atomic import atomic_write
 from mome.errors import InputError
 from mome.volumes.grid import Grid
 
@@ -51,7 +51,7 @@ def write_mask(
     if labels:
         table = json.dumps({"mome_labels": list(labels)}).encode()
         image.header.extensions.append(nib.nifti1.Nifti1Extension(_COMMENT, table))
-    with written_whole(path, "the mask") as temporary:
+    with atomic_write(path, "the mask") as temporary:
         nib.save(image, temporary)
     return path
 

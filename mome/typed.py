@@ -1,0 +1,81 @@
+"""Frozen dataclasses from plain data (YAML, JSON, config strings); unknown keys and wrong types are refused.
+
+The registry reads the arguments of parts with it, and training reads its configuration. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import types
+import typing
+from dataclasses import MISSING
+from typing import Any
+
+from mome.errors import InputError, did_you_mean
+from mome.spec import write
+
+
+def from_data(cls: Any, data: dict[str, Any], *, owner: str, path: str = "") -> Any:
+    """Builds a dataclass from a mapping; fields that are dataclasses are built from mappings in turn.
+
+    Args:
+        cls: A dataclass.
+        data: Field name → value.
+        owner: What the fields belong to, for messages, as in "expert 'swiglu'".
+        path: Where a nested mapping lies, as in "train."; empty at the top.
+
+    Raises:
+        InputError: An unknown key, a missing one, or a value of another type.
+    """
+    hints = typing.get_type_hints(cls)
+    known = {field.name: field for field in dataclasses.fields(cls) if field.init}
+    values = {}
+    for key, value in data.items():
+        if key not in known:
+            raise InputError(
+                f"{owner} has no argument '{path}{key}'{did_you_mean(str(key), known)}",
+                hint="arguments: " + (", ".join(known) or "none"),
+            )
+        values[key] = typed(value, hints[key], owner=owner, path=f"{path}{key}")
+    for name, field in known.items():
+        if field.default is MISSING and field.default_factory is MISSING and name not in values:
+            raise InputError(f"{owner} needs the argument '{path}{name}'", hint=f"{name}=…")
+    return cls(**values)
+
+
+def typed(value: Any, hint: Any, *, owner: str, path: str) -> Any:
+    """Returns `value` as the type of a field. Integers become floats, lists become tuples; floats are no integers.
+
+    Raises:
+        InputError: The value is of another type.
+    """
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+        return from_data(hint, value, owner=owner, path=f"{path}.")
+    if origin in (typing.Union, types.UnionType):
+        for option in options:
+            try:
+                return typed(value, option, owner=owner, path=path)
+            except InputError:
+                continue
+    elif origin in (tuple, list) and isinstance(value, list | tuple):
+        items = options[:1]
+        result = [typed(item, items[0], owner=owner, path=f"{path}[{i}]") if items else item
+                  for i, item in enumerate(value)]  # fmt: skip
+        return tuple(result) if origin is tuple else result
+    elif (origin is dict or hint is dict) and isinstance(value, dict):
+        return value
+    elif hint is type(None) and value is None:
+        return None
+    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    elif hint in (int, str, bool) and type(value) is hint:
+        return value
+    if dataclasses.is_dataclass(hint):
+        wanted = "a mapping of keys to values"
+    else:
+        wanted = re.sub(r"<class '(\w+)'>", r"\1", str(hint))
+    raise InputError(f"{owner}, argument '{path}' is {wanted}, got {write(value):.200}")
