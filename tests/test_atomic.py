@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mome.atomic import check_output_folder, atomic_write
+from mome.atomic import atomic_write, check_output_folder
 from mome.errors import InputError, OutputError
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mome.atomic import check_output_folder, atomic_write
+from mome.atomic import atomic_write, check_output_folder
 from mome.errors import InputError, OutputError
 from mome.inference.fingerprint import model_fingerprint, scan_identity
 from mome.inference.result import file_part, mask_paths, refuse_to_overwrite

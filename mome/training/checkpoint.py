@@ -11,7 +11,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from mome.atomic import output_errors, atomic_write
+from mome.atomic import atomic_write, output_errors
 from mome.errors import InputError
 
 
