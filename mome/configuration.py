@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from dataclasses import fields
 from typing import Any
 
 from transformers import PreTrainedConfig
 
-from mome.errors import InputError
-from mome.registry import ENCODERS, EXPERTS, FUSIONS, HEADS, ROUTERS, TEXT_ENCODERS
+from mome.errors import InputError, did_you_mean
+from mome.registry import PARTS, TEXT_ENCODERS
 from mome.spec import SPEC_VERSION, Spec, dump, migrate
 
-PARTS = {
-    "encoder": ENCODERS,
-    "text_encoder": TEXT_ENCODERS,
-    "experts": EXPERTS,
-    "router": ROUTERS,
-    "fusion": FUSIONS,
-    "head": HEADS,
+# The part that a model has where its config names none.
+_DEFAULT_PARTS = {
+    "encoder": "unet",
+    "text_encoder": "bank",
+    "experts": "linear",
+    "router": "topk",
+    "fusion": "text_guided",
+    "head": "dynamic",
 }
 
-# What transformers itself passes through a config; everything else that is not a field is a typo.
+# Keys that transformers itself passes through a config; any other key that is not a field is a typo.
 _HUGGING_FACE_KEYS = {
     "model_type", "auto_map", "torch_dtype", "dtype", "name_or_path", "attn_implementation",
     "experts_implementation", "num_labels", "quantization_config", "transformers_version", "architectures",
@@ -30,20 +30,18 @@ _HUGGING_FACE_KEYS = {
     "id2label", "label2id", "problem_type", "tie_word_embeddings", "use_cache", "trust_remote_code",
 }  # fmt: skip
 
-# Saved by earlier versions, which did nothing with it: the tower's revision, in its spec, is what pins it.
-_DROPPED_KEYS = ("text_tower_hash",)
-
 
 class MoMEConfig(PreTrainedConfig):
     """Everything that decides a model's architecture.
 
     Args:
-        encoder, text_encoder, experts, router, fusion, head: Specs (a string, a dict or a part's Config object);
-            stored as full dicts.
+        encoder, text_encoder, experts, router, fusion, head: Specs (a string, a dict, a part's Config object or a
+            module object); stored as full dicts.
         labels: Names whose text embeddings the checkpoint stores, in the order of its bank.
         trained_labels: Names that the weights were trained on; empty for random weights.
         text_dim: Width T of the text rows; found from `text_encoder` where None.
-        dim: Width of the tokens inside the scale experts.
+        dim: Width of the voxels inside the scale experts.
+        residual: Whether the scale layers add the experts' result to what the experts read.
         head_channels: Width C of the fused features (8 in the CLIP-Driven Universal Model).
         in_channels: Channels of the volume, 1 for CT.
         patch_size: Voxels (D, H, W) of a training patch and of an inference tile, on the network grid.
@@ -65,6 +63,7 @@ class MoMEConfig(PreTrainedConfig):
     trained_labels: list[str] | tuple[str, ...] = ()
     text_dim: int | None = None
     dim: int = 48
+    residual: bool = True
     head_channels: int = 8
     in_channels: int = 1
     patch_size: list[int] | tuple[int, ...] = (96, 96, 96)
@@ -72,21 +71,11 @@ class MoMEConfig(PreTrainedConfig):
     spec_version: int = SPEC_VERSION
 
     def __post_init__(self, **kwargs: Any) -> None:
-        for key in _DROPPED_KEYS:
-            kwargs.pop(key, None)
         _reject_unknown(kwargs)
         self._check_types()
-        defaults = {
-            "encoder": "unet",
-            "text_encoder": "bank",
-            "experts": "linear",
-            "router": "topk",
-            "fusion": "text_guided",
-            "head": "dynamic",
-        }
         for part, registry in PARTS.items():
             given = getattr(self, part)
-            spec: str | Spec | Any = defaults[part] if given is None else given
+            spec: str | Spec | Any = _DEFAULT_PARTS[part] if given is None else given
             if isinstance(spec, dict):
                 spec = migrate(spec, self.spec_version)
             setattr(self, part, registry.canonical(spec))
@@ -96,12 +85,10 @@ class MoMEConfig(PreTrainedConfig):
         if self.text_dim is None:
             self.text_dim = TEXT_ENCODERS.build(self.text_encoder).width(len(self.labels))
         self.check_labels()
-        self._check_parts_fit()
         super().__post_init__(**kwargs)
 
     def _check_types(self) -> None:
-        # huggingface_hub's @strict would do, but it skips annotations that are strings and its words are for
-        # programmers.
+        # huggingface_hub's @strict skips annotations that are strings, and its messages are written for programmers.
         for key in ("labels", "trained_labels"):
             names = getattr(self, key)
             if not isinstance(names, list | tuple) or not all(isinstance(name, str) and name for name in names):
@@ -114,6 +101,8 @@ class MoMEConfig(PreTrainedConfig):
         for key in ("dim", "head_channels", "in_channels", "spec_version"):
             if not _is_count(getattr(self, key)):
                 raise InputError(f"{key} is a whole number of at least 1, got {getattr(self, key)!r:.60}")
+        if not isinstance(self.residual, bool):
+            raise InputError(f"residual is true or false, got {self.residual!r:.60}")
         if self.text_dim is not None and not _is_count(self.text_dim):
             raise InputError(f"text_dim is a whole number of at least 1, or None, got {self.text_dim!r:.60}")
         std = self.initializer_range
@@ -143,17 +132,8 @@ class MoMEConfig(PreTrainedConfig):
                 hint=f"text_dim={len(self.labels)}; layers that read text are then new",
             )
 
-    def _check_parts_fit(self) -> None:
-        head_class, _ = HEADS.resolve(self.head)
-        fusion_class, _ = FUSIONS.resolve(self.fusion)
-        if not head_class.uses_text and fusion_class.prompt_dependent:
-            raise InputError(
-                f"head '{self.head['name']}' reads no text, so fusion '{self.fusion['name']}' cannot steer it",
-                hint="use fusion='last' or fusion='uniform', or head='dynamic'",
-            )
-
     def set_labels(self, labels: list[str], trained_labels: list[str]) -> None:
-        """Changes both lists, or neither where they are refused.
+        """Changes both lists; where they are refused, neither changes.
 
         Raises:
             InputError: See `check_labels`.
@@ -184,13 +164,12 @@ def _is_count(value: Any) -> bool:
 
 
 def _reject_unknown(kwargs: dict[str, Any]) -> None:
-    """Hugging Face keeps unknown keys silently; a typo must not change a model silently."""
+    """Refuses unknown keys, which Hugging Face would keep without a word, so that a typo cannot change a model."""
     known = {field.name for field in fields(MoMEConfig)}
     for key in kwargs:
         if key in known or key in _HUGGING_FACE_KEYS or key.startswith("_"):
             continue
-        close = difflib.get_close_matches(key, sorted(known), n=1)
         raise InputError(
-            f"a MoME config has no '{key}'" + (f", did you mean '{close[0]}'?" if close else ""),
+            f"a MoME config has no '{key}'{did_you_mean(key, sorted(known))}",
             hint="keys: " + ", ".join(sorted(PARTS) + ["labels", "dim", "head_channels", "patch_size", "text_dim"]),
         )

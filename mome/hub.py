@@ -1,23 +1,16 @@
-"""Where a model's name leads: an existing folder, a checkpoint inside the package, else a Hub id.
+"""Finds the place that a model's name means: an existing folder, a bundled checkpoint, else a Hub id.
 
 `local-dir:path` and `hf-hub:org/name` say which of them is meant; a Hub id may carry a revision, `org/name@rev`.
 """
 
 from __future__ import annotations
 
-import difflib
 import re
 from pathlib import Path
 from typing import NamedTuple
 
-from mome.errors import InputError
-from mome.zoo import BUNDLED, PRESETS, bundled_models
-
-# Written beside every saved model, so that AutoModel(trust_remote_code=True) finds the package, or says what to
-# install: transformers checks the imports of such a file before it runs it.
-STUB_NAME = "modeling_mome.py"
-STUB = '"""Needs the package: pip install mome."""\n\nfrom mome.auto import MoME, MoMEConfig\n'
-AUTO_MAP = {"AutoConfig": "modeling_mome.MoMEConfig", "AutoModel": "modeling_mome.MoME"}
+from mome.errors import InputError, did_you_mean
+from mome.presets import BUNDLED, PRESETS, bundled_models
 
 _HUB_ID = re.compile(r"(?P<place>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
@@ -60,15 +53,13 @@ def locate(name: str | Path, revision: str | None = None) -> Source:
     if text.startswith("hf-hub:"):
         raise InputError(f"'{text}' is not a Hub id", hint="hf-hub:org/name, or hf-hub:org/name@revision")
     known = [*bundled_models(), *PRESETS]
-    close = difflib.get_close_matches(text, known, n=1)
     if text in PRESETS:
         raise InputError(
             f"'{text}' is a preset without a bundled checkpoint",
             hint=f"mome.create_model('{text}') has random weights",
         )
     raise InputError(
-        f"no model '{text}': no such folder, and it is not bundled"
-        + (f"; did you mean '{close[0]}'?" if close else ""),
+        f"no model '{text}': no such folder, and it is not bundled{did_you_mean(text, known)}",
         hint="bundled: " + (", ".join(bundled_models()) or "none") + "; a Hub id is written org/name",
     )
 

@@ -1,4 +1,4 @@
-"""What the two halves of the model hand on: features of a volume, and logits with losses."""
+"""The results of the model's two halves: features of a volume, then logits with losses."""
 
 from __future__ import annotations
 
@@ -12,17 +12,22 @@ from mome.routers.routing import Routing
 
 
 class Features(NamedTuple):
-    """What a volume becomes before any prompt is looked at.
+    """A volume's features, which do not depend on any prompt.
 
     Attributes:
-        scales_BSCDHW: Expert maps of the S scales at the finest resolution.
+        scales_BSCDHW: Expert maps of the S scales at the finest resolution; None where the experts read prompts.
         bottleneck: (B, C_b, D_b, H_b, W_b).
-        routings: How the tokens of each scale were routed; None where a scale has one expert.
+        routings: How the voxels were routed: of sparse layers inside the encoder, then of each scale (None where a
+            scale has one expert).
+        unmixed: For experts that read prompts: the voxels (B, D_s, H_s, W_s, dim) of each scale before the experts.
+        origin_B3: Where the patches lie; see `MapContext`.
     """
 
-    scales_BSCDHW: Tensor
+    scales_BSCDHW: Tensor | None
     bottleneck: Tensor
     routings: tuple[Routing | None, ...]
+    unmixed: tuple[Tensor, ...] = ()
+    origin_B3: Tensor | None = None
 
 
 @dataclass
@@ -31,12 +36,14 @@ class MoMEOutput(ModelOutput):
 
     Attributes:
         logits: (B, P, D, H, W), independent per prompt (sigmoid).
-        loss: Scalar, where targets were given: segmentation loss plus routers' auxiliary losses.
-        segmentation_loss: Masked cross entropy + Dice.
-        aux_loss: Mean of the routers' auxiliary losses, zero in eval.
+        loss: Scalar, where targets were given: `segmentation_loss` plus `aux_loss`.
+        segmentation_loss: The part of `loss` that compares logits with targets.
+        aux_loss: Mean over the routers of the sum of their auxiliary losses; zero in eval.
+        aux_losses: The same by name, each the mean over the routers; empty in eval.
     """
 
     loss: Tensor | None = None
     logits: Tensor | None = None
     segmentation_loss: Tensor | None = None
     aux_loss: Tensor | None = None
+    aux_losses: dict[str, Tensor] | None = None

@@ -5,9 +5,6 @@ Network-grid settings (spacing, orientation, HU window) live here alone, in `pre
 
 from __future__ import annotations
 
-import difflib
-import hashlib
-import json
 import math
 from numbers import Real
 from pathlib import Path
@@ -17,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers.image_processing_base import ImageProcessingMixin
 
-from mome.errors import InputError
+from mome.errors import InputError, did_you_mean
 from mome.hub import locate
 
 if TYPE_CHECKING:
@@ -110,15 +107,12 @@ class MoMEProcessor(ImageProcessingMixin):
             "padding_hu": self.padding_hu,
         }
 
-    def settings_hash(self) -> str:
-        """SHA-256 of `settings`, first 16 hexadecimal digits; a cache carries it."""
-        return hashlib.sha256(json.dumps(self.settings(), sort_keys=True).encode()).hexdigest()[:16]
-
     def network_grid(self, grid: Grid) -> Grid:
         """The network grid that covers `grid`."""
         from mome.volumes import network_grid
 
-        return network_grid(grid, spacing=tuple(self.spacing), orientation=self.orientation)
+        x, y, z = self.spacing
+        return network_grid(grid, spacing=(x, y, z), orientation=self.orientation)
 
     def window(self, hu: Tensor) -> Tensor:
         """HU → [0, 1], any shape."""
@@ -181,8 +175,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _unknown(name: str) -> InputError:
-    close = difflib.get_close_matches(name, _SETTINGS, n=1)
     return InputError(
-        f"a processor has no setting '{name}'" + (f", did you mean '{close[0]}'?" if close else ""),
+        f"a processor has no setting '{name}'{did_you_mean(name, _SETTINGS)}",
         hint="settings: " + ", ".join(_SETTINGS),
     )

@@ -1,4 +1,4 @@
-"""From what a user types to text rows: known labels from the model's bank, free text from its tower."""
+"""Turns what a user types into text rows: known labels come from the model's bank, free text from its tower."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt, understood.
+    """A prompt that was resolved against the label table.
 
     Attributes:
         text: What the user typed.
@@ -57,27 +57,25 @@ def understand(texts: list[str], model: MoME) -> list[Prompt]:
         notes = [resolved.warning] if resolved.warning else []
         if not trained:
             known = ", ".join(model.config.trained_labels) or "nothing: its weights are random"
-            said = any(not prompt.trained for prompt in prompts)  # the list is long: once is enough
+            said = any(not prompt.trained for prompt in prompts)  # the list is long, so it is shown once
             notes.append(f"this model was not trained on {name!r}" + ("" if said else f"; it was trained on {known}"))
         prompts.append(Prompt(text, name, resolved, trained, "; ".join(notes) or None))
     return prompts
 
 
 def embed_prompts(prompts: list[Prompt], model: MoME) -> Tensor:
-    """Text rows (P, T) float32: the bank's where the label is stored there, else the tower's.
+    """Text rows (P, T) float32. Labels that the bank stores come from it; all other prompts go through the text tower.
 
     Raises:
         InputError: Free text, and the model's text encoder has no tower or it cannot be loaded.
     """
-    bank = model.state_dict()["text_bank"].detach().float().cpu()
-    # a row of zeros was never set: the tower makes it
-    rows = {name: row for name, row in zip(model.config.labels, bank, strict=True) if row.any()}
+    rows = model.text_bank.known()
     outside = [p for p in prompts if p.name not in rows]
     if outside:
         try:
             encoded = _tower(model.config.text_encoder).encode([p.name.replace("_", " ") for p in outside])
         except InputError as error:
-            # what the class table advises ("ask for kidney_left and kidney_right") usually needs no tower
+            # the class table's advice ("ask for kidney_left and kidney_right") usually needs no tower
             advice = [p.resolved.warning for p in outside if p.resolved.warning]
             hint = "; or ".join([*advice, *([error.hint] if error.hint else [])]) or None
             raise InputError(error.what, where=error.where, hint=hint) from error

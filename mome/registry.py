@@ -3,42 +3,58 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import fnmatch
 import importlib
-import re
-import types
-import typing
 import warnings
 from dataclasses import MISSING
 from importlib.metadata import entry_points
 from typing import Any
 
-from mome.errors import InputError
-from mome.spec import Spec, canonical, dump
+from mome import module_objects
+from mome.errors import InputError, did_you_mean
+from mome.spec import Spec, canonical
+from mome.typed import from_data
 
 _ALL: list[Registry] = []
 
 
 @dataclasses.dataclass(frozen=True)
 class _Entry:
-    target: str
+    target: str | type
     summary: str
     owner: str
     extra: str | None
+
+
+def part(kind: str, default: Any = MISSING) -> Any:
+    """A field of a part's Config that holds another part, as in `base: Any = part("experts", "swiglu(n=4)")`.
+
+    The registry validates the nested spec, fills in its defaults and prints it, as it does for a top-level one. The
+    class builds it with `REGISTRIES[kind].build(config.base, …)`.
+
+    Args:
+        kind: A key of `REGISTRIES`.
+        default: A config string; the argument is required where none is given.
+    """
+    return dataclasses.field(default=default, metadata={"part": kind})
+
+
+def module(default: Any = MISSING) -> Any:
+    """A field of a part's Config that holds a torch module object; see `mome.module_objects`."""
+    return dataclasses.field(default=default, metadata={"module": True})
 
 
 class Registry:
     """Parts of one kind.
 
     A part is a class with a frozen, keyword-only `Config` dataclass; it is built as `cls(config, **runtime)`.
-    Built-in parts are registered by the torch-free `__init__` of `package`; other packages add theirs through
-    the entry-point group, `name = "package.module:Class"`.
+    The torch-free `__init__` of `package` registers the built-in parts. Other packages register theirs through the
+    entry-point group, `name = "package.module:Class"`, or by calling `register`.
 
     Args:
-        kind: What a part is called in messages, as in "router".
-        package: Package whose import registers the built-in parts.
-        group: Entry-point group.
+        kind: The word for a part in messages, as in "router".
+        package: The package whose import registers the built-in parts.
+        group: The entry-point group.
     """
 
     def __init__(self, kind: str, package: str, group: str) -> None:
@@ -49,20 +65,24 @@ class Registry:
         _ALL.append(self)
 
     def register(
-        self, name: str, target: str, *, summary: str = "", owner: str = "mome", extra: str | None = None
+        self, name: str, target: str | type, *, summary: str = "", owner: str = "mome", extra: str | None = None
     ) -> None:
         """Adds a part.
 
         Args:
-            name: What users write.
-            target: "package.module:Class", imported on first use.
+            name: The name that users write.
+            target: A class, or "package.module:Class", which is imported on first use.
             summary: One line for lists.
-            owner: The package it comes from.
-            extra: The extra of `mome` that installs what it imports.
+            owner: The package that the part comes from.
+            extra: The extra of `mome` that installs what the part imports.
 
         Raises:
-            InputError: The name is taken; the message names both owners.
+            InputError: The name is taken (the message names both owners), or the class has no `Config`.
         """
+        if name == module_objects.OBJECT:
+            raise InputError(f"the name '{name}' is reserved for module objects", hint="choose another name")
+        if isinstance(target, type):
+            self._check_class(name, target)
         held = self._entries.get(name)
         if held is not None and held.target != target:
             raise InputError(
@@ -72,7 +92,7 @@ class Registry:
         self._entries[name] = _Entry(target, summary, owner, extra)
 
     def register_deprecated(self, old: str, new: str) -> None:
-        """An old name that still works, with a warning."""
+        """Keeps an old name working, with a warning."""
         self._deprecated[old] = new
 
     def names(self, pattern: str = "*") -> list[str]:
@@ -82,45 +102,63 @@ class Registry:
         return sorted(name for name in self._entries if fnmatch.fnmatch(name, pattern))
 
     def summary(self, name: str) -> str:
-        """The one line of a part."""
+        """The one-line summary of a part."""
         return self._entry(name).summary
 
-    def resolve(self, spec: str | Spec | Any) -> tuple[type, Any]:
-        """The part's class and its Config object.
+    def resolve(self, spec: Any) -> tuple[Any, Any]:
+        """The part's class and its Config object; for a module object, the object and None.
 
         Args:
-            spec: A string, a dict with a name, or a Config object of one of the parts.
+            spec: A string, a dict with a name, a Config object of one of the parts, or a module object.
 
         Raises:
             InputError: Unknown name or argument, wrong type, or a package that is not installed.
         """
         given = self._given(spec)
+        if module_objects.is_reference(given):
+            return module_objects.recall(given, self.kind), None
         name = self._current(given["name"])
         cls = self._import(name)
         arguments = {key: value for key, value in given.items() if key != "name"}
         return cls, self._config(name, cls, arguments)
 
-    def build(self, spec: str | Spec | Any, **runtime: Any) -> Any:
+    def build(self, spec: Any, **runtime: Any) -> Any:
         """Builds a part. `runtime` is what other parts decide, such as `dim`; it is never saved."""
-        cls, config = self.resolve(spec)
-        return cls(config, **runtime)
+        part_class, config = self.resolve(spec)
+        return part_class if config is None else part_class(config, **runtime)
 
-    def canonical(self, spec: str | Spec | Any) -> Spec:
-        """The validated dict with every default filled in, `name` first."""
+    def canonical(self, spec: Any) -> Spec:
+        """The validated dict with every default filled in, nested parts included; `name` comes first."""
         given = self._given(spec)
+        if module_objects.is_reference(given):
+            return given
         _, config = self.resolve(given)
         return canonical({"name": self._current(given["name"]), **_arguments(config)})
 
     def defaults(self, spec: Spec) -> dict[str, Any]:
-        """The part's default arguments as JSON values."""
+        """The part's default arguments as JSON values, nested parts in their canonical form."""
         cls = self._import(self._current(spec["name"]))
         values = {}
         for field in dataclasses.fields(cls.Config):
             if field.default is not MISSING:
-                values[field.name] = field.default
+                values[field.name] = self._nested(field, field.default)
             elif field.default_factory is not MISSING:
                 values[field.name] = field.default_factory()
         return {k: v for k, v in canonical({"name": "defaults", **values}).items() if k != "name"}
+
+    def without_defaults(self, spec: Spec) -> Spec:
+        """The spec with only the arguments that differ from their defaults, nested parts likewise."""
+        if module_objects.is_reference(spec):
+            return spec
+        cls, defaults = self._import(self._current(spec["name"])), self.defaults(spec)
+        kinds = {field.name: field.metadata.get("part") for field in dataclasses.fields(cls.Config)}
+        short: Spec = {"name": spec["name"]}
+        for key, value in spec.items():
+            if key == "name" or (key in defaults and _same(defaults[key], value)):
+                continue
+            kind = kinds.get(key)
+            short[key] = REGISTRIES[kind].without_defaults(value) if kind and isinstance(value, dict) else value
+        return short
 
     # -- loading ---------------------------------------------------------------------------------------------
 
@@ -153,32 +191,52 @@ class Registry:
         for other in _ALL:
             if other is not self and name in other.names():
                 raise InputError(
-                    f"'{name}' is registered as a {other.kind}, not as a {self.kind}",
+                    f"'{name}' is registered as {_with_article(other.kind)}, not as {_with_article(self.kind)}",
                     hint=f"{self.kind} has: " + ", ".join(self.names()),
                 )
-        close = difflib.get_close_matches(name, self.names(), n=1)
         raise InputError(
-            f"unknown {self.kind} '{name}'" + (f", did you mean '{close[0]}'?" if close else ""),
+            f"unknown {self.kind} '{name}'{did_you_mean(name, self.names())}",
             hint=f"{self.kind} has: " + ", ".join(self.names()),
         )
 
     def _import(self, name: str) -> Any:
         entry = self._entry(name)
-        module, _, attribute = entry.target.partition(":")
+        if isinstance(entry.target, type):
+            return entry.target
+        path, _, attribute = entry.target.partition(":")
         try:
-            return getattr(importlib.import_module(module), attribute)
+            found = getattr(importlib.import_module(path), attribute)
+        except AttributeError as error:
+            raise InputError(
+                f"{self.kind} '{name}' is registered as {entry.target!r}, which does not exist",
+                hint=f"is the class spelled so in {path}? It was registered by {entry.owner}",
+            ) from error
         except ImportError as error:
             missing = getattr(error, "name", None) or str(error)
             raise InputError(
                 f"{self.kind} '{name}' needs {missing}, which is not installed",
                 hint=f"pip install 'mome[{entry.extra}]'" if entry.extra else f"pip install {missing}",
             ) from error
+        self._check_class(name, found)
+        return found
+
+    def _check_class(self, name: str, target: Any) -> None:
+        if not dataclasses.is_dataclass(getattr(target, "Config", None)):
+            raise InputError(
+                f"{self.kind} '{name}' is no part: {target!r:.80} has no dataclass called Config",
+                hint="see CONTRIBUTING.md, which has a complete example",
+            )
 
     # -- arguments ------------------------------------------------------------------------------------------
 
     def _given(self, spec: Any) -> Spec:
+        if module_objects.is_module(spec):
+            return module_objects.remember(spec)
         if dataclasses.is_dataclass(spec) and not isinstance(spec, type):
-            return canonical({"name": self._name_of(type(spec)), **_arguments(spec)})
+            return {"name": self._name_of(type(spec)), **_arguments(spec)}
+        if isinstance(spec, dict) and isinstance(spec.get("name"), str):
+            # a module object in an argument is not JSON: its reference stands for it
+            spec = {k: module_objects.remember(v) if module_objects.is_module(v) else v for k, v in spec.items()}
         return canonical(spec)
 
     def _name_of(self, config_class: type) -> str:
@@ -204,35 +262,42 @@ class Registry:
         )
 
     def _config(self, name: str, cls: Any, arguments: dict[str, Any]) -> Any:
-        hints = typing.get_type_hints(cls.Config)
-        known = [field.name for field in dataclasses.fields(cls.Config)]
-        values = {}
-        for key, value in arguments.items():
-            if key not in known:
-                close = difflib.get_close_matches(key, known, n=1)
-                raise InputError(
-                    f"{self.kind} '{name}' has no argument '{key}'"
-                    + (f", did you mean '{close[0]}'?" if close else ""),
-                    hint="arguments: " + (", ".join(known) or "none"),
-                )
-            values[key] = _typed(value, hints[key], f"{self.kind} '{name}', argument '{key}'")
-        required = [
-            f.name
-            for f in dataclasses.fields(cls.Config)
-            if f.default is MISSING and f.default_factory is MISSING and f.name not in values
-        ]
-        if required:
-            raise InputError(
-                f"{self.kind} '{name}' needs the argument '{required[0]}'", hint=f"{name}({required[0]}=…)"
-            )
-        return cls.Config(**values)
+        config = from_data(cls.Config, arguments, owner=f"{self.kind} '{name}'")
+        nested = {}
+        for field in dataclasses.fields(config):
+            value = getattr(config, field.name)
+            try:
+                replaced = self._nested(field, value)
+            except InputError as error:
+                where = f"argument '{field.name}' of {self.kind} '{name}'"
+                raise InputError(error.what, where=error.where or where, hint=error.hint) from error
+            if replaced is not value:
+                nested[field.name] = replaced
+        return dataclasses.replace(config, **nested) if nested else config
+
+    def _nested(self, field: dataclasses.Field[Any], value: Any) -> Any:
+        """A nested part in its canonical form; any other value as it is."""
+        kind = field.metadata.get("part")
+        if kind is not None and value is not None:
+            return REGISTRIES[kind].canonical(value)
+        if field.metadata.get("module") and module_objects.is_module(value):
+            return module_objects.remember(value)
+        return value
 
 
 def _arguments(config: Any) -> dict[str, Any]:
     return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
 
 
-def at_least(least: float, part: str, **values: float) -> None:
+def _same(a: Any, b: Any) -> bool:
+    return type(a) is type(b) and a == b
+
+
+def _with_article(kind: str) -> str:
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
+
+
+def at_least(least: float, owner: str, **values: float) -> None:
     """Checks arguments of a part.
 
     Raises:
@@ -240,34 +305,7 @@ def at_least(least: float, part: str, **values: float) -> None:
     """
     for key, value in values.items():
         if not value >= least:
-            raise InputError(f"{key} of {part} is at least {least}, got {value}")
-
-
-def _typed(value: Any, hint: Any, where: str) -> Any:
-    """`value` as the field's type: whole floats are not integers, integers are floats, lists become tuples."""
-    origin, options = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return value
-    if origin in (typing.Union, types.UnionType):
-        for option in options:
-            try:
-                return _typed(value, option, where)
-            except InputError:
-                continue
-    elif origin in (tuple, list) and isinstance(value, list | tuple):
-        items = [_typed(item, options[0], where) for item in value] if options else list(value)
-        return tuple(items) if origin is tuple else items
-    elif (origin is dict or hint is dict) and isinstance(value, dict):
-        return value
-    elif hint is type(None) and value is None:
-        return None
-    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    elif hint in (int, str, bool) and type(value) is hint:
-        return value
-    wanted = re.sub(r"<class '(\w+)'>", r"\1", str(hint))
-    written = dump(value) if isinstance(value, dict) and isinstance(value.get("name"), str) else repr(value)
-    raise InputError(f"{where} is {wanted}, got {written}")
+            raise InputError(f"{key} of {owner} is at least {least}, got {value}")
 
 
 ENCODERS = Registry("encoder", "mome.encoders", "mome.encoders")
@@ -276,14 +314,27 @@ EXPERTS = Registry("expert", "mome.experts", "mome.experts")
 ROUTERS = Registry("router", "mome.routers", "mome.routers")
 FUSIONS = Registry("fusion", "mome.routers.fusion", "mome.fusions")
 HEADS = Registry("head", "mome.layers.heads", "mome.heads")
+LAYERS = Registry("layer", "mome.layers", "mome.layers")
 LOSSES = Registry("loss", "mome.losses", "mome.losses")
 
-REGISTRIES = {
+# Every kind of part by the name that `mome list` and nested fields use.
+REGISTRIES: dict[str, Registry] = {
     "encoders": ENCODERS,
     "text_encoders": TEXT_ENCODERS,
     "experts": EXPERTS,
     "routers": ROUTERS,
     "fusions": FUSIONS,
     "heads": HEADS,
+    "layers": LAYERS,
     "losses": LOSSES,
+}
+
+# The parts of a model by their names in its config and in training configurations.
+PARTS: dict[str, Registry] = {
+    "encoder": ENCODERS,
+    "text_encoder": TEXT_ENCODERS,
+    "experts": EXPERTS,
+    "router": ROUTERS,
+    "fusion": FUSIONS,
+    "head": HEADS,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,20 +15,33 @@ from transformers.utils import logging
 
 from mome.configuration import MoMEConfig
 from mome.errors import InputError
-from mome.hub import AUTO_MAP, STUB, STUB_NAME, locate
+from mome.hub import locate
 from mome.labels import load_table
+from mome.layers.text_bank import TextBank
 from mome.processing import MoMEProcessor
 from mome.registry import TEXT_ENCODERS
 
 logger = logging.get_logger(__name__)
+# Written beside every saved model, so that AutoModel(trust_remote_code=True) finds the package or names what to
+# install: transformers checks the imports of such a file before it runs it.
+STUB_NAME = "modeling_mome.py"
+STUB = '"""Needs the package: pip install mome."""\n\nfrom mome.auto import MoME, MoMEConfig\n'
+AUTO_MAP = {"AutoConfig": "modeling_mome.MoMEConfig", "AutoModel": "modeling_mome.MoME"}
+
 _HUB_ARGUMENTS = ("revision", "cache_dir", "token", "local_files_only", "force_download", "subfolder")
 
 
 class SavedModel(PreTrainedModel):
-    """What `MoME` adds to transformers' loading and saving. The subclass has `relabel` and `reset_bank`."""
+    """Loading and saving: what `MoME` adds to transformers. The subclass has a `text_bank` and `relabel`."""
 
+    config: MoMEConfig
+    text_bank: TextBank
     processor: MoMEProcessor | None
     loaded_processor: MoMEProcessor | None
+
+    def relabel(self, labels: list[str], trained_labels: list[str] | None = None) -> list[str]:
+        """Changes the list of labels; see `MoME.relabel`."""
+        raise NotImplementedError
 
     @classmethod
     def from_pretrained(cls, name: str | Path, *args: Any, **kwargs: Any) -> Self:  # type: ignore[override]
@@ -53,54 +67,27 @@ class SavedModel(PreTrainedModel):
         overrides = {key: kwargs.pop(key) for key in list(kwargs) if key in fields}
         report = kwargs.pop("output_loading_info", False)
         hub = {key: kwargs[key] for key in _HUB_ARGUMENTS if key in kwargs}
+        ignore_mismatched_sizes = kwargs.pop("ignore_mismatched_sizes", False) or bool(overrides)
         config = kwargs.pop("config", None)
         labels: dict[str, Any] = {}
         new_text = False
-        try:
+        with _errors_for_people(name):
             if config is None:
-                raw, _ = MoMEConfig.get_config_dict(place, **hub)
-                if raw.get("model_type") != "mome":
-                    raise InputError(
-                        f"this is a checkpoint of '{raw.get('model_type', 'an unknown architecture')}', not of mome",
-                        where=str(name),
-                        hint="a folder that MoME.save_pretrained or mome train wrote, or a name of mome list models",
-                    )
-                config, labels, new_text = _with_overrides(raw, overrides)
-            model, info = super().from_pretrained(
+                config, labels, new_text = _with_overrides(_saved_config(name, place, hub), overrides)
+            loaded: Any = super().from_pretrained(
                 place,
                 *args,
                 config=config,
-                ignore_mismatched_sizes=bool(overrides) or kwargs.pop("ignore_mismatched_sizes", False),
+                ignore_mismatched_sizes=ignore_mismatched_sizes,
                 output_loading_info=True,
                 **kwargs,
             )
-        except OSError as error:
-            raise InputError(
-                f"'{name}' cannot be loaded: {str(error).splitlines()[0][:160]}",
-                hint="check the id and the network; HF_HUB_OFFLINE=1 reads the local cache only",
-            ) from error
-        except SafetensorError as error:
-            raise InputError(
-                f"the weights are damaged or incomplete: {str(error).splitlines()[0][:160]}",
-                where=str(name),
-                hint="copy or download the checkpoint again",
-            ) from error
-        except RuntimeError as error:
-            if "mismatch" not in str(error):
-                raise
-            raise InputError(
-                "the checkpoint's weights do not fit its config: it is of another architecture",
-                where=str(name),
-            ) from error
-        with contextlib.suppress(InputError):  # a model that was saved without one
+        model, info = loaded
+        with contextlib.suppress(InputError):  # the model was saved without a processor
             model.loaded_processor = MoMEProcessor.from_pretrained(place, **hub)
-        if revision is not None:  # so that what is loaded later from the same place is of the same revision
+        if revision is not None:  # a processor that is loaded later must be of the same revision
             model.config.name_or_path = f"hf-hub:{place}@{revision}"
-        # Weights leave the mapped file: saving over it must not change them, and the aligned copies make the same
-        # sums, bit for bit, as the model that was saved.
-        for tensor in (*model.parameters(), *model.buffers()):
-            if tensor.device.type == "cpu":
-                tensor.data = tensor.data.clone()
+        _leave_the_file(model)
         new = {*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])}
         total = len(model.state_dict())
         if not overrides and len(new) > total // 2:
@@ -109,27 +96,28 @@ class SavedModel(PreTrainedModel):
                 where=str(name),
             )
         if new_text:
-            model.reset_bank()
-            new.add("text_bank")
+            model.text_bank.reset()
+            new.add("text_bank.rows_LT")
         if new:
             shown = ", ".join(sorted(new)[:4]) + (", …" if len(new) > 4 else "")
             logger.warning(f"{len(new)} of {total} tensors are new and untrained: {shown}")
         if labels:
             _relabel(model, **labels)
-        return (model, info) if report else model
+        result: Any = (model, info) if report else model
+        return result
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
-        """Writes safetensors, `config.json`, the label table, the stub that remote-code loading needs, the processor.
+        """Writes safetensors, `config.json`, the label table, the stub for remote-code loading and the processor.
 
-        The last is what the model carries as `processor`, else the one it was loaded with, which replaces none that
-        lies in the folder.
+        The model's `processor` is written where it is set. Otherwise the processor that was loaded with the weights is
+        written, unless the folder has one already.
         """
         self.config.auto_map = dict(AUTO_MAP)
         super().save_pretrained(save_directory, *args, **kwargs)
         self._save_extras(save_directory)
 
     def _upload_modified_files(self, working_dir: Any, *args: Any, **kwargs: Any) -> Any:
-        # With `push_to_hub=True` transformers uploads before its `save_pretrained` returns.
+        # With `push_to_hub=True` transformers uploads before its own `save_pretrained` returns.
         self._save_extras(working_dir)
         return super()._upload_modified_files(working_dir, *args, **kwargs)
 
@@ -143,15 +131,62 @@ class SavedModel(PreTrainedModel):
         (Path(folder) / "labels.json").write_text(json.dumps(stored_labels(self.config), indent=1) + "\n")
 
 
-def _with_overrides(raw: dict[str, Any], overrides: dict[str, Any]) -> tuple[MoMEConfig, dict[str, Any], bool]:
-    """The config to load with, the labels to change to afterwards, and whether the text rows are of another kind.
+@contextlib.contextmanager
+def _errors_for_people(name: str | Path) -> Iterator[None]:
+    """Turns the errors of transformers' loading into InputErrors that name the model."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"'{name}' cannot be loaded: {str(error).splitlines()[0][:160]}",
+            hint="check the id and the network; HF_HUB_OFFLINE=1 reads the local cache only",
+        ) from error
+    except SafetensorError as error:
+        raise InputError(
+            f"the weights are damaged or incomplete: {str(error).splitlines()[0][:160]}",
+            where=str(name),
+            hint="copy or download the checkpoint again",
+        ) from error
+    except RuntimeError as error:
+        if "mismatch" not in str(error):
+            raise
+        raise InputError(
+            "the checkpoint's weights do not fit its config: it is of another architecture",
+            where=str(name),
+        ) from error
 
-    Rows of the bank go by the saved labels, so the saved labels are loaded first. `overrides` loses its labels.
+
+def _saved_config(name: str | Path, place: str, hub: dict[str, Any]) -> dict[str, Any]:
+    raw, _ = MoMEConfig.get_config_dict(place, **hub)
+    if raw.get("model_type") != "mome":
+        raise InputError(
+            f"this is a checkpoint of '{raw.get('model_type', 'an unknown architecture')}', not of mome",
+            where=str(name),
+            hint="a folder that MoME.save_pretrained or mome train wrote, or a name of mome list models",
+        )
+    return raw
+
+
+def _leave_the_file(model: PreTrainedModel) -> None:
+    """Copies tensors that are views of the mapped file, so that saving over the file does not change the model.
+
+    The copies are aligned in memory; results are then equal, bit for bit, to those of the model that was saved.
     """
-    labels = {key: overrides.pop(key) for key in ("labels", "trained_labels") if key in overrides}
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu":
+            tensor.data = tensor.data.clone()
+
+
+def _with_overrides(raw: dict[str, Any], overrides: dict[str, Any]) -> tuple[MoMEConfig, dict[str, Any], bool]:
+    """Returns the config to load with, the labels to change to afterwards, and whether the text encoder changed.
+
+    The rows of the bank belong to the saved labels, so the model is loaded with these first. The labels are removed
+    from `overrides`.
+    """
+    labels: dict[str, Any] = {key: overrides.pop(key) for key in ("labels", "trained_labels") if key in overrides}
     if "text_encoder" in overrides:
         wanted = TEXT_ENCODERS.canonical(overrides["text_encoder"])
-        if wanted != MoMEConfig(**raw).text_encoder:  # the saved rows and their width mean nothing to it
+        if wanted != MoMEConfig(**raw).text_encoder:  # the saved rows come from another tower
             if "labels" in labels and "trained_labels" not in labels:
                 labels["trained_labels"] = [name for name in raw.get("trained_labels", ()) if name in labels["labels"]]
             return MoMEConfig(**{**raw, "text_dim": None, **overrides, **labels}), {}, True
@@ -166,7 +201,7 @@ def _relabel(model: Any, labels: list[str] | None = None, trained_labels: list[s
 
 
 def stored_labels(config: MoMEConfig) -> dict[str, Any]:
-    """`labels.json`: the entries of the class table that a checkpoint's bank holds."""
+    """The contents of `labels.json`: the entries of the class table that a checkpoint's bank holds."""
     table = load_table()
     entries = {entry["name"]: entry for entry in table.to_json()["labels"]}
     return {

@@ -141,15 +141,7 @@ def canonical(spec: str | Spec) -> Spec:
 
 def dump(spec: Spec, registry: Any = None) -> str:
     """A dict → its string. With a registry, arguments that equal the part's defaults are left out."""
-    defaults: Callable[[Spec], dict[str, Any]] | None = getattr(registry, "defaults", None)
-    known = defaults(spec) if defaults is not None else {}
-    missing = object()
-    pairs = [(k, v) for k, v in spec.items() if k != "name" and not _same(known.get(k, missing), v)]
-    return write({"name": spec["name"], **dict(pairs)})
-
-
-def _same(a: Any, b: Any) -> bool:
-    return type(a) is type(b) and a == b
+    return write(spec if registry is None else registry.without_defaults(spec))
 
 
 def write(value: Any) -> str:

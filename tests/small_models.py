@@ -39,5 +39,5 @@ def liver_and_spleen() -> MoME:
         patch_size=[16, 16, 16],
     )
     model = MoME(config)
-    model.set_bank(torch.randn(2, 6))
+    model.text_bank.set(torch.randn(2, 6))
     return model

@@ -15,51 +15,53 @@ from mome.prompts import embed_prompts, understand
 
 def test_prompts_of_a_bank() -> None:
     model = small(trained_labels=["liver"])
-    model.set_bank(torch.randn(3, 12))
+    model.text_bank.set(torch.randn(3, 12))
     prompts = understand(["Liver", "lien"], model)
     assert [p.name for p in prompts] == ["liver", "spleen"]
     assert prompts[0].warning is None and "was not trained on 'spleen'" in prompts[1].warning
-    assert torch.equal(embed_prompts(prompts, model), model.text_bank[:2])
+    assert torch.equal(embed_prompts(prompts, model), model.text_bank.rows_LT[:2])
     with pytest.raises(InputError, match="stores its labels' embeddings only"):
         embed_prompts(understand(["some lesion"], model), model)
     with pytest.raises(InputError, match="the bank has shape"):
-        model.set_bank(torch.randn(2, 12))
+        model.text_bank.set(torch.randn(2, 12))
     with pytest.raises(InputError, match="not one of the 3 labels"):
-        model.bank_rows(["heart"])
+        model.text_bank.rows(["heart"])
 
 
 @pytest.mark.parametrize("encoder", ["learned", "none"])
 def test_one_hot_encoders_start_with_one_hot_rows(encoder: str) -> None:
     plain = {"head": "plain", "fusion": "last"} if encoder == "none" else {}
     model = small(text_encoder=encoder, **plain)
-    assert torch.equal(model.bank_rows(["liver", "spleen", "aorta"]), torch.eye(3))
-    model.train()(volume(), model.bank_rows(["spleen"]), torch.ones(1, 1, 16, 16, 16)).loss.backward()
+    assert torch.equal(model.text_bank.rows(["liver", "spleen", "aorta"]), torch.eye(3))
+    model.train()(volume(), model.text_bank.rows(["spleen"]), torch.ones(1, 1, 16, 16, 16)).loss.backward()
     if encoder == "none":
         assert model.head.weight_LC.grad[1].abs().sum() > 0 and model.head.weight_LC.grad[0].abs().sum() == 0
 
 
 def test_rows_that_were_never_set_are_refused() -> None:
     with pytest.raises(InputError, match="no embedding of 'spleen' yet") as caught:
-        small().bank_rows(["spleen"])
+        small().text_bank.rows(["spleen"])
     assert len(str(caught.value).splitlines()) <= 3
 
 
 def test_rows_follow_their_names(tmp_path: Path, caplog) -> None:
     model = small(trained_labels=["liver", "aorta"])
     rows = torch.randn(3, 12)
-    model.set_bank(rows, centre_on=rows)
+    model.text_bank.set(rows, centre_on=rows)
     model.save_pretrained(tmp_path)
     with caplog.at_level("WARNING"):
         again = MoME.from_pretrained(tmp_path, labels=["aorta", "spleen"])
         assert not caplog.records
         other = MoME.from_pretrained(tmp_path, labels=["heart", "liver"], trained_labels=[])
-    assert torch.equal(again.text_bank, rows[[2, 1]]) and again.config.trained_labels == ["aorta"]
-    assert torch.equal(again.text_mean, model.text_mean) and torch.equal(again.text_scale, model.text_scale)
-    assert torch.equal(other.text_bank[1], rows[0]) and "no row in the checkpoint's bank: heart" in caplog.text
+    assert torch.equal(again.text_bank.rows_LT, rows[[2, 1]]) and again.config.trained_labels == ["aorta"]
+    assert torch.equal(again.text_bank.mean_T, model.text_bank.mean_T) and torch.equal(
+        again.text_bank.scale, model.text_bank.scale
+    )
+    assert torch.equal(other.text_bank.rows_LT[1], rows[0]) and "no row in the checkpoint's bank: heart" in caplog.text
     with pytest.raises(InputError, match="no embedding of 'heart'"):
-        other.bank_rows(["heart"])
+        other.text_bank.rows(["heart"])
     again.save_pretrained(tmp_path / "again")
-    assert torch.equal(MoME.from_pretrained(tmp_path / "again").text_bank, again.text_bank)
+    assert torch.equal(MoME.from_pretrained(tmp_path / "again").text_bank.rows_LT, again.text_bank.rows_LT)
     with pytest.raises(InputError, match="stands twice"):
         again.relabel(["liver", "liver"])
     assert again.config.labels == ["aorta", "spleen"]
@@ -68,16 +70,20 @@ def test_rows_follow_their_names(tmp_path: Path, caplog) -> None:
 def test_one_hot_rows_never_share_a_column(tmp_path: Path) -> None:
     small(text_encoder="learned").save_pretrained(tmp_path)
     model = MoME.from_pretrained(tmp_path, labels=["spleen", "heart"])
-    assert torch.equal(model.bank_rows(["spleen"])[0], torch.eye(3)[1])
-    assert torch.equal(model.bank_rows(["heart"])[0], torch.eye(3)[0])
+    assert torch.equal(model.text_bank.rows(["spleen"])[0], torch.eye(3)[1])
+    assert torch.equal(model.text_bank.rows(["heart"])[0], torch.eye(3)[0])
     with pytest.raises(InputError, match="tells text_dim=3 labels apart, got 4"):
         MoME.from_pretrained(tmp_path, labels=["liver", "spleen", "aorta", "heart"])
 
 
 def test_another_text_encoder_begins_a_new_bank(tmp_path: Path, caplog) -> None:
     model = small(trained_labels=["liver"])
-    model.set_bank(torch.randn(3, 12), centre_on=torch.randn(4, 12))
+    model.text_bank.set(torch.randn(3, 12), centre_on=torch.randn(4, 12))
     model.save_pretrained(tmp_path)
     again = MoME.from_pretrained(tmp_path, text_encoder="learned", labels=["spleen", "aorta"])
-    assert torch.equal(again.text_bank, torch.eye(2)) and again.text_scale == 1 and again.config.trained_labels == []
+    assert (
+        torch.equal(again.text_bank.rows_LT, torch.eye(2))
+        and again.text_bank.scale == 1
+        and again.config.trained_labels == []
+    )
     assert "text_bank" in caplog.text

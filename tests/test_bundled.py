@@ -9,8 +9,9 @@ import torch
 
 import mome
 from mome import MoME, create_model
+from mome.presets import PRESETS
 from mome.processing import MoMEProcessor
-from mome.zoo import PRESETS, preset_processor
+from mome.zoo import preset_processor
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def test_bundled_checkpoint_is_small_and_of_the_preset(tiny) -> None:
     assert tiny[0].config.part_strings() == create_model("mome_ct_tiny").config.part_strings()
     assert len(tiny[0].config.trained_labels) == 7
     assert tiny[1].settings() == preset_processor("mome_ct_tiny").settings()
-    assert len(PRESETS) >= 6 and tiny[0].text_bank.std() > 0
+    assert len(PRESETS) >= 6 and tiny[0].text_bank.rows_LT.std() > 0
 
 
 def test_bundled_checkpoint_finds_the_phantoms_structures(phantom_masks) -> None:
@@ -62,7 +63,7 @@ def test_swapping_prompts_swaps_masks(tiny, phantom_masks) -> None:
     made, _ = phantom_masks
     model, processor = tiny
     network, _ = processor.to_network(Volume(made.array, made.affine))
-    rows = model.bank_rows(["parotid_gland_left", "mandible"])
+    rows = model.text_bank.rows(["parotid_gland_left", "mandible"])
     masks = []
     for text in (rows, rows.flip(0)):
         stream = stream_logits(model, network, text, patch=tuple(model.config.patch_size), overlap=0.0)
@@ -90,7 +91,9 @@ def test_synonyms_agree_through_the_text_tower(tiny, phantom_masks, tmp_path: Pa
     tower = TEXT_ENCODERS.build({**model.config.text_encoder, "model": str(snapshot), "revision": "main"})
     pairs = [("left parotid", "parotid left"), ("mandible", "lower jaw"), ("brainstem", "brain stem")]
     rows = tower.encode([text for pair in pairs for text in pair])
-    torch.testing.assert_close(tower.encode(["mandible"])[0], model.bank_rows(["mandible"])[0], atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(
+        tower.encode(["mandible"])[0], model.text_bank.rows(["mandible"])[0], atol=1e-4, rtol=1e-3
+    )
     network, _ = processor.to_network(Volume(made.array, made.affine))
     stream = stream_logits(model, network, rows, patch=tuple(model.config.patch_size), overlap=0.0)
     masks = torch.cat([logits > 0 for _, logits in stream], dim=1).numpy()

@@ -67,7 +67,7 @@ def make_config(part: str, spec: str) -> MoMEConfig:
         values["patch_size"] = [64, 64, 64]  # instance norm needs two voxels at stride 32
     if part == "router":
         values["experts"] = "linear(n=4)"  # the routers meet the linear experts here, the gated ones elsewhere
-    if part == "head" and not HEADS.resolve(spec)[0].uses_text:
+    if part == "head" and spec.startswith("plain"):
         values |= {"fusion": "uniform", "text_encoder": "none", "text_dim": 3}
     return MoMEConfig(**values)
 

@@ -16,13 +16,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import mome
 from mome import create_model
 from mome.errors import InputError
-from mome.zoo import list_models, measure_sizes, preset_processor, preset_sizes
+from mome.presets import preset_sizes
+from mome.zoo import list_models, measure_sizes, preset_processor
 
 # -- presets --------------------------------------------------------------------------------------------------
 
 
 def test_size_table_is_fresh() -> None:
-    """mome/presets.json is generated: python -m mome.zoo"""
+    """mome/preset_sizes.json is generated: python -m mome.zoo"""
     assert preset_sizes() == json.loads(json.dumps(measure_sizes()))
 
 
@@ -41,7 +42,13 @@ def test_base_preset_has_five_scale_experts_and_32_classes() -> None:
     with torch.device("meta"):
         model = create_model("mome_ct_base")
     assert len(model.scale_experts) == 5 and len(model.config.labels) == 32 and model.config.text_dim == 512
-    assert model.encoder.strides == (16, 8, 4, 2, 1) and model.encoder.channels == (384, 192, 96, 48, 48)
+    assert model.encoder.strides == tuple((s, s, s) for s in (16, 8, 4, 2, 1)) and model.encoder.channels == (
+        384,
+        192,
+        96,
+        48,
+        48,
+    )
 
 
 @pytest.mark.parametrize("name", ["mome_ct_tiny", "universal_ct_tiny", "plain_ct_tiny"])
@@ -102,8 +109,8 @@ def test_router_is_float32_and_deterministic_in_eval() -> None:
         again = model.encode(volume())
     routing = features.routings[0]
     assert routing.weights_TK.dtype == torch.float32 and routing.aux_loss == 0
-    assert torch.equal(routing.expert_ids_TK, again.routings[0].expert_ids_TK)
-    assert routing.counts_E.sum() == routing.expert_ids_TK.numel()
+    assert torch.equal(routing.ids_TK, again.routings[0].ids_TK)
+    assert routing.counts_E.sum() == routing.ids_TK.numel()
 
 
 def test_permuting_experts_changes_nothing() -> None:
@@ -112,7 +119,7 @@ def test_permuting_experts_changes_nothing() -> None:
     with torch.no_grad():
         before = model(volume(), text).logits
         for expert in model.scale_experts:
-            expert.body.router.gate.weight.copy_(expert.body.router.gate.weight[order])
+            expert.body.router.weight_EC.copy_(expert.body.router.weight_EC[order])
             for parameter in expert.body.experts.parameters():
                 parameter.copy_(parameter[order])
         torch.testing.assert_close(model(volume(), text).logits, before)
@@ -138,7 +145,6 @@ def test_gradient_checkpointing_gives_the_same_gradients() -> None:
     ("overrides", "words"),
     [
         ({"experts": "swiglu(n=2)", "router": "topk(k=3)"}, "picks k=3 experts of 2"),
-        ({"head": "plain"}, "head 'plain' reads no text"),
         ({"fusion": "text_guided(top_k=9)"}, "keeps top_k=9 of 2 scales"),
         ({"encodr": "unet"}, "has no 'encodr', did you mean 'encoder'"),
         ({"experts": "swigu"}, "did you mean 'swiglu'"),

@@ -34,7 +34,7 @@ def test_wheel_holds_the_two_packages_and_their_data(wheel: zipfile.ZipFile) -> 
     for data in (
         "mome/labels/table.json",
         "mome/labels/maps/openkbp.yaml",
-        "mome/presets.json",
+        "mome/preset_sizes.json",
         "mome/py.typed",
     ):
         assert data in names

@@ -72,7 +72,7 @@ def test_a_config_that_two_parts_share_is_refused() -> None:
 def test_messages() -> None:
     assert "unknown expert 'swigu', did you mean 'swiglu'?" in message("swigu(n=8)")
     assert "has no argument 'hiden', did you mean 'hidden'?" in message("swiglu(hiden=8)")
-    assert "'topk' is registered as a router, not as a expert" in message("topk")
+    assert "'topk' is registered as a router, not as an expert" in message("topk")
     assert "argument 'n' is int, got 'a'" in message("swiglu(n='a')")
     assert "argument 'n' is int, got 2.0" in message("swiglu(n=2.0)")
     assert "argument 'normalize' is bool, got 1" in message("topk(normalize=1)", ROUTERS)

@@ -197,12 +197,12 @@ def test_a_push_uploads_the_stub_and_the_labels(tmp_path: Path, monkeypatch) -> 
         assert {"modeling_mome.py", "labels.json", "config.json", "model.safetensors"} <= names
 
 
-def test_a_config_of_an_earlier_version_loads(tmp_path: Path) -> None:
+def test_an_unknown_key_of_a_saved_config_is_refused(tmp_path: Path) -> None:
     small().save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    assert "text_tower_hash" not in config
-    (tmp_path / "config.json").write_text(json.dumps({**config, "text_tower_hash": "ab"}))
-    assert "text_tower_hash" not in MoME.from_pretrained(tmp_path).config.to_dict()
+    (tmp_path / "config.json").write_text(json.dumps({**config, "residul": False}))
+    with pytest.raises(InputError, match="has no 'residul', did you mean 'residual'"):
+        MoME.from_pretrained(tmp_path)
 
 
 def test_a_newer_spec_version_is_refused(tmp_path: Path) -> None:

@@ -26,23 +26,23 @@ def small(text_encoder: str) -> MoME:
 
 def test_a_stored_bank_is_kept() -> None:
     model, rows = small("bank(width=5)"), torch.randn(3, 5)
-    model.set_bank(rows, centre_on=rows)
-    scale = model.text_scale.clone()
+    model.text_bank.set(rows, centre_on=rows)
+    scale = model.text_bank.scale.clone()
     text = TextRows(model, ["spleen", "liver"], 0.5, seed=0)
     assert torch.equal(text.at(3), rows[[1, 0]])
-    assert torch.equal(model.text_bank, rows) and torch.equal(model.text_scale, scale)
+    assert torch.equal(model.text_bank.rows_LT, rows) and torch.equal(model.text_bank.scale, scale)
 
 
 def test_fine_tuning_keeps_the_stored_bank(tmp_path: Path) -> None:
     model, rows = small("bank(width=5)"), torch.randn(3, 5)
-    model.set_bank(rows, centre_on=rows)
+    model.text_bank.set(rows, centre_on=rows)
     model.save_pretrained(tmp_path)
     run = RunConfig(init=str(tmp_path), labels=("spleen", "liver"), processor={"spacing": [4, 4, 4]})
     tuned, processor = build_model(run)
     assert tuned.config.labels == ["spleen", "liver", "aorta"] and tuned.config.trained_labels == ["spleen", "liver"]
     assert tuned.processor is processor and processor.spacing == [4.0, 4.0, 4.0]
     text = TextRows(tuned, list(run.labels), 0.0, seed=0)
-    assert torch.equal(text.at(0), rows[[1, 0]]) and torch.equal(tuned.text_bank, rows[[1, 0, 2]])
+    assert torch.equal(text.at(0), rows[[1, 0]]) and torch.equal(tuned.text_bank.rows_LT, rows[[1, 0, 2]])
     other, _ = build_model(RunConfig(init=str(tmp_path), labels=("spleen", "heart")))
     with pytest.raises(InputError, match="no embedding of 'heart'"):
         TextRows(other, ["spleen", "heart"], 0.0, seed=0)
@@ -52,7 +52,9 @@ def test_fine_tuning_keeps_the_stored_bank(tmp_path: Path) -> None:
 def test_an_empty_bank_gets_one_hot_rows(text_encoder: str) -> None:
     model = small(text_encoder)
     text = TextRows(model, LABELS, 0.0, seed=0)
-    assert torch.equal(text.at(0), torch.eye(3, model.config.text_dim)) and torch.equal(model.text_bank, text.at(0))
+    assert torch.equal(text.at(0), torch.eye(3, model.config.text_dim)) and torch.equal(
+        model.text_bank.rows_LT, text.at(0)
+    )
 
 
 def test_more_labels_than_columns_are_refused() -> None:

@@ -323,7 +323,7 @@ def find_bright(model, volume, text, **options):
 def test_validation_scores_whole_volumes(ready: tuple, monkeypatch) -> None:
     from mome.training import validation
 
-    assert torch.equal(ready[0].text_bank, torch.eye(3))
+    assert torch.equal(ready[0].text_bank.rows_LT, torch.eye(3))
     monkeypatch.setattr(validation, "stream_logits", find_bright)
     scores = validation.validate(*ready)
     assert scores["dice/mandible"] > 0.8 and scores["dice/parotid_gland_left"] == 0
@@ -348,8 +348,8 @@ def test_synonyms_are_a_function_of_the_step(tmp_path: Path, monkeypatch) -> Non
     model = create_model("mome_ct_tiny", labels=["mandible", "larynx", "liver"], trained_labels=["mandible", "larynx"])
     rows = TextRows(model, ["mandible", "larynx"], 0.7, seed=1)
     assert torch.equal(rows.at(5), rows.at(5)) and any(not torch.equal(rows.at(i), rows.at(5)) for i in range(20))
-    assert torch.equal(model.text_bank[0], Tower().encode(["mandible"])[0])
-    assert torch.equal(model.text_bank[2], Tower().encode(["liver"])[0]) and model.text_scale != 1
+    assert torch.equal(model.text_bank.rows_LT[0], Tower().encode(["mandible"])[0])
+    assert torch.equal(model.text_bank.rows_LT[2], Tower().encode(["liver"])[0]) and model.text_bank.scale != 1
 
 
 @pytest.mark.parametrize("override", ["loss=bce_dicee", "sources=[{kind: cases, folder: /none, dataset: openkbp}]"])

@@ -49,7 +49,7 @@ def _scan(name: str) -> dict[str, Any]:
 
 
 def _model(name: str) -> dict[str, Any]:
-    from mome.zoo import PRESETS, preset, preset_sizes
+    from mome.presets import PRESETS, preset, preset_sizes
 
     if name in PRESETS:
         entry = preset_sizes()[name]

@@ -54,7 +54,8 @@ def _rows(kind: str, pattern: str) -> list[dict[str, Any]]:
             if fnmatch.fnmatch(label.name, pattern)
         ]
     if kind == "models":
-        from mome.zoo import list_models, preset_sizes
+        from mome.presets import preset_sizes
+        from mome.zoo import list_models
 
         sizes = preset_sizes()
         rows = [

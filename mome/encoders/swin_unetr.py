@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from mome.encoders.pyramid import Pyramid
+from mome.encoders.base import Encoder, Pyramid, isotropic
 from mome.errors import InputError
 from mome.registry import at_least
 
 
-class SwinUNETR(nn.Module):
+class SwinUNETR(Encoder):
     """MONAI's network without its output layer, so that weights published for it keep their meaning.
 
     The five decoder maps have strides 16, 8, 4, 2, 1 and the bottleneck has stride 32.
@@ -23,7 +24,16 @@ class SwinUNETR(nn.Module):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        """Width of the finest stage; Swin depths, heads and window; rates of dropout."""
+        """Settings of `swin_unetr`.
+
+        Args:
+            feature_size: Channels of the finest stage, a multiple of 12.
+            depths: Swin blocks in each of the four stages.
+            num_heads: Attention heads in each of the four stages.
+            window_size: Side of an attention window in tokens.
+            drop_rate, drop_path_rate: Dropout of units and of whole blocks, from 0 to below 1.
+            use_v2: Whether a convolution block precedes each stage (Swin UNETR v2).
+        """
 
         feature_size: int = 48
         depths: tuple[int, ...] = (2, 2, 2, 2)
@@ -53,9 +63,9 @@ class SwinUNETR(nn.Module):
         del self.network.out
         width = config.feature_size
         self.channels = (8 * width, 4 * width, 2 * width, width, width)
-        self.strides = (16, 8, 4, 2, 1)
+        self.strides = isotropic((16, 8, 4, 2, 1))
         self.bottleneck_channels = 16 * width
-        self.size_divisor = 32
+        self.size_divisor = (32, 32, 32)
 
     def forward(self, x_BCDHW: Tensor) -> Pyramid:
         network = self.network
@@ -70,15 +80,14 @@ class SwinUNETR(nn.Module):
 
     @torch.no_grad()
     def init_weights_(self, init: ModuleType, std: float) -> None:
-        """Fills MONAI's bare parameters and its index buffer, which no base recipe knows."""
+        """Fills MONAI's bare parameters and its index buffer, which the base recipe of transformers does not know."""
+        from monai.networks.nets.swin_unetr import WindowAttention
+
         for module in self.modules():
-            table = getattr(module, "relative_position_bias_table", None)
-            if table is not None:
-                init.trunc_normal_(table, std=0.02)
-                init.copy_(
-                    module.relative_position_index,
-                    relative_position_index(module.window_size).to(table.device),
-                )
+            if isinstance(module, WindowAttention):
+                init.trunc_normal_(module.relative_position_bias_table, std=0.02)
+                index_NN = relative_position_index(module.window_size)
+                init.copy_(module.relative_position_index, index_NN.to(module.relative_position_bias_table.device))
 
 
 def _check(config: SwinUNETR.Config) -> None:
@@ -88,7 +97,7 @@ def _check(config: SwinUNETR.Config) -> None:
             hint="feature_size=48 is the published size, 24 a smaller one",
         )
     for name in ("depths", "num_heads"):
-        if len(getattr(config, name)) != 4:  # MONAI builds shorter ones, and fails in the first forward
+        if len(getattr(config, name)) != 4:  # MONAI accepts fewer and fails in its first forward
             raise InputError(f"{name} of swin_unetr are four numbers, got {list(getattr(config, name))}")
     at_least(1, "swin_unetr", depths=min(config.depths), num_heads=min(config.num_heads))
     at_least(1, "swin_unetr", window_size=config.window_size)
@@ -101,7 +110,7 @@ def _check(config: SwinUNETR.Config) -> None:
 
 
 class _LinspaceOnCPU(TorchFunctionMode):
-    """MONAI reads its drop-path rates out of a `torch.linspace`, which the meta device cannot answer."""
+    """Keeps `torch.linspace` on the CPU: MONAI reads drop-path rates from one, and meta tensors hold no values."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -110,7 +119,7 @@ class _LinspaceOnCPU(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def relative_position_index(window: tuple[int, int, int]) -> Tensor:
+def relative_position_index(window: Sequence[int]) -> Tensor:
     """Row of the bias table for every pair of voxels of a window: (N, N) with N = product of `window`."""
     axes = [torch.arange(size) for size in window]
     grid_3N = torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1)

@@ -10,19 +10,26 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from mome.encoders.pyramid import Pyramid
+from mome.encoders.base import Encoder, Pyramid, isotropic
 from mome.errors import InputError
 from mome.layers.blocks import ConvStack
 from mome.layers.decoder import UNetDecoder
 from mome.registry import at_least
 
 
-class UNet(nn.Module):
+class UNet(Encoder):
     """U-Net encoder and decoder; the bottleneck has stride 2^(stages − 1)."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        """Channels of the stages, fine to coarse; convolutions in each encoder and decoder stage; norm."""
+        """Settings of `unet`.
+
+        Args:
+            channels: Channels of the stages, fine to coarse.
+            depth: Convolutions in each encoder stage.
+            decoder_depth: Convolutions in each decoder stage.
+            norm: `instance` or `group`.
+        """
 
         channels: tuple[int, ...] = (32, 64, 128, 256, 320)
         depth: int = 2
@@ -36,10 +43,10 @@ class UNet(nn.Module):
             raise InputError(f"a U-Net needs at least two stages, got channels={list(widths)}")
         at_least(1, "unet", channels=min(widths), depth=config.depth, decoder_depth=config.decoder_depth)
         levels = len(widths)
-        self.strides = tuple(2**level for level in reversed(range(levels - 1)))  # coarse to fine
+        self.strides = isotropic(tuple(2**level for level in reversed(range(levels - 1))))
         self.channels = tuple(reversed(widths[:-1]))
         self.bottleneck_channels = widths[-1]
-        self.size_divisor = 2 ** (levels - 1)
+        self.size_divisor = isotropic((2 ** (levels - 1),))[0]
         self.stages = nn.ModuleList(
             ConvStack(
                 in_channels if level == 0 else widths[level - 1],
@@ -51,7 +58,10 @@ class UNet(nn.Module):
             for level in range(levels)
         )
         self.decoder = UNetDecoder(
-            widths, [2**level for level in range(levels)], depth=config.decoder_depth, norm=config.norm
+            widths,
+            isotropic(tuple(2**level for level in range(levels))),
+            depth=config.decoder_depth,
+            norm=config.norm,
         )
 
     def forward(self, x_BCDHW: Tensor) -> Pyramid:

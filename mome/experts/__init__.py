@@ -1,4 +1,4 @@
-"""Expert bodies: tokens (T, D) → tokens (T, D). Registered by name; nothing here imports torch."""
+"""Expert bodies: networks inside a scale that keep its width. Registered by name; nothing here imports torch."""
 
 from mome.registry import EXPERTS
 

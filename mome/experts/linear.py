@@ -6,22 +6,23 @@ from dataclasses import dataclass
 from types import ModuleType
 
 import torch
-from mome_kernels import moe_linear
+from mome_kernels import grouped_linear, moe_linear
 from torch import Tensor, nn
 
+from mome.experts.base import TokenExperts
 from mome.registry import at_least
-from mome.routers.routing import Routing
 
 
-class LinearExperts(nn.Module):
+class LinearExperts(TokenExperts):
     """y = W_e x + b_e."""
-
-    token_local = True
-    residual = False
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        """Number of experts."""
+        """Settings of `linear`.
+
+        Args:
+            n: Number of experts.
+        """
 
         n: int = 1
 
@@ -32,12 +33,17 @@ class LinearExperts(nn.Module):
         self.weight_EDD = nn.Parameter(torch.empty(config.n, dim, dim))
         self.bias_ED = nn.Parameter(torch.empty(config.n, dim))
 
-    def forward(self, x_TD: Tensor, routing: Routing | None = None) -> Tensor:
-        if routing is None:
-            return nn.functional.linear(x_TD, self.weight_EDD[0], self.bias_ED[0])
-        return moe_linear(x_TD, routing.expert_ids_TK, routing.weights_TK, self.weight_EDD, self.bias_ED)
+    def forward(self, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
+        return moe_linear(x_TD, ids_TK, weights_TK, self.weight_EDD, self.bias_ED)
+
+    def grouped(self, rows_ND: Tensor, offsets: Tensor) -> Tensor:
+        return grouped_linear(rows_ND, self.weight_EDD, offsets, self.bias_ED)
+
+    def single(self, x_TD: Tensor) -> Tensor:
+        return nn.functional.linear(x_TD, self.weight_EDD[0], self.bias_ED[0])
 
     @torch.no_grad()
     def init_weights_(self, init: ModuleType, std: float) -> None:
+        """Keeps the variance of the tokens."""
         init.trunc_normal_(self.weight_EDD, std=self.weight_EDD.shape[-1] ** -0.5)
         init.zeros_(self.bias_ED)

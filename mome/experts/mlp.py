@@ -2,35 +2,42 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from types import ModuleType
 from typing import ClassVar
 
 import torch
-from mome_kernels import moe_mlp
+from mome_kernels import grouped_linear, moe_mlp
 from mome_kernels.checks import ACTIVATIONS
 from torch import Tensor, nn
 
-from mome.errors import InputError
+from mome.errors import InputError, did_you_mean
+from mome.experts.base import TokenExperts
 from mome.registry import at_least
-from mome.routers.routing import Routing
 
 
-class FeedForwardExperts(nn.Module):
+class FeedForwardExperts(TokenExperts):
     """Two linear layers per expert; gated where the class says so.
 
     Weights are stacked in Hugging Face's layout: `gate_up_proj` (E, 2F, D) or `up_proj` (E, F, D), and
     `down_proj` (E, D, F).
     """
 
-    token_local = True
-    residual = True
     gated: ClassVar[bool]
+    gate_up_proj: nn.Parameter
+    up_proj: nn.Parameter
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        """Number of experts; hidden width as a multiple of the input width (0: use `hidden`); activation."""
+        """Settings of the feed-forward experts.
+
+        Args:
+            n: Number of experts.
+            ratio: Hidden width as a multiple of the input width.
+            hidden: Hidden width; 0 takes it from `ratio`.
+            activation: One of none, relu, silu, gelu, gelu_tanh.
+            bias: Whether both layers have biases.
+        """
 
         n: int = 1
         ratio: float = 4.0
@@ -43,9 +50,8 @@ class FeedForwardExperts(nn.Module):
         hidden = config.hidden or int(round(dim * config.ratio))
         at_least(1, "feed-forward experts", n=config.n, hidden=hidden)
         if config.activation not in ACTIVATIONS:
-            close = difflib.get_close_matches(config.activation, ACTIVATIONS, n=1)
             raise InputError(
-                f"no activation '{config.activation}'" + (f", did you mean '{close[0]}'?" if close else ""),
+                f"no activation '{config.activation}'{did_you_mean(config.activation, ACTIVATIONS)}",
                 hint="activations: " + ", ".join(ACTIVATIONS),
             )
         self.num_experts, self.activation = config.n, config.activation
@@ -57,16 +63,11 @@ class FeedForwardExperts(nn.Module):
         self.down_bias = nn.Parameter(torch.empty(config.n, dim)) if config.bias else None
 
     @property
-    def up_weight(self) -> Tensor:
+    def up_weight(self) -> nn.Parameter:
         """The first layer's weights: (E, 2F, D) where gated, else (E, F, D)."""
         return self.gate_up_proj if self.gated else self.up_proj
 
-    def forward(self, x_TD: Tensor, routing: Routing | None = None) -> Tensor:
-        if routing is None:  # one expert: every token, weight one
-            ids_TK = torch.zeros(x_TD.shape[0], 1, dtype=torch.int64, device=x_TD.device)
-            weights_TK = torch.ones(x_TD.shape[0], 1, dtype=torch.float32, device=x_TD.device)
-        else:
-            ids_TK, weights_TK = routing.expert_ids_TK, routing.weights_TK
+    def forward(self, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
         return moe_mlp(
             x_TD,
             ids_TK,
@@ -79,8 +80,19 @@ class FeedForwardExperts(nn.Module):
             gated=self.gated,
         )
 
+    def grouped(self, rows_ND: Tensor, offsets: Tensor) -> Tensor:
+        if not self.gated:
+            hidden_NF = grouped_linear(rows_ND, self.up_weight, offsets, self.up_bias, activation=self.activation)
+            return grouped_linear(hidden_NF, self.down_proj, offsets, self.down_bias)
+        gate_weight, up_weight = self.up_weight.chunk(2, dim=1)
+        gate_bias, up_bias = (None, None) if self.up_bias is None else self.up_bias.chunk(2, dim=1)
+        gate_NF = grouped_linear(rows_ND, gate_weight, offsets, gate_bias, activation=self.activation)
+        hidden_NF = gate_NF * grouped_linear(rows_ND, up_weight, offsets, up_bias)
+        return grouped_linear(hidden_NF, self.down_proj, offsets, self.down_bias)
+
     @torch.no_grad()
     def init_weights_(self, init: ModuleType, std: float) -> None:
+        """Keeps the variance in the first layer and halves the scale of the second, so that residuals stay small."""
         init.trunc_normal_(self.up_weight, std=self.up_weight.shape[-1] ** -0.5)
         init.trunc_normal_(self.down_proj, std=0.5 * self.down_proj.shape[-1] ** -0.5)
         for bias in (self.up_bias, self.down_bias):
@@ -95,7 +107,7 @@ class MLPExperts(FeedForwardExperts):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(FeedForwardExperts.Config):
-        """As above: 4× the width, GELU, biases."""
+        """The settings of the feed-forward experts; four times the width, GELU and biases by default."""
 
 
 class SwiGLUExperts(FeedForwardExperts):
@@ -105,7 +117,7 @@ class SwiGLUExperts(FeedForwardExperts):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(FeedForwardExperts.Config):
-        """As for `mlp`; the default ratio keeps the parameters of a 4× MLP."""
+        """The settings of the feed-forward experts; the default ratio keeps the parameters of a four times wide MLP."""
 
         ratio: float = 8 / 3
         activation: str = "silu"
@@ -119,7 +131,7 @@ class GeGLUExperts(FeedForwardExperts):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(FeedForwardExperts.Config):
-        """As for `swiglu`, with GELU."""
+        """The settings of `swiglu`, with GELU."""
 
         ratio: float = 8 / 3
         activation: str = "gelu"

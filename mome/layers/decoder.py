@@ -15,18 +15,24 @@ class UNetDecoder(nn.Module):
 
     Args:
         channels: Channels of the encoder's stages, fine to coarse (the last is the bottleneck).
-        strides: Strides of the stages relative to the input, fine to coarse; each must divide the next.
+        strides: Strides (D, H, W) of the stages relative to the input, fine to coarse; each must divide the next.
         depth: Convolution blocks in each decoder stage.
         norm: See `mome.layers.blocks.norm_layer`.
     """
 
     def __init__(
-        self, channels: Sequence[int], strides: Sequence[int], *, depth: int = 1, norm: str = "instance"
+        self,
+        channels: Sequence[int],
+        strides: Sequence[tuple[int, int, int]],
+        *,
+        depth: int = 1,
+        norm: str = "instance",
     ) -> None:
         super().__init__()
         self.up, self.fuse = nn.ModuleList(), nn.ModuleList()
         for level in reversed(range(len(channels) - 1)):
-            step = strides[level + 1] // strides[level]
+            (d, h, w), (fine_d, fine_h, fine_w) = strides[level + 1], strides[level]
+            step = (d // fine_d, h // fine_h, w // fine_w)
             self.up.append(nn.ConvTranspose3d(channels[level + 1], channels[level], step, stride=step))
             self.fuse.append(ConvStack(2 * channels[level], channels[level], depth=depth, norm=norm))
 

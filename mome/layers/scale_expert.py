@@ -9,19 +9,22 @@ import torch
 from torch import Tensor, nn
 
 from mome.layers.moe import MixtureOfExperts
+from mome.map_context import MapContext
 from mome.routers.routing import Routing
 
 
 class ScaleExpert(nn.Module):
     """GroupNorm → ReLU → 1×1×1 to `dim` → expert body at the scale's own resolution → 1×1×1 to the head width.
 
-    Decoder layers as experts are the paper's (arXiv 2510.26996); what stands inside is our choice.
+    Decoder layers as experts are the paper's (arXiv 2510.26996); the layers inside are our choice.
 
     Args:
         in_channels: Channels C_s of the decoder map.
-        dim: Width of the tokens that the experts see.
+        dim: Width of the voxels that the experts see.
         head_channels: Width C of the head.
+        text_dim: Width of the text rows, for experts that read them.
         experts, router: Specs, see `mome.layers.moe`.
+        residual: Whether the expert body's result is added to what it read.
     """
 
     def __init__(
@@ -30,24 +33,43 @@ class ScaleExpert(nn.Module):
         *,
         dim: int,
         head_channels: int,
-        experts: str | dict[str, Any],
-        router: str | dict[str, Any],
+        text_dim: int,
+        experts: dict[str, Any],
+        router: dict[str, Any],
+        residual: bool,
     ) -> None:
         super().__init__()
         groups = next(g for g in (16, 8, 4, 2, 1) if in_channels % g == 0)
+        self.residual = residual
         self.norm = nn.GroupNorm(groups, in_channels)
-        self.inner = nn.Linear(in_channels, dim)
-        self.body = MixtureOfExperts(experts, router, dim=dim)
-        self.outer = nn.Linear(dim, head_channels)
+        self.proj_in = nn.Linear(in_channels, dim)
+        self.body = MixtureOfExperts(
+            MixtureOfExperts.Config(experts=experts, router=router), dim=dim, text_dim=text_dim
+        )
+        self.proj_out = nn.Linear(dim, head_channels)
 
-    def forward(self, map_BCDHW: Tensor) -> tuple[Tensor, Routing | None]:
-        """Map (B, C_s, D_s, H_s, W_s) → feature (B, C, D_s, H_s, W_s), and how its tokens were routed."""
-        x = self.norm(map_BCDHW).relu().movedim(1, -1)  # (B, D_s, H_s, W_s, C_s)
-        tokens_TD = self.inner(x).flatten(0, 3)
-        tokens_TD, routing = self.body(tokens_TD)
-        return self.outer(tokens_TD).unflatten(0, x.shape[:4]).movedim(-1, 1), routing
+    @property
+    def reads_prompts(self) -> bool:
+        """Whether `mix` needs a prompt, and so runs once per prompt."""
+        return self.body.reads_prompts
+
+    def project(self, map_BCDHW: Tensor) -> Tensor:
+        """Map (B, C_s, D_s, H_s, W_s) → voxels (B, D_s, H_s, W_s, dim), before the experts."""
+        return self.proj_in(self.norm(map_BCDHW).relu().movedim(1, -1))
+
+    def mix(self, x_BDHWC: Tensor, context: MapContext) -> tuple[Tensor, Routing | None]:
+        """Voxels (B, D_s, H_s, W_s, dim) → feature (B, C, D_s, H_s, W_s), and how the voxels were routed."""
+        y_BDHWC, routing = self.body(x_BDHWC, context)
+        if self.residual:
+            y_BDHWC = x_BDHWC + y_BDHWC
+        return self.proj_out(y_BDHWC).movedim(-1, 1), routing
+
+    def forward(self, map_BCDHW: Tensor, context: MapContext) -> tuple[Tensor, Routing | None]:
+        """Map (B, C_s, D_s, H_s, W_s) → feature (B, C, D_s, H_s, W_s), and how its voxels were routed."""
+        return self.mix(self.project(map_BCDHW), context)
 
     @torch.no_grad()
     def init_weights_(self, init: ModuleType, std: float) -> None:
-        for layer in (self.inner, self.outer):
+        """Keeps the variance through both projections."""
+        for layer in (self.proj_in, self.proj_out):
             init.trunc_normal_(layer.weight, std=layer.weight.shape[1] ** -0.5)

@@ -1,4 +1,4 @@
-"""Token routers: tokens (T, D) → which experts, with which weights. Nothing here imports torch."""
+"""Token routers: which voxels of a map go to which experts, with which weights. Nothing here imports torch."""
 
 from mome.registry import ROUTERS
 

@@ -1,52 +1,100 @@
-"""What a token router returns, and the two auxiliary losses that routers share."""
+"""What a token router returns. A routing takes one of three forms; all of them carry counts and named losses.
+
+Shapes: T tokens, E experts, K experts per token, N assignments; G groups, M tokens of a group, S slots (E · slots per
+expert). The tokens of a map (B, D, H, W, C) are its voxels in that order, T = B · D · H · W.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 
 @dataclass
 class Routing:
-    """Assignments of T tokens to K experts each.
+    """The fields that all forms share.
 
     Attributes:
-        expert_ids_TK: int64, which experts a token goes to.
-        weights_TK: float32, the gate of each assignment.
-        counts_E: int64, assignments per expert.
-        aux_loss: scalar, already weighted; zero outside training.
+        counts_E: int64, the number of assignments of each expert.
+        scores_TE: float32, the router's probability or score of each expert; None where a router has none.
+        losses: Auxiliary losses by name, already weighted; empty outside training.
     """
 
-    expert_ids_TK: Tensor
-    weights_TK: Tensor
     counts_E: Tensor
-    aux_loss: Tensor
+    scores_TE: Tensor | None = None
+    losses: dict[str, Tensor] = field(default_factory=dict)
+
+    def gates_TE(self) -> Tensor:
+        """The weight of every expert for every token, zero where the expert was not chosen.
+
+        Raises:
+            NotImplementedError: The form has no weight per token and expert.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no gates per token")
 
 
-def load_balance_loss(probabilities_TE: Tensor, counts_E: Tensor) -> Tensor:
-    """E · Σ_e f_e · P_e (Fedus et al. 2021, eq. 4–6): f_e the share of assignments, P_e the mean probability.
+@dataclass(kw_only=True)
+class TokenChoice(Routing):
+    """Every token goes to the same number K of experts.
 
-    The counts are summed over all processes, so that the loss does not depend on how tokens are spread.
+    Attributes:
+        ids_TK: int64, the experts of each token.
+        weights_TK: float32, the weight of each assignment.
     """
-    counts_E = counts_E.to(torch.float32)
-    if dist.is_available() and dist.is_initialized():
-        counts_E = counts_E.clone()
-        dist.all_reduce(counts_E)
-    share_E = counts_E / counts_E.sum().clamp(min=1)
-    return probabilities_TE.shape[1] * (share_E * probabilities_TE.mean(0)).sum()
+
+    ids_TK: Tensor
+    weights_TK: Tensor
+
+    def gates_TE(self) -> Tensor:
+        """The weights scattered to the experts' columns; a repeated expert's weights add up."""
+        gates = self.weights_TK.new_zeros(self.ids_TK.shape[0], self.counts_E.shape[0])
+        return gates.scatter_add(1, self.ids_TK, self.weights_TK)
 
 
-def router_z_loss(logits_TE: Tensor) -> Tensor:
-    """Mean squared log-partition (Zoph et al. 2022, ST-MoE, eq. 5): keeps router logits small."""
-    return torch.logsumexp(logits_TE, dim=-1).square().mean()
+@dataclass(kw_only=True)
+class Assignments(Routing):
+    """Every expert gets its own list of tokens; a token may be in none, one or several lists.
+
+    Attributes:
+        tokens_N: int64, the token of each assignment, sorted by expert.
+        weights_N: float32, the weight of each assignment.
+        offsets: int64 (E + 1,), expert e has the assignments offsets[e] … offsets[e + 1] − 1.
+        tokens: The number T of tokens.
+    """
+
+    tokens_N: Tensor
+    weights_N: Tensor
+    offsets: Tensor
+    tokens: int
+
+    def gates_TE(self) -> Tensor:
+        """The weights scattered to their tokens' rows and experts' columns."""
+        experts = self.offsets.shape[0] - 1
+        expert_N = torch.repeat_interleave(
+            torch.arange(experts, device=self.offsets.device), self.offsets.diff(), output_size=self.tokens_N.shape[0]
+        )
+        gates = self.weights_N.new_zeros(self.tokens * experts)
+        return gates.scatter_add(0, self.tokens_N * experts + expert_N, self.weights_N).view(self.tokens, experts)
 
 
-def count_assignments(expert_ids_TK: Tensor, num_experts: int) -> Tensor:
+@dataclass(kw_only=True)
+class Slots(Routing):
+    """Every expert works on a fixed number of slots, each a mixture of the tokens of one group (Soft MoE).
+
+    Attributes:
+        dispatch_GMS: float32, the share of each token in each slot. Slots are ordered by expert.
+        combine_GMS: float32, the share of each slot in each token's result.
+    """
+
+    dispatch_GMS: Tensor
+    combine_GMS: Tensor
+
+
+def count_assignments(ids_TK: Tensor, num_experts: int) -> Tensor:
     """(T, K) → (E,) int64, without a host synchronisation."""
-    one_TK = torch.ones_like(expert_ids_TK)
-    return torch.zeros(num_experts, dtype=torch.int64, device=expert_ids_TK.device).scatter_add_(
-        0, expert_ids_TK.flatten(), one_TK.flatten()
+    one_TK = torch.ones_like(ids_TK)
+    return torch.zeros(num_experts, dtype=torch.int64, device=ids_TK.device).scatter_add_(
+        0, ids_TK.flatten(), one_TK.flatten()
     )

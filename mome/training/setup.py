@@ -16,10 +16,11 @@ from mome.data.cache import CaseCache, build_cache, cache_case_folder
 from mome.data.case_folder import CaseFolder
 from mome.errors import InputError
 from mome.labels import load_table
+from mome.presets import preset
 from mome.processing import MoMEProcessor
 from mome.registry import TEXT_ENCODERS
 from mome.training.config import RunConfig, SourceConfig
-from mome.zoo import create_model, preset, preset_processor
+from mome.zoo import create_model, preset_processor
 
 if TYPE_CHECKING:
     from mome.modeling import MoME
@@ -91,7 +92,7 @@ class TextRows:
     def _fill_bank(self, model: MoME, encoder: Any, names: list[str]) -> None:
         others = [label.replace("_", " ") for label in model.config.labels[len(names) :]]
         bank = torch.cat([self.names_PT, encoder.encode(others)]) if others else self.names_PT
-        model.set_bank(bank, centre_on=self.names_PT)
+        model.text_bank.set(bank, centre_on=self.names_PT)
 
     def at(self, step: int) -> Tensor:
         """Rows for one step."""
@@ -103,14 +104,14 @@ class TextRows:
 
 
 def _rows_without_tower(model: MoME, names: list[str]) -> Tensor:
-    if not model.text_bank.any():
-        labels, width = model.text_bank.shape
+    if model.text_bank.is_empty:
+        labels, width = model.text_bank.rows_LT.shape
         if labels > width:
             raise InputError(
                 f"{labels} labels do not fit one-hot rows of width {width}", hint=f"text_encoder='bank(width={labels})'"
             )
-        model.set_bank(torch.eye(labels, width))
-    return model.bank_rows(names).detach().float().cpu()
+        model.text_bank.set(torch.eye(labels, width))
+    return model.text_bank.rows(names).detach().float().cpu()
 
 
 def open_source(source: SourceConfig, run: RunConfig, processor: MoMEProcessor, progress: Progress) -> CaseCache:

@@ -6,50 +6,63 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from mome.routers.fusion.weights import FusionWeights
+from mome.routers.fusion.base import DotProduct, Fusion, mix_by_dot_product
 
 
-class UniformFusion(nn.Module):
+class UniformFusion(Fusion):
     """Every scale weighs 1/S."""
-
-    finest_only = False
-    prompt_dependent = False
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        """Nothing to set."""
+        """`uniform` has no settings."""
 
     def __init__(self, config: Config, *, channels: int, text_dim: int, scales: int) -> None:
         super().__init__()
         self.channels, self.scales = channels, scales
 
-    def forward(self, text_PT: Tensor) -> FusionWeights:
+    def forward(self, features_BSCV: Tensor, text_PT: Tensor) -> Tensor:
+        return features_BSCV.mean(dim=1)[:, None]
+
+    def dot_product(self, text_PT: Tensor) -> DotProduct:
         prompts = text_PT.shape[0]
-        return FusionWeights(text_PT.new_zeros(prompts, self.channels), text_PT.new_zeros(prompts, self.scales), 0)
+        return DotProduct(text_PT.new_zeros(prompts, self.channels), text_PT.new_zeros(prompts, self.scales))
 
 
-class LastFusion(UniformFusion):
-    """The finest scale alone, as in the CLIP-Driven Universal Model; coarser scales get no expert at all."""
+class LastFusion(Fusion):
+    """The finest scale alone, as in the CLIP-Driven Universal Model; coarser scales get no expert."""
 
     finest_only = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        """Nothing to set."""
+        """`last` has no settings."""
+
+    def __init__(self, config: Config, *, channels: int, text_dim: int, scales: int) -> None:
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, features_BSCV: Tensor, text_PT: Tensor) -> Tensor:
+        return features_BSCV[:, -1:].contiguous()
+
+    def dot_product(self, text_PT: Tensor) -> DotProduct:
+        prompts = text_PT.shape[0]
+        return DotProduct(text_PT.new_zeros(prompts, self.channels), text_PT.new_zeros(prompts, 1))
 
 
-class LearnedFusion(UniformFusion):
-    """Weights that a prompt learns over the scales, the same at every voxel."""
-
-    prompt_dependent = True
+class LearnedFusion(Fusion):
+    """Weights over the scales that are learned for each prompt and are the same at every voxel."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        """Nothing to set."""
+        """`learned` has no settings."""
 
     def __init__(self, config: Config, *, channels: int, text_dim: int, scales: int) -> None:
-        super().__init__(config, channels=channels, text_dim=text_dim, scales=scales)
+        super().__init__()
+        self.channels = channels
         self.score = nn.Linear(text_dim, scales)
 
-    def forward(self, text_PT: Tensor) -> FusionWeights:
-        return FusionWeights(text_PT.new_zeros(text_PT.shape[0], self.channels), self.score(text_PT), 0)
+    def forward(self, features_BSCV: Tensor, text_PT: Tensor) -> Tensor:
+        return mix_by_dot_product(features_BSCV, self.dot_product(text_PT))
+
+    def dot_product(self, text_PT: Tensor) -> DotProduct:
+        return DotProduct(text_PT.new_zeros(text_PT.shape[0], self.channels), self.score(text_PT))

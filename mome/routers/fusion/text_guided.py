@@ -1,7 +1,7 @@
 """The paper's text-guided router: voxel-wise fusion of the decoder-layer experts (arXiv 2510.26996).
 
-That text guides a voxel-wise fusion across scales is the paper's; the form of the score, a scaled dot product
-with a bias per scale, is our choice.
+The paper says that text guides a voxel-wise fusion across scales. The form of the score, a scaled dot product with a
+bias per scale, is our choice.
 """
 
 from __future__ import annotations
@@ -14,18 +14,20 @@ from torch import Tensor, nn
 
 from mome.errors import InputError
 from mome.registry import at_least
-from mome.routers.fusion.weights import FusionWeights
+from mome.routers.fusion.base import DotProduct, Fusion, mix_by_dot_product
 
 
-class TextGuidedFusion(nn.Module):
+class TextGuidedFusion(Fusion):
     """weight(p, v, s) = softmax over s of ⟨W_q text_p, W_k f_s(v)⟩ / √d + b_s."""
-
-    finest_only = False
-    prompt_dependent = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        """Width d of queries and keys; how many scales a voxel keeps (0: all of them)."""
+        """Settings of `text_guided`.
+
+        Args:
+            dim: Width d of queries and keys.
+            top_k: The number of scales that a voxel keeps; 0 keeps all.
+        """
 
         dim: int = 32
         top_k: int = 0
@@ -39,17 +41,49 @@ class TextGuidedFusion(nn.Module):
             )
         at_least(1, "fusion text_guided", dim=config.dim)
         self.top_k = config.top_k
-        self.query = nn.Linear(text_dim, config.dim)
-        self.key = nn.Linear(channels, config.dim, bias=False)
-        self.scale_bias_S = nn.Parameter(torch.empty(scales))
+        self.scores = ScaleScores(config.dim, channels=channels, text_dim=text_dim, scales=scales)
 
-    def forward(self, text_PT: Tensor) -> FusionWeights:
-        # The key projection is linear, so it moves to the query's side: ⟨q, W_k f⟩ = ⟨W_kᵀ q, f⟩.
-        query_PC = self.query(text_PT) @ self.key.weight * self.key.weight.shape[0] ** -0.5
-        return FusionWeights(query_PC, self.scale_bias_S.expand(text_PT.shape[0], -1), self.top_k)
+    def forward(self, features_BSCV: Tensor, text_PT: Tensor) -> Tensor:
+        return mix_by_dot_product(features_BSCV, self.dot_product(text_PT))
+
+    def dot_product(self, text_PT: Tensor) -> DotProduct:
+        query_PC, bias_PS = self.scores(text_PT)
+        return DotProduct(query_PC, bias_PS, self.top_k)
+
+
+class ScaleScores(nn.Module):
+    """Text rows (P, T) → queries (P, C) in the space of the features, and biases (P, S)."""
+
+    def __init__(self, dim: int, *, channels: int, text_dim: int, scales: int) -> None:
+        super().__init__()
+        self.query = nn.Linear(text_dim, dim)
+        self.key = KeyProjection(dim, channels)
+        self.bias_S = nn.Parameter(torch.empty(scales))
+
+    def forward(self, text_PT: Tensor) -> tuple[Tensor, Tensor]:
+        query_PC = self.key(self.query(text_PT))
+        return query_PC, self.bias_S.expand(text_PT.shape[0], -1)
 
     @torch.no_grad()
     def init_weights_(self, init: ModuleType, std: float) -> None:
+        """Keeps the variance of queries and keys; every scale starts with the same bias."""
         init.trunc_normal_(self.query.weight, std=self.query.weight.shape[1] ** -0.5)
-        init.trunc_normal_(self.key.weight, std=self.key.weight.shape[1] ** -0.5)
-        init.zeros_(self.scale_bias_S)
+        init.trunc_normal_(self.key.weight_DC, std=self.key.weight_DC.shape[1] ** -0.5)
+        init.zeros_(self.bias_S)
+
+
+class KeyProjection(nn.Module):
+    """The key projection W_k, applied to the query: ⟨q, W_k f⟩ = ⟨W_kᵀ q, f⟩, so that no key is made per voxel."""
+
+    def __init__(self, dim: int, channels: int) -> None:
+        super().__init__()
+        # nn.Linear draws from the random generator here; a seed gives the same model as before the parameter was bare
+        self.weight_DC = nn.Linear(channels, dim, bias=False).weight
+
+    def forward(self, query_PD: Tensor) -> Tensor:
+        return query_PD @ self.weight_DC * self.weight_DC.shape[0] ** -0.5
+
+    @torch.no_grad()
+    def init_weights_(self, init: ModuleType, std: float) -> None:
+        """Fills the weights with a normal distribution, as for a linear layer."""
+        init.normal_(self.weight_DC, mean=0.0, std=std)

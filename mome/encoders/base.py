@@ -1,0 +1,49 @@
+"""The contract of a vision encoder: a volume becomes a pyramid of decoder maps."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from mome.routers.routing import Routing
+
+Stride = tuple[int, int, int]
+
+
+class Pyramid(NamedTuple):
+    """What an encoder returns.
+
+    Attributes:
+        maps: S decoder maps (B, C_s, D_s, H_s, W_s), coarse to fine.
+        bottleneck: (B, C_b, D_b, H_b, W_b), the deepest encoder map.
+        routings: How sparse layers inside the encoder routed their tokens; their auxiliary losses count.
+    """
+
+    maps: tuple[Tensor, ...]
+    bottleneck: Tensor
+    routings: tuple[Routing, ...] = ()
+
+
+class Encoder(nn.Module):
+    """Volume (B, C, D, H, W) → Pyramid. An encoder is built with `in_channels`; it knows its shapes before any forward.
+
+    Attributes:
+        channels: C_s of the decoder maps, coarse to fine.
+        strides: Voxels of the volume per voxel of each decoder map along D, H, W, coarse to fine; axes may differ.
+        bottleneck_channels: C_b.
+        size_divisor: The sides D, H, W of a volume are multiples of these.
+    """
+
+    channels: tuple[int, ...]
+    strides: tuple[Stride, ...]
+    bottleneck_channels: int
+    size_divisor: Stride
+
+    def forward(self, x_BCDHW: Tensor) -> Pyramid:
+        raise NotImplementedError
+
+
+def isotropic(strides: tuple[int, ...]) -> tuple[Stride, ...]:
+    """The same stride along all three axes, for each of the numbers."""
+    return tuple((stride, stride, stride) for stride in strides)

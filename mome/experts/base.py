@@ -1,0 +1,78 @@
+"""The contracts of expert bodies. A body says what it reads: tokens, the whole map, or the map and a prompt.
+
+Shapes: T tokens, E experts, K experts per token, N assignments, C the width; D H W the voxels of a scale.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mome.map_context import MapContext
+
+Reads = Literal["tokens", "map", "prompt"]
+
+
+class Experts(nn.Module):
+    """E expert networks that keep the width of what they read.
+
+    An expert returns its own result only; the residual belongs to the layer around it. Its parameters are its own
+    (`nn.Parameter`), or belong to submodules that it calls. Parameters that differ between experts are stacked along
+    dimension 0 where the kernels run them.
+
+    Attributes:
+        reads: `tokens`, `map` or `prompt`.
+        num_experts: E.
+    """
+
+    reads: ClassVar[Reads]
+    num_experts: int
+
+
+class TokenExperts(Experts):
+    """Experts that see one voxel at a time; the grouped kernels run them."""
+
+    reads: ClassVar[Reads] = "tokens"
+
+    def forward(self, x_TC: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
+        """Σ_k weight · expert(x) for every token: (T, C) → (T, C).
+
+        The signature is that of Hugging Face's experts, which its expert parallelism replaces.
+        """
+        raise NotImplementedError
+
+    def grouped(self, rows_NC: Tensor, offsets: Tensor) -> Tensor:
+        """Expert e on the rows offsets[e] … offsets[e + 1] − 1, without weights: (N, C) → (N, C).
+
+        Args:
+            rows_NC: Rows sorted by expert.
+            offsets: int64 (E + 1,), rising from 0 to N.
+        """
+        raise NotImplementedError
+
+    def single(self, x_TC: Tensor) -> Tensor:
+        """The result where there is one expert, which every token takes with weight one."""
+        ids_TK = torch.zeros(x_TC.shape[0], 1, dtype=torch.int64, device=x_TC.device)
+        weights_TK = torch.ones(x_TC.shape[0], 1, dtype=torch.float32, device=x_TC.device)
+        return self(x_TC, ids_TK, weights_TK)
+
+
+class MapExperts(Experts):
+    """Experts that see the whole map, such as convolutions; every expert runs on it and gates weigh the results."""
+
+    reads: ClassVar[Reads] = "map"
+
+    def forward(self, x_BDHWC: Tensor, gates_BDHWE: Tensor, context: MapContext) -> Tensor:
+        """Σ_e gate · expert_e(map): (B, D, H, W, C) → (B, D, H, W, C)."""
+        raise NotImplementedError
+
+
+class PromptExperts(MapExperts):
+    """Experts that read the prompt's text row, `context.text_BT`; they run once for every prompt.
+
+    Args of `__init__`: they get `text_dim` beside `dim`.
+    """
+
+    reads: ClassVar[Reads] = "prompt"

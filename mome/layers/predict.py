@@ -1,0 +1,54 @@
+"""From the feature maps of the scales to logits: the one place that decides between the fused op and plain torch."""
+
+from __future__ import annotations
+
+import torch
+from mome_kernels import fusion_head
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from mome.layers.heads.base import Head
+from mome.routers.fusion.base import Fusion
+
+# Numbers in the mixture (B, P, C, V) of one tile of voxels; 64 MB in float32.
+_TILE_NUMBERS = 2**24
+
+
+def predict(fusion: Fusion, head: Head, features_BSCV: Tensor, text_PT: Tensor, bottleneck: Tensor) -> Tensor:
+    """Fuses the scales and applies the head: logits (B, P, V).
+
+    Where the fusion is a dot product and the head has three layers, one op computes both. Any other pair runs the
+    plain forward of its parts, a tile of voxels at a time, so that no (P × C × voxels) is stored.
+
+    Args:
+        fusion, head: Parts of the model.
+        features_BSCV: The maps of all scales at the finest resolution.
+        text_PT: Text rows of the prompts.
+        bottleneck: The encoder's deepest map.
+    """
+    numbers = fusion.dot_product(text_PT)
+    layers = head.layers(text_PT, bottleneck) if numbers is not None else None
+    if numbers is not None and layers is not None:
+        *weights, slope = layers
+        query_PC, bias_PS, top_k = numbers
+        return fusion_head(features_BSCV, query_PC, bias_PS, *weights, top_k=top_k, negative_slope=slope)
+    return predict_in_tiles(fusion, head, features_BSCV, text_PT, bottleneck)
+
+
+def predict_in_tiles(fusion: Fusion, head: Head, features_BSCV: Tensor, text_PT: Tensor, bottleneck: Tensor) -> Tensor:
+    """The plain forward of fusion and head over tiles of voxels; in training each tile is recomputed in backward."""
+
+    def one_tile(features: Tensor, text: Tensor, deepest: Tensor) -> Tensor:
+        return head(fusion(features, text), text, deepest)
+
+    batch, _, channels, voxels = features_BSCV.shape
+    side = max(1, _TILE_NUMBERS // (batch * text_PT.shape[0] * channels))
+    if voxels <= side:
+        return one_tile(features_BSCV, text_PT, bottleneck)
+    tiles = []
+    for tile in features_BSCV.split(side, dim=-1):
+        if torch.is_grad_enabled():
+            tiles.append(checkpoint(one_tile, tile, text_PT, bottleneck, use_reentrant=False))
+        else:
+            tiles.append(one_tile(tile, text_PT, bottleneck))
+    return torch.cat(tiles, dim=-1)

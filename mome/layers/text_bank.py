@@ -1,0 +1,128 @@
+"""The text rows that a checkpoint stores for its labels, and the scaling that every text row goes through."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+
+from mome.errors import InputError
+
+
+class TextBank(nn.Module):
+    """Embeddings of L labels in width T. Calling it centres and scales text rows before the model reads them.
+
+    Args:
+        labels: Names, in the order of the rows.
+        width: Width T of the rows.
+        one_hot: Whether text rows only number the labels; rows are then made, not embedded.
+    """
+
+    def __init__(self, labels: Sequence[str], width: int, *, one_hot: bool) -> None:
+        super().__init__()
+        self.labels, self.one_hot = list(labels), one_hot
+        self.register_buffer("rows_LT", torch.empty(len(self.labels), width))
+        self.register_buffer("mean_T", torch.empty(width))
+        self.register_buffer("scale", torch.empty(()))
+        self.rows_LT: Tensor
+        self.mean_T: Tensor
+        self.scale: Tensor
+
+    def forward(self, text_PT: Tensor) -> Tensor:
+        """Text rows (P, T), of labels or of free text, brought to the mean and scale that the model was trained on."""
+        return (text_PT.to(self.mean_T) - self.mean_T) * self.scale
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no row was ever set."""
+        return not bool(self.rows_LT.any())
+
+    def known(self) -> dict[str, Tensor]:
+        """The rows that were set, by label, as float32 on the CPU. A row of zeros was never set."""
+        rows_LT = self.rows_LT.detach().float().cpu()
+        return {name: row for name, row in zip(self.labels, rows_LT, strict=True) if row.any()}
+
+    def rows(self, names: Sequence[str]) -> Tensor:
+        """Stored rows (P, T) of known labels.
+
+        Raises:
+            InputError: A name is not in the bank, or its row was never set.
+        """
+        missing = [name for name in names if name not in self.labels]
+        if missing:
+            raise InputError(
+                f"{missing[0]!r} is not one of the {len(self.labels)} labels this model stores",
+                hint="embed it with the model's text tower (mome.prompts.embed_prompts)",
+            )
+        rows_PT = self.rows_LT[[self.labels.index(name) for name in names]]
+        unset = [name for name, row in zip(names, rows_PT, strict=True) if not row.any()]
+        if unset:
+            raise InputError(
+                f"the bank has no embedding of {unset[0]!r} yet: its row is all zeros",
+                hint="fill it with model.text_bank.set(…), or load a trained checkpoint",
+            )
+        return rows_PT
+
+    @torch.no_grad()
+    def set(self, rows_LT: Tensor, *, centre_on: Tensor | None = None) -> None:
+        """Stores the rows of all labels.
+
+        Args:
+            rows_LT: One row per label.
+            centre_on: Rows (N, T) whose mean becomes zero and whose scale becomes one; usually those of the trained
+                labels. None leaves text rows as they are, which suits one-hot rows. Embeddings of prompts share most
+                of their direction, and their differences would be lost without it. Our choice.
+
+        Raises:
+            InputError: The shape is not (labels, width).
+        """
+        expected = tuple(self.rows_LT.shape)
+        if tuple(rows_LT.shape) != expected:
+            raise InputError(f"the bank has shape {tuple(rows_LT.shape)}, the config asks for {expected}")
+        self.rows_LT.copy_(rows_LT)
+        if centre_on is not None and centre_on.shape[0] > 1:
+            mean_T = centre_on.mean(0)
+            self.mean_T.copy_(mean_T)
+            self.scale.copy_(1 / (centre_on - mean_T).square().mean().sqrt().clamp(min=1e-6))
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Makes the bank that of a new model."""
+        self.rows_LT.copy_(self._first_rows())
+        self.mean_T.zero_()
+        self.scale.fill_(1.0)
+
+    @torch.no_grad()
+    def relabel(self, labels: Sequence[str]) -> list[str]:
+        """Changes the list of labels; rows follow their names.
+
+        Returns:
+            Names that had no row. Theirs are zeros; in a one-hot bank each gets a column that no other label uses, of
+            which there are enough (`MoMEConfig.check_labels`).
+        """
+        new = [name for name in labels if name not in self.labels]
+        rows = self.rows_LT.new_zeros(len(labels), self.rows_LT.shape[1])
+        for i, name in enumerate(labels):
+            if name in self.labels:
+                rows[i] = self.rows_LT[self.labels.index(name)]
+        if self.one_hot:
+            free = [column for column in range(rows.shape[1]) if not rows[:, column].any()]
+            for name, column in zip(new, free, strict=False):
+                rows[list(labels).index(name), column] = 1
+        self.rows_LT, self.labels = rows, list(labels)
+        return new
+
+    def _first_rows(self) -> Tensor:
+        """One-hot rows where text rows only number the labels; else zeros, which stand for "not set yet"."""
+        if self.one_hot:
+            return torch.eye(*self.rows_LT.shape, dtype=self.rows_LT.dtype, device=self.rows_LT.device)
+        return torch.zeros_like(self.rows_LT)
+
+    @torch.no_grad()
+    def init_weights_(self, init: ModuleType, std: float) -> None:
+        """The bank of a new model; what was loaded is left alone."""
+        init.copy_(self.rows_LT, self._first_rows())
+        init.zeros_(self.mean_T)
+        init.ones_(self.scale)

@@ -1,0 +1,39 @@
+"""The contract of a token router."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from mome.map_context import MapContext
+from mome.routers.routing import Assignments, Routing, Slots, TokenChoice
+
+
+class Router(nn.Module):
+    """Decides which voxels of a map go to which experts.
+
+    A router computes in float32 whatever the model's precision, and is deterministic in eval. Its parameters are its
+    own (`nn.Parameter`), or belong to submodules that it calls: a weight that is read past its module's `forward` is
+    invisible to offloading and adapters.
+
+    Attributes:
+        returns: The form of routing that the router returns.
+        reads_prompts: Whether the routing depends on the prompts; then the experts run once per prompt.
+    """
+
+    returns: ClassVar[type[TokenChoice] | type[Assignments] | type[Slots]] = TokenChoice
+    reads_prompts: ClassVar[bool] = False
+    num_experts: int
+
+    def forward(self, x_BDHWC: Tensor, context: MapContext) -> Routing:
+        """Routes the voxels of a map.
+
+        Args:
+            x_BDHWC: The map, channels last; its voxels in this order are the T tokens.
+            context: Where the map lies.
+        """
+        raise NotImplementedError
+
+    def after_step(self) -> None:
+        """Updates state that follows the optimiser, such as a balancing bias; called once per optimiser step."""

@@ -1,0 +1,65 @@
+"""The contract of a fusion: how the S expert maps become one map per prompt."""
+
+from __future__ import annotations
+
+from typing import ClassVar, NamedTuple
+
+from torch import Tensor, nn
+
+
+class DotProduct(NamedTuple):
+    """A fusion as the numbers of the fused op.
+
+    weight(p, v, s) = softmax over s of ⟨query_p, f_s(v)⟩ + bias_ps, over the `top_k` best where top_k > 0; the mixture
+    is Σ_s weight · f_s(v).
+
+    Attributes:
+        query_PC: One query per prompt in the width C of the head; zeros where the voxel does not matter.
+        bias_PS: The part of the score that does not depend on the voxel.
+        top_k: The number of scales that a voxel keeps; 0 keeps all.
+    """
+
+    query_PC: Tensor
+    bias_PS: Tensor
+    top_k: int = 0
+
+
+class Fusion(nn.Module):
+    """Mixes the scales for every prompt, voxel by voxel.
+
+    A fusion is built with `channels` (C), `text_dim` (T) and `scales` (S). `forward` says what it computes and is the
+    reference; a fusion that is a softmax of dot products also returns its numbers from `dot_product`, for the fused
+    op. Both read weights only through submodules that they call, or `forward` reads its own.
+
+    Attributes:
+        finest_only: Whether only the finest scale gets an expert.
+    """
+
+    finest_only: ClassVar[bool] = False
+
+    def forward(self, features_BSCV: Tensor, text_PT: Tensor) -> Tensor:
+        """Feature maps and prompts → mixture (B, P, C, V), or (B, 1, C, V) where it is the same for every prompt.
+
+        Args:
+            features_BSCV: The scales at V voxels; V may be any part of the volume.
+            text_PT: Text rows of the prompts.
+        """
+        raise NotImplementedError
+
+    def dot_product(self, text_PT: Tensor) -> DotProduct | None:
+        """The numbers of the fused op, or None where the fusion has another form."""
+        return None
+
+
+def mix_by_dot_product(features_BSCV: Tensor, numbers: DotProduct) -> Tensor:
+    """The mixture (B, P, C, V) that a `DotProduct` describes: the plain form of what the fused op computes."""
+    scores_BPSV = (numbers.query_PC.to(features_BSCV) @ features_BSCV).transpose(1, 2) + numbers.bias_PS[..., None]
+    if 0 < numbers.top_k < features_BSCV.shape[1]:
+        # a stable sort keeps the earlier of equal scores, as the fused op does
+        order_BPSV = scores_BPSV.argsort(dim=2, descending=True, stable=True)
+        dropped_BPSV = order_BPSV[:, :, numbers.top_k :]
+        scores_BPSV = scores_BPSV.scatter(2, dropped_BPSV, float("-inf"))
+    weights_BPSV = scores_BPSV.softmax(dim=2)
+    return (weights_BPSV.transpose(2, 3)[..., None, :] @ features_BSCV.permute(0, 3, 1, 2)[:, None])[
+        ..., 0, :
+    ].transpose(2, 3)
