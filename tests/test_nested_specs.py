@@ -1,0 +1,119 @@
+"""Parts inside parts, and module objects in the place of a spec."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from mome.errors import InputError
+from mome.module_objects import recall, remember
+from mome.registry import LAYERS, REGISTRIES, Registry, module, part
+from mome.spec import dump
+
+
+class Wrapper:
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        layer: Any = part("layers", "moe(experts=swiglu(n=4))")
+        rank: int = 4
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+
+class Whole:
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        model: Any = module()
+        scale: float = 1.0
+
+    def __init__(self, config: Any) -> None:
+        self.model, self.scale = recall(config.model, "expert"), config.scale
+
+
+@pytest.fixture
+def wrappers(monkeypatch: pytest.MonkeyPatch) -> Registry:
+    registry = Registry("wrapper", "mome.layers", "mome.none")
+    registry.register("wrapper", Wrapper)
+    registry.register("whole", Whole)
+    monkeypatch.setitem(REGISTRIES, "wrappers", registry)
+    return registry
+
+
+def test_nested_specs_are_defaulted_printed_and_round_tripped(wrappers: Registry) -> None:
+    text = "wrapper(layer=moe(experts=swiglu(n=2, hidden=8), router=topk(k=1)), rank=2)"
+    full = wrappers.canonical(text)
+    assert full["layer"]["experts"]["activation"] == "silu" and full["layer"]["router"]["normalize"] is True
+    assert json.loads(json.dumps(full)) == full and wrappers.canonical(full) == full
+    assert dump(full, wrappers) == text
+    shuffled = json.loads(json.dumps(full, sort_keys=True))
+    assert wrappers.canonical(shuffled) == full and dump(wrappers.canonical(shuffled), wrappers) == text
+
+
+def test_defaults_of_nested_specs_are_left_out(wrappers: Registry) -> None:
+    assert dump(wrappers.canonical("wrapper"), wrappers) == "wrapper"
+    assert dump(wrappers.canonical("wrapper(layer=moe(experts=swiglu(n=4)))"), wrappers) == "wrapper"
+    assert wrappers.canonical("wrapper")["layer"]["experts"]["n"] == 4
+    nested = dump(wrappers.canonical("wrapper(layer=moe(experts=swiglu(n=5)))"), wrappers)
+    assert nested == "wrapper(layer=moe(experts=swiglu(n=5)))"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("wrapper(layer=moe(experts=swigu))", "unknown expert 'swigu', did you mean 'swiglu'"),
+        ("wrapper(layer=moe(experts=swiglu(hiden=3)))", "no argument 'hiden', did you mean 'hidden'"),
+        ("wrapper(layer=moe(experts=topk))", "'topk' is registered as a router, not as an expert"),
+        ("wrapper(layer=moe(experts=swiglu(n='two')))", "argument 'n' is int, got 'two'"),
+        ("wrapper(layer=3)", "a part is named by a string or a dict with a name"),
+    ],
+)
+def test_what_is_wrong_inside_is_said(wrappers: Registry, text: str, words: str) -> None:
+    with pytest.raises(InputError, match=words) as caught:
+        wrappers.canonical(text)
+    assert len(str(caught.value).splitlines()) <= 3
+
+
+def test_a_nested_layer_builds() -> None:
+    layer = LAYERS.build("moe(experts=mlp(n=2, hidden=3), router=topk(k=1))", dim=4)
+    assert layer.experts.num_experts == 2 and layer.router.k == 1
+
+
+def test_a_module_object_is_remembered_by_name_and_hash(wrappers: Registry) -> None:
+    network = nn.Linear(2, 3)
+    spec = wrappers.canonical({"name": "whole", "model": network, "scale": 2})
+    assert spec["model"]["class"] == "Linear" and len(spec["model"]["sha256"]) == 16
+    assert json.loads(json.dumps(spec)) == spec
+    assert wrappers.build(spec).model is network and wrappers.build(json.loads(json.dumps(spec))).scale == 2.0
+    other = nn.Linear(2, 3)
+    assert remember(other) != spec["model"]
+    other.load_state_dict(network.state_dict())
+    assert remember(other) == spec["model"]
+
+
+def test_a_forgotten_module_object_is_asked_for(wrappers: Registry) -> None:
+    reference = {"name": "object", "class": "SegResNet", "sha256": "0" * 16}
+    with pytest.raises(InputError, match="module object of class 'SegResNet'") as caught:
+        wrappers.build({"name": "whole", "model": reference})
+    assert "pass the same object again" in str(caught.value)
+
+
+def test_initialisers_leave_an_object_alone() -> None:
+    from transformers import initialization as init
+
+    network = nn.Linear(2, 3)
+    before = network.weight.detach().clone()
+    recall(remember(network), "expert")
+    with torch.no_grad():
+        init.zeros_(network.weight)
+    assert torch.equal(network.weight, before)
+
+
+def test_the_name_object_is_reserved(wrappers: Registry) -> None:
+    with pytest.raises(InputError, match="reserved"):
+        wrappers.register("object", Wrapper)
