@@ -1,7 +1,7 @@
 """Registers MoME with transformers' Auto classes and its kernels as an experts implementation.
 
-`import mome` does this at once where transformers is already imported, and on first use otherwise; importing
-this module does it explicitly.
+`import mome` does this at once if transformers has been imported, otherwise on first use. Importing this module does it
+explicitly.
 """
 
 from __future__ import annotations

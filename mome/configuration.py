@@ -12,7 +12,7 @@ from mome.errors import InputError, did_you_mean
 from mome.registry import PARTS, TEXT_ENCODERS
 from mome.spec import SPEC_VERSION, Spec, dump, migrate
 
-# The part that a model has where its config names none.
+# The parts of a model whose config does not name them.
 _DEFAULT_PARTS = {
     "encoder": "unet",
     "text_encoder": "bank",
@@ -155,7 +155,7 @@ class MoMEConfig(PreTrainedConfig):
         return getattr(encoder_class, "one_hot", False)
 
     def part_strings(self) -> dict[str, str]:
-        """Every part as the string a user would type, defaults left out."""
+        """Returns every part as the string that a user would type; defaults are left out."""
         return {part: dump(getattr(self, part), registry) for part, registry in PARTS.items()}
 
 

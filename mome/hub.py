@@ -1,6 +1,6 @@
 """Finds the place that a model's name means: an existing folder, a bundled checkpoint, else a Hub id.
 
-`local-dir:path` and `hf-hub:org/name` say which of them is meant; a Hub id may carry a revision, `org/name@rev`.
+The prefixes `local-dir:` and `hf-hub:` say which of them is meant. A Hub id may carry a revision, `org/name@rev`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ _HUB_ID = re.compile(r"(?P<place>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
 
 class Source(NamedTuple):
-    """Where a model lies.
+    """The place of a model.
 
     Attributes:
         place: A folder's path or a Hub id, as transformers takes them.
-        revision: Branch, tag or commit of a Hub id; None where the name carries none.
+        revision: Branch, tag or commit of a Hub id, or None.
     """
 
     place: str
@@ -28,14 +28,14 @@ class Source(NamedTuple):
 
 
 def locate(name: str | Path, revision: str | None = None) -> Source:
-    """The place that a name means.
+    """Finds the place that a name means.
 
     Args:
         name: A folder, a bundled name, a Hub id, or one of them with its prefix.
-        revision: What the caller asked for beside the name; it wins over none and must not contradict `@rev`.
+        revision: A revision given beside the name; it must not contradict `@rev`.
 
     Raises:
-        InputError: Neither a folder, nor bundled, nor the form of a Hub id; or two different revisions.
+        InputError: The name is no folder, no bundled name and has not the form of a Hub id, or it has two revisions.
     """
     text = str(name)
     if text.startswith("local-dir:"):

@@ -105,14 +105,14 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def bundled_models() -> list[str]:
-    """Names of the checkpoints inside the package, such as `mome-ct-tiny`."""
+    """Returns the names of the checkpoints inside the package, such as `mome-ct-tiny`."""
     if not BUNDLED.is_dir():
         return []
     return sorted(folder.name for folder in BUNDLED.iterdir() if (folder / "model.safetensors").is_file())
 
 
 def preset(name: str) -> dict[str, Any]:
-    """One preset.
+    """Returns one preset.
 
     Raises:
         InputError: No preset has that name.
@@ -126,5 +126,5 @@ def preset(name: str) -> dict[str, Any]:
 
 
 def preset_sizes() -> dict[str, dict[str, Any]]:
-    """Parameters of every preset, from the generated file; no torch is needed."""
+    """Returns the parameters of every preset from the generated file; no torch is needed."""
     return json.loads(SIZES.read_text())

@@ -1,6 +1,6 @@
-"""From a CT volume to what the model sees, and back onto the grid it came from.
+"""The processor turns a CT volume into the input of the model.
 
-Network-grid settings (spacing, orientation, HU window) live here alone, in `preprocessor_config.json`.
+The settings of the network grid (spacing, orientation, HU window) are stored in `preprocessor_config.json` only.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mome.volumes import Grid, Volume
 
 _SETTINGS = ("spacing", "orientation", "hu_window", "padding_hu")
-# What transformers writes into preprocessor_config.json or sets on the object.
+# Keys that transformers writes into preprocessor_config.json or sets on the object.
 _HUGGING_FACE_KEYS = ("image_processor_type", "feature_extractor_type", "processor_class", "auto_map", "backend")
 _LOADING_KEYS = (
     "cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies",
@@ -38,10 +38,10 @@ class MoMEProcessor(ImageProcessingMixin):
         hu_window: (low, high) in HU; below is 0, above is 1.
         padding_hu: HU outside the scan.
 
-    Settings are checked when they are set, too: a typo must not leave a model on another grid silently.
+    Settings are also checked when they are set later, so that a typo cannot move a model to another grid unnoticed.
 
     Raises:
-        InputError: An unknown setting, or a value that makes no sense.
+        InputError: A setting is unknown, or its value is out of range.
     """
 
     model_input_names = ["volume"]
@@ -77,7 +77,7 @@ class MoMEProcessor(ImageProcessingMixin):
                 transformers (`revision`, `cache_dir`, …).
 
         Raises:
-            InputError: There are none, or they cannot be reached, or a setting is unknown.
+            InputError: The settings are missing or cannot be reached, or a setting is unknown.
         """
         overrides = {key: kwargs.pop(key) for key in _SETTINGS if key in kwargs}
         for key in kwargs:
@@ -99,7 +99,7 @@ class MoMEProcessor(ImageProcessingMixin):
         return loaded
 
     def settings(self) -> dict[str, Any]:
-        """What decides the network grid: the part of the configuration that a cache depends on."""
+        """Returns the settings that decide the network grid; a cache depends on them."""
         return {
             "spacing": self.spacing,
             "orientation": self.orientation,
@@ -108,19 +108,19 @@ class MoMEProcessor(ImageProcessingMixin):
         }
 
     def network_grid(self, grid: Grid) -> Grid:
-        """The network grid that covers `grid`."""
+        """Returns the network grid that covers `grid`."""
         from mome.volumes import network_grid
 
         x, y, z = self.spacing
         return network_grid(grid, spacing=(x, y, z), orientation=self.orientation)
 
     def window(self, hu: Tensor) -> Tensor:
-        """HU → [0, 1], any shape."""
+        """Maps HU to [0, 1]; any shape."""
         low, high = self.hu_window
         return ((hu - low) / (high - low)).clamp_(0, 1)
 
     def to_network(self, volume: Volume) -> tuple[Tensor, Grid]:
-        """Volume → float32 (1, 1, D, H, W) in [0, 1] on the network grid, and that grid."""
+        """Returns the volume as float32 (1, 1, D, H, W) in [0, 1] on the network grid, and that grid."""
         from mome.volumes import resample
 
         target = self.network_grid(volume.grid)
@@ -130,10 +130,10 @@ class MoMEProcessor(ImageProcessingMixin):
 
 
 def processor_of(model: Any) -> MoMEProcessor:
-    """What the model carries as `processor`, else what was, or by now is, saved where the model was loaded from.
+    """Returns the processor of a model: `processor`, else the one saved with its checkpoint.
 
     Raises:
-        InputError: None of these.
+        InputError: The model has no processor.
     """
     for carried in (getattr(model, "processor", None), getattr(model, "loaded_processor", None)):
         if carried is not None:
@@ -144,11 +144,11 @@ def processor_of(model: Any) -> MoMEProcessor:
             "a model without its processor: the network grid is not known",
             hint="pass processor=MoMEProcessor.from_pretrained(…) or mome.preset_processor(…)",
         )
-    return MoMEProcessor.from_pretrained(place)  # the name carries the revision, where one was asked for
+    return MoMEProcessor.from_pretrained(place)  # the name includes the revision that the model was loaded with
 
 
 def _checked(name: str, value: Any) -> Any:
-    """A setting in the form it is stored in."""
+    """Checks a setting and returns it in the form that is stored."""
     if name == "orientation":
         letters = value.upper() if isinstance(value, str) else ""
         if len(letters) != 3 or sorted("RLAPSI".find(letter) // 2 for letter in letters) != [0, 1, 2]:

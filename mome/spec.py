@@ -1,11 +1,12 @@
-"""Config strings: `swiglu(n=8)` ⇄ `{"name": "swiglu", "n": 8}`.
+"""Reads and writes config strings: `swiglu(n=8)` stands for `{"name": "swiglu", "n": 8}`.
 
 ```
 spec   := name [ "(" key "=" value {"," key "=" value} ")" ]
 name   := ident { "." ident }
 value  := number | "str" | True/False/None (true/false/null) | [values] | (values) | {str: value} | spec
 ```
-Strings are read as a syntax tree of which a few node types are walked; nothing is ever evaluated. Imports no torch.
+A string is parsed to a syntax tree, of which only a few types of node are accepted; nothing is evaluated. This module
+imports no torch.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 
 from mome.errors import InputError
 
-# Raised when a part's arguments are renamed; `migrate` brings older specs up to it.
+# This number rises when arguments of a part are renamed; `migrate` brings older specs up to it.
 SPEC_VERSION = 1
 
 Spec = dict[str, Any]
@@ -26,11 +27,11 @@ _WORDS = {"true": True, "false": False, "null": None}
 
 
 class SpecError(InputError):
-    """A config string that does not follow the grammar; shows where with a caret."""
+    """A config string does not follow the grammar; the message shows the place with a caret."""
 
 
 def parse(text: str) -> Spec:
-    """A config string → its dict, `name` first.
+    """Parses a config string to its dict, in which `name` comes first.
 
     Raises:
         SpecError: The text is not a spec.
@@ -115,14 +116,14 @@ def _name(node: ast.expr, text: str) -> str:
 
 def _at(text: str, column: int, what: str) -> SpecError:
     column = max(0, min(column, len(text)))
-    # A long string is shown around the column only.
+    # Only the part around the column of a long string is shown.
     start = max(0, column - 40)
     shown = "".join(c if c.isprintable() else " " for c in text[start : start + 80])
     return SpecError(f"{what}, at column {column + 1}\n  {shown}\n  {' ' * (column - start)}^")
 
 
 def canonical(spec: str | Spec) -> Spec:
-    """A string or a dict → a dict of JSON values, `name` first. Config objects: see `Registry.canonical`.
+    """Turns a string or a dict into a dict of JSON values, `name` first. `Registry.canonical` also takes objects.
 
     Raises:
         SpecError: It is none of these, or holds what JSON cannot.
@@ -140,7 +141,7 @@ def canonical(spec: str | Spec) -> Spec:
 
 
 def dump(spec: Spec, registry: Any = None) -> str:
-    """A dict → its string. With a registry, arguments that equal the part's defaults are left out."""
+    """Writes a dict as a config string. With a registry, arguments that equal the part's defaults are left out."""
     return write(spec if registry is None else registry.without_defaults(spec))
 
 
@@ -166,7 +167,7 @@ def _is_name(text: str) -> bool:
     return all(_is_word(part) for part in text.split("."))
 
 
-# Old spec version → function that brings a spec to the next one. Empty while version 1 is the only one.
+# Maps a spec version to the function that brings a spec to the next version. Version 1 is the only one so far.
 _MIGRATIONS: dict[int, Callable[[Spec], Spec]] = {}
 
 

@@ -1,4 +1,4 @@
-"""Models by name: `create_model("mome_ct_base", experts="swiglu(n=8)")`, `list_models("mome*")`."""
+"""Builds and lists models by name: `create_model("mome_ct_base", experts="swiglu(n=8)")`, `list_models("mome*")`."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 
 def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
-    """Names of the presets that match a wildcard; with `pretrained`, of the checkpoints that are bundled."""
+    """Returns the names of presets that match a wildcard; with `pretrained`, the names of bundled checkpoints."""
     names = bundled_models() if pretrained else list(PRESETS)
     return [name for name in sorted(names) if fnmatch.fnmatch(name, pattern)]
 
 
 def create_model(name: str, *, pretrained: bool = False, **overrides: Any) -> MoME:
-    """A model from a preset, with any part or config value overridden.
+    """Builds a model from a preset; any part or config value can be overridden.
 
     Args:
-        name: Of the preset.
+        name: Name of the preset.
         pretrained: Load the bundled checkpoint of this preset instead of random weights.
         overrides: Config values, as in `experts="swiglu(n=8)"`, `labels=["liver"]`.
 
@@ -60,14 +60,14 @@ def create_model(name: str, *, pretrained: bool = False, **overrides: Any) -> Mo
 
 
 def preset_processor(name: str, **overrides: Any) -> MoMEProcessor:
-    """The processor that belongs to a preset, with any setting overridden."""
+    """Builds the processor of a preset; any setting can be overridden."""
     from mome.processing import MoMEProcessor
 
     return MoMEProcessor(**{**preset(name)["processor"], **overrides})
 
 
 def measure_sizes() -> dict[str, dict[str, Any]]:
-    """The contents of `preset_sizes.json`, counted on the meta device."""
+    """Counts the parameters of every preset on the meta device: the contents of `preset_sizes.json`."""
     import torch
 
     sizes = {}

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mome.encoders.text.hf import TEMPLATE
+from mome.encoders.text.tower import TEMPLATE
 from mome.errors import InputError
 from mome.registry import TEXT_ENCODERS
 

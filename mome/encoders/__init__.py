@@ -1,4 +1,4 @@
-"""Vision encoders: volume (B, C, D, H, W) → Pyramid. Registered by name; nothing here imports torch."""
+"""Vision encoders turn a volume (B, C, D, H, W) into a Pyramid. Nothing here imports torch."""
 
 from mome.registry import ENCODERS
 

@@ -8,10 +8,10 @@ from mome.errors import InputError
 
 
 def norm_layer(name: str, channels: int) -> nn.Module:
-    """`instance` (affine instance normalisation) or `group` (groups of 8 channels).
+    """Builds a normalisation layer: `instance` (affine instance norm) or `group` (groups of 8 channels).
 
     Raises:
-        InputError: Another name, or channels that do not divide into the groups.
+        InputError: The name is unknown, or the channels do not divide into groups.
     """
     if name == "instance":
         return nn.InstanceNorm3d(channels, affine=True)
@@ -24,7 +24,7 @@ def norm_layer(name: str, channels: int) -> nn.Module:
 
 
 class ConvBlock(nn.Module):
-    """3×3×3 convolution, normalisation, leaky ReLU (slope 0.01, as in nnU-Net)."""
+    """A 3×3×3 convolution, a normalisation and a leaky ReLU (slope 0.01, as in nnU-Net)."""
 
     def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1, norm: str = "instance") -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class ConvBlock(nn.Module):
 
 
 class ConvStack(nn.Sequential):
-    """`depth` convolution blocks; the first changes the channels and the resolution."""
+    """A chain of `depth` convolution blocks; the first one changes the channels and the resolution."""
 
     def __init__(
         self, in_channels: int, out_channels: int, *, depth: int, stride: int = 1, norm: str = "instance"

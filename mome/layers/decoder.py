@@ -11,7 +11,7 @@ from mome.layers.blocks import ConvStack
 
 
 class UNetDecoder(nn.Module):
-    """Transposed convolution, skip connection, convolutions: one step for each encoder stage but the deepest.
+    """One step for each encoder stage but the deepest: transposed convolution, skip connection, convolutions.
 
     Args:
         channels: Channels of the encoder's stages, fine to coarse (the last is the bottleneck).
@@ -37,7 +37,7 @@ class UNetDecoder(nn.Module):
             self.fuse.append(ConvStack(2 * channels[level], channels[level], depth=depth, norm=norm))
 
     def forward(self, stages: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Encoder stages, fine to coarse → decoder maps, coarse to fine."""
+        """Turns encoder stages, fine to coarse, into decoder maps, coarse to fine."""
         x, maps = stages[-1], []
         for up, fuse, skip in zip(self.up, self.fuse, reversed(stages[:-1]), strict=True):
             x = fuse(torch.cat([up(x), skip], dim=1))  # (B, C_s, D_s, H_s, W_s)

@@ -1,7 +1,7 @@
 """Binary cross entropy + soft Dice over the structures that are annotated in each case.
 
-The sum and the mask are the CLIP-Driven Universal Model's (Liu et al. 2023). Dice is taken over whole patches,
-pooled over the batch (nnU-Net's `batch_dice`), never per slice; that is our choice.
+The sum of both and the mask are those of the CLIP-Driven Universal Model (Liu et al. 2023). Dice is computed over whole
+patches, pooled over the batch (nnU-Net's `batch_dice`), never per slice; that is our choice.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 
 def _sum_over_processes(x: Tensor) -> Tensor:
-    """Differentiable sum over all processes, so that the loss does not depend on how the batch is spread."""
+    """Sums over all processes, differentiably, so that the loss does not depend on how the batch is shared out."""
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         from torch.distributed.nn.functional import all_reduce
 
@@ -33,16 +33,15 @@ def masked_bce_dice(
     smooth: float = 1.0,
     positive_weight: float = 1.0,
 ) -> Tensor:
-    """Scalar loss; what is not annotated contributes nothing, neither value nor gradient.
+    """Returns a scalar loss. A structure that is not annotated adds neither value nor gradient.
 
     Args:
         logits, targets: (B, P, D, H, W).
-        supervised_BP: True where prompt p is annotated in case b; all of them where None.
-        bce_weight, dice_weight: Weights of the two parts.
-        smooth: Voxels added above and below, so that an absent structure pulls its prediction to zero gently.
-        positive_weight: Of a structure's voxels in the cross entropy. A small structure's voxels are one in a thousand;
-            unweighted, its logits fall until Dice has no gradient left, and the cross entropy's is lost beside that of
-            structures which are found already.
+        supervised_BP: True where prompt p is annotated in case b; None means that all are.
+        bce_weight, dice_weight: Weights of the two terms.
+        smooth: Voxels added to numerator and denominator of Dice, so that an absent structure has a small gradient.
+        positive_weight: Weight of a structure's voxels in the cross entropy. The voxels of a small structure are one in
+            a thousand; without the weight its logits fall until Dice has no gradient left.
     """
     logits, targets = logits.float().flatten(2), targets.flatten(2).to(torch.float32)
     if supervised_BP is None:
@@ -69,7 +68,7 @@ class BCEDiceLoss(nn.Module):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        """Weights of the two parts, voxels added to the Dice fraction, weight of positive voxels; see above."""
+        """The settings of `masked_bce_dice`."""
 
         bce_weight: float = 1.0
         dice_weight: float = 1.0

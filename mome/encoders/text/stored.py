@@ -6,32 +6,16 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from mome.encoders.text.base import TextEncoder
 from mome.errors import InputError
 from mome.registry import at_least
 
 
-class BankText:
-    """Embeddings that somebody else made; the checkpoint's bank is all there is."""
-
-    needs_tower = False
-    one_hot = False
-
-    @dataclass(frozen=True, kw_only=True)
-    class Config:
-        """Width T of the stored rows."""
-
-        width: int = 512
-
-    def __init__(self, config: Config) -> None:
-        at_least(1, "bank", width=getattr(config, "width", 1))  # the one-hot encoders below have none
-        self.config = config
-
-    def width(self, num_labels: int) -> int:
-        """T of the rows."""
-        return self.config.width
+class StoredText(TextEncoder):
+    """The part that text encoders without a tower share: they cannot embed anything."""
 
     def encode(self, texts: list[str]) -> Tensor:
-        """There is no tower here.
+        """Raises an error, because there is no tower.
 
         Raises:
             InputError: Always.
@@ -42,23 +26,56 @@ class BankText:
         )
 
 
-class LearnedText(BankText):
-    """One-hot rows over the labels: the layers that read them are then a learned table."""
+class BankText(StoredText):
+    """Embeddings that were made elsewhere; only labels in the checkpoint's bank can be prompted."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """Settings of `bank`.
+
+        Args:
+            width: Width T of the stored rows.
+        """
+
+        width: int = 512
+
+    def __init__(self, config: Config) -> None:
+        at_least(1, "bank", width=config.width)
+        self.config = config
+
+    def width(self, num_labels: int) -> int:
+        return self.config.width
+
+
+class LearnedText(StoredText):
+    """One-hot rows over the labels: the layers that read them act as a table of learned rows."""
 
     one_hot = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        """Nothing to set."""
+        """`learned` has no settings."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
 
     def width(self, num_labels: int) -> int:
-        """One column per label."""
+        """Returns one column per label."""
         return num_labels
 
 
-class NoText(LearnedText):
-    """The same rows, for a head that reads no text: they only choose the output channel."""
+class NoText(StoredText):
+    """One-hot rows that only choose the output channel of a head that reads no text."""
+
+    one_hot = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        """Nothing to set."""
+        """`none` has no settings."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def width(self, num_labels: int) -> int:
+        """Returns one column per label."""
+        return num_labels

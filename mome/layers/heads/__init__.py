@@ -1,4 +1,4 @@
-"""Heads: fused expert maps → one logit per prompt and voxel. Nothing here imports torch."""
+"""Heads turn fused expert maps into one logit per prompt and voxel. Nothing here imports torch."""
 
 from mome.registry import HEADS
 
