@@ -1,8 +1,8 @@
 """Trains MONAI's SegResNet(init_filters=16) on the samples that `mome_ct_tiny` is trained on.
 
-The yardstick of benchmarks/RESULTS.md: same cache, same patches in the same order, same budget, the same kind of
-optimiser and schedule. Its learning rate is its own; loss, precision and the moving average of the weights are the
-configuration's unless overridden.
+This is the baseline of benchmarks/RESULTS.md. It uses the same cache, the same patches in the same order, the same
+number of steps, and the same optimiser and schedule. It has its own learning rate. Loss, precision and the moving
+average of the weights come from the configuration and its overrides.
 
     python benchmarks/train_segresnet.py --config examples/configs/mome_ct_tiny.yaml --out runs/segresnet
     python benchmarks/train_segresnet.py --predict FOLDER --out runs/segresnet --masks runs/segresnet/val
@@ -11,6 +11,7 @@ configuration's unless overridden.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import time
 from pathlib import Path
@@ -23,22 +24,22 @@ from monai.networks.nets import SegResNet
 from rich.progress import track
 from safetensors.torch import load_file, save_file
 
-from mome.data.augmentation import Augmentation
 from mome.data.case_folder import CaseFolder
-from mome.data.sampling import PatchDataset
 from mome.errors import InputError
 from mome.processing import MoMEProcessor
 from mome.registry import LOSSES
 from mome.training.checkpoint import latest_checkpoint, save_checkpoint
-from mome.training.config import RunConfig, load_run_config
-from mome.training.loop import learning_rate, left_right_axis, parameter_groups
-from mome.training.setup import open_source
+from mome.training.config import RunConfig
+from mome.training.config_file import load_run_config
+from mome.training.optimizer import build_optimizer, learning_rate, set_learning_rate
+from mome.training.sources import open_source, patch_dataset
+from mome.training.weight_average import start_average
 from mome.volumes import read_volume, resample, write_mask
 from mome.zoo import preset, preset_processor
 
 
 def build(run: RunConfig) -> SegResNet:
-    """The yardstick's network, one output channel per label."""
+    """The baseline network, with one output channel per label."""
     return SegResNet(spatial_dims=3, init_filters=16, in_channels=1, out_channels=len(run.labels))
 
 
@@ -48,36 +49,28 @@ def autocast(run: RunConfig) -> torch.autocast:
 
 
 def fit(run: RunConfig, out: Path, peak: float) -> None:
-    """Trains, with a checkpoint every `checkpoint_every` steps from which it goes on."""
+    """Trains and saves the network; continues from the newest checkpoint in `out`, if there is one.
+
+    Args:
+        run: Settings of the run.
+        out: Folder of checkpoints and results.
+        peak: Largest learning rate.
+    """
     train = run.train
     if train.gradient_accumulation != 1:
-        raise InputError("one batch per step here", hint="train.gradient_accumulation=1")
+        raise InputError("this script takes one batch per step", hint="train.gradient_accumulation=1")
     torch.manual_seed(train.seed)
     processor = preset_processor(run.preset, **run.processor)
     caches = [open_source(source, run, processor, lambda items: track(items, "caching")) for source in run.sources]
     patch = run.model.get("patch_size", preset(run.preset)["model"]["patch_size"])
     steps = train.steps or train.samples // train.batch_size
-    dataset = PatchDataset(
-        caches,
-        [source.weight for source in run.sources],
-        list(run.labels),
-        patch,
-        steps * train.batch_size,
-        train.seed,
-        run.sampling,
-        Augmentation(run.augmentation, run.labels, left_right_axis(processor.orientation)),
-    )
+    dataset = patch_dataset(run, caches, patch, processor, steps * train.batch_size)
     loss_function = LOSSES.build(run.loss)
     model = build(run).train()
-    optimizer = torch.optim.AdamW(parameter_groups(model, train.weight_decay), lr=peak)
+    optimizer = build_optimizer(model, dataclasses.replace(train, learning_rate=peak))
     accelerator = Accelerator(cpu=True)
     model, optimizer = accelerator.prepare(model, optimizer)
-    average = None
-    if train.ema:
-        average = torch.optim.swa_utils.AveragedModel(
-            model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(train.ema), use_buffers=False
-        )
-        accelerator.register_for_checkpointing(average)
+    average = start_average(model, train.ema, accelerator)
     newest = latest_checkpoint(out / "checkpoints")
     start = 0
     if newest is not None:
@@ -86,8 +79,7 @@ def fit(run: RunConfig, out: Path, peak: float) -> None:
     out.mkdir(parents=True, exist_ok=True)
     began, recent = time.perf_counter(), []
     for step in range(start, steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, peak, train.warmup)
+        set_learning_rate(optimizer, learning_rate(step, steps, peak, train.warmup))
         samples = [dataset[step * train.batch_size + i] for i in range(train.batch_size)]
         batch = {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
         with autocast(run):
@@ -116,7 +108,13 @@ def fit(run: RunConfig, out: Path, peak: float) -> None:
 
 @torch.inference_mode()
 def predict(out: Path, folder: Path, masks: Path) -> None:
-    """Writes one mask per structure and case, by MONAI's own sliding window and our resampling."""
+    """Segments cases with MONAI's sliding window and mome's resampling; writes one mask per structure and case.
+
+    Args:
+        out: Folder of the trained network.
+        folder: Folder of cases, see `mome.data.case_folder`.
+        masks: Folder for the masks; existing masks are kept.
+    """
     settings = json.loads((out / "settings.json").read_text())
     processor = MoMEProcessor(**settings["processor"])
     model = SegResNet(spatial_dims=3, init_filters=16, in_channels=1, out_channels=len(settings["labels"]))
@@ -125,7 +123,7 @@ def predict(out: Path, folder: Path, masks: Path) -> None:
     masks.mkdir(parents=True, exist_ok=True)
     for case in track(list(CaseFolder(folder, "openkbp")), "segmenting"):
         if all((masks / f"{case.name}_{name}.nii.gz").is_file() for name in settings["labels"]):
-            continue  # of an earlier, interrupted call
+            continue  # written by an earlier call that was interrupted
         volume = read_volume(case.image)
         x, grid = processor.to_network(volume)
         logits = sliding_window_inference(x, settings["patch"], 2, model, overlap=0.5, mode="gaussian")[0]
@@ -140,7 +138,7 @@ def predict(out: Path, folder: Path, masks: Path) -> None:
 
 
 def main() -> None:
-    """Command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path)
     parser.add_argument("--out", type=Path, required=True)

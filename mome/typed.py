@@ -6,7 +6,6 @@ The registry reads the arguments of parts with it, and training reads its config
 from __future__ import annotations
 
 import dataclasses
-import re
 import types
 import typing
 from dataclasses import MISSING
@@ -17,13 +16,13 @@ from mome.spec import write
 
 
 def from_data(cls: Any, data: dict[str, Any], *, owner: str, path: str = "") -> Any:
-    """Builds a dataclass from a mapping; fields that are dataclasses are built from mappings in turn.
+    """Builds a dataclass from a mapping; fields that are dataclasses are built from nested mappings.
 
     Args:
         cls: A dataclass.
         data: Field name → value.
         owner: What the fields belong to, for messages, as in "expert 'swiglu'".
-        path: Where a nested mapping lies, as in "train."; empty at the top.
+        path: Prefix of the nested mapping in messages, as in "train."; empty at the top.
 
     Raises:
         InputError: An unknown key, a missing one, or a value of another type.
@@ -45,7 +44,9 @@ def from_data(cls: Any, data: dict[str, Any], *, owner: str, path: str = "") -> 
 
 
 def typed(value: Any, hint: Any, *, owner: str, path: str) -> Any:
-    """Returns `value` as the type of a field. Integers become floats, lists become tuples; floats are no integers.
+    """Returns `value` as the type of a field. Integers become floats and lists become tuples where the field says so.
+
+    A float is never accepted for an integer field, not even 2.0. Strings are never converted.
 
     Raises:
         InputError: The value is of another type.
@@ -74,8 +75,18 @@ def typed(value: Any, hint: Any, *, owner: str, path: str) -> Any:
         return float(value)
     elif hint in (int, str, bool) and type(value) is hint:
         return value
-    if dataclasses.is_dataclass(hint):
-        wanted = "a mapping of keys to values"
-    else:
-        wanted = re.sub(r"<class '(\w+)'>", r"\1", str(hint))
-    raise InputError(f"{owner}, argument '{path}' is {wanted}, got {write(value):.200}")
+    raise InputError(f"{owner}, argument '{path}' is {_type_name(hint)}, got {write(value):.200}")
+
+
+def _type_name(hint: Any) -> str:
+    """A type in words, as in "a list of int"."""
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint) or dict in (hint, origin):
+        return "a mapping of keys to values"
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_type_name(option) for option in options)
+    if origin in (tuple, list):
+        return f"a list of {_type_name(options[0])}" if options else "a list"
+    if hint is type(None):
+        return "None"
+    return getattr(hint, "__name__", str(hint))

@@ -10,7 +10,8 @@ import torch
 from mome import MoME, MoMEConfig
 from mome.errors import InputError
 from mome.training.config import RunConfig
-from mome.training.setup import TextRows, build_model
+from mome.training.setup import build_model
+from mome.training.text_rows import TextRows
 
 LABELS = ["liver", "spleen", "aorta"]
 

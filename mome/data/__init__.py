@@ -1,1 +1,1 @@
-"""Data sets, the cache on the network grid, sampling, augmentation and the synthetic phantom."""
+"""Training data: folders of cases, their cache on the network grid, sampling, augmentation, synthetic phantoms."""

@@ -1,4 +1,4 @@
-"""Augmentation of patches: mirroring that knows left from right, zoom and rotation, intensity, noise, blur."""
+"""Augmentation of training patches: left-right mirroring, rotation and zoom, intensity, noise."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from mome.labels import load_table
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentationConfig:
-    """Probabilities and ranges.
+    """Probabilities and ranges. Our choice.
 
     Args:
-        mirror: Probability of a left-right flip, in which paired labels change places.
+        mirror: Probability of a left-right flip; left and right structures exchange their labels.
         affine: Probability of a rotation and zoom.
-        rotate: Largest angle in degrees.
-        zoom: Largest relative zoom.
-        intensity: Largest shift and relative contrast change of the window.
-        noise: Largest standard deviation of the noise.
+        rotate: Largest angle about each axis, in degrees.
+        zoom: Largest relative zoom, as in 0.15 for 85 % to 115 %.
+        intensity: Largest relative change of contrast; the brightness shifts by up to half of it.
+        noise: Largest standard deviation of the noise; 1 is the width of the HU window.
     """
 
     mirror: float = 0.5
@@ -34,33 +34,43 @@ class AugmentationConfig:
 
 
 class Augmentation:
-    """Callable on one patch; all randomness comes from the generator it is given.
+    """Augments one patch. All randomness comes from the generator of the call.
 
     Args:
         config: See `AugmentationConfig`.
-        names: Labels in the order of the targets' axis.
-        left_right_axis: Axis of the patch along which left and right lie (0 on an R… or L… grid).
+        names: Labels in the order of the targets' P axis.
+        left_right_axis: Axis of the patch along which left and right lie, as in 0 on a RAS grid.
+
+    Attributes:
+        can_mirror: False if one structure of a left-right pair is trained without the other. A mirrored patch would
+            show the missing one under the wrong label, so no patch is mirrored then.
     """
 
     def __init__(self, config: AugmentationConfig, names: Sequence[str], left_right_axis: int = 0) -> None:
-        self.config, self.axis = config, left_right_axis
+        self.config, self.left_right_axis = config, left_right_axis
         table = load_table()
-        mirrors = {name: table[name].mirror or name for name in names}
-        # A structure whose partner is not trained has nowhere to go: then no patch may be mirrored.
-        self.can_mirror = all(partner in mirrors for partner in mirrors.values())
-        self.order = [list(names).index(mirrors[name]) for name in names] if self.can_mirror else []
+        partners = {name: table[name].mirror or name for name in names}
+        self.can_mirror = all(partner in partners for partner in partners.values())
+        self.mirrored_order = [list(names).index(partners[name]) for name in names] if self.can_mirror else []
 
     def __call__(
         self, rng: np.random.Generator, patch: np.ndarray, targets: np.ndarray, supervised: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Patch (D, H, W) in [0, 1], targets (P, D, H, W), supervised (P,) → the same, changed."""
+        """Returns an augmented copy of one patch.
+
+        Args:
+            rng: Source of all randomness.
+            patch: (D, H, W) float32 in [0, 1], the HU window.
+            targets: (P, D, H, W) bool, one mask per label.
+            supervised: (P,) bool, which labels are annotated in this case.
+        """
         config = self.config
         if self.can_mirror and rng.random() < config.mirror:
-            patch = np.flip(patch, self.axis)
-            targets = np.flip(targets[self.order], self.axis + 1)
-            supervised = supervised[self.order]
+            patch = np.flip(patch, self.left_right_axis)
+            targets = np.flip(targets[self.mirrored_order], self.left_right_axis + 1)
+            supervised = supervised[self.mirrored_order]
         if rng.random() < config.affine:
-            patch, targets = self._affine(rng, patch, targets)
+            patch, targets = self._rotate_and_zoom(rng, patch, targets)
         contrast = 1 + config.intensity * rng.uniform(-1, 1)
         patch = (patch - 0.5) * np.float32(contrast) + np.float32(0.5 + config.intensity * rng.uniform(-0.5, 0.5))
         sigma = config.noise * rng.random()
@@ -68,20 +78,21 @@ class Augmentation:
             patch = patch + np.float32(sigma) * rng.standard_normal(patch.shape, dtype=np.float32)
         return np.clip(patch, 0, 1), targets, supervised
 
-    def _affine(
+    def _rotate_and_zoom(
         self, rng: np.random.Generator, patch: np.ndarray, targets: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
+        """Resamples patch and targets linearly under one random rotation and zoom; outside lies air (0)."""
         angles = np.deg2rad(rng.uniform(-self.config.rotate, self.config.rotate, 3))
         matrix = np.eye(3)
         for axis, angle in enumerate(angles):
             a, b = [i for i in range(3) if i != axis]
-            turn = np.eye(3)
-            turn[[a, b], [a, b]] = np.cos(angle)
-            turn[a, b], turn[b, a] = -np.sin(angle), np.sin(angle)
-            matrix = matrix @ turn
+            rotation = np.eye(3)
+            rotation[[a, b], [a, b]] = np.cos(angle)
+            rotation[a, b], rotation[b, a] = -np.sin(angle), np.sin(angle)
+            matrix = matrix @ rotation
         matrix = matrix * (1 + self.config.zoom * rng.uniform(-1, 1))
         theta = torch.from_numpy(np.concatenate([matrix, np.zeros((3, 1))], axis=1)).float()[None]
         grid = F.affine_grid(theta, [1, 1, *patch.shape], align_corners=False)
-        both = torch.from_numpy(np.concatenate([patch[None], targets.astype(np.float32)]))[None]
-        moved = F.grid_sample(both, grid, mode="bilinear", padding_mode="zeros", align_corners=False)[0].numpy()
+        stacked = torch.from_numpy(np.concatenate([patch[None], targets.astype(np.float32)]))[None]
+        moved = F.grid_sample(stacked, grid, mode="bilinear", padding_mode="zeros", align_corners=False)[0].numpy()
         return moved[0], moved[1:] > 0.5

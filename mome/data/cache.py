@@ -1,7 +1,7 @@
-"""Cases on the network grid, windowed to uint8, as memory-mapped arrays on disk.
+"""Training cases on the network grid, windowed to uint8, as memory-mapped arrays on disk.
 
-One folder per data set and settings; its name carries the hash of both, so that a changed spacing or HU window
-never reads a stale cache.
+There is one folder per data set and settings. Its name contains a hash of both, so that a changed spacing, HU window or
+scan gets a new cache.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from mome.errors import InputError
 from mome.processing import MoMEProcessor
 from mome.volumes import Grid, read_volume, resample
 
+LoadedCase = tuple[np.ndarray, Grid, dict[str, np.ndarray]]
+"""HU (i, j, k), its grid, and a mask (i, j, k) for every annotated structure."""
+
 
 @dataclass(frozen=True)
 class CachedCase:
@@ -29,10 +32,10 @@ class CachedCase:
 
     Attributes:
         name: The case's name.
-        volume: uint8 (D, H, W): 255 is the top of the HU window.
-        labels: uint8 (D, H, W): 0 or 1 + the index into `annotated_names`.
+        volume: uint8 (D, H, W); 0 and 255 are the ends of the HU window.
+        labels: uint8 (D, H, W); 0, or 1 + the index of a structure among the cache's labels.
         annotated: Names of the structures annotated in this case.
-        voxels: For every annotated structure, flat indices of its voxels.
+        voxels: For every annotated structure, the flat indices of its voxels.
     """
 
     name: str
@@ -43,7 +46,12 @@ class CachedCase:
 
 
 class CaseCache:
-    """Cached cases of one source; opening it reads an index, not the arrays."""
+    """The cached cases of one source.
+
+    Args:
+        folder: Folder of the cache. Only its index is read; arrays are opened when a case is asked for.
+        names: Labels that the cache numbers from 1.
+    """
 
     def __init__(self, folder: Path, names: list[str]) -> None:
         self.folder = folder
@@ -74,20 +82,24 @@ def build_cache(
     source: str,
     names: list[str],
     processor: MoMEProcessor,
-    cases: Iterable[tuple[str, Callable[[], tuple[np.ndarray, Grid, dict[str, np.ndarray]]]]],
+    cases: Iterable[tuple[str, Callable[[], LoadedCase]]],
     fingerprint: str,
     progress: Callable[[Iterable[Any]], Iterable[Any]] = lambda items: items,
 ) -> CaseCache:
-    """Builds the cache of a source, or opens the one that is there.
+    """Opens the cache of a source; builds it if there is none.
 
     Args:
         root: Folder of all caches.
-        source: Name of the source; the folder's name starts with it.
-        names: Labels the cache numbers 1…n; others are left out.
-        processor: Decides the network grid and the window.
-        cases: (name, loader) pairs; a loader returns HU (i, j, k), its grid and masks of the annotated names.
-        fingerprint: What else the contents depend on.
-        progress: Wraps the iteration, for a progress bar.
+        source: Name of the source, with which the folder's name starts.
+        names: Labels that the cache numbers from 1; other structures are left out.
+        processor: Decides the network grid and the HU window.
+        cases: (name, loader) pairs; a loader is called only when the cache is built.
+        fingerprint: Anything else that the contents depend on, such as the dates of the files.
+        progress: Wraps the iteration over cases, for a progress bar.
+
+    Raises:
+        InputError: More labels than a uint8 map can number.
+        OutputError: The cache cannot be written; nothing is left of it then.
     """
     if len(names) > 254:
         raise InputError(f"a cache holds at most 254 labels, got {len(names)}", hint="train on fewer structures")
@@ -104,7 +116,7 @@ def build_cache(
             array = torch.as_tensor(hu, dtype=torch.float32)
             volume = processor.window(resample(array, grid, target, fill=processor.padding_hu))
             labels = _label_map(masks, names, grid, target)
-            file = f"{number:05d}"  # a number: case names may say who the patient is
+            file = f"{number:05d}"  # not the case's name, which may identify the patient
             np.save(part / f"{file}.volume.npy", (volume * 255).round().to(torch.uint8).numpy())
             np.save(part / f"{file}.labels.npy", labels)
             annotated = [label for label in names if label in masks]
@@ -115,7 +127,10 @@ def build_cache(
 
 
 def _label_map(masks: dict[str, np.ndarray], names: list[str], grid: Grid, target: Grid) -> np.ndarray:
-    """Masks resampled as soft masks; a voxel goes to the structure that covers it most, if that is half of it."""
+    """One label map (D, H, W) of all masks on the network grid.
+
+    Masks are resampled as soft masks. A voxel gets the structure that covers most of it, if that is at least half.
+    """
     best = torch.full(tuple(target.shape), 0.5)
     labels = torch.zeros(tuple(target.shape), dtype=torch.uint8)
     for number, name in enumerate(names, start=1):
@@ -136,10 +151,17 @@ def cache_case_folder(
     processor: MoMEProcessor,
     progress: Callable[[Iterable[Any]], Iterable[Any]] = lambda items: items,
 ) -> CaseCache:
-    """The cache of a `CaseFolder`."""
+    """Opens the cache of a folder of cases; builds it if there is none, or if a file has changed.
 
-    def loader(case: Case) -> Callable[[], tuple[np.ndarray, Grid, dict[str, np.ndarray]]]:
-        def load() -> tuple[np.ndarray, Grid, dict[str, np.ndarray]]:
+    Args: See `build_cache`.
+
+    Raises:
+        InputError: A scan and its label map are on different grids, or a file cannot be read.
+        OutputError: The cache cannot be written.
+    """
+
+    def loader(case: Case) -> Callable[[], LoadedCase]:
+        def load() -> LoadedCase:
             volume, labels = read_volume(case.image), read_volume(case.labels)
             if volume.array.shape != labels.array.shape or not np.allclose(volume.affine, labels.affine, atol=1e-3):
                 raise InputError("image and label map are on different grids", where=str(case.labels))

@@ -5,7 +5,7 @@ folder/images/<case>.nii.gz     CT in HU
 folder/labels/<case>.nii.gz     label map; its numbers are the data set's own
 folder/cases.json               {"<case>": {"annotated": ["liver", ...]}, ...}
 ```
-A structure that is not in a case's `annotated` list is unknown there, not background.
+A structure that is not in a case's `annotated` list is unknown in this case, not background.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mome.errors import InputError
+from mome.errors import InputError, did_you_mean
 from mome.labels import load_dataset
 
 
@@ -25,7 +25,8 @@ class Case:
 
     Attributes:
         name: File name without its ending.
-        image, labels: Paths.
+        image: Path of the scan.
+        labels: Path of the label map.
         annotated: Names of the structures annotated in this case.
     """
 
@@ -39,11 +40,11 @@ class CaseFolder:
     """The cases of one folder, in the order of `cases.json`.
 
     Args:
-        folder: See the module's description.
-        dataset: Name of the label YAML that maps the map's numbers to label names, as in `openkbp`.
+        folder: Laid out as the module's description says.
+        dataset: Name of the label YAML that maps the numbers of the label maps to label names, as in `openkbp`.
 
     Raises:
-        InputError: No `cases.json`, a file that it names is missing, or a name the data set does not have.
+        InputError: No `cases.json`, a file that it names is missing, or a structure that the data set does not have.
     """
 
     def __init__(self, folder: str | Path, dataset: str) -> None:
@@ -70,7 +71,8 @@ class CaseFolder:
             unknown = [label for label in case.annotated if label not in self.ids]
             if unknown:
                 raise InputError(
-                    f"case {name!r} lists {unknown[0]!r}, which data set {dataset!r} does not have",
+                    f"case {name!r} lists {unknown[0]!r}, which data set {dataset!r} does not have"
+                    + did_you_mean(unknown[0], self.ids),
                     where=str(index),
                     hint="names: " + ", ".join(self.ids),
                 )

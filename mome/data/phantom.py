@@ -1,18 +1,21 @@
-"""A synthetic torso, neck and head with known truth: for the demo, for tests, and as a little training data.
+"""A synthetic CT of torso, neck and head with known masks, for the demo, for tests and as additional training data.
 
-Every structure is a smooth shape in mm whose edge voxels are mixed in proportion (partial volume); noise is
-Gaussian, correlated over about a voxel. Proportions are an adult's, seen on public scans, and vary with the
-seed. It is a drawing, not a simulation of a scanner. Our choice throughout.
+Every structure is a smooth shape in mm. A voxel at its edge takes a share of its HU (partial volume). Noise is Gaussian
+and correlated over about one voxel. Proportions are those of adults on public scans and vary with the seed. Physics of
+a scanner is not simulated. All shapes and numbers are our choice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-# Raised when the drawing changes, so that caches made from an older one are not reused.
+# vary(value, spread=0.08): a value within ± spread of `value`, drawn for this person.
+Vary = Callable[..., float]
+
+# Increase it when phantoms change, so that caches of older phantoms are not reused.
 PHANTOM_VERSION = 1
 
 
@@ -32,7 +35,12 @@ class Phantom:
 
 
 class _Canvas:
-    """Paints soft shapes; what is painted later covers what was there."""
+    """Paints soft shapes; a later shape covers earlier ones.
+
+    Args:
+        shape: Voxels (i, j, k).
+        affine: (4, 4), voxel centres to mm.
+    """
 
     def __init__(self, shape: Sequence[int], affine: np.ndarray) -> None:
         self.spacing = np.abs(np.diag(affine)[:3])
@@ -47,7 +55,13 @@ class _Canvas:
         self.edge = float(self.spacing.mean())
 
     def paint(self, distance: np.ndarray, hu: float, name: str | None = None) -> None:
-        """`distance` in mm, negative inside; voxels at the edge get a share of `hu`."""
+        """Paints one shape.
+
+        Args:
+            distance: (i, j, k), distance to the surface in mm, negative inside; edge voxels get a share of `hu`.
+            hu: HU inside.
+            name: Structure whose mask the shape is added to; None only takes its voxels from the other masks.
+        """
         cover = np.clip(0.5 - distance / self.edge, 0, 1)
         self.hu += cover * (np.float32(hu) - self.hu)
         inside = cover >= 0.5
@@ -57,14 +71,14 @@ class _Canvas:
             self.masks[name] = inside | self.masks[name] if name in self.masks else inside.copy()
 
     def ellipsoid(self, centre: Sequence[float], radii: Sequence[float]) -> np.ndarray:
-        """Distance to an ellipsoid, exact on its surface to first order."""
+        """Distance (i, j, k) in mm to an ellipsoid, exact to first order near its surface; `radii` in mm."""
         u = [(w - c) / r for w, c, r in zip((self.x, self.y, self.z), centre, radii, strict=True)]
         scaled = np.sqrt(u[0] ** 2 + u[1] ** 2 + u[2] ** 2)
         slope = np.sqrt(sum((v / r) ** 2 for v, r in zip(u, radii, strict=True))) / np.maximum(scaled, 1e-3)
         return (scaled - 1) / np.maximum(slope, 1e-6)
 
     def tube(self, points: Sequence[Sequence[float]], radii: Sequence[float] | float) -> np.ndarray:
-        """Distance to a tube along a polyline; one radius for each point, or one for all."""
+        """Distance (i, j, k) in mm to a tube along a polyline; one radius (mm) for each point, or one for all."""
         nodes = np.asarray(points, dtype=np.float32)
         width = np.broadcast_to(np.asarray(radii, dtype=np.float32), (len(nodes),))
         best = np.full(self.hu.shape, np.inf, dtype=np.float32)
@@ -87,13 +101,13 @@ def phantom(
     """Draws one person.
 
     Args:
-        seed: Same seed, same person and noise.
+        seed: Decides the person's proportions and the noise.
         spacing: Voxel size in mm along R, A, S.
-        z_range: From where to where in mm; 0 lies at the chin, −420 in the pelvis.
-        noise: Standard deviation in HU.
+        z_range: Lower and upper end of the scan in mm; 0 is at the chin, −420 in the pelvis.
+        noise: Standard deviation of the noise in HU.
 
     Returns:
-        The CT and the masks of every structure with voxels in it.
+        The CT, and the masks of all structures that have voxels in it.
     """
     rng = np.random.default_rng(seed)
     size = rng.uniform(0.92, 1.08)
@@ -118,14 +132,15 @@ def phantom(
     _torso(canvas, vary)
     _spine(canvas, vary)
     _neck_and_head(canvas, vary, rng)
-    grain = rng.standard_normal(canvas.hu.shape, dtype=np.float32)
+    grain: np.ndarray = rng.standard_normal(canvas.hu.shape, dtype=np.float32)
     for axis in range(3):
         grain = (grain + 0.5 * np.roll(grain, 1, axis)) / np.float32(1.25**0.5)
     masks = {name: mask for name, mask in canvas.masks.items() if mask.any()}
     return Phantom(canvas.hu + np.float32(noise) * grain, affine, masks)
 
 
-def _body(c: _Canvas, vary) -> None:  # noqa: ANN001
+def _body(c: _Canvas, vary: Vary) -> None:
+    """Skin, fat and muscle of trunk, shoulders, neck and head."""
     fat, muscle = vary(-100), vary(50)
     trunk = c.ellipsoid((0, -20, -270), (vary(175), vary(112), vary(250, 0.03)))
     shoulders = c.ellipsoid((0, -25, -125), (vary(205, 0.05), vary(85), 68))
@@ -137,7 +152,8 @@ def _body(c: _Canvas, vary) -> None:  # noqa: ANN001
     c.paint(np.minimum.reduce([trunk + 16, shoulders + 12, neck + 6, skull + 5, jaw + 6]), muscle)
 
 
-def _torso(c: _Canvas, vary) -> None:  # noqa: ANN001
+def _torso(c: _Canvas, vary: Vary) -> None:
+    """Organs and bones of chest and abdomen."""
     for side, sign in (("left", -1), ("right", 1)):
         lung = c.ellipsoid((sign * 72, -25, -235), (vary(56), vary(76), vary(112)))
         c.paint(lung, vary(-820, 0.04), f"lung_{side}")
@@ -160,7 +176,8 @@ def _torso(c: _Canvas, vary) -> None:  # noqa: ANN001
     c.paint(c.ellipsoid((0, 62, -215), (14, 7, 62)), 260, "sternum")
 
 
-def _spine(c: _Canvas, vary) -> None:  # noqa: ANN001
+def _spine(c: _Canvas, vary: Vary) -> None:
+    """Vertebrae, discs, the spinal canal and the cord in it."""
     curve = [
         (0, -62, -420),
         (0, -72, -300),
@@ -182,8 +199,8 @@ def _spine(c: _Canvas, vary) -> None:  # noqa: ANN001
     c.paint(c.tube(curve, vary(6.3)), vary(38, 0.3), "spinal_cord")
 
 
-def _neck_and_head(c: _Canvas, vary, rng: np.random.Generator) -> None:  # noqa: ANN001
-    # skull, brain, brainstem
+def _neck_and_head(c: _Canvas, vary: Vary, rng: np.random.Generator) -> None:
+    """Skull, brain and brainstem; jaws, tongue and parotid glands; airway, larynx and oesophagus."""
     head = c.ellipsoid((0, 12, 100), (vary(69, 0.03), vary(88, 0.03), vary(80, 0.03)))
     c.paint(np.maximum(head, -(c.z - 62) * 0.9), vary(850, 0.15), "skull")
     c.paint(np.maximum(head + 7, -(c.z - 69) * 0.9), vary(33), "brain")
@@ -193,7 +210,7 @@ def _neck_and_head(c: _Canvas, vary, rng: np.random.Generator) -> None:  # noqa:
         vary(25, 0.4),
         "brainstem",
     )
-    # face: maxilla, mandible with its rami and teeth, tongue
+    # the maxilla, the mandible with its rami and teeth, the tongue
     c.paint(c.ellipsoid((0, 62, 48), (24, 20, 9)), 400)
     reach, front, low = vary(49, 0.06), vary(92, 0.05), vary(10, 0.3)
     arch = [
@@ -214,22 +231,17 @@ def _neck_and_head(c: _Canvas, vary, rng: np.random.Generator) -> None:  # noqa:
         c.paint(gland, vary(-10, 1.5), f"parotid_gland_{side}")
         c.paint(c.tube([(sign * 28, -5, -105), (sign * 34, 5, -20), (sign * 30, 8, 50)], 4), vary(120, 0.4))
         c.paint(c.ellipsoid((sign * 20, 18, -62), (9, 9, 18)), vary(110))  # thyroid lobe
-    # airway, larynx, oesophagus
+    # the airway, the larynx, the oesophagus
     top = vary(-4, 1.0)
     c.paint(c.ellipsoid((0, 24, top - 18), (vary(17), vary(18), vary(20))), vary(60, 0.3), "larynx")
     shaft = [(0, 10, -145), (0, 18, -70), (0, 22, top - 30)]
     c.paint(c.tube(shaft, vary(9)), -950, "trachea")
     lumen = c.tube([(0, 22, top - 34), (0, 24, top + 4), (0, 14, 30), (0, 18, 62)], [7, 5, 8, 8])
-    larynx = canvas_mask(c, "larynx")
+    larynx = c.masks["larynx"].copy() if "larynx" in c.masks else None
     c.paint(lumen, -900)
-    if larynx is not None:  # contours of the larynx include its air
+    if larynx is not None:  # manual contours of the larynx include the air in it
         c.masks["larynx"] |= larynx & ~c.masks.get("trachea", np.zeros_like(larynx))
     gullet = [(-4, -18, -150), (-7, -4, -90), (-3, 0, -45)]
     c.paint(c.tube(gullet, vary(7.5)), vary(40, 0.3), "esophagus")
     if rng.random() < 0.4:
-        c.paint(c.tube(gullet, 2.2), -500, "esophagus")
-
-
-def canvas_mask(c: _Canvas, name: str) -> np.ndarray | None:
-    """A copy of a mask, before something is painted over it."""
-    return c.masks[name].copy() if name in c.masks else None
+        c.paint(c.tube(gullet, 2.2), -500, "esophagus")  # air in the oesophagus

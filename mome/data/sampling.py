@@ -1,4 +1,4 @@
-"""Training patches as a pure function of (seed, sample number): a resumed run sees what it would have seen."""
+"""Training patches. The seed and the sample's number alone decide a patch, so a resumed run sees the same ones."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class SamplingConfig:
     """How patches are drawn.
 
     Args:
-        foreground: Share of the patches that are centred near a voxel of a randomly chosen annotated structure
-            (every structure equally often, so that small and rarely annotated ones are seen).
-        jitter: Largest shift of such a centre, as a share of the patch's side.
+        foreground: Share of the patches that are centred near a voxel of an annotated structure. Every structure is
+            chosen equally often, so that small and rarely annotated ones are seen. Our choice.
+        jitter: Largest distance of such a centre from the voxel, as a share of the patch's side.
     """
 
     foreground: float = 0.8
@@ -30,15 +30,20 @@ class SamplingConfig:
 
 
 class PatchDataset(Dataset):
-    """Sample number → patch. Sources are drawn with `weights`, cases of a source uniformly.
+    """Numbered training patches.
 
     Args:
-        caches: One cache per source, all with the same label names.
-        weights: Relative frequency of each source.
+        caches: One cache per source, all with the same labels.
+        weights: How often each source is drawn, relative to the others.
         names: Labels, in the order of the targets' P axis.
         patch_size: Voxels (D, H, W).
         length: Number of samples of the whole run.
-        seed: Of the run.
+        seed: Seed of the run.
+        sampling: See `SamplingConfig`.
+        augmentation: Changes every patch; None changes none.
+
+    Raises:
+        InputError: No source has a positive weight.
     """
 
     def __init__(
@@ -55,10 +60,10 @@ class PatchDataset(Dataset):
         if not caches or sum(weights) <= 0:
             raise InputError("there is nothing to train on: no source has a positive weight")
         self.caches, self.names, self.patch = list(caches), list(names), tuple(patch_size)
-        self.share = np.cumsum(np.asarray(weights, dtype=np.float64) / sum(weights))
+        self.cumulative_weights = np.cumsum(np.asarray(weights, dtype=np.float64) / sum(weights))
         self.length, self.seed, self.sampling, self.augmentation = length, seed, sampling, augmentation
-        # Structures of a source, and the cases that have each: what is annotated rarely is drawn as often.
-        self.by_structure = [
+        # For every source: structure → indices of the cases that annotate it.
+        self.cases_by_structure = [
             {
                 name: cases
                 for name in self.names
@@ -71,13 +76,18 @@ class PatchDataset(Dataset):
         return self.length
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
-        """`volume` (1, D, H, W) float32, `targets` (P, D, H, W) uint8, `supervised` (P,) bool."""
+        """One sample.
+
+        Returns:
+            `volume` (1, D, H, W) float32 in [0, 1], `targets` (P, D, H, W) uint8 (0 or 1), and `supervised` (P,) bool,
+            which says what is annotated in this case.
+        """
         rng = np.random.default_rng([self.seed, number])
-        source = int(np.searchsorted(self.share, rng.random(), side="right"))
-        source = min(source, len(self.caches) - 1)
-        case, centre = self._place(rng, source)
+        source = int(np.searchsorted(self.cumulative_weights, rng.random(), side="right"))
+        source = min(source, len(self.caches) - 1)  # rounding can leave the last cumulative weight below 1
+        case, centre = self._choose_centre(rng, source)
         volume, labels = crop(case.volume, centre, self.patch), crop(case.labels, centre, self.patch)
-        targets = np.stack([labels == number for number in range(1, len(self.names) + 1)])
+        targets = np.stack([labels == value for value in range(1, len(self.names) + 1)])
         supervised = np.array([name in case.annotated for name in self.names])
         patch = volume.astype(np.float32) / 255
         if self.augmentation is not None:
@@ -88,28 +98,35 @@ class PatchDataset(Dataset):
             "supervised": torch.from_numpy(supervised),
         }
 
-    def _place(self, rng: np.random.Generator, source: int) -> tuple[CachedCase, list[int]]:
-        cache, structures = self.caches[source], self.by_structure[source]
+    def _choose_centre(self, rng: np.random.Generator, source: int) -> tuple[CachedCase, list[int]]:
+        """A case of the source, and the voxel on which the patch is centred."""
+        cache, structures = self.caches[source], self.cases_by_structure[source]
         if structures and rng.random() < self.sampling.foreground:
             name = list(structures)[rng.integers(len(structures))]
             case = cache[structures[name][rng.integers(len(structures[name]))]]
             voxels = case.voxels[name]
             if len(voxels):
-                at = np.unravel_index(int(voxels[rng.integers(len(voxels))]), case.volume.shape)
-                reach = [self.sampling.jitter * side for side in self.patch]
-                return case, [int(a + rng.uniform(-r, r)) for a, r in zip(at, reach, strict=True)]
+                voxel = np.unravel_index(int(voxels[rng.integers(len(voxels))]), case.volume.shape)
+                jitter = [self.sampling.jitter * side for side in self.patch]
+                return case, [int(v + rng.uniform(-j, j)) for v, j in zip(voxel, jitter, strict=True)]
         case = cache[int(rng.integers(len(cache)))]
         return case, [int(rng.integers(side)) for side in case.volume.shape]
 
 
 def crop(array: np.ndarray, centre: Sequence[int], patch: Sequence[int]) -> np.ndarray:
-    """The patch around `centre`, moved inside the array where it fits, padded with 0 (air) where it does not."""
+    """The patch around `centre`, shifted to lie inside the array. Axes shorter than the patch are padded with 0 (air).
+
+    Args:
+        array: (D, H, W).
+        centre: Voxel in the middle of the patch; it may lie outside the array.
+        patch: Voxels (D, H, W) of the patch.
+    """
     out = np.zeros(tuple(patch), dtype=array.dtype)
     read, write = [], []
-    for c, side, size in zip(centre, patch, array.shape, strict=True):
-        start = min(max(c - side // 2, 0), size - side) if size >= side else (size - side) // 2
-        lo, hi = max(start, 0), min(start + side, size)
-        read.append(slice(lo, hi))
-        write.append(slice(lo - start, hi - start))
+    for middle, side, size in zip(centre, patch, array.shape, strict=True):
+        start = min(max(middle - side // 2, 0), size - side) if size >= side else (size - side) // 2
+        low, high = max(start, 0), min(start + side, size)
+        read.append(slice(low, high))
+        write.append(slice(low - start, high - start))
     out[tuple(write)] = array[tuple(read)]
     return out

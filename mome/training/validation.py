@@ -1,4 +1,4 @@
-"""Whole-volume Dice on the network grid, while training goes on."""
+"""Dice of whole validation volumes on the network grid, during training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mome.inference.stream import stream_logits
 from mome.metrics import dice
 from mome.processing import MoMEProcessor
 from mome.training.config import RunConfig
-from mome.training.setup import open_source
+from mome.training.sources import open_source
 
 if TYPE_CHECKING:
     from mome.modeling import MoME
@@ -22,12 +22,19 @@ if TYPE_CHECKING:
 def validate(
     model: MoME, run: RunConfig, processor: MoMEProcessor, accelerator: Accelerator | None = None
 ) -> dict[str, float]:
-    """Mean Dice of every trained structure over the validation cases that annotate it, and their mean.
+    """Mean Dice of every trained structure over the validation cases that annotate it, and the mean of these means.
 
-    The cases are shared out among the accelerator's processes; each returns the scores of all.
+    Volumes are segmented on the network grid by a sliding window without overlap, which is fast but coarse. Scores to
+    report come from `mome evaluate`, on the scans' own grids.
 
-    On the network grid, by the sliding window of inference without overlap: a check on the way. `mome evaluate`
-    on the scans' own grids is what counts.
+    Args:
+        model: The model; its training mode is restored at the end.
+        run: Its validation sources, labels and `train.validate_cases` are used.
+        processor: Decides the network grid.
+        accelerator: Its processes share the cases; every process returns the scores of all.
+
+    Returns:
+        `dice/<structure>` for every structure that a case annotates, and `dice/mean`; empty without such a structure.
     """
     was_training = model.training
     model.eval()
@@ -36,13 +43,13 @@ def validate(
     scores: dict[str, list[float]] = {name: [] for name in names}
     rank, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     for source in run.validation:
-        cache = open_source(source, run, processor, lambda items: items)
+        cache = open_source(source, run, processor)
         count = min(len(cache), run.train.validate_cases or len(cache))
         for i in range(rank, count, processes):
             case = cache[i]
             volume = torch.from_numpy(np.asarray(case.volume, dtype=np.float32) / 255)[None, None]
-            patch = tuple(model.config.patch_size)
-            stream = stream_logits(model, volume, text_PT, patch=patch, overlap=0.0)
+            depth, height, width = model.config.patch_size
+            stream = stream_logits(model, volume, text_PT, patch=(depth, height, width), overlap=0.0)
             masks = torch.cat([(logits > 0).cpu() for _, logits in stream], dim=1).numpy()
             for number, name in enumerate(names, start=1):
                 if name in case.annotated:

@@ -1,0 +1,95 @@
+"""What a run reports of its steps: a line in `log.jsonl`, a progress bar, printed losses and a tracker."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from accelerate import Accelerator
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mome.atomic import atomic_write
+
+
+class StepLog:
+    """`log.jsonl`: one JSON line per optimiser step. A resumed run keeps the lines up to its checkpoint.
+
+    Args:
+        path: The file.
+        resume_step: The step of the checkpoint that the run continues from; 0 starts an empty log.
+    """
+
+    def __init__(self, path: Path, resume_step: int) -> None:
+        self.path = path
+        kept = []
+        if path.is_file() and resume_step:
+            for line in path.read_text().splitlines():
+                try:
+                    entry = json.loads(line)
+                except json.JSONDecodeError:  # a run was killed while it wrote this line
+                    continue
+                if entry["step"] <= resume_step:
+                    kept.append(line)
+        with atomic_write(path, "the log") as part:
+            part.write_text("".join(line + "\n" for line in kept))
+
+    def write(self, **values: Any) -> None:
+        """Appends one line and flushes it."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(values) + "\n")
+
+
+class StepReporter:
+    """Reports every optimiser step; a context manager, because the progress bar runs until the block ends.
+
+    Only the main process writes the log and shows the bar.
+
+    Args:
+        accelerator: Prints, and knows the trackers.
+        out: Folder of the run.
+        start: Steps done so far.
+        steps: Steps of the whole run.
+        every: Steps between printed and tracked losses; 0 prints none.
+    """
+
+    def __init__(self, accelerator: Accelerator, out: Path, start: int, steps: int, every: int) -> None:
+        self.accelerator, self.steps, self.every = accelerator, steps, every
+        self.log = StepLog(out / "log.jsonl", start) if accelerator.is_main_process else None
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self.bar = Progress(*columns, disable=not accelerator.is_main_process)
+        self.task = self.bar.add_task("training", total=steps, completed=start)
+        self.began = time.perf_counter()
+
+    def __enter__(self) -> StepReporter:
+        self.bar.start()
+        self.began = time.perf_counter()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.stop()
+
+    def step(self, done: int, losses: dict[str, float], rate: float) -> None:
+        """Reports one step.
+
+        Args:
+            done: Steps done, this one included.
+            losses: `loss` and others by name.
+            rate: The learning rate of this step.
+        """
+        if self.log is not None:
+            self.log.write(step=done, **losses, lr=rate, seconds=round(time.perf_counter() - self.began, 3))
+        self.bar.update(self.task, completed=done, description=f"training  loss {losses['loss']:.4f}")
+        if self.every and done % self.every == 0:
+            if not self.bar.console.is_terminal:
+                self.accelerator.print(f"step {done}/{self.steps}: loss {losses['loss']:.4f}", flush=True)
+            self.accelerator.log({**losses, "learning_rate": rate}, step=done)
+
+    def validation(self, done: int, scores: dict[str, float]) -> None:
+        """Reports the scores of a validation after `done` steps."""
+        self.accelerator.log(scores, step=done)
+        self.bar.console.print(f"step {done}: " + "  ".join(f"{name} {score:.3f}" for name, score in scores.items()))

@@ -1,0 +1,75 @@
+"""The settings that a run was started with, kept in `run.json` in its folder: a resumed run must have the same ones."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from mome.atomic import atomic_write
+from mome.errors import InputError
+from mome.training.config import RunConfig
+
+# A resumed run may change these: they decide where and how fast it runs, and what it reports, not what it computes.
+_CHANGEABLE_SECTIONS = ("validation", "cache")
+_CHANGEABLE_TRAIN_KEYS = frozenset(
+    (
+        "out", "threads", "workers", "log_every", "checkpoint_every", "keep_checkpoints", "tracker", "validate_every",
+        "validate_cases",
+    )
+)  # fmt: skip
+
+
+def save_run_settings(folder: Path, run: RunConfig) -> None:
+    """Writes a run's settings to `run.json`, for `check_same_run`.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    with atomic_write(folder / "run.json", "the run's settings") as part:
+        part.write_text(json.dumps(_fixed_settings(run), indent=1) + "\n")
+
+
+def remove_run_settings(folder: Path) -> None:
+    """Removes `run.json` if there is one."""
+    (folder / "run.json").unlink(missing_ok=True)
+
+
+def check_same_run(folder: Path, run: RunConfig) -> None:
+    """Compares a run's settings with those saved in its folder, if there are any.
+
+    Raises:
+        InputError: The folder holds a run with other settings.
+    """
+    path = folder / "run.json"
+    if not path.is_file():
+        return
+    now, before = _fixed_settings(run), json.loads(path.read_text())
+    key = next((key for key in now if now[key] != before.get(key)), None)
+    if key is None:
+        return
+    new, old = now[key], before.get(key)
+    if isinstance(new, dict) and isinstance(old, dict):
+        key += "." + next(inner for inner in {**old, **new} if new.get(inner) != old.get(inner))
+    raise InputError(
+        f"the run in this folder was started with another '{key}'",
+        where=str(folder),
+        hint="another train.out=…, or --restart to start again",
+    )
+
+
+def tracker_settings(run: RunConfig) -> dict[str, Any]:
+    """The settings as flat scalars, which is what trackers such as TensorBoard store."""
+    flat: dict[str, Any] = {f"model.{key}": str(value) for key, value in run.model.items()}
+    flat |= {f"train.{key}": value for key, value in vars(run.train).items() if isinstance(value, int | float | str)}
+    return {"preset": run.preset, **flat}
+
+
+def _fixed_settings(run: RunConfig) -> dict[str, Any]:
+    """The settings that a resumed run must share, as JSON values."""
+    settings = json.loads(json.dumps(dataclasses.asdict(run)))
+    for section in _CHANGEABLE_SECTIONS:
+        del settings[section]
+    settings["train"] = {key: value for key, value in settings["train"].items() if key not in _CHANGEABLE_TRAIN_KEYS}
+    return settings

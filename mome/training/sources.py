@@ -1,0 +1,135 @@
+"""Opens the sources of training and validation cases: folders of scans, or synthetic phantoms."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+from rich.progress import track
+
+from mome.data.augmentation import Augmentation
+from mome.data.cache import CaseCache, LoadedCase, build_cache, cache_case_folder
+from mome.data.case_folder import CaseFolder
+from mome.data.phantom import PHANTOM_VERSION, phantom
+from mome.data.sampling import PatchDataset
+from mome.errors import InputError
+from mome.processing import MoMEProcessor
+from mome.training.config import RunConfig, SourceConfig
+from mome.volumes import Grid
+
+
+def open_source(
+    source: SourceConfig,
+    run: RunConfig,
+    processor: MoMEProcessor,
+    progress: Callable[[Iterable[Any]], Iterable[Any]] = lambda items: items,
+) -> CaseCache:
+    """The cached cases of one source; the cache is built on first use.
+
+    Args:
+        source: The source.
+        run: Its `labels` and `cache` are used.
+        processor: Decides the network grid and the HU window.
+        progress: Wraps the iteration over cases while the cache is built, for a progress bar.
+
+    Raises:
+        InputError: An unknown kind of source, a missing folder, or cases that cannot be used.
+    """
+    if source.kind == "phantom":
+        return _open_phantoms(source, run, processor, progress)
+    if source.kind == "cases":
+        return _open_case_folder(source, run, processor, progress)
+    raise InputError(f"unknown kind of source {source.kind!r}", hint="kind: cases, or kind: phantom")
+
+
+def open_all_sources(run: RunConfig, processor: MoMEProcessor, accelerator: Accelerator) -> list[CaseCache]:
+    """The cached cases of all training sources. Validation sources are cached too if the run validates.
+
+    The main process builds the caches, the others open them.
+    """
+
+    def progress(items: Iterable[Any]) -> Iterable[Any]:
+        return track(items, "caching", transient=True)
+
+    with accelerator.main_process_first():
+        caches = [open_source(source, run, processor, progress) for source in run.sources]
+        for source in run.validation if run.train.validate_every else ():
+            open_source(source, run, processor, progress)
+    return caches
+
+
+def patch_dataset(
+    run: RunConfig, caches: list[CaseCache], patch_size: Sequence[int], processor: MoMEProcessor, length: int
+) -> PatchDataset:
+    """The augmented training patches of a run.
+
+    Args:
+        run: The run.
+        caches: One cache per source of the run.
+        patch_size: Voxels (D, H, W).
+        processor: Its orientation says along which axis left and right lie.
+        length: Number of patches of the whole run.
+    """
+    return PatchDataset(
+        caches,
+        [source.weight for source in run.sources],
+        list(run.labels),
+        patch_size,
+        length,
+        run.train.seed,
+        run.sampling,
+        Augmentation(run.augmentation, run.labels, left_right_axis(processor.orientation)),
+    )
+
+
+def left_right_axis(orientation: str) -> int:
+    """The axis of the network grid along which left and right lie, as in 0 for "RAS"."""
+    return next(axis for axis, letter in enumerate(orientation.upper()) if letter in "LR")
+
+
+def _open_case_folder(
+    source: SourceConfig,
+    run: RunConfig,
+    processor: MoMEProcessor,
+    progress: Callable[[Iterable[Any]], Iterable[Any]],
+) -> CaseCache:
+    """The cached cases of a folder of scans."""
+    if not source.folder or not source.dataset:
+        raise InputError("a source of kind 'cases' needs a folder and a dataset", hint="dataset: openkbp")
+    folder = Path(os.path.expandvars(source.folder)).expanduser()
+    if not folder.is_dir():
+        raise InputError("no such folder of training cases", where=str(folder))
+    cases = CaseFolder(folder, source.dataset)
+    if source.count:
+        cases.cases = cases.cases[: source.count]
+    name = "".join(c if c.isalnum() else "-" for c in f"{source.dataset}-{folder.name}")
+    return cache_case_folder(run.cache, cases, name, list(run.labels), processor, progress)
+
+
+def _open_phantoms(
+    source: SourceConfig,
+    run: RunConfig,
+    processor: MoMEProcessor,
+    progress: Callable[[Iterable[Any]], Iterable[Any]],
+) -> CaseCache:
+    """The cached cases of a source of phantoms."""
+    if source.count < 1:
+        raise InputError("a source of kind 'phantom' needs a count of at least 1", hint="count: 32")
+    names = list(run.labels)
+
+    def loader(seed: int) -> Callable[[], LoadedCase]:
+        def load() -> LoadedCase:
+            made = phantom(seed)
+            masks: dict[str, np.ndarray] = {name: made.masks[name] for name in names if name in made.masks}
+            return made.array, Grid(made.array.shape, made.affine), masks
+
+        return load
+
+    cases = [(f"phantom_{seed}", loader(seed)) for seed in range(source.seed, source.seed + source.count)]
+    fingerprint = json.dumps([source.seed, source.count, PHANTOM_VERSION])
+    return build_cache(run.cache, "phantom", names, processor, cases, fingerprint, progress)

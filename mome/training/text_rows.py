@@ -1,0 +1,95 @@
+"""The text rows that a run trains on: one row per label, sometimes of a synonym."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mome.errors import InputError
+from mome.labels import load_table
+from mome.registry import TEXT_ENCODERS
+
+if TYPE_CHECKING:
+    from mome.modeling import MoME
+
+_STREAM = 7919  # keeps these draws apart from the sampler's, which also start from the run's seed
+
+
+class TextRows:
+    """Text rows (P, T) of the trained labels at any step.
+
+    With a text tower, the rows are embeddings of the labels' names and synonyms, and the model's bank is filled with
+    the embeddings of the names. Without a tower, the rows are those of the model's bank; an empty bank is filled with
+    one-hot rows first.
+
+    A model trained on one wording of a label gives other masks for other wordings. Training on synonyms makes the masks
+    agree. Our choice.
+
+    Args:
+        model: The model to train; its bank may be filled.
+        names: The trained labels, which come first in the model's bank.
+        synonyms: Probability that a row is a synonym's; without a tower it has no effect.
+        seed: Seed of the run. The rows of a step depend on the seed and the step alone.
+
+    Raises:
+        InputError: The bank has no row for one of the labels, or is too narrow for one-hot rows.
+    """
+
+    def __init__(self, model: MoME, names: list[str], synonyms: float, seed: int) -> None:
+        self.seed = seed
+        encoder = TEXT_ENCODERS.build(model.config.text_encoder)
+        if encoder.needs_tower:
+            self.probability = synonyms
+            self.wordings = _embed_wordings(encoder, names)
+            self.names_PT = torch.stack([rows_WT[0] for rows_WT in self.wordings])
+            _fill_bank(model, encoder, names, self.names_PT)
+        else:
+            self.probability = 0.0
+            self.names_PT = _stored_rows(model, names)
+            self.wordings = list(self.names_PT.split(1))
+
+    def at(self, step: int) -> Tensor:
+        """Rows (P, T) for one step."""
+        if self.probability == 0:
+            return self.names_PT
+        rng = np.random.default_rng([self.seed, _STREAM, step])
+        rows = []
+        for rows_WT in self.wordings:
+            pick = int(rng.integers(len(rows_WT))) if rng.random() < self.probability else 0
+            rows.append(rows_WT[pick])
+        return torch.stack(rows)
+
+
+def _embed_wordings(encoder: Any, names: list[str]) -> list[Tensor]:
+    """For every label, the embeddings (W, T) of its W wordings: its name, then its synonyms."""
+    table = load_table()
+    texts = [[_words(name), *table[name].synonyms] for name in names]
+    rows = encoder.encode([text for wordings in texts for text in wordings])
+    return list(rows.split([len(wordings) for wordings in texts]))
+
+
+def _fill_bank(model: MoME, encoder: Any, names: list[str], names_PT: Tensor) -> None:
+    """Fills the model's bank with the embeddings of all its labels; text rows are centred on the trained ones."""
+    others = [_words(label) for label in model.config.labels[len(names) :]]
+    bank_LT = torch.cat([names_PT, encoder.encode(others)]) if others else names_PT
+    model.text_bank.set(bank_LT, centre_on=names_PT)
+
+
+def _stored_rows(model: MoME, names: list[str]) -> Tensor:
+    """Rows (P, T) of the model's bank, which is filled with one-hot rows if it is empty."""
+    if model.text_bank.is_empty:
+        labels, width = model.text_bank.rows_LT.shape
+        if labels > width:
+            raise InputError(
+                f"{labels} labels do not fit one-hot rows of width {width}", hint=f"text_encoder='bank(width={labels})'"
+            )
+        model.text_bank.set(torch.eye(labels, width))
+    return model.text_bank.rows(names).detach().float().cpu()
+
+
+def _words(name: str) -> str:
+    """A label's name as a text, as in "left kidney"."""
+    return name.replace("_", " ")

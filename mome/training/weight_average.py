@@ -1,0 +1,53 @@
+"""An exponential moving average of the weights (EMA), and the model that a run ends with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from mome.atomic import atomic_write
+from mome.processing import MoMEProcessor
+
+if TYPE_CHECKING:
+    from mome.modeling import MoME
+
+
+def start_average(model: nn.Module, decay: float, accelerator: Accelerator) -> AveragedModel | None:
+    """A moving average that starts at the model's weights and is part of the run's checkpoints; None if decay is 0.
+
+    Buffers are copied from the model, not averaged.
+    """
+    if not decay:
+        return None
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=False)
+    average = average.to(accelerator.device)
+    accelerator.register_for_checkpointing(average)
+    return average
+
+
+def averaged_model(accelerator: Accelerator, model: nn.Module, average: AveragedModel | None) -> MoME:
+    """The averaged model if there is one, else the model itself without the accelerator's wrappers."""
+    return cast("MoME", accelerator.unwrap_model(model) if average is None else average.module)
+
+
+def save_model(
+    accelerator: Accelerator, model: nn.Module, average: AveragedModel | None, processor: MoMEProcessor, folder: Path
+) -> None:
+    """Saves the averaged model, or the model itself without an average, with its processor.
+
+    Raises:
+        OutputError: The folder cannot be written; nothing is left of it then.
+    """
+    final = accelerator.unwrap_model(model)
+    if average is not None:
+        final.load_state_dict(average.module.state_dict())
+    if accelerator.is_main_process:
+        with atomic_write(folder, "the model") as part:
+            final.to(memory_format=torch.contiguous_format).save_pretrained(part)
+            processor.save_pretrained(part)
+    accelerator.wait_for_everyone()

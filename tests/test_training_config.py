@@ -1,0 +1,90 @@
+"""Training configurations: YAML files, overrides, and what is wrong with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from training_runs import RECIPE, REPOSITORY
+
+from mome.cli.parser import Parser
+from mome.cli.train import add_arguments, main
+from mome.errors import InputError
+from mome.training.config_file import load_run_config
+
+
+def test_overrides(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("labels: [liver]\ntrain: {samples: 10}\nmodel: {experts: 'mlp(n=2)'}\n")
+    run = load_run_config(
+        path, ["experts=swiglu(n=8)", "experts.hidden=12", "train.steps=100", "train.learning_rate=1e-3"]
+    )
+    assert run.model["experts"] == {"name": "swiglu", "n": 8, "hidden": 12}
+    assert run.train.steps == 100 and run.train.learning_rate == 1e-3 and run.train.samples == 10
+
+    no = load_run_config(path, ["train.mixed_precision=no", "train.channels_last=true"]).train
+    assert no.mixed_precision == "no" and no.channels_last is True
+
+
+@pytest.mark.parametrize("number", ["1e-3", "1E-3", "1.e-3", "1.0e-3", ".1e-2", "+10e-4", "0.001"])
+def test_numbers_with_an_exponent_are_floats(tmp_path: Path, number: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(f"train: {{learning_rate: {number}, steps: 10}}\n")
+    for overrides in ([], [f"train.learning_rate={number}"]):
+        settings = load_run_config(path, overrides).train
+        assert settings.learning_rate == 1e-3 and settings.steps == 10
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.stepz=1", "the configuration has no argument 'train.stepz', did you mean 'steps'"),
+        ("train.steps=many", "argument 'train.steps' is int or None, got 'many'"),
+        ("train.batch_size=a", "argument 'train.batch_size' is int, got 'a'"),
+        ("train.learning_rate='1e-3'", "argument 'train.learning_rate' is float, got '1e-3'"),
+        ("train.channels_last=no", "argument 'train.channels_last' is bool, got 'no'"),
+        ("train=5", "argument 'train' is a mapping of keys to values, got 5"),
+        ("nonsense", "written key=value"),
+        ("labels=liver", "argument 'labels' is a list of str, got 'liver'"),
+        ("sources=[{kindd: x}]", r"has no argument 'sources\[0\].kindd', did you mean 'kind'"),
+        ("train.batch_size=0", "train.batch_size is at least 1, got 0"),
+        ("train.threads=-1", "train.threads is at least 0"),
+        ("train.mixed_precision=bf17", "one of no, bf16, fp16, got 'bf17'"),
+        ("train.ema=1.5", "train.ema is from 0 to 1"),
+        ("train.learning_rate=0", "train.learning_rate is above 0"),
+    ],
+)
+def test_bad_overrides(tmp_path: Path, override: str, words: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("labels: [liver]\n")
+    with pytest.raises(InputError, match=words) as caught:
+        load_run_config(path, [override])
+    assert len(str(caught.value).splitlines()) <= 3
+
+
+def test_bad_configuration_files(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such training configuration"):
+        load_run_config(tmp_path / "none.yaml", [])
+    (tmp_path / "bad.yaml").write_text("a: [1\n")
+    with pytest.raises(InputError, match="not valid YAML"):
+        load_run_config(tmp_path / "bad.yaml", [])
+
+
+def test_the_shipped_recipe_is_valid() -> None:
+    run = load_run_config(REPOSITORY / "examples/configs/mome_ct_tiny.yaml", ["experts=swiglu(n=8)"])
+    assert run.preset == "mome_ct_tiny" and len(run.labels) == 7
+
+
+def test_overrides_stand_on_both_sides_of_an_option(tmp_path: Path) -> None:
+    parser = Parser(prog="train.py")
+    add_arguments(parser)
+    args = parser.parse_intermixed_args(["a=1", "--config", "c.yaml", "b=2"])
+    assert args.overrides == ["a=1", "b=2"]
+
+
+def test_a_mistyped_override_ends_with_code_2(tmp_path: Path, capsys) -> None:
+    recipe = tmp_path / "run.yaml"
+    recipe.write_text(RECIPE.format(root=tmp_path))
+    assert main(["--config", str(recipe), "train.stepz=1"]) == 2
+    printed = capsys.readouterr().err
+    assert len(printed.strip().splitlines()) <= 3 and "did you mean" in printed

@@ -1,0 +1,106 @@
+"""Training data: the cache, samples, augmentation and case folders."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from training_runs import NAMES, write_cases
+
+from mome.data.augmentation import Augmentation, AugmentationConfig
+from mome.data.cache import CaseCache, cache_case_folder
+from mome.data.case_folder import CaseFolder
+from mome.data.sampling import PatchDataset, crop
+from mome.errors import InputError
+from mome.processing import MoMEProcessor
+
+
+@pytest.fixture
+def cached(tmp_path: Path) -> CaseCache:
+    folder = CaseFolder(write_cases(tmp_path / "data"), "openkbp")
+    processor = MoMEProcessor(spacing=[4, 4, 3], hu_window=[-200, 400])
+    return cache_case_folder(tmp_path / "cache", folder, "test", NAMES, processor)
+
+
+def test_cache_is_on_the_network_grid_and_opens_again(cached, tmp_path: Path) -> None:
+    case = cached[1]
+    assert case.volume.dtype == np.uint8 and case.volume.shape == (24, 22, 20)
+    # RAS: the patient's left is now at small indices
+    assert np.argwhere(case.labels == 1)[:, 0].mean() < np.argwhere(case.labels == 2)[:, 0].mean()
+    assert cached[0].annotated == ("parotid_gland_left", "parotid_gland_right")
+    assert len(case.voxels["mandible"]) == (case.labels == 3).sum() > 0
+    stamp = (cached.folder / "index.json").stat().st_mtime_ns
+    folder = CaseFolder(tmp_path / "data", "openkbp")
+    same = cache_case_folder(
+        tmp_path / "cache", folder, "test", NAMES, MoMEProcessor(spacing=[4, 4, 3], hu_window=[-200, 400])
+    )
+    assert (same.folder / "index.json").stat().st_mtime_ns == stamp
+    other = cache_case_folder(
+        tmp_path / "cache", folder, "test", NAMES, MoMEProcessor(spacing=[4, 4, 3], hu_window=[-100, 400])
+    )
+    assert other.folder != same.folder
+
+
+def test_a_changed_file_is_cached_anew(cached, tmp_path: Path) -> None:
+    image = tmp_path / "data" / "images" / "c0.nii.gz"
+    os.utime(image, ns=(0, image.stat().st_mtime_ns + 10**9))
+    processor = MoMEProcessor(spacing=[4, 4, 3], hu_window=[-200, 400])
+    again = cache_case_folder(tmp_path / "cache", CaseFolder(tmp_path / "data", "openkbp"), "test", NAMES, processor)
+    assert again.folder != cached.folder
+
+
+def test_samples_are_a_function_of_their_number(cached) -> None:
+    def dataset(seed: int) -> PatchDataset:
+        return PatchDataset(
+            [cached],
+            [1.0],
+            NAMES,
+            (16, 16, 16),
+            50,
+            seed,
+            augmentation=Augmentation(AugmentationConfig(affine=0.5), NAMES),
+        )
+
+    one, two = dataset(0), dataset(0)
+    for number in (3, 0, 3):
+        for key, value in one[number].items():
+            assert torch.equal(value, two[number][key])
+    assert not torch.equal(one[3]["volume"], dataset(1)[3]["volume"])
+    assert any(not one[n]["supervised"][2] for n in range(20))  # case c0 has no mandible contour
+    present = [bool(one[n]["targets"].flatten(1).any(1).any()) for n in range(20)]
+    assert np.mean(present) > 0.6
+
+
+def test_mirroring_swaps_sides() -> None:
+    augment = Augmentation(AugmentationConfig(mirror=1.0, intensity=0.0, noise=0.0), NAMES)
+    patch = np.zeros((8, 4, 4), np.float32)
+    targets = np.zeros((3, 8, 4, 4), bool)
+    targets[0, :2], targets[2, 3:5] = True, True
+    supervised = np.array([True, False, True])
+    _, flipped, seen = augment(np.random.default_rng(0), patch, targets, supervised)
+    assert flipped[1, -2:].all() and not flipped[0].any() and flipped[2, 3:5].all()
+    assert seen.tolist() == [False, True, True]
+    assert not Augmentation(AugmentationConfig(mirror=1.0), NAMES[:1]).can_mirror
+
+
+def test_crop_stays_inside_or_pads() -> None:
+    array = np.arange(10 * 10 * 3).reshape(10, 10, 3)
+    assert np.array_equal(crop(array, (0, 9, 1), (4, 4, 3)), array[:4, 6:, :])
+    padded = crop(array + 1, (5, 5, 1), (4, 4, 7))
+    assert np.array_equal(padded[:, :, 2:5], (array + 1)[3:7, 3:7]) and not padded[:, :, :2].any()
+
+
+def test_bad_case_folders(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no cases.json"):
+        CaseFolder(tmp_path, "openkbp")
+    folder = write_cases(tmp_path / "d", 1)
+    (folder / "cases.json").write_text(json.dumps({"c0": {"annotated": ["liver"]}}))
+    with pytest.raises(InputError, match="lists 'liver'"):
+        CaseFolder(folder, "openkbp")
+    (folder / "cases.json").write_text(json.dumps({"c9": {"annotated": []}}))
+    with pytest.raises(InputError, match="has no file"):
+        CaseFolder(folder, "openkbp")

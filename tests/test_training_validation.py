@@ -1,0 +1,75 @@
+"""Validation during training, and the text rows of a step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from training_runs import write_recipe
+
+from mome.training import validation
+from mome.training.config_file import load_run_config
+from mome.training.setup import build_model
+from mome.training.text_rows import TextRows
+
+
+@pytest.fixture
+def ready(tmp_path: Path) -> tuple:
+    """A run on the small data set with its model, its bank filled, and its processor."""
+    run = load_run_config(write_recipe(tmp_path), [])
+    model, processor = build_model(run)
+    TextRows(model, list(run.labels), 0.0, 0)
+    return model, run, processor
+
+
+def find_bright(model, volume, text, **options):
+    """Replaces `stream_logits`; finds the mandible, which is brighter than all else."""
+    yield 0, torch.stack([torch.full(volume.shape[2:], -1.0)] * 2 + [volume[0, 0] - 0.7])
+
+
+def test_validation_scores_whole_volumes(ready: tuple, monkeypatch) -> None:
+    assert torch.equal(ready[0].text_bank.rows_LT, torch.eye(3))
+    monkeypatch.setattr(validation, "stream_logits", find_bright)
+    scores = validation.validate(*ready)
+    assert scores["dice/mandible"] > 0.8 and scores["dice/parotid_gland_left"] == 0
+    assert scores["dice/mean"] == pytest.approx(scores["dice/mandible"] / 3)
+
+
+def test_processes_share_the_validation_cases(ready: tuple, monkeypatch) -> None:
+    seen = []
+
+    def counted(model, volume, text, **options):
+        seen.append(volume)
+        yield from find_bright(model, volume, text)
+
+    monkeypatch.setattr(validation, "stream_logits", counted)
+    alone = validation.validate(*ready)
+    assert len(seen) == 3
+    parts: list[dict] = []
+    monkeypatch.setattr(validation, "gather_object", lambda mine: (parts.extend(mine), list(parts))[1])
+    for rank in range(2):
+        shared = validation.validate(*ready, SimpleNamespace(process_index=rank, num_processes=2))
+    assert len(seen) == 6 and shared == pytest.approx(alone)
+
+
+def test_synonyms_are_a_function_of_the_step(tmp_path: Path, monkeypatch) -> None:
+    from mome.registry import TEXT_ENCODERS
+    from mome.zoo import create_model
+
+    class Tower:
+        needs_tower = True
+
+        def width(self, num_labels: int) -> int:
+            return 384
+
+        def encode(self, texts: list[str]) -> torch.Tensor:
+            return torch.stack([torch.full((384,), float(sum(map(ord, text)))) + torch.arange(384) for text in texts])
+
+    monkeypatch.setattr(TEXT_ENCODERS, "build", lambda spec: Tower())
+    model = create_model("mome_ct_tiny", labels=["mandible", "larynx", "liver"], trained_labels=["mandible", "larynx"])
+    rows = TextRows(model, ["mandible", "larynx"], 0.7, seed=1)
+    assert torch.equal(rows.at(5), rows.at(5)) and any(not torch.equal(rows.at(i), rows.at(5)) for i in range(20))
+    assert torch.equal(model.text_bank.rows_LT[0], Tower().encode(["mandible"])[0])
+    assert torch.equal(model.text_bank.rows_LT[2], Tower().encode(["liver"])[0]) and model.text_bank.scale != 1
