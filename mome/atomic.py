@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all."""
+"""Writes files and folders completely or not at all."""
 
 from __future__ import annotations
 
@@ -14,46 +14,56 @@ from mome.errors import InputError, OutputError
 
 
 def _remove(path: Path) -> None:
+    """Removes a file or a folder if it is there."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
-        with contextlib.suppress(OSError):  # its folder may be a file, or gone
+        with contextlib.suppress(OSError):  # the folder around it may not exist, or be a file
             path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def output_errors(path: str | Path, what: str, temporary: Path) -> Iterator[None]:
-    """Turns a failure to write into an `OutputError` that names `path`; then removes what there is of `temporary`.
+    """Turns a failed write inside the block into an `OutputError`. After any error, `temporary` is removed.
+
+    Args:
+        path: The file or folder that the user asked for, named in the error.
+        what: Its name in the error, as in "the mask".
+        temporary: The path that the block writes to.
 
     Raises:
-        OutputError: See above.
+        OutputError: The disk is full, the folder is read-only, or the like.
     """
     try:
         yield
     except BaseException as error:
         _remove(temporary)
-        # safetensors reports a full disk by an exception of its own, torch.save by a RuntimeError
-        disk = isinstance(error, OSError) or type(error).__module__.startswith("safetensors")
-        disk = disk or isinstance(error, RuntimeError) and "PytorchStreamWriter" in str(error)
-        if not disk or isinstance(error, OutputError):
+        if not _is_write_failure(error):
             raise
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        elsewhere = isinstance(error, OSError) and error.errno not in (
-            None,
-            errno.ENOSPC,
-            errno.EDQUOT,
-            errno.EFBIG,
-            errno.EIO,
-        )
-        hint = "choose another folder" if elsewhere else "free some disk space, or another folder"
+        # Libraries that report a full disk by their own exceptions give no error number.
+        space = not isinstance(error, OSError) or error.errno in (None, *_NO_SPACE)
+        hint = "free some disk space, or choose another folder" if space else "choose another folder"
         raise OutputError(f"{what} could not be written: {reason}", where=str(path), hint=hint) from error
 
 
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+def _is_write_failure(error: BaseException) -> bool:
+    """Whether the operating system refused a write; an `OutputError` was already translated."""
+    if isinstance(error, OSError):
+        return not isinstance(error, OutputError)
+    # safetensors reports a full disk by its own exception, torch.save by a RuntimeError
+    from_safetensors = type(error).__module__.startswith("safetensors")
+    return from_safetensors or (isinstance(error, RuntimeError) and "PytorchStreamWriter" in str(error))
+
+
 def check_output_folder(folder: str | Path) -> None:
-    """Finds out before any work is done that a folder cannot be made or written.
+    """Checks before any work is done that a folder can be created and written. Creates nothing.
 
     Raises:
-        InputError: It, or what it would lie in, is a file or may not be written.
+        InputError: The folder, or the existing folder it would lie in, is a file or may not be written.
     """
     try:
         os.stat(folder)
@@ -71,11 +81,16 @@ def check_output_folder(folder: str | Path) -> None:
 
 @contextlib.contextmanager
 def atomic_write(path: str | Path, what: str = "the file") -> Iterator[Path]:
-    """A temporary path beside `path`, with its ending; moved there when the block ends well, removed when it fails.
+    """Gives a temporary path beside `path`, which is renamed to `path` when the block ends without an error.
+
+    After an error the temporary file or folder is removed, and `path` stays as it was.
 
     Args:
-        path: A file or a folder; what stands there is replaced. Missing parents are made.
+        path: A file or a folder; an existing one is replaced. Missing parent folders are created.
         what: Its name in the error, as in "the mask".
+
+    Yields:
+        The temporary path. It has the ending of `path`, because some libraries choose a format by it.
 
     Raises:
         OutputError: It cannot be written (a full disk, a read-only folder).

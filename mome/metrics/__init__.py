@@ -1,4 +1,4 @@
-"""Overlap and surface metrics, and the evaluation of folders of masks. Knows nothing of the model."""
+"""Overlap and surface metrics, and the evaluation of folders of masks. Independent of the model."""
 
 from mome.metrics.evaluate import Score, evaluate_folder, summarise
 from mome.metrics.overlap import dice

@@ -13,17 +13,25 @@ import numpy as np
 
 from mome.errors import InputError
 from mome.labels import load_table
-from mome.metrics.files import find_masks, open_masks, pair_files
+from mome.metrics.files import Files, find_masks, open_masks, pair_files
 from mome.metrics.overlap import dice
 from mome.metrics.surface import bounding_box, hausdorff95, normalized_surface_dice
 from mome.volumes import Volume
 
-_PARTIAL = "evaluate -p NAME scores a structure alone, --partial what was predicted"
+_HINT_PARTIAL = "evaluate -p NAME scores a structure alone, --partial what was predicted"
 
 
 @dataclass(frozen=True)
 class Score:
-    """One structure of one case. NaN where both masks are empty."""
+    """Scores of one structure in one case. They are NaN if both masks are empty.
+
+    Attributes:
+        case: Name of the case.
+        structure: Name of the structure.
+        dice: Dice coefficient.
+        nsd: Normalised surface Dice.
+        hd95: 95th percentile Hausdorff distance in mm.
+    """
 
     case: str
     structure: str
@@ -45,22 +53,26 @@ def evaluate_folder(
 ) -> list[Score]:
     """Scores every structure of every case of the reference.
 
-    A folder (or single file) holds, per case, either `<case>_<structure>.nii.gz` masks or one `<case>.nii.gz` map
-    of numbers. The numbers of a map are read from the table in its header where it has one, else from `dataset`.
-    Two single files are compared whatever they are called. Masks are read one structure at a time.
+    For each case, a folder (or single file) holds either masks `<case>_<structure>.nii.gz` or one label map
+    `<case>.nii.gz`. The names of a label map's numbers come from the table in its header, or from `dataset` if it has
+    none. Two single files are compared whatever their names are. Masks are read one structure at a time.
 
     Args:
         prediction, reference: Folders or files.
-        dataset: Name of the label YAML for maps without a table, as in "openkbp".
-        cases: A `cases.json` whose `annotated` lists say what is annotated in each case; the rest is left out.
-        structures: Score these only, by name or synonym.
-        on_missing: Called with a case (and structure) of the reference that has no prediction, which is then left
-            out. Where None, that is an error: a mean over what happened to be predicted says little.
-        tolerance: Of the surface Dice, in mm.
-        progress: Wraps the iteration over cases.
+        dataset: Name of the label YAML for label maps without a table, as in "openkbp".
+        cases: A `cases.json` whose `annotated` lists say what is annotated in each case; only this is scored.
+        structures: Scores only these, by name or synonym.
+        on_missing: Called with a case and a structure (None for the whole case) of the reference that has no
+            prediction and is left out. If it is None, a missing prediction is an error, because a mean over the
+            structures that happened to be predicted is misleading.
+        tolerance: Tolerance of the surface Dice in mm.
+        progress: Wraps the iteration over cases, for a progress bar.
+
+    Returns:
+        One `Score` per case and structure.
 
     Raises:
-        InputError: A missing file, a case or structure without a prediction, nothing to score, masks on different
+        InputError: A missing file, a case or structure without a prediction, nothing to score, or masks on different
             grids.
     """
     if Path(prediction).is_file() and Path(reference).is_file():
@@ -68,7 +80,6 @@ def evaluate_folder(
     else:
         wanted = find_masks(reference, dataset=dataset)
         predicted = find_masks(prediction, dataset=dataset, cases=list(wanted))
-    annotated = _annotated(cases)
     if not wanted:
         raise InputError(
             "no masks to compare with",
@@ -81,48 +92,65 @@ def evaluate_folder(
             where=str(prediction),
             hint="files are matched by their names: <case>.nii.gz, <case>_<structure>.nii.gz",
         )
-    chosen = None if structures is None else _names(structures)
-    there: dict[str, set[str]] = {}
-    for case, files in wanted.items():
-        if annotated is not None and case not in annotated:
-            raise InputError(f"case {case!r} is not in the list of cases", where=str(cases))
-        there[case] = set(open_masks(files, dataset) if annotated is None else annotated[case])
-    known = set().union(*there.values())
-    unknown = sorted(set() if chosen is None else chosen - known)
-    if unknown:
+    available = _available_structures(wanted, dataset, cases)
+    known = set().union(*available.values())
+    chosen = known if structures is None else _table_names(structures)
+    if chosen - known:
         raise InputError(
-            f"no case has a reference of {', '.join(unknown)}",
+            f"no case has a reference of {', '.join(sorted(chosen - known))}",
             where=str(reference),
             hint="there are: " + ", ".join(sorted(known)) if known else "mome list labels",
         )
-    asked = {case: sorted(names if chosen is None else names & chosen) for case, names in there.items()}
+    to_score = [(case, sorted(names & chosen)) for case, names in available.items() if names & chosen]
     scores = []
-    for case, names in progress([(case, names) for case, names in asked.items() if names]):
+    for case, names in progress(to_score):
         if case not in predicted:
             if on_missing is None:
-                raise InputError(f"case {case!r} has no prediction", where=str(prediction), hint=_PARTIAL)
+                raise InputError(f"case {case!r} has no prediction", where=str(prediction), hint=_HINT_PARTIAL)
             on_missing(case, None)
             continue
-        truth, guess = open_masks(wanted[case], dataset), open_masks(predicted[case], dataset)
+        references, predictions = open_masks(wanted[case], dataset), open_masks(predicted[case], dataset)
         for structure in names:
-            if structure not in truth:
+            if structure not in references:
                 raise InputError(
                     f"case {case!r} has no reference of {structure!r}",
                     where=str(reference),
                     hint="is the dataset name right?",
                 )
-            if structure not in guess and on_missing is not None:
+            if structure in predictions:
+                scores.append(_score(case, structure, predictions[structure](), references[structure](), tolerance))
+            elif on_missing is not None:
                 on_missing(case, structure)
             else:
-                scores.append(_score(case, structure, guess, truth, tolerance))
+                raise InputError(
+                    f"case {case!r} has no prediction of {structure!r}",
+                    hint=f"segment it with -p {structure}; {_HINT_PARTIAL}",
+                )
     if not scores:
         what = "the list of cases names no structure" if not known else "nothing of the reference was predicted"
         raise InputError(f"there is nothing to score: {what}", where=str(prediction if known else cases or reference))
     return scores
 
 
-def _names(structures: str | Sequence[str]) -> set[str]:
-    """Names of the class table, of names and exact synonyms; others stay as they are."""
+def _available_structures(
+    wanted: dict[str, Files], dataset: str | None, cases: str | Path | None
+) -> dict[str, set[str]]:
+    """For every case, the structures that its reference annotates: those listed in `cases`, else those of its files.
+
+    Raises:
+        InputError: A case of the reference is not in the list, or its label map has no names.
+    """
+    annotated = _read_annotated(cases)
+    available = {}
+    for case, files in wanted.items():
+        if annotated is not None and case not in annotated:
+            raise InputError(f"case {case!r} is not in the list of cases", where=str(cases))
+        available[case] = set(open_masks(files, dataset) if annotated is None else annotated[case])
+    return available
+
+
+def _table_names(structures: str | Sequence[str]) -> set[str]:
+    """The names in the class table of names and synonyms; other texts stay as they are."""
     names = set()
     for text in [structures] if isinstance(structures, str) else structures:
         resolved = load_table().resolve(text)
@@ -130,42 +158,36 @@ def _names(structures: str | Sequence[str]) -> set[str]:
     return names
 
 
-def _score(
-    case: str,
-    structure: str,
-    guess: dict[str, Callable[[], Volume]],
-    truth: dict[str, Callable[[], Volume]],
-    tolerance: float,
-) -> Score:
-    if structure not in guess:
-        raise InputError(
-            f"case {case!r} has no prediction of {structure!r}", hint=f"segment it with -p {structure}; {_PARTIAL}"
-        )
-    p, r = guess[structure](), truth[structure]()
-    if not p.grid.same_as(r.grid, tolerance=0.01):
+def _score(case: str, structure: str, prediction: Volume, reference: Volume, tolerance: float) -> Score:
+    """Scores one pair of masks.
+
+    Raises:
+        InputError: They are on different grids.
+    """
+    if not prediction.grid.same_as(reference.grid, tolerance=0.01):
         raise InputError(
             f"prediction and reference of {structure!r} in {case!r} are on different grids: "
-            f"{p.shape} at {_mm(p)} and {r.shape} at {_mm(r)}",
+            f"{prediction.shape} at {_spacing_text(prediction)} and {reference.shape} at {_spacing_text(reference)}",
             hint="mome segment keeps the scan's grid; was the reference resampled?",
         )
-    a, b = p.array, r.array
-    if a.any() and b.any():  # where one is empty, HD95 is the diagonal of the whole image
-        box = bounding_box(a | b)
-        a, b = a[box], b[box]
-    return Score(
-        case,
-        structure,
-        dice(a, b),
-        normalized_surface_dice(a, b, r.spacing, tolerance),
-        hausdorff95(a, b, r.spacing),
-    )
+    p, r, spacing = prediction.array, reference.array, reference.spacing
+    if p.any() and r.any():  # not cropped if one is empty, because HD95 is then the diagonal of the whole image
+        box = bounding_box(p | r)
+        p, r = p[box], r[box]
+    surface_dice = normalized_surface_dice(p, r, spacing, tolerance)
+    return Score(case, structure, dice(p, r), surface_dice, hausdorff95(p, r, spacing))
 
 
-def _mm(volume: Volume) -> str:
+def _spacing_text(volume: Volume) -> str:
     return "×".join(f"{s:.3g}" for s in volume.spacing) + " mm"
 
 
-def _annotated(cases: str | Path | None) -> dict[str, list[str]] | None:
+def _read_annotated(cases: str | Path | None) -> dict[str, list[str]] | None:
+    """The `annotated` lists of a `cases.json`.
+
+    Raises:
+        InputError: No such file, or another content.
+    """
     if cases is None:
         return None
     path = Path(cases)
@@ -178,9 +200,16 @@ def _annotated(cases: str | Path | None) -> dict[str, list[str]] | None:
 
 
 def summarise(scores: list[Score], *, seed: int = 0, resamples: int = 2000) -> list[dict[str, Any]]:
-    """Per structure: cases counted, and mean, median and bootstrap 95 % interval of the mean for every metric.
+    """Statistics of every structure: number of cases, and mean, median and 95 % interval of every metric.
 
-    NaN (both masks empty) is left out. The last row, `mean`, averages the structures' means.
+    Args:
+        scores: Scores of cases; NaN (both masks empty) is left out.
+        seed: Seed of the bootstrap.
+        resamples: Resamples of the bootstrap, which gives the interval of the mean.
+
+    Returns:
+        A row per structure, sorted by name, with `structure`, `n`, and for `dice`, `nsd` and `hd95` a dict of `n`,
+        `mean`, `median`, `low` and `high`. A last row `mean` averages the means of the structures.
     """
     rows = []
     for structure in sorted({score.structure for score in scores}):
@@ -200,6 +229,7 @@ def summarise(scores: list[Score], *, seed: int = 0, resamples: int = 2000) -> l
 
 
 def _statistics(values: np.ndarray, seed: int, resamples: int) -> dict[str, float]:
+    """Mean, median and percentile bootstrap interval of the mean; NaN without values."""
     if not len(values):
         nan = float("nan")
         return {"n": 0, "mean": nan, "median": nan, "low": nan, "high": nan}

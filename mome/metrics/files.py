@@ -1,4 +1,4 @@
-"""Which file holds which case and structure, and masks that are read only when they are asked for."""
+"""Finds the file of every case and structure by its name, and reads masks when they are needed."""
 
 from __future__ import annotations
 
@@ -15,15 +15,24 @@ from mome.volumes import Volume, read_label_table, read_volume
 from mome.volumes.read import stem
 
 Files = dict[str | None, Path]
-"""Of one case: structure, or None for a map of numbers → file."""
+"""The files of one case. The key is a structure for a mask, or None for a label map."""
 
 
 def find_masks(place: str | Path, *, dataset: str | None = None, cases: Sequence[str] = ()) -> dict[str, Files]:
-    """Case → its files, of a folder or of a single file.
+    """Finds the files of every case in a folder, or takes a single file.
 
-    `<case>_<structure>` is a mask where the structure is in the class table, or the case one of `cases` (the rest is
-    then free text). It is a map all the same where the whole name is one of `cases`, where the table in its header is
-    not that of one mask, or where it holds several numbers and `dataset` names them.
+    A file `<case>_<structure>` is a mask if the structure is in the class table, or if the case is one of `cases`; the
+    structure is then free text. Such a file is a label map instead if its whole name is one of `cases`, if the table in
+    its header is not that of one mask, or if it contains several numbers and `dataset` names them. All other files are
+    label maps.
+
+    Args:
+        place: Folder or file.
+        dataset: Name of the label YAML for label maps without a table.
+        cases: Known names of cases.
+
+    Returns:
+        Case → its files.
 
     Raises:
         InputError: No such file or folder.
@@ -45,30 +54,34 @@ def find_masks(place: str | Path, *, dataset: str | None = None, cases: Sequence
 def pair_files(
     prediction: str | Path, reference: str | Path, *, dataset: str | None = None
 ) -> tuple[dict[str, Files], dict[str, Files]]:
-    """Two single files as one case, whatever they are called.
+    """Treats two single files as one case, whatever their names are.
 
-    Case and structure are the reference's. Where neither is a map whose numbers are named, both are masks.
+    The case and the structure are taken from the reference's name. Both files are masks unless one of them is a label
+    map whose numbers have names.
 
     Returns:
-        What `find_masks` gives, of the prediction and of the reference.
+        What `find_masks` returns, for the prediction and for the reference.
     """
-    guess, truth = find_masks(prediction, dataset=dataset), find_masks(reference, dataset=dataset)
-    ((case, wanted),), (found,) = truth.items(), guess.values()
-    name = next((structure for structure in (*wanted, *found) if structure is not None), case)
-    if not _map_numbers(found, dataset) and not _map_numbers(wanted, dataset):
-        found, wanted = {name: Path(prediction)}, {name: Path(reference)}
-    return {case: found}, {case: wanted}
+    ((case, wanted),) = find_masks(reference, dataset=dataset).items()
+    (predicted,) = find_masks(prediction, dataset=dataset).values()
+    name = next((structure for structure in (*wanted, *predicted) if structure is not None), case)
+    if not _map_numbers(predicted, dataset) and not _map_numbers(wanted, dataset):
+        predicted, wanted = {name: Path(prediction)}, {name: Path(reference)}
+    return {case: predicted}, {case: wanted}
 
 
 def open_masks(files: Files, dataset: str | None = None) -> dict[str, Callable[[], Volume]]:
-    """Structure → function that gives its mask as a volume of bool.
+    """Prepares the masks of one case for reading.
 
-    A mask's file is read at each call, so that no more than the masks in use are held; a map is read once, at the
-    first call, and compared with one number at a time.
+    A mask's file is read at every call, so that only the masks in use are in memory. A label map is read once, at the
+    first call, and compared with one number per call.
+
+    Returns:
+        Structure → function that returns its mask, a volume of bool.
 
     Raises:
-        InputError: A map whose numbers nothing names. At the call: what `read_volume` raises, or a mask that holds
-            several numbers.
+        InputError: A label map whose numbers have no names. A call of a function raises what `read_volume` raises, or
+            an `InputError` for a mask that contains several numbers.
     """
     masks: dict[str, Callable[[], Volume]] = {
         name: functools.partial(_read_mask, path) for name, path in files.items() if name is not None
@@ -83,12 +96,12 @@ def open_masks(files: Files, dataset: str | None = None) -> dict[str, Callable[[
             )
         read = functools.cache(functools.partial(read_volume, files[None]))
         for name, number in numbers.items():
-            masks.setdefault(name, functools.partial(_of_map, read, number))
+            masks.setdefault(name, functools.partial(_mask_of_map, read, number))
     return masks
 
 
 def _split(base: str, names: list[str], cases: Sequence[str]) -> tuple[str, str | None]:
-    """Case and structure of a file name; `names` from the longest to the shortest."""
+    """Splits a file name into case and structure (None for a label map); `names` run from long to short."""
     if base in cases:
         return base, None
     structure = next((name for name in names if base.endswith(f"_{name}")), None)
@@ -100,22 +113,27 @@ def _split(base: str, names: list[str], cases: Sequence[str]) -> tuple[str, str 
 
 
 def _is_map(file: Path, structure: str, dataset: str | None) -> bool:
+    """Whether a file that is named like a mask of `structure` is a label map."""
     try:
         table = _label_table(file)
         if len(table) == 1 and int(table[0]["id"]) == 1:  # `mome segment` marks a single mask by `table_id`
             return "table_id" not in table[0] and table[0]["name"] != structure
-        # without a data set the numbers could not be named: the voxels are not read for it
+        # Without a data set the numbers would have no names, so the voxels need not be read.
         return bool(table) or (dataset is not None and _several_numbers(read_volume(file).array))
     except (InputError, OSError, EOFError, zlib.error):
-        return False  # said when the file is read, if it is asked for at all
+        return False  # a damaged file raises its error when its mask is read, which may never happen
 
 
 def _label_table(file: Path) -> list[dict]:
+    """The label table in a NIfTI file's header; empty for other files."""
     return read_label_table(file) if file.name.lower().endswith((".nii", ".nii.gz")) else []
 
 
 def _map_numbers(files: Files, dataset: str | None) -> dict[str, int]:
-    """Structure → number in the case's map: of the table in its header, else of the data set. Empty without a map."""
+    """Structure → number in the case's label map, from the table in its header, else from the data set.
+
+    It is empty if the case has no label map or nothing names its numbers.
+    """
     if None not in files:
         return {}
     table = {entry["name"]: int(entry["id"]) for entry in _label_table(files[None])}
@@ -123,11 +141,17 @@ def _map_numbers(files: Files, dataset: str | None) -> dict[str, int]:
 
 
 def _several_numbers(array: np.ndarray) -> bool:
+    """Whether an array contains several different numbers above 0."""
     inside = array[array > 0]
     return bool(inside.size and inside.min() != inside.max())
 
 
 def _read_mask(path: Path) -> Volume:
+    """Reads a file of 0 and one other number as a mask.
+
+    Raises:
+        InputError: It contains several numbers, or cannot be read.
+    """
     volume = read_volume(path)
     if _several_numbers(volume.array):
         raise InputError(
@@ -138,6 +162,7 @@ def _read_mask(path: Path) -> Volume:
     return Volume(volume.array > 0, volume.affine, volume.header)
 
 
-def _of_map(read: Callable[[], Volume], number: int) -> Volume:
+def _mask_of_map(read: Callable[[], Volume], number: int) -> Volume:
+    """The mask of one number of a label map."""
     volume = read()
     return Volume(volume.array == number, volume.affine, volume.header)

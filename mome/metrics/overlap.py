@@ -1,4 +1,4 @@
-"""Dice."""
+"""The Dice coefficient of two binary masks."""
 
 from __future__ import annotations
 
@@ -6,19 +6,28 @@ import numpy as np
 
 
 def dice(prediction: np.ndarray, reference: np.ndarray) -> float:
-    """2 |P ∩ R| / (|P| + |R|) of two binary masks of the same shape.
+    """The Dice coefficient 2 |P ∩ R| / (|P| + |R|).
 
-    Both empty: NaN, to be left out of means. One empty: 0.
+    Args:
+        prediction, reference: Binary masks of the same shape.
+
+    Returns:
+        From 0 to 1; NaN if both masks are empty, which means leave out.
 
     Raises:
         ValueError: The shapes differ.
     """
-    prediction, reference = _pair(prediction, reference)
+    prediction, reference = as_binary_pair(prediction, reference)
     size = int(prediction.sum()) + int(reference.sum())
     return float("nan") if size == 0 else 2.0 * int((prediction & reference).sum()) / size
 
 
-def _pair(prediction: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def as_binary_pair(prediction: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns both masks as bool.
+
+    Raises:
+        ValueError: The shapes differ.
+    """
     if prediction.shape != reference.shape:
         raise ValueError(f"masks of different shapes: {prediction.shape} and {reference.shape}")
     return np.asarray(prediction, dtype=bool), np.asarray(reference, dtype=bool)

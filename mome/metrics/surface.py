@@ -1,8 +1,8 @@
 """Surface metrics in mm: normalised surface Dice at a tolerance, and the 95th percentile Hausdorff distance.
 
-Surfaces are those of Google DeepMind's `surface-distance` (Nikolov et al. 2021): every cube of 2×2×2 voxels that
-holds both inside and outside is a surface element; its area is that of the marching-cubes triangles of its
-corner pattern, and distances are measured between centres of such cubes.
+Surfaces are defined as in Google DeepMind's `surface-distance` (Nikolov et al. 2021). Every cube of 2×2×2 voxels that
+contains both inside and outside voxels is a surface element. Its area is that of the marching-cubes triangles of its
+corner pattern. Distances are measured between the centres of surface elements.
 """
 
 from __future__ import annotations
@@ -12,22 +12,26 @@ from functools import lru_cache
 import numpy as np
 from scipy import ndimage
 
-from mome.metrics.overlap import _pair
+from mome.metrics.overlap import as_binary_pair
 
 
 def normalized_surface_dice(
     prediction: np.ndarray, reference: np.ndarray, spacing: tuple[float, float, float], tolerance: float
 ) -> float:
-    """Share of both surfaces that lies within `tolerance` mm of the other (Nikolov et al. 2021).
-
-    Both empty: NaN. One empty: 0.
+    """The share of both surfaces that lies within `tolerance` mm of the other surface (Nikolov et al. 2021).
 
     Args:
-        prediction, reference: Binary masks (i, j, k).
+        prediction, reference: Binary masks (i, j, k) of the same shape.
         spacing: Voxel size in mm.
-        tolerance: In mm.
+        tolerance: Distance in mm.
+
+    Returns:
+        From 0 to 1; NaN if both masks are empty, 0 if one is.
+
+    Raises:
+        ValueError: The shapes differ.
     """
-    empty = _empty(prediction, reference)
+    empty = _which_are_empty(prediction, reference)
     if empty is not None:
         return float("nan") if empty == "both" else 0.0
     to_reference, area_p, to_prediction, area_r = _distances(prediction, reference, spacing)
@@ -36,11 +40,19 @@ def normalized_surface_dice(
 
 
 def hausdorff95(prediction: np.ndarray, reference: np.ndarray, spacing: tuple[float, float, float]) -> float:
-    """The larger of the two directed 95th percentiles of surface distance, weighted by area, in mm.
+    """The 95th percentile Hausdorff distance: the larger of the two directed percentiles, weighted by area.
 
-    Both empty: NaN. One empty: the image's diagonal.
+    Args:
+        prediction, reference: Binary masks (i, j, k) of the same shape.
+        spacing: Voxel size in mm.
+
+    Returns:
+        Distance in mm; NaN if both masks are empty, the diagonal of the image if one is.
+
+    Raises:
+        ValueError: The shapes differ.
     """
-    empty = _empty(prediction, reference)
+    empty = _which_are_empty(prediction, reference)
     if empty is not None:
         diagonal = float(np.linalg.norm(np.asarray(prediction.shape) * np.asarray(spacing)))
         return float("nan") if empty == "both" else diagonal
@@ -49,19 +61,21 @@ def hausdorff95(prediction: np.ndarray, reference: np.ndarray, spacing: tuple[fl
 
 
 def bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
-    """The smallest box that holds a mask that is not empty."""
+    """Slices of the smallest box that contains all voxels of a mask, which must not be empty."""
     axes = range(mask.ndim)
     spans = [np.flatnonzero(mask.any(axis=tuple(other for other in axes if other != axis))) for axis in axes]
     return tuple(slice(int(span[0]), int(span[-1]) + 1) for span in spans)
 
 
-def _empty(prediction: np.ndarray, reference: np.ndarray) -> str | None:
-    prediction, reference = _pair(prediction, reference)
-    some = (bool(prediction.any()), bool(reference.any()))
-    return {(False, False): "both", (True, True): None}.get(some, "one")
+def _which_are_empty(prediction: np.ndarray, reference: np.ndarray) -> str | None:
+    """Returns "both", "one" or None."""
+    prediction, reference = as_binary_pair(prediction, reference)
+    empty = 2 - int(prediction.any()) - int(reference.any())
+    return (None, "one", "both")[empty]
 
 
 def _percentile(distance: np.ndarray, area: np.ndarray, share: float = 0.95) -> float:
+    """The distance within which `share` of the area lies."""
     order = np.argsort(distance)
     cumulative = np.cumsum(area[order]) / area.sum()
     return float(distance[order][min(int(np.searchsorted(cumulative, share)), len(order) - 1)])
@@ -70,8 +84,13 @@ def _percentile(distance: np.ndarray, area: np.ndarray, share: float = 0.95) -> 
 def _distances(
     prediction: np.ndarray, reference: np.ndarray, spacing: tuple[float, float, float]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Distances and areas of the prediction's elements to the reference, and the other way round."""
-    prediction, reference = _pair(prediction, reference)
+    """Distances of surface elements to the other surface, with their areas.
+
+    Returns:
+        For the elements of the prediction, distances (mm) to the reference and areas (mm²); then the same for the
+        elements of the reference.
+    """
+    prediction, reference = as_binary_pair(prediction, reference)
     box = bounding_box(prediction | reference)
     codes = [_corner_codes(np.pad(mask[box], 1)) for mask in (prediction, reference)]
     areas = _areas(tuple(float(s) for s in spacing))
@@ -82,7 +101,7 @@ def _distances(
 
 
 def _corner_codes(mask: np.ndarray) -> np.ndarray:
-    """One bit for each corner of every 2×2×2 cube, as uint8."""
+    """The corner pattern of every 2×2×2 cube as uint8, one bit for each of its voxels."""
     code = np.zeros(tuple(n - 1 for n in mask.shape), dtype=np.uint8)
     for bit, (a, b, c) in enumerate(np.ndindex(2, 2, 2)):
         part = mask[a : a + code.shape[0], b : b + code.shape[1], c : c + code.shape[2]]
@@ -94,8 +113,7 @@ def _corner_codes(mask: np.ndarray) -> np.ndarray:
 def _areas(spacing: tuple[float, float, float]) -> np.ndarray:
     """Area in mm² of the surface inside a cube, for each of the 256 corner patterns.
 
-    The surface of a pattern is made of one polygon for each connected group of inside corners (and, where the
-    outside corners fall apart instead, for each of those), through the midpoints of the cut edges.
+    The surface of a pattern consists of the marching-cubes triangles through the midpoints of the cut edges.
     """
     from skimage.measure import marching_cubes, mesh_surface_area
 

@@ -1,1 +1,1 @@
-"""Pictures."""
+"""Pictures of scans and masks."""

@@ -1,9 +1,10 @@
-"""A preview: three planes through the labelled structures, masks as contours in the class colours."""
+"""A preview of a segmented scan: three planes through the structures, with masks as contours in their label colours."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,7 +12,13 @@ from mome.atomic import atomic_write
 from mome.labels import load_table
 from mome.volumes import Grid, Volume, network_grid, resample
 
-_VIEWS = (("axial", 2), ("coronal", 1), ("sagittal", 0))
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_PLANES = (("axial", 2), ("coronal", 1), ("sagittal", 0))
+# Letters at the low and the high end of every axis of the picture's grid.
+_ENDS = {0: ("R", "L"), 1: ("P", "A"), 2: ("I", "S")}
 
 
 def save_preview(
@@ -23,13 +30,16 @@ def save_preview(
 ) -> Path:
     """Writes a PNG with an axial, a coronal and a sagittal plane, each where it cuts the most structures.
 
-    Planes are shown as radiologists do: the patient's right on the left, anterior and superior up.
+    Planes are shown in radiological convention: the patient's right is on the left, anterior and superior are up.
 
     Args:
-        path: Of the PNG.
+        path: Path of the PNG.
         volume: CT in HU.
-        masks: Name → binary mask on the volume's grid.
+        masks: Name → binary mask (i, j, k) on the volume's grid.
         window: HU shown as black and as white.
+
+    Returns:
+        The path.
 
     Raises:
         OutputError: The file cannot be written.
@@ -39,13 +49,12 @@ def save_preview(
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    grid = _upright(volume.grid)
+    grid = _picture_grid(volume.grid)
     hu = resample(volume.array, volume.grid, grid, fill=-1024.0).numpy()
-    planes, shown = _cuts(masks, volume.grid, grid)
-    labels = load_table()
-    physical = [n * s for n, s in zip(grid.shape, grid.spacing, strict=True)]
-    widths = [physical[0], physical[0], physical[1]]
-    height = max(physical[1], physical[2])
+    planes, cuts = _cut_masks(masks, volume.grid, grid)
+    sides = [n * s for n, s in zip(grid.shape, grid.spacing, strict=True)]  # mm
+    widths = [sides[0], sides[0], sides[1]]
+    height = max(sides[1], sides[2])
     figure, panels = plt.subplots(
         1,
         3,
@@ -53,48 +62,12 @@ def save_preview(
         gridspec_kw={"width_ratios": widths, "wspace": 0.03},
         facecolor="black",
     )
-    colors = {}
-    for panel, (title, axis) in zip(panels, _VIEWS, strict=True):
-        across, up = [a for a in range(3) if a != axis]
-        image = np.take(hu, planes[axis], axis=axis).T
-        extent = (0, physical[across], 0, physical[up])
-        panel.imshow(image, cmap="gray", vmin=window[0], vmax=window[1], origin="lower", extent=extent, aspect="equal")
-        xs = (np.arange(grid.shape[across]) + 0.5) * grid.spacing[across]
-        ys = (np.arange(grid.shape[up]) + 0.5) * grid.spacing[up]
-        for index, (name, cuts) in enumerate(shown.items()):
-            color = np.array(labels[name].color) / 255 if name in labels else plt.cm.tab10(index % 10)[:3]
-            cut = cuts[axis].T
-            colors[name] = color
-            if cut.max() > 0.5 and min(cut.shape) > 1:  # a contour needs two rows and columns
-                panel.contourf(xs, ys, cut, levels=[0.5, 2], colors=[color], alpha=0.25)
-                panel.contour(xs, ys, cut, levels=[0.5], colors=[color], linewidths=1.6)
-        ends = {0: ("R", "L"), 1: ("P", "A"), 2: ("I", "S")}
-        left, right = ends[across]
-        bottom, top = ("P", "A") if up == 1 else ("I", "S")
-        for x, y, letter in ((0.02, 0.5, left), (0.98, 0.5, right), (0.5, 0.02, bottom), (0.5, 0.97, top)):
-            panel.text(
-                x,
-                y,
-                letter,
-                transform=panel.transAxes,
-                color="#ffd400",
-                ha="center",
-                va="center",
-                fontsize=11,
-            )
+    colors = _colors(list(cuts))
+    for panel, (title, axis) in zip(panels, _PLANES, strict=True):
+        image = np.take(hu, planes[axis], axis=axis)
+        _draw_plane(panel, grid, axis, image, {name: cut[axis] for name, cut in cuts.items()}, colors, window)
         panel.set_title(title, color="white", fontsize=12)
-        panel.axis("off")
-        panel.set_anchor("S")
-    handles = [plt.Line2D([], [], color=color, lw=4, label=name.replace("_", " ")) for name, color in colors.items()]
-    if handles:
-        figure.legend(
-            handles=handles,
-            loc="lower center",
-            ncol=min(7, len(handles)),
-            frameon=False,
-            labelcolor="white",
-            fontsize=11,
-        )
+    _add_legend(figure, colors)
     path = Path(path)
     try:
         with atomic_write(path, "the preview") as part:
@@ -104,19 +77,76 @@ def save_preview(
     return path
 
 
-def _upright(grid: Grid) -> Grid:
-    """A grid whose first axis runs to the patient's left, so that their right is on the left of the picture."""
+def _draw_plane(
+    panel: Axes,
+    grid: Grid,
+    axis: int,
+    image: np.ndarray,
+    cuts: dict[str, np.ndarray],
+    colors: dict[str, Any],
+    window: tuple[float, float],
+) -> None:
+    """Draws one plane with the contours of its masks and the letters of its directions."""
+    across, up = [a for a in range(3) if a != axis]
+    extent = (0, grid.shape[across] * grid.spacing[across], 0, grid.shape[up] * grid.spacing[up])
+    panel.imshow(image.T, cmap="gray", vmin=window[0], vmax=window[1], origin="lower", extent=extent, aspect="equal")
+    xs = (np.arange(grid.shape[across]) + 0.5) * grid.spacing[across]
+    ys = (np.arange(grid.shape[up]) + 0.5) * grid.spacing[up]
+    for name, cut in cuts.items():
+        if cut.max() > 0.5 and min(cut.shape) > 1:  # contours need at least two rows and columns
+            panel.contourf(xs, ys, cut.T, levels=[0.5, 2], colors=[colors[name]], alpha=0.25)
+            panel.contour(xs, ys, cut.T, levels=[0.5], colors=[colors[name]], linewidths=1.6)
+    (left, right), (bottom, top) = _ENDS[across], _ENDS[up]
+    style: dict[str, Any] = {"color": "#ffd400", "ha": "center", "va": "center", "fontsize": 11}
+    for x, y, letter in ((0.02, 0.5, left), (0.98, 0.5, right), (0.5, 0.02, bottom), (0.5, 0.97, top)):
+        panel.text(x, y, letter, transform=panel.transAxes, **style)
+    panel.axis("off")
+    panel.set_anchor("S")
+
+
+def _colors(names: list[str]) -> dict[str, Any]:
+    """RGB in [0, 1] of every structure: that of the class table, or one of ten for names that are not in it."""
+    from matplotlib import colormaps
+
+    labels = load_table()
+    return {
+        name: np.array(labels[name].color) / 255 if name in labels else colormaps["tab10"](index % 10)[:3]
+        for index, name in enumerate(names)
+    }
+
+
+def _add_legend(figure: Figure, colors: dict[str, Any]) -> None:
+    """Names the structures below the planes; without structures there is no legend."""
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], color=color, lw=4, label=name.replace("_", " ")) for name, color in colors.items()]
+    if handles:
+        figure.legend(
+            handles=handles,
+            loc="lower center",
+            ncol=min(7, len(handles)),
+            frameon=False,
+            labelcolor="white",
+            fontsize=11,
+        )
+
+
+def _picture_grid(grid: Grid) -> Grid:
+    """An isotropic grid in LAS orientation, so that the patient's right is on the left of the picture."""
     finest = max(1.0, min(grid.spacing))
     return network_grid(grid, spacing=(finest,) * 3, orientation="LAS")
 
 
-def _cuts(
+def _cut_masks(
     masks: Mapping[str, np.ndarray], source: Grid, grid: Grid
 ) -> tuple[dict[int, int], dict[str, dict[int, np.ndarray]]]:
-    """The plane of each axis, and what of every mask that is not empty lies in it, as soft values on `grid`.
+    """Chooses the planes and cuts the masks with them.
 
-    Every mask is resampled twice, for its areas and then for the planes that all areas together choose: one mask
-    on the picture's grid is held at a time, not all of them.
+    Every mask is resampled twice: first for its area in every plane, then for its cut with the planes that the areas
+    of all masks decide. So only one resampled mask is in memory at a time.
+
+    Returns:
+        Axis → index of its plane; and for every mask that is not empty, axis → its cut, as soft values.
     """
     present, areas = [], []
     for name, mask in masks.items():
@@ -124,23 +154,23 @@ def _cuts(
             inside = resample(mask, source, grid).numpy() > 0.5
             present.append(name)
             areas.append([inside.sum(axis=tuple(a for a in range(3) if a != axis)) for axis in range(3)])
-    planes = {axis: _busiest([area[axis] for area in areas], grid.shape[axis]) for axis in range(3)}
-    shown: dict[str, dict[int, np.ndarray]] = {}
+    planes = {axis: _busiest_plane([area[axis] for area in areas], grid.shape[axis]) for axis in range(3)}
+    cuts: dict[str, dict[int, np.ndarray]] = {}
     for name, area in zip(present, areas, strict=True):
         if any(area[axis][plane] for axis, plane in planes.items()):
             soft = resample(masks[name], source, grid).numpy()
-            shown[name] = {axis: np.take(soft, plane, axis=axis) for axis, plane in planes.items()}
-        else:  # it is in the legend all the same
-            shown[name] = {axis: np.zeros([n for a, n in enumerate(grid.shape) if a != axis]) for axis in planes}
-    return planes, shown
+            cuts[name] = {axis: np.take(soft, plane, axis=axis) for axis, plane in planes.items()}
+        else:  # no plane cuts it, but the legend names it
+            cuts[name] = {axis: np.zeros([n for a, n in enumerate(grid.shape) if a != axis]) for axis in planes}
+    return planes, cuts
 
 
-def _busiest(areas: list[np.ndarray], size: int) -> int:
-    """The plane that cuts the most structures; among equals, the one with the most of them.
+def _busiest_plane(areas: list[np.ndarray], size: int) -> int:
+    """The plane that cuts the most structures; among equals, the one that shows the largest shares of them.
 
     Args:
-        areas: Voxels in every plane, one array per structure.
-        size: Planes there are.
+        areas: For every structure, its voxels in every plane.
+        size: Number of planes.
     """
     if not areas:
         return size // 2
