@@ -81,7 +81,7 @@ def test_what_was_left_out_is_said(capsys, folders: list[str]) -> None:
     assert "--partial" in capsys.readouterr().err
     assert main(["evaluate", *folders, "--partial"]) == 0
     printed = capsys.readouterr()
-    assert printed.err == "left out: 0 cases and 1 masks of others have no prediction\n"
+    assert printed.err == "left out: 0 cases and 1 masks of other cases have no prediction\n"
     assert NAMES[0] not in printed.out and NAMES[1] in printed.out
     assert main(["evaluate", *folders, "-p", NAMES[1]]) == 0
     printed = capsys.readouterr()

@@ -1,4 +1,4 @@
-"""`mome evaluate PRED REF`: a table per structure."""
+"""`mome evaluate PREDICTION REFERENCE`: prints a table of scores per structure."""
 
 from __future__ import annotations
 
@@ -22,20 +22,25 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the command."""
+    """Adds the options of the command."""
     parser.add_argument("prediction", type=Path, help="folder or file of masks")
     parser.add_argument("reference", type=Path, help="folder or file of reference masks")
-    parser.add_argument("--labels", help="data set whose numbers maps without a table use, as in openkbp")
+    parser.add_argument("--labels", help="data set whose numbers label maps without a table use, as in openkbp")
     parser.add_argument("--cases", type=Path, help="cases.json with what is annotated in each case")
     parser.add_argument("-p", "--prompt", action="append", help="score this structure only; may be repeated")
-    parser.add_argument("--partial", action="store_true", help="leave out what has no prediction, and say how much")
-    parser.add_argument("--tolerance", type=float, default=2.0, help="of the surface Dice, in mm")
+    parser.add_argument("--partial", action="store_true", help="leave out what has no prediction, and print how much")
+    parser.add_argument("--tolerance", type=float, default=2.0, help="tolerance of the surface Dice in mm")
     parser.add_argument("--out", type=Path, help="write the scores of every case to this .csv or .json")
-    parser.add_argument("--json", action="store_true", help="print the table for programs")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the command."""
+    """Runs the command and returns its exit code.
+
+    Raises:
+        InputError: Bad arguments, or masks that cannot be compared.
+        OutputError: The file of scores cannot be written; the table is printed all the same.
+    """
     from rich.console import Console
     from rich.progress import track
 
@@ -60,27 +65,27 @@ def run(args: argparse.Namespace) -> int:
     if missing:
         whole = [case for case, structure in missing if structure is None]
         error.print(
-            f"left out: {len(whole)} cases and {len(missing) - len(whole)} masks of others have no prediction",
+            f"left out: {len(whole)} cases and {len(missing) - len(whole)} masks of other cases have no prediction",
             highlight=False,
         )
     rows = summarise(scores)
     try:
         if args.out:
             _write(args.out, scores)
-    finally:  # a full disk does not cost what was computed
+    finally:  # prints the table even if writing the file fails
         if args.json:
-            print(json.dumps({"tolerance_mm": args.tolerance, "structures": _plain(rows)}, indent=1))
+            print(json.dumps({"tolerance_mm": args.tolerance, "structures": _nan_as_null(rows)}, indent=1))
         else:
             _show(rows, args.tolerance)
     return 0
 
 
 def _show(rows: list[dict[str, Any]], tolerance: float) -> None:
-    """Prints the table: a line per structure where that fits, else the interval on a second line."""
+    """Prints the table with one line per structure; if the window is too narrow, intervals go on a second line."""
     from rich.console import Console
 
     wide = Console(width=1000)
-    # rich would take a pipe to be 80 columns wide
+    # For a pipe, rich assumes 80 columns.
     console = Console() if sys.stdout.isatty() or "COLUMNS" in os.environ else wide
     table = _table(rows, tolerance, " ")
     if wide.measure(table).maximum > console.width:
@@ -89,6 +94,7 @@ def _show(rows: list[dict[str, Any]], tolerance: float) -> None:
 
 
 def _table(rows: list[dict[str, Any]], tolerance: float, separator: str) -> Table:
+    """The table; `separator` stands between the median and the interval of a cell."""
     from rich import box
     from rich.table import Table
 
@@ -100,7 +106,7 @@ def _table(rows: list[dict[str, Any]], tolerance: float, separator: str) -> Tabl
         pad_edge=False,
         padding=(0, 1, 0, 0),
     )
-    table.add_column("structure", overflow="fold")  # gives way: a cut name can be guessed, a cut number cannot
+    table.add_column("structure", overflow="fold")  # the only column that may wrap, so that numbers stay readable
     for heading in ("n", "Dice", "surface Dice", "HD95 mm"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
@@ -111,6 +117,7 @@ def _table(rows: list[dict[str, Any]], tolerance: float, separator: str) -> Tabl
 
 
 def _cell(value: dict[str, float], digits: int, separator: str) -> str:
+    """Mean, median and interval of one metric, or a dash if there is no value."""
     if math.isnan(value["mean"]):
         return "–"
     text = f"{value['mean']:.{digits}f}"
@@ -119,21 +126,26 @@ def _cell(value: dict[str, float], digits: int, separator: str) -> str:
     return text
 
 
-def _plain(value: Any) -> Any:
-    """NaN as null, which is what JSON has."""
+def _nan_as_null(value: Any) -> Any:
+    """Replaces NaN, which JSON does not have, by None in nested dicts and lists."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _nan_as_null(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_plain(item) for item in value]
+        return [_nan_as_null(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _write(path: Path, scores: list[Score]) -> None:
+    """Writes one row per score, as CSV or JSON by the ending of the path.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
     from mome.metrics import Score
 
     with atomic_write(path, "the scores") as part:
         if path.suffix == ".json":
-            part.write_text(json.dumps(_plain([vars(score) for score in scores]), indent=1) + "\n")
+            part.write_text(json.dumps(_nan_as_null([vars(score) for score in scores]), indent=1) + "\n")
         else:
             with part.open("w", newline="") as file:
                 writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(Score)])

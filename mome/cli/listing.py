@@ -1,4 +1,4 @@
-"""`mome list`: presets, checkpoints, parts and labels. Imports no torch."""
+"""`mome list`: lists presets, checkpoints, parts and labels. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,18 +8,23 @@ import json
 from typing import Any
 
 from mome.errors import InputError
+from mome.registry import REGISTRIES
 
-KINDS = ("models", "encoders", "text_encoders", "experts", "routers", "fusions", "heads", "losses", "labels")
+KINDS = ("models", *REGISTRIES, "labels")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the command."""
+    """Adds the options of the command."""
     parser.add_argument("words", nargs="*", help=f"a kind ({', '.join(KINDS)}) and/or a pattern such as 'sw*'")
-    parser.add_argument("--json", action="store_true", help="print for programs")
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the command."""
+    """Runs the command and returns its exit code.
+
+    Raises:
+        InputError: Several patterns, or nothing that matches.
+    """
     kinds = [word for word in args.words if word in KINDS]
     patterns = [word for word in args.words if word not in KINDS]
     if len(patterns) > 1:
@@ -27,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     pattern = patterns[0] if patterns else "*"
     shown = kinds or [kind for kind in KINDS if kind != "labels" or patterns]
     found = {kind: _rows(kind, pattern) for kind in shown}
-    if not any(found.values()) and pattern.isidentifier():  # a plain word is found inside names, too
+    if not any(found.values()) and pattern.isidentifier():  # a word without wildcards also matches inside names
         found = {kind: _rows(kind, f"*{pattern}*") for kind in shown}
     if args.json:
         print(json.dumps(found, indent=1))
@@ -45,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _rows(kind: str, pattern: str) -> list[dict[str, Any]]:
+    """What is registered of one kind: a dict of name, summary and, for presets and labels, more."""
     if kind == "labels":
         from mome.labels import load_table
 
@@ -67,7 +73,5 @@ def _rows(kind: str, pattern: str) -> list[dict[str, Any]]:
             for name in list_models(pattern, pretrained=True)
         ]
         return rows + bundled
-    from mome.registry import REGISTRIES
-
     registry = REGISTRIES[kind]
     return [{"name": name, "summary": registry.summary(name)} for name in registry.names(pattern)]

@@ -1,11 +1,11 @@
-"""The `mome` command: finds the subcommand, runs it, turns errors into messages and exit codes.
+"""The `mome` command: finds the subcommand, runs it, and turns errors into messages and exit codes.
 
-Exit codes: 0 done, 1 our fault or a disk that is full, 2 bad input. Nothing heavy is imported here.
+Exit codes: 0 for success, 1 for a bug or a failed write such as a full disk, 2 for bad input, 130 for Ctrl-C. This
+module imports no torch, so that help and errors appear at once.
 """
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import sys
@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from mome import __version__
 from mome.cli.parser import Parser
-from mome.errors import InputError, OutputError
+from mome.errors import InputError, OutputError, did_you_mean
 
 COMMANDS = {
     "demo": "segment a synthetic or given CT with the bundled model, and show it",
@@ -38,7 +38,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def guarded(run: Callable[[], int | None], *, debug: bool = False) -> int:
-    """Runs a command; prints errors in at most three lines on stderr."""
+    """Runs a command and prints its errors on stderr, in at most three lines.
+
+    Args:
+        run: The command; returns an exit code, or None for 0.
+        debug: Raises errors instead of printing them.
+
+    Returns:
+        The exit code.
+    """
     try:
         return run() or 0
     except InputError as error:
@@ -46,7 +54,7 @@ def guarded(run: Callable[[], int | None], *, debug: bool = False) -> int:
             raise
         print(_red(str(error)), file=sys.stderr)
         return 2
-    except SystemExit as stop:  # argparse's --help
+    except SystemExit as stop:  # raised by argparse for --help
         return int(stop.code or 0)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -70,17 +78,16 @@ def guarded(run: Callable[[], int | None], *, debug: bool = False) -> int:
             raise
         first = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
         print(_red(f"{type(error).__name__}: {first}"), file=sys.stderr)
-        print("  this is our fault, not yours; run again with --debug and report the traceback", file=sys.stderr)
+        print("  this is a bug in mome: run again with --debug and report the traceback", file=sys.stderr)
         return 1
 
 
 def _dispatch(arguments: list[str]) -> int | None:
+    """Imports the module of a subcommand and runs it; only this module's imports are paid for."""
     name = arguments[0]
     if name not in COMMANDS:
-        close = difflib.get_close_matches(name, list(COMMANDS), n=1)
         raise InputError(
-            f"unknown command '{name}'" + (f", did you mean '{close[0]}'?" if close else ""),
-            hint="commands: " + ", ".join(COMMANDS),
+            f"unknown command '{name}'{did_you_mean(name, COMMANDS)}", hint="commands: " + ", ".join(COMMANDS)
         )
     module = importlib.import_module(f"mome.cli.{'listing' if name == 'list' else name}")
     parser = Parser(prog=f"mome {name}", description=COMMANDS[name])
@@ -106,6 +113,7 @@ def _help() -> str:
 
 
 def _red(text: str) -> str:
+    """Red text, if stderr is a terminal and the environment variable NO_COLOR is not set."""
     return f"\033[31m{text}\033[0m" if sys.stderr.isatty() and "NO_COLOR" not in os.environ else text
 
 

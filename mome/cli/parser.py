@@ -1,4 +1,4 @@
-"""An argument parser whose errors have the form of all our errors."""
+"""An argument parser that raises `InputError`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from mome.errors import InputError
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, raising InputError instead of exiting; options are never abbreviated."""
+    """An argparse parser that raises `InputError` instead of exiting. Options cannot be abbreviated."""
 
     def __init__(self, **kwargs: object) -> None:
         super().__init__(allow_abbrev=False, **kwargs)  # type: ignore[arg-type]
 
     def error(self, message: str) -> NoReturn:
-        """Bad arguments."""
+        """Called by argparse for bad arguments.
+
+        Raises:
+            InputError: Always.
+        """
         raise InputError(message, hint=f"{self.prog} --help")

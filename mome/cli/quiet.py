@@ -1,4 +1,4 @@
-"""Keeps libraries' own chatter out of our output."""
+"""Silences messages of libraries that are not meant for users of the command line."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 
 def quiet_libraries() -> None:
-    """No progress bars of weights loading, no advice meant for developers; errors still come through."""
+    """Turns off transformers' warnings and progress bars, and a warning of tokenizers; errors still appear."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers.utils import logging
 
