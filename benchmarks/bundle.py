@@ -1,8 +1,8 @@
-"""Makes a bundled checkpoint of a training run: its model in half precision, inside the package.
+"""Copies the model of a training run into the package as a bundled checkpoint, in half precision.
 
     python benchmarks/bundle.py runs/mome_ct_tiny/model --name mome-ct-tiny
 
-Half precision halves the file; loading makes float32 of it, which is what runs.
+Half precision halves the size of the file. Loading converts the weights back to float32, so inference runs in float32.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LIMIT_MB = 10
 
 
 def main() -> None:
-    """Command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="the folder `model` of a run")
     parser.add_argument("--name", default="mome-ct-tiny")

