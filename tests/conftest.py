@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests."""
+"""Fixtures and settings shared by all tests."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ from pathlib import Path
 
 import pytest
 
+# The processes of pytest-xdist share the cores, so each uses one thread, as do the processes that its tests start. This
+# must be set before torch is imported.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def _find_ct_data() -> Path | None:
-    """The folder of real CT: `MOME_TEST_DATA`, else `shared/ct` beside the checkout."""
+    """The folder of real CT: `MOME_TEST_DATA`, else `shared/ct` next to the checkout; None if there is neither."""
     given = os.environ.get("MOME_TEST_DATA")
     for folder in ([Path(given)] if given else []) + [REPOSITORY.parent / "shared" / "ct"]:
         if folder.is_dir():
@@ -21,7 +26,7 @@ def _find_ct_data() -> Path | None:
 
 @pytest.fixture(scope="session")
 def ct_data() -> Path:
-    """Folder of public CT scans with labels; tests that need it are skipped where it is absent."""
+    """Folder of public CT scans with labels; tests that need it are skipped if it is missing."""
     folder = _find_ct_data()
     if folder is None:
         pytest.skip("no real CT here: set MOME_TEST_DATA to the folder that holds openkbp/ and torso/")

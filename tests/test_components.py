@@ -195,6 +195,7 @@ def test_eval_is_deterministic(part: str, spec: str) -> None:
         assert torch.equal(model(**given).logits, model(**given).logits)
 
 
+@pytest.mark.wide
 @every_part
 def test_compiles_to_the_same_numbers(part: str, spec: str) -> None:
     model = make_model(part, spec)
@@ -205,6 +206,7 @@ def test_compiles_to_the_same_numbers(part: str, spec: str) -> None:
         torch.testing.assert_close(compiled(**given).logits, model(**given).logits, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.wide
 @every_part
 def test_exports_to_the_same_numbers(part: str, spec: str) -> None:
     model = make_model(part, spec)

@@ -51,6 +51,7 @@ def test_base_preset_has_five_scale_experts_and_32_classes() -> None:
     )
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("name", ["mome_ct_tiny", "universal_ct_tiny", "plain_ct_tiny"])
 def test_inductor_gives_the_same_numbers(name: str) -> None:
     torch.manual_seed(0)

@@ -44,6 +44,7 @@ def test_wheel_holds_the_two_packages_and_their_data(wheel: zipfile.ZipFile) -> 
     assert "mome = mome.cli.main:main" in wheel.read(entry_points).decode()
 
 
+@pytest.mark.wide
 def test_an_installed_wheel_runs_the_demo_without_the_repository(wheel_file: Path, tmp_path: Path) -> None:
     site, empty = tmp_path / "site", tmp_path / "empty"
     empty.mkdir()

@@ -128,6 +128,7 @@ class Doubling(LinearExperts):
 """
 
 
+@pytest.mark.wide
 def test_a_second_package_adds_an_expert(tmp_path: Path) -> None:
     """A real package, built and installed by pip, is found through its entry point."""
     source = tmp_path / "source"

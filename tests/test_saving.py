@@ -115,6 +115,7 @@ def test_hub_ids(tmp_path: Path) -> None:
     assert lines[9].startswith("2 'hf-hub:org/mome-ct@v3' cannot be loaded")
 
 
+@pytest.mark.wide
 def test_remote_code_stub_loads_without_importing_mome_first(tmp_path: Path) -> None:
     small().save_pretrained(tmp_path / "m")
     code = f"""

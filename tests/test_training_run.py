@@ -22,6 +22,7 @@ from mome.training.loop import train
 from mome.training.run_settings import check_same_run, save_run_settings
 
 
+@pytest.mark.wide
 def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
