@@ -1,17 +1,20 @@
-"""The expert ops and the ancestor's head on the CPU, beside transformers and grouped convolutions.
+"""Times the expert ops and the fusion head on the CPU against transformers and grouped convolutions.
 
-`python benchmarks/kernels_cpu.py --out benchmarks/results/kernels_cpu.json`, twelve minutes on two quiet cores. Every
-candidate runs in a process of its own, as it would for a user: what one leaves behind in the heap decides how many
-fresh pages the next one meets, which is worth up to a third of a call. They are timed in turn, round after round, so
-that a busy machine slows them alike; medians are compared (`batched_mm`, far behind, is timed once).
+    python benchmarks/kernels_cpu.py --out benchmarks/results/kernels_cpu.json
 
-Layers are timed under two allocators: glibc's as it is, which gives freed memory back to the system and is charged for
-fresh pages, and the same told to keep it. Memory is the growth of the process's peak over a second call, with an
-allocator that gives every freed block back at once: the peak is what lives at once, without code and buffers that the
-first call loads for good.
+This takes twelve minutes on two idle cores. Every candidate runs in its own process, because the heap that one
+candidate leaves behind changes the time of the next by up to a third. Candidates are timed in turn, round after round,
+so that a busy machine slows them alike, and medians are compared. `batched_mm` is timed once, because it is by far the
+slowest.
 
-The layers' rivals are what a user of transformers has: its three implementations of experts, `batched_mm` where the
-matrices it copies fit. `tuned_loop` is a loop over experts written with care; it is compared apart.
+Layers are timed with two settings of glibc's allocator: the default, which returns freed memory to the system and pays
+for fresh pages, and one that keeps freed memory. Memory is the growth of the process's peak during a second call, with
+an allocator that returns every freed block at once. So it counts the tensors that exist at the same time, but not code
+and buffers that the first call loads once.
+
+The candidates for layers are the three implementations of experts in transformers (`batched_mm` only if the matrices it
+copies fit into memory). `tuned_loop` is a carefully written loop over experts, which is reported separately. For the
+head, the candidate is three grouped convolutions, as in the CLIP-Driven Universal Model.
 """
 
 from __future__ import annotations
@@ -38,9 +41,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "kernels" / "benchm
 import peers
 from shapes import SHAPES, expert_ids
 
-# Swin stages, ViT and the 1×1 convolution; token counts that two cores can turn round in a second.
+# Swin stages, ViT and the 1×1 convolution, with token counts that take two cores about a second.
 LAYERS = {"V1": 32768, "V2": 16384, "V3": 3456, "V4": 432, "V8": 864, "V14": 65536}
-RIVALS = ("eager", "grouped_mm", "batched_mm", "grouped_conv")
+ALTERNATIVES = ("eager", "grouped_mm", "batched_mm", "grouped_conv")
 COPIES_MIB = 3072
 ALLOCATORS = {
     "default": {},
@@ -50,7 +53,7 @@ ALLOCATORS = {
 
 
 def serve(function: Callable[[], Any]) -> None:
-    """Times a call for every line that arrives; run in a process of its own."""
+    """Times one call for every line on stdin and prints its milliseconds; runs in a separate process."""
     for _ in range(3):
         function()
     print("ready", flush=True)
@@ -61,7 +64,7 @@ def serve(function: Callable[[], Any]) -> None:
 
 
 def rounds(case: str, counts: dict[str, int], allocator: str, options: argparse.Namespace) -> dict[str, float]:
-    """Median milliseconds of each candidate, taken in turn until each has had its count."""
+    """Median milliseconds of every candidate. They run in turn until each has run as often as its count."""
     served = {
         name: subprocess.Popen(
             command("--serve", case, name, options),
@@ -79,7 +82,7 @@ def rounds(case: str, counts: dict[str, int], allocator: str, options: argparse.
             raise RuntimeError(f"{case}: {name} did not start")
     names = list(served)
     for turn in range(max(counts.values())):
-        first = turn % len(names)  # nobody always follows the same one
+        first = turn % len(names)  # changes which candidate runs before which
         for name in names[first:] + names[:first]:
             if len(times[name]) < counts[name]:
                 served[name].stdin.write("\n")
@@ -93,12 +96,12 @@ def rounds(case: str, counts: dict[str, int], allocator: str, options: argparse.
 
 
 def batched_fits(shape: Any) -> bool:
-    """Whether the matrices that transformers' `batched_mm` copies, two per assignment, are few enough to be run."""
+    """Whether the matrices that transformers' `batched_mm` copies, two per assignment, fit into `COPIES_MIB`."""
     return 2 * shape.T * shape.K * shape.D * shape.F * 4 <= COPIES_MIB << 20
 
 
 def layer_calls(name: str) -> dict[str, Callable[[], Any]]:
-    """Forward + backward of one shape in float32, per candidate."""
+    """For every candidate, a forward and backward pass of one layer in float32."""
     shape = replace(SHAPES[name], T=LAYERS[name])
     torch.manual_seed(0)
     new = lambda *size, scale=1.0: (torch.randn(*size) * scale).requires_grad_()  # noqa: E731
@@ -108,20 +111,20 @@ def layer_calls(name: str) -> dict[str, Callable[[], Any]]:
     gates = torch.rand(shape.T, shape.K).requires_grad_()
     grad = torch.randn(shape.T, shape.D)
     functions: dict[str, Callable[[], Tensor]] = {"mome": lambda: kernels.moe_mlp(x, ids, gates, up, None, down, None)}
-    rivals = {
+    alternatives = {
         "eager": peers.transformers_eager,
         "grouped_mm": peers.transformers_function("grouped_mm"),
         "tuned_loop": peers.eager_loop,
     }
     if batched_fits(shape):
-        rivals["batched_mm"] = peers.transformers_function("batched_mm")
-    for rival, function in rivals.items():
-        functions[rival] = lambda f=function: f(x, ids, gates, up, down, "gelu", False)
+        alternatives["batched_mm"] = peers.transformers_function("batched_mm")
+    for alternative, function in alternatives.items():
+        functions[alternative] = lambda f=function: f(x, ids, gates, up, down, "gelu", False)
     return {key: lambda f=f: torch.autograd.grad(f(), [x, gates, up, down], grad) for key, f in functions.items()}
 
 
 def head_calls(side: int, backward: bool) -> dict[str, Callable[[], Any]]:
-    """The ancestor's head, 32 prompts, C = 8: fused, and as three grouped convolutions over the repeated map."""
+    """The head for 32 prompts and C = 8: the fused op, and three grouped convolutions over the repeated map."""
     torch.manual_seed(0)
     c, v, prompts = 8, side**3, 32
     leaf = lambda *size: torch.randn(*size).requires_grad_()  # noqa: E731
@@ -144,19 +147,19 @@ def head_calls(side: int, backward: bool) -> dict[str, Callable[[], Any]]:
 
 
 def calls(case: str, side: int) -> dict[str, Callable[[], Any]]:
-    """Candidates of `head`, `head_backward` or a shape."""
+    """The candidates for `head`, `head_backward` or the name of a layer's shape."""
     return head_calls(side, case == "head_backward") if case.startswith("head") else layer_calls(case)
 
 
 def peak_kib() -> int:
-    """The process's peak resident memory since it was last cleared."""
+    """Peak resident memory of this process in KiB since the peak was last reset."""
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 
 
 def measure(case: str, candidate: str, side: int) -> None:
-    """Prints how far one call raises the process's resident memory, in MiB; run in a process of its own."""
+    """Prints by how many MiB one call raises the peak resident memory of its process, which is a separate one."""
     function = calls(case, side)[candidate]
-    function()  # libraries' code and the matrix library's own buffers stay; all else is given back
+    function()  # loads code and buffers of libraries, which stay in memory
     Path("/proc/self/clear_refs").write_text("5")
     before = peak_kib()
     function()
@@ -164,13 +167,14 @@ def measure(case: str, candidate: str, side: int) -> None:
 
 
 def command(*arguments: Any) -> list[str]:
-    """This script for one candidate, with the options that make the case."""
+    """The command line that runs this script for one candidate; the last argument holds the options."""
     *words, options = arguments
     given = ["--threads", str(options.threads), "--side", str(options.side)]
     return [sys.executable, "-W", "ignore", __file__, *given, *words]
 
 
 def memory_mib(case: str, candidate: str, options: argparse.Namespace) -> float:
+    """Peak memory of one candidate in MiB, measured in a separate process."""
     environment = {**os.environ, **ALLOCATORS["returning"]}
     words = command("--measure", case, candidate, options)
     done = subprocess.run(words, capture_output=True, text=True, check=True, env=environment)
@@ -178,7 +182,7 @@ def memory_mib(case: str, candidate: str, options: argparse.Namespace) -> float:
 
 
 def largest_difference(functions: dict[str, Callable[[], Any]]) -> float:
-    """Between any candidate's outputs and ours, over the largest value of ours."""
+    """The largest difference of any candidate's outputs from those of mome, relative to the largest of the latter."""
     outputs = {key: function() for key, function in functions.items()}
     as_list = lambda value: list(value) if isinstance(value, tuple) else [value]  # noqa: E731
     return max(
@@ -189,22 +193,25 @@ def largest_difference(functions: dict[str, Callable[[], Any]]) -> float:
 
 
 def compare(case: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Times, memory, and both as ratios: the best rival's time over ours, our memory over the least rival's.
+    """Times and memory of all candidates of one case.
 
-    `parameter_gradients` is what the gradients of the layer's parameters, which all have to return, are of the latter.
+    Returns:
+        `speed` is the time of the fastest alternative divided by that of mome. `memory` is the memory of mome divided by
+        that of the leanest alternative. `parameter_gradients` is the size of the parameters' gradients, which every
+        candidate must hold, divided by the same.
     """
     functions = calls(case, options.side)
     names, difference = list(functions), largest_difference(functions)
     del functions
-    most = min(options.rounds, 7) if case.startswith("head") else options.rounds  # seconds each
+    most = min(options.rounds, 7) if case.startswith("head") else options.rounds  # a call of the head takes seconds
     counts = {name: 1 if name == "batched_mm" else most for name in names}
     memory = {name: memory_mib(case, name, options) for name in names}
-    rivals = [name for name in names if name in RIVALS]
-    leanest = min(memory[name] for name in rivals)
+    alternatives = [name for name in names if name in ALTERNATIVES]
+    leanest = min(memory[name] for name in alternatives)
     result: dict[str, Any] = {"memory_mib": memory, "memory": memory["mome"] / leanest}
     for allocator in ("default", "keeping")[: 1 if case.startswith("head") else 2]:
         times = rounds(case, counts, allocator, options)
-        result[allocator] = {"ms": times, "speed": min(times[name] for name in rivals) / times["mome"]}
+        result[allocator] = {"ms": times, "speed": min(times[name] for name in alternatives) / times["mome"]}
         if "tuned_loop" in times:
             result[allocator]["speed_to_tuned_loop"] = times["tuned_loop"] / times["mome"]
     if case in SHAPES:
@@ -214,16 +221,17 @@ def compare(case: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The CPU's name."""
+    """The name of the CPU."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 def main() -> None:
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=31, help="of the layers; of the head at most 7")
+    parser.add_argument("--rounds", type=int, default=31, help="timed calls of a layer; of the head at most 7")
     parser.add_argument("--side", type=int, default=96, help="voxels along an edge of the head's map")
     for hidden in ("--measure", "--serve"):
         parser.add_argument(hidden, nargs=2, metavar=("CASE", "CANDIDATE"), help=argparse.SUPPRESS)
@@ -244,7 +252,7 @@ def main() -> None:
     for case in (*LAYERS, "head", "head_backward"):
         cases[case] = compare(case, options)
         print(case, json.dumps(cases[case]), flush=True)
-        if options.out:  # beside it, until all of it is there
+        if options.out:  # a partial file, so that an interrupted run keeps its results
             partial = options.out.with_name(options.out.name + ".partial")
             partial.parent.mkdir(parents=True, exist_ok=True)
             partial.write_text(json.dumps({**given, "cases": cases}, indent=1) + "\n")
