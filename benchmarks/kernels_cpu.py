@@ -196,8 +196,8 @@ def compare(case: str, options: argparse.Namespace) -> dict[str, Any]:
     """Times and memory of all candidates of one case.
 
     Returns:
-        `speed` is the time of the fastest alternative divided by that of mome. `memory` is the memory of mome divided by
-        that of the leanest alternative. `parameter_gradients` is the size of the parameters' gradients, which every
+        `speed` is the time of the fastest alternative divided by that of mome. `memory` is the memory of mome divided
+        by that of the leanest alternative. `parameter_gradients` is the size of the parameters' gradients, which every
         candidate must hold, divided by the same.
     """
     functions = calls(case, options.side)

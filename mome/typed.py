@@ -44,9 +44,9 @@ def from_data(cls: Any, data: dict[str, Any], *, owner: str, path: str = "") -> 
 
 
 def typed(value: Any, hint: Any, *, owner: str, path: str) -> Any:
-    """Returns `value` as the type of a field. Integers become floats and lists become tuples where the field says so.
+    """Returns `value` as the type of a field: integers become floats and lists become tuples if the field needs that.
 
-    A float is never accepted for an integer field, not even 2.0. Strings are never converted.
+    A float is not accepted for an integer field, not even 2.0. Strings are not converted.
 
     Raises:
         InputError: The value is of another type.

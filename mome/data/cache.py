@@ -99,7 +99,7 @@ def build_cache(
 
     Raises:
         InputError: More labels than a uint8 map can number.
-        OutputError: The cache cannot be written; nothing is left of it then.
+        OutputError: The cache cannot be written; a partial one is removed.
     """
     if len(names) > 254:
         raise InputError(f"a cache holds at most 254 labels, got {len(names)}", hint="train on fewer structures")

@@ -179,6 +179,7 @@ def _score(case: str, structure: str, prediction: Volume, reference: Volume, tol
 
 
 def _spacing_text(volume: Volume) -> str:
+    """The voxel size for a message, as in "1×1×2.5 mm"."""
     return "×".join(f"{s:.3g}" for s in volume.spacing) + " mm"
 
 

@@ -132,7 +132,7 @@ def _label_table(file: Path) -> list[dict]:
 def _map_numbers(files: Files, dataset: str | None) -> dict[str, int]:
     """Structure → number in the case's label map, from the table in its header, else from the data set.
 
-    It is empty if the case has no label map or nothing names its numbers.
+    It is empty if the case has no label map, or if its numbers have no names.
     """
     if None not in files:
         return {}

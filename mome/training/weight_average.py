@@ -41,7 +41,7 @@ def save_model(
     """Saves the averaged model, or the model itself without an average, with its processor.
 
     Raises:
-        OutputError: The folder cannot be written; nothing is left of it then.
+        OutputError: The folder cannot be written; a partial one is removed.
     """
     final = accelerator.unwrap_model(model)
     if average is not None:
