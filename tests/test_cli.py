@@ -177,10 +177,10 @@ def test_messages_are_printed_as_they_are(capsys) -> None:
     """rich would take "[dicom]" for a style and drop it."""
     from rich.console import Console
 
-    from mome.cli.segment import _say
+    from mome.cli.segment import _print_study
 
     failed = {"name": "a", "status": "failed", "error": 'pip install "mome[dicom]"'}
-    _say(failed, Path("out"), Console(stderr=True), set())
+    _print_study(failed, Path("out"), Console(stderr=True), set())
     assert 'pip install "mome[dicom]"' in capsys.readouterr().err
 
 

@@ -14,11 +14,11 @@ import torch
 
 from mome.errors import InputError, OutputError
 from mome.inference import Segmenter, segment_folder
-from mome.inference.folder import find_scans
-from mome.inference.result import file_part
+from mome.inference.scans import find_scans
 from mome.modeling import Features
 from mome.processing import MoMEProcessor
 from mome.volumes import Grid, write_mask
+from mome.volumes.mask_names import file_part
 
 
 class Settings(SimpleNamespace):
@@ -160,7 +160,7 @@ def test_a_finished_run_is_resumed_without_the_tower(tmp_path: Path, monkeypatch
     def no_tower(*arguments: object) -> None:
         raise InputError("no tower")
 
-    monkeypatch.setattr("mome.inference.folder.embed_prompts", no_tower)
+    monkeypatch.setattr("mome.inference.segmenter.embed_prompts", no_tower)
     (entry,) = segment_folder(made, scans[:1], out, ["liver"], resume=True)
     assert entry["skipped"]
     with pytest.raises(InputError, match="no tower"):  # once, not for every scan

@@ -159,7 +159,7 @@ def test_slabs_give_the_same_voxels_as_the_whole(spacing: tuple[float, float, fl
     source = Grid(array.shape[1:], np.array([[0, 0, -2.0, 60], [2.5, 0, 0, 0], [0, -0.8, 0, 44], [0, 0, 0, 1]]))
     target = network_grid(source, spacing=spacing, orientation="LPS")
     target.affine[:3, 3] += (-7, 3.3, 1)  # partly outside
-    module, sizes = sys.modules["mome.volumes.resample"], []
+    module, sizes = sys.modules["mome.volumes.resampling"], []
     real = module._along
     monkeypatch.setattr(module, "_along", lambda x, *rest: (sizes.append(x.numel()), real(x, *rest))[1])
     whole = resample(array, source, target, mode=mode, fill=-7.0)
