@@ -103,6 +103,14 @@ def test_masks_beside_the_scans_are_not_taken_for_scans(tmp_path: Path) -> None:
         find_scans([masks])
 
 
+def test_every_format_that_is_read_is_found(tmp_path: Path) -> None:
+    names = ["a.nii.gz", "b.NII", "c.nrrd", "d.nhdr", "e.mha", "f.mhd"]
+    for name in [*names, "d.raw.gz", "f.raw", "notes.txt"]:
+        (tmp_path / name).write_bytes(b"")
+    assert [path.name for path in find_scans([tmp_path])] == names
+    assert find_scans([tmp_path / "notes.txt"]) == [tmp_path / "notes.txt"]  # a file is taken as it is given
+
+
 # -- one file name, one mask ---------------------------------------------------------------------------------
 
 

@@ -280,6 +280,18 @@ def test_the_extra_for_dicom_is_named(tmp_path: Path, monkeypatch) -> None:
         read_volume(tmp_path / "a.mha")
 
 
+@pytest.mark.parametrize("ending", [".nrrd", ".nhdr", ".mha", ".mhd"])
+def test_headers_with_the_voxels_in_another_file(tmp_path: Path, ending: str) -> None:
+    sitk = pytest.importorskip("SimpleITK")
+    array = np.random.default_rng(0).integers(-1000, 2000, (5, 6, 7)).astype(np.int16)
+    image = sitk.GetImageFromArray(array.transpose(2, 1, 0))
+    image.SetSpacing((1.0, 2.0, 3.0))
+    sitk.WriteImage(image, str(tmp_path / f"ct{ending}"))
+    volume = read_volume(tmp_path / f"ct{ending}")
+    np.testing.assert_array_equal(volume.array, array)
+    assert volume.spacing == (1.0, 2.0, 3.0) and volume.grid.orientation == "LPS"
+
+
 FORMATS = {
     "1slice_ct.nii.gz": (122, 101, 1),
     "4d_1vol_ct.nii.gz": (122, 101, 30),
