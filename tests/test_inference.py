@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 import torch
 from monai.inferers import sliding_window_inference
 from scipy.spatial.transform import Rotation
+from stand_in_models import Contrast
 
 from mome.errors import InputError, OutputError
 from mome.inference import Segmenter, segment, segment_folder
@@ -20,46 +20,12 @@ from mome.inference.planes import PlaneStream
 from mome.inference.predictor import ModelPredictor
 from mome.inference.stream import stream_logits
 from mome.inference.tiles import tile_starts
-from mome.modeling import Features
 from mome.processing import MoMEProcessor
 from mome.volumes import Grid, Volume, read_label_table, read_volume, resample
 from mome.volumes.mask_names import file_part
 from mome.zoo import create_model
 
 PATCH = (16, 16, 16)
-
-
-class Settings(SimpleNamespace):
-    """A config as far as inference looks at it."""
-
-    def to_dict(self) -> dict[str, object]:
-        return dict(vars(self))
-
-
-class Contrast(torch.nn.Module):
-    """A model whose right answer is known: prompt p is where the window is above its threshold."""
-
-    def __init__(
-        self, labels: tuple[str, ...] = ("liver", "spleen"), thresholds: tuple[float, ...] = (0.4, 0.7)
-    ) -> None:
-        super().__init__()
-        self.thresholds = torch.nn.Parameter(torch.tensor(thresholds))
-        self.register_buffer("text_bank", torch.eye(len(labels)))
-        self.config = Settings(
-            labels=list(labels),
-            trained_labels=list(labels),
-            patch_size=list(PATCH),
-            text_encoder={"name": "none"},
-        )
-        self.encoded = 0
-
-    def encode(self, volume: torch.Tensor) -> Features:
-        self.encoded += 1
-        return Features(volume, volume, ())
-
-    def decode(self, features: Features, text_PT: torch.Tensor) -> torch.Tensor:
-        level = text_PT.to(self.thresholds) @ self.thresholds
-        return (features.bottleneck - level[None, :, None, None, None]) * 20
 
 
 def processor(spacing: float = 2.0) -> MoMEProcessor:

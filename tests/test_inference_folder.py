@@ -5,45 +5,18 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
+from stand_in_models import Threshold
 
 from mome.errors import InputError, OutputError
 from mome.inference import Segmenter, segment_folder
 from mome.inference.scans import find_scans
-from mome.modeling import Features
 from mome.processing import MoMEProcessor
 from mome.volumes import Grid, write_mask
 from mome.volumes.mask_names import file_part
-
-
-class Settings(SimpleNamespace):
-    """A config as far as inference looks at it."""
-
-    def to_dict(self) -> dict[str, object]:
-        return dict(vars(self))
-
-
-class Threshold(torch.nn.Module):
-    """Every prompt is where the window is above 0.5."""
-
-    def __init__(self, level: float = 0.5) -> None:
-        super().__init__()
-        self.level = torch.nn.Parameter(torch.tensor(level))
-        self.register_buffer("text_bank", torch.eye(2))
-        self.config = Settings(
-            labels=["liver", "spleen"], trained_labels=["liver"], patch_size=[8, 8, 8], text_encoder={"name": "none"}
-        )
-
-    def encode(self, volume: torch.Tensor) -> Features:
-        return Features(volume, volume, ())
-
-    def decode(self, features: Features, text_PT: torch.Tensor) -> torch.Tensor:
-        return (features.bottleneck - self.level).expand(-1, text_PT.shape[0], -1, -1, -1) * 20
 
 
 def segmenter(level: float = 0.5, **options: object) -> Segmenter:
