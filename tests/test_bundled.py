@@ -57,6 +57,7 @@ def test_bundled_checkpoint_finds_the_phantoms_structures(phantom_masks) -> None
 
 def test_swapping_prompts_swaps_masks(tiny, phantom_masks) -> None:
     """The masks follow the text rows, not the place in the list."""
+    from mome.inference.predictor import ModelPredictor
     from mome.inference.stream import stream_logits
     from mome.volumes import Volume
 
@@ -66,7 +67,7 @@ def test_swapping_prompts_swaps_masks(tiny, phantom_masks) -> None:
     rows = model.text_bank.rows(["parotid_gland_left", "mandible"])
     masks = []
     for text in (rows, rows.flip(0)):
-        stream = stream_logits(model, network, text, patch=tuple(model.config.patch_size), overlap=0.0)
+        stream = stream_logits(ModelPredictor(model), network, text, overlap=0.0)
         masks.append(torch.cat([logits > 0 for _, logits in stream], dim=1).numpy())
     assert (masks[0] == masks[1][::-1]).all()
     assert overlap(masks[0][0], masks[0][1]) < 0.1 and masks[0][0].any() and masks[0][1].any()
@@ -83,6 +84,7 @@ def test_synonyms_agree_through_the_text_tower(tiny, phantom_masks, tmp_path: Pa
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     snapshot = module.lay_minilm_snapshot(tmp_path)
+    from mome.inference.predictor import ModelPredictor
     from mome.inference.stream import stream_logits
     from mome.registry import TEXT_ENCODERS
     from mome.volumes import Volume
@@ -96,7 +98,7 @@ def test_synonyms_agree_through_the_text_tower(tiny, phantom_masks, tmp_path: Pa
         tower.encode(["mandible"])[0], model.text_bank.rows(["mandible"])[0], atol=1e-4, rtol=1e-3
     )
     network, _ = processor.to_network(Volume(made.array, made.affine))
-    stream = stream_logits(model, network, rows, patch=tuple(model.config.patch_size), overlap=0.0)
+    stream = stream_logits(ModelPredictor(model), network, rows, overlap=0.0)
     masks = torch.cat([logits > 0 for _, logits in stream], dim=1).numpy()
     for i, pair in enumerate(pairs):
         assert overlap(masks[2 * i], masks[2 * i + 1]) >= 0.9, pair

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -12,52 +11,21 @@ import pytest
 import torch
 from monai.inferers import sliding_window_inference
 from scipy.spatial.transform import Rotation
+from stand_in_models import Contrast
 
 from mome.errors import InputError, OutputError
 from mome.inference import Segmenter, segment, segment_folder
+from mome.inference.packed import PackedMasks
 from mome.inference.planes import PlaneStream
-from mome.inference.result import PackedMasks, file_part
+from mome.inference.predictor import ModelPredictor
 from mome.inference.stream import stream_logits
 from mome.inference.tiles import tile_starts
-from mome.modeling import Features
 from mome.processing import MoMEProcessor
 from mome.volumes import Grid, Volume, read_label_table, read_volume, resample
+from mome.volumes.mask_names import file_part
 from mome.zoo import create_model
 
 PATCH = (16, 16, 16)
-
-
-class Settings(SimpleNamespace):
-    """A config as far as inference looks at it."""
-
-    def to_dict(self) -> dict[str, object]:
-        return dict(vars(self))
-
-
-class Contrast(torch.nn.Module):
-    """A model whose right answer is known: prompt p is where the window is above its threshold."""
-
-    def __init__(
-        self, labels: tuple[str, ...] = ("liver", "spleen"), thresholds: tuple[float, ...] = (0.4, 0.7)
-    ) -> None:
-        super().__init__()
-        self.thresholds = torch.nn.Parameter(torch.tensor(thresholds))
-        self.register_buffer("text_bank", torch.eye(len(labels)))
-        self.config = Settings(
-            labels=list(labels),
-            trained_labels=list(labels),
-            patch_size=list(PATCH),
-            text_encoder={"name": "none"},
-        )
-        self.encoded = 0
-
-    def encode(self, volume: torch.Tensor) -> Features:
-        self.encoded += 1
-        return Features(volume, volume, ())
-
-    def decode(self, features: Features, text_PT: torch.Tensor) -> torch.Tensor:
-        level = text_PT.to(self.thresholds) @ self.thresholds
-        return (features.bottleneck - level[None, :, None, None, None]) * 20
 
 
 def processor(spacing: float = 2.0) -> MoMEProcessor:
@@ -95,7 +63,7 @@ def test_stream_equals_the_plain_computation(name: str, overlap: float) -> None:
     model, proc, scan = Contrast(), processor(), blobs(AFFINES[name])
     result = Segmenter(model, proc, overlap=overlap).segment(scan, ["liver", "spleen"])
     network, grid = proc.to_network(scan)
-    chunks = list(stream_logits(model, network, torch.eye(2), patch=PATCH, overlap=overlap))
+    chunks = list(stream_logits(ModelPredictor(model), network, torch.eye(2), overlap=overlap))
     assert [first for first, _ in chunks] == list(np.cumsum([0] + [c.shape[1] for _, c in chunks[:-1]]))
     whole = torch.cat([chunk for _, chunk in chunks], dim=1)
     torch.testing.assert_close(whole[0], (network[0, 0] - 0.4) * 20, rtol=1e-4, atol=1e-4)
@@ -128,7 +96,7 @@ def test_sliding_window_agrees_with_monai() -> None:
     ).eval()
     text = torch.randn(3, model.config.text_dim)
     volume = torch.rand(1, 1, 30, 21, 16)
-    ours = torch.cat([c for _, c in stream_logits(model, volume, text, patch=PATCH, overlap=0.5)], dim=1)
+    ours = torch.cat([c for _, c in stream_logits(ModelPredictor(model), volume, text, overlap=0.5)], dim=1)
     with torch.inference_mode():
         theirs = sliding_window_inference(
             volume, PATCH, 1, lambda tile: model(tile, text).logits, overlap=0.5, mode="gaussian"

@@ -5,45 +5,18 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
+from stand_in_models import Threshold
 
 from mome.errors import InputError, OutputError
 from mome.inference import Segmenter, segment_folder
-from mome.inference.folder import find_scans
-from mome.inference.result import file_part
-from mome.modeling import Features
+from mome.inference.scans import find_scans
 from mome.processing import MoMEProcessor
 from mome.volumes import Grid, write_mask
-
-
-class Settings(SimpleNamespace):
-    """A config as far as inference looks at it."""
-
-    def to_dict(self) -> dict[str, object]:
-        return dict(vars(self))
-
-
-class Threshold(torch.nn.Module):
-    """Every prompt is where the window is above 0.5."""
-
-    def __init__(self, level: float = 0.5) -> None:
-        super().__init__()
-        self.level = torch.nn.Parameter(torch.tensor(level))
-        self.register_buffer("text_bank", torch.eye(2))
-        self.config = Settings(
-            labels=["liver", "spleen"], trained_labels=["liver"], patch_size=[8, 8, 8], text_encoder={"name": "none"}
-        )
-
-    def encode(self, volume: torch.Tensor) -> Features:
-        return Features(volume, volume, ())
-
-    def decode(self, features: Features, text_PT: torch.Tensor) -> torch.Tensor:
-        return (features.bottleneck - self.level).expand(-1, text_PT.shape[0], -1, -1, -1) * 20
+from mome.volumes.mask_names import file_part
 
 
 def segmenter(level: float = 0.5, **options: object) -> Segmenter:
@@ -103,6 +76,14 @@ def test_masks_beside_the_scans_are_not_taken_for_scans(tmp_path: Path) -> None:
         find_scans([masks])
 
 
+def test_every_format_that_is_read_is_found(tmp_path: Path) -> None:
+    names = ["a.nii.gz", "b.NII", "c.nrrd", "d.nhdr", "e.mha", "f.mhd"]
+    for name in [*names, "d.raw.gz", "f.raw", "notes.txt"]:
+        (tmp_path / name).write_bytes(b"")
+    assert [path.name for path in find_scans([tmp_path])] == names
+    assert find_scans([tmp_path / "notes.txt"]) == [tmp_path / "notes.txt"]  # a file is taken as it is given
+
+
 # -- one file name, one mask ---------------------------------------------------------------------------------
 
 
@@ -160,7 +141,7 @@ def test_a_finished_run_is_resumed_without_the_tower(tmp_path: Path, monkeypatch
     def no_tower(*arguments: object) -> None:
         raise InputError("no tower")
 
-    monkeypatch.setattr("mome.inference.folder.embed_prompts", no_tower)
+    monkeypatch.setattr("mome.inference.segmenter.embed_prompts", no_tower)
     (entry,) = segment_folder(made, scans[:1], out, ["liver"], resume=True)
     assert entry["skipped"]
     with pytest.raises(InputError, match="no tower"):  # once, not for every scan

@@ -159,7 +159,7 @@ def test_slabs_give_the_same_voxels_as_the_whole(spacing: tuple[float, float, fl
     source = Grid(array.shape[1:], np.array([[0, 0, -2.0, 60], [2.5, 0, 0, 0], [0, -0.8, 0, 44], [0, 0, 0, 1]]))
     target = network_grid(source, spacing=spacing, orientation="LPS")
     target.affine[:3, 3] += (-7, 3.3, 1)  # partly outside
-    module, sizes = sys.modules["mome.volumes.resample"], []
+    module, sizes = sys.modules["mome.volumes.resampling"], []
     real = module._along
     monkeypatch.setattr(module, "_along", lambda x, *rest: (sizes.append(x.numel()), real(x, *rest))[1])
     whole = resample(array, source, target, mode=mode, fill=-7.0)
@@ -278,6 +278,18 @@ def test_the_extra_for_dicom_is_named(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "a.mha").write_bytes(b"")
     with pytest.raises(InputError, match=r'pip install "mome\[dicom\]"'):
         read_volume(tmp_path / "a.mha")
+
+
+@pytest.mark.parametrize("ending", [".nrrd", ".nhdr", ".mha", ".mhd"])
+def test_headers_with_the_voxels_in_another_file(tmp_path: Path, ending: str) -> None:
+    sitk = pytest.importorskip("SimpleITK")
+    array = np.random.default_rng(0).integers(-1000, 2000, (5, 6, 7)).astype(np.int16)
+    image = sitk.GetImageFromArray(array.transpose(2, 1, 0))
+    image.SetSpacing((1.0, 2.0, 3.0))
+    sitk.WriteImage(image, str(tmp_path / f"ct{ending}"))
+    volume = read_volume(tmp_path / f"ct{ending}")
+    np.testing.assert_array_equal(volume.array, array)
+    assert volume.spacing == (1.0, 2.0, 3.0) and volume.grid.orientation == "LPS"
 
 
 FORMATS = {

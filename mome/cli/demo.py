@@ -1,4 +1,4 @@
-"""`mome demo`: a CT in, masks and a picture out, offline."""
+"""`mome demo`: segments a synthetic or a given CT with the bundled model; it needs no network connection."""
 
 from __future__ import annotations
 
@@ -14,16 +14,22 @@ MODEL = "mome-ct-tiny"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the command."""
-    parser.add_argument("ct", nargs="?", type=Path, help="a CT; a synthetic head and neck is drawn if none is given")
+    """Adds the options of the command."""
+    parser.add_argument("ct", nargs="?", type=Path, help="a CT; default: a synthetic head and neck")
     parser.add_argument("-o", "--out", type=Path, default=Path("mome-demo"), help="folder for masks and preview")
-    parser.add_argument("-p", "--prompt", action="append", default=[], help="structures; all trained ones if none")
-    parser.add_argument("--seed", type=int, default=1, help="of the synthetic CT")
-    parser.add_argument("--json", action="store_true", help="print for programs")
+    parser.add_argument(
+        "-p",
+        "--prompt",
+        action="append",
+        default=[],
+        help="a structure; may be repeated; default: all that the model was trained on",
+    )
+    parser.add_argument("--seed", type=int, default=1, help="seed of the synthetic CT")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the command."""
+    """Runs the command and returns its exit code."""
     if args.ct is not None and not args.ct.exists():
         raise InputError("no such file", where=str(args.ct), hint="check the path, or give no file for a synthetic CT")
     from rich.console import Console
@@ -34,7 +40,8 @@ def run(args: argparse.Namespace) -> int:
     from mome.inference import Segmenter
     from mome.metrics import dice
     from mome.viz.preview import save_preview
-    from mome.volumes.read import stem
+    from mome.volumes.mask_names import mask_name
+    from mome.volumes.scan_files import stem
 
     quiet_libraries()
     began = time.perf_counter()
@@ -44,9 +51,11 @@ def run(args: argparse.Namespace) -> int:
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("segmenting", total=None)
-        segmenter = Segmenter(MODEL, progress=lambda done, total: bar.update(task, completed=done, total=total))
+        segmenter = Segmenter(MODEL)
         prompts = args.prompt or segmenter.model.config.trained_labels
-        result = segmenter.segment(volume, prompts)
+        result = segmenter.segment(
+            volume, prompts, progress=lambda done, total: bar.update(task, completed=done, total=total)
+        )
     paths = result.save(args.out, name)
     if args.ct is None:
         paths.insert(0, _write_ct(args.out / "phantom_ct.nii.gz", volume))
@@ -78,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     for warning in dict.fromkeys(result.warnings):
         console.print(f"[yellow]warning: {warning}[/yellow]", highlight=False)
     console.print(f"{seconds:.1f} s in all, {result.seconds.get('network', 0):.1f} s of it the network")
-    console.print(f"masks    {args.out}/{name}_*.nii.gz", highlight=False, soft_wrap=True)
+    console.print(f"masks    {args.out / mask_name(name, '*')}", highlight=False, soft_wrap=True)
     if args.ct is None:
         console.print(f"CT       {paths[0]}", highlight=False, soft_wrap=True)
     console.print(f"preview  {paths[-1]}", highlight=False, soft_wrap=True)
@@ -87,6 +96,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _scan(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+    """Returns the CT, and the true masks where it is synthetic."""
     from mome.volumes import Volume, read_volume
 
     if args.ct is not None:
@@ -98,7 +108,7 @@ def _scan(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
 
 
 def _write_ct(path: Path, volume: Any) -> Path:
-    """The synthetic CT as int16 NIfTI."""
+    """Writes the synthetic CT as int16 NIfTI and returns `path`."""
     import nibabel as nib
     import numpy as np
 

@@ -1,4 +1,4 @@
-"""`mome info`: what a model is made of, or what a scan holds."""
+"""`mome info`: the parts of a model, or the properties of a scan."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+from mome.volumes.scan_files import is_nifti, scan_ending
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the command."""
+    """Adds the options of the command."""
     parser.add_argument("what", help="a model (folder, bundled name, preset, Hub id) or a scan")
     parser.add_argument("--json", action="store_true", help="print for programs")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the command."""
+    """Runs the command and returns its exit code."""
     path = Path(args.what)
-    is_scan = path.is_file() or args.what.lower().endswith((".nii", ".nii.gz", ".nrrd", ".mha", ".mhd"))
+    is_scan = path.is_file() or scan_ending(path) is not None
     facts = _scan(args.what) if is_scan else _model(args.what)
     if args.json:
         print(json.dumps(facts, indent=1))
@@ -30,6 +32,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _scan(name: str) -> dict[str, Any]:
+    """Returns the properties of a scan, by the names that are printed."""
     from mome.volumes import read_label_table, read_volume
 
     volume = read_volume(name)
@@ -39,7 +42,7 @@ def _scan(name: str) -> dict[str, Any]:
         "axes run to": volume.grid.orientation,
         "HU": [float(volume.array.min()), float(volume.array.max())],
     }
-    if name.lower().endswith((".nii", ".nii.gz")):
+    if is_nifti(name):
         table = read_label_table(name)
         if table:
             facts["labels"] = [f"{entry['id']} {entry['name']}" for entry in table]
@@ -49,6 +52,7 @@ def _scan(name: str) -> dict[str, Any]:
 
 
 def _model(name: str) -> dict[str, Any]:
+    """Returns the parts and settings of a preset or a saved model, by the names that are printed."""
     from mome.presets import PRESETS, preset, preset_sizes
 
     if name in PRESETS:

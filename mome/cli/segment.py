@@ -1,4 +1,4 @@
-"""`mome segment`: scans in, masks out."""
+"""`mome segment`: writes masks of scans for text prompts."""
 
 from __future__ import annotations
 
@@ -13,23 +13,26 @@ from mome.errors import InputError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the command."""
+    """Adds the options of the command."""
     parser.add_argument("inputs", nargs="+", type=Path, help="scans (.nii.gz, .nrrd, .mha, DICOM folder) or folders")
     parser.add_argument("-p", "--prompt", action="append", default=[], help="a structure; may be repeated")
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder for the masks")
     parser.add_argument("-m", "--model", default="mome-ct-tiny", help="folder, bundled name or Hub id")
     parser.add_argument("--multilabel", action="store_true", help="one map of the class table's ids")
-    parser.add_argument("--resume", action="store_true", help="pass over scans that an earlier run finished")
-    parser.add_argument("--frame", type=int, help="which volume of a 4-D file, from 0")
-    parser.add_argument("--overlap", type=float, default=0.5, help="overlap of tiles, 0 to 0.9")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1; where the model is loaded if not given")
+    parser.add_argument("--writer", default="nifti", help="file format of the masks")
+    parser.add_argument("--resume", action="store_true", help="skip scans that an earlier run finished")
+    parser.add_argument("--frame", type=int, help="the volume to take from a 4-D file, from 0")
+    parser.add_argument(
+        "--overlap", type=float, default=0.5, help="share of a tile that its neighbour covers too, 0 to 0.9"
+    )
+    parser.add_argument("--device", help="cpu, cuda or cuda:1; default cpu")
     parser.add_argument("--precision", default="fp32", help="fp32, bf16 or fp16")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads")
-    parser.add_argument("--json", action="store_true", help="print a report for programs")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the command; 2 where a study failed."""
+    """Runs the command and returns its exit code, 2 if a study failed."""
     if not args.prompt:
         raise InputError("no prompt was given", hint="name at least one structure, as in -p liver")
     for given in args.inputs:
@@ -49,18 +52,17 @@ def run(args: argparse.Namespace) -> int:
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=args.json or not console.is_terminal) as bar:
-        task, said = bar.add_task("segmenting", total=None), set[str]()
+        task, printed = bar.add_task("segmenting", total=None), set[str]()
 
         def on_done(entry: dict[str, Any]) -> None:
             if not args.json and not (entry["status"] == "failed" and len(args.inputs) == 1):
-                _say(entry, args.out, bar.console, said)
+                _print_study(entry, args.out, bar.console, printed)
 
         segmenter = Segmenter(
             args.model,
             overlap=args.overlap,
             device=args.device,
             precision=args.precision,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
         entries = segment_folder(
             segmenter,
@@ -68,8 +70,10 @@ def run(args: argparse.Namespace) -> int:
             args.out,
             args.prompt,
             multilabel=args.multilabel,
+            writer=args.writer,
             resume=args.resume,
             frame=args.frame,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
             on_done=on_done,
             debug=args.debug,
         )
@@ -86,9 +90,16 @@ def run(args: argparse.Namespace) -> int:
     return 2 if failed else 0
 
 
-def _say(entry: dict[str, Any], out: Path, console: Any, said: set[str]) -> None:
-    """Prints a study's entry; what its prompts give cause to say is said with the first study only."""
-    from rich.markup import escape  # "mome[dicom]" is no style
+def _print_study(entry: dict[str, Any], out: Path, console: Any, printed: set[str]) -> None:
+    """Prints the report's entry of one study.
+
+    Args:
+        entry: See `mome.inference.segment_folder`.
+        out: The folder of the masks.
+        console: A rich console.
+        printed: Warnings about prompts that an earlier study printed; they are not repeated.
+    """
+    from rich.markup import escape  # without it, rich would take "mome[dicom]" for a style and drop "[dicom]"
 
     name = escape(entry["name"])
     if entry["status"] == "failed":
@@ -106,8 +117,8 @@ def _say(entry: dict[str, Any], out: Path, console: Any, said: set[str]) -> None
         notes.append(
             f"note: {entry['overlapping_voxels']} voxels lay in more than one mask; the smaller one holds them"
         )
-    for line in dict.fromkeys(notes + [warning for warning in warnings if warning not in said]):
+    for line in dict.fromkeys(notes + [warning for warning in warnings if warning not in printed]):
         console.print(f"  [yellow]{escape(line)}[/yellow]", highlight=False)
-    said.update(warnings)
+    printed.update(warnings)
     for mask in entry["masks"]:
         console.print(f"  wrote {escape(str(out / mask))}", highlight=False, soft_wrap=True)

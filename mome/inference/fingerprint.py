@@ -1,4 +1,4 @@
-"""What tells one model from another, and one scan from another: so that a resumed run returns no other's masks."""
+"""Fingerprints of models and scans, so that a resumed run never returns the masks of another model or scan."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import torch
 if TYPE_CHECKING:
     from mome.modeling import MoME
 
-# Where a model lies and who wrote it decides nothing.
-_NOT_THE_MODEL = ("_name_or_path", "name_or_path", "transformers_version", "auto_map")
+# Config keys that say where a model lies or what wrote it; they do not change its masks.
+_IGNORED_KEYS = ("_name_or_path", "name_or_path", "transformers_version", "auto_map")
 
 
 def model_fingerprint(model: MoME) -> str:
-    """SHA-256 of a model's config and weights, first 16 hexadecimal digits; about a second per GB."""
-    config = {key: value for key, value in model.config.to_dict().items() if key not in _NOT_THE_MODEL}
+    """Returns the first 16 hexadecimal digits of the SHA-256 of a model's config and weights (about 1 s per GB)."""
+    config = {key: value for key, value in model.config.to_dict().items() if key not in _IGNORED_KEYS}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -27,7 +27,7 @@ def model_fingerprint(model: MoME) -> str:
 
 
 def scan_identity(scan: Path) -> dict[str, Any]:
-    """Bytes and time of the last change (ns) of a file, or of all files in a DICOM folder."""
+    """Returns the bytes and the time of the last change (ns) of a file, or of all files in a DICOM folder."""
     files = [path for path in scan.iterdir() if path.is_file()] if scan.is_dir() else [scan]
     found = [path.stat() for path in files if path.exists()]
     return {

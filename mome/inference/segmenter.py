@@ -1,21 +1,23 @@
-"""The Segmenter: a model loaded once, scans in, masks on their own grids out."""
+"""The Segmenter: a model loaded once, then scans and prompts in, masks on the scans' own grids out."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mome.errors import InputError
-from mome.inference.planes import PlaneStream
-from mome.inference.result import PackedMasks, Segmentation, prompt_parts
-from mome.inference.stream import stream_logits
+from mome.errors import InputError, did_you_mean
+from mome.inference.masks import predict_masks
+from mome.inference.phases import Phases
+from mome.inference.predictor import ModelPredictor, Predictor
+from mome.inference.prepared import PreparedPrompts
+from mome.inference.result import Segmentation
 from mome.processing import MoMEProcessor, processor_of
 from mome.prompts import Prompt, embed_prompts, understand
 from mome.volumes import Volume, checked_volume, read_volume
+from mome.volumes.mask_names import structure_parts
 
 if TYPE_CHECKING:
     from mome.modeling import MoME
@@ -27,16 +29,19 @@ class Segmenter:
     """Segments scans by text prompts.
 
     Args:
-        model: A MoME, or what `MoME.from_pretrained` takes.
-        processor: Of the model. Where None: what the model carries as `processor`, else what is saved beside it.
-        overlap: Share of a tile that its neighbour covers too, 0 to 0.9.
-        device: As in "cuda"; the model's own where None.
+        model: A MoME, or what `MoME.from_pretrained` accepts.
+        processor: The model's processor. Where None, it is the model's attribute `processor`, else the one saved with
+            the model.
+        overlap: The share of a tile that its neighbour covers too, 0 to 0.9.
+        device: A torch device such as "cuda"; where None, the model stays where it is.
         precision: `fp32`, `bf16` or `fp16` inside the network.
-        prompt_chunk: Prompts decoded at once; smaller needs less memory.
-        progress: Called with (tiles done, tiles in all).
+        prompt_chunk: Prompts that are decoded at once; a smaller number needs less memory.
+
+    Attributes:
+        predictor: Computes the logits of a tile; see `mome.inference.predictor`.
 
     Raises:
-        InputError: A model without a processor, or a value out of range.
+        InputError: The model has no processor, or a value is out of range.
     """
 
     def __init__(
@@ -48,12 +53,12 @@ class Segmenter:
         device: str | torch.device | None = None,
         precision: str = "fp32",
         prompt_chunk: int = 32,
-        progress: Callable[[int, int], None] | None = None,
     ) -> None:
         if isinstance(model, str | Path):
             from mome.modeling import MoME
 
-            network = MoME.from_pretrained(model)  # before its processor: what is wrong with it is said first
+            # The model is loaded first, so that an error in the model is reported before one in its processor.
+            network = MoME.from_pretrained(model)
             processor = processor or MoMEProcessor.from_pretrained(model)
         else:
             network = model
@@ -61,87 +66,84 @@ class Segmenter:
         if not 0 <= overlap <= 0.9:
             raise InputError(f"overlap is from 0 to 0.9, got {overlap}")
         if precision not in _PRECISIONS:
-            raise InputError(f"precision is one of {', '.join(_PRECISIONS)}, got {precision!r}")
+            raise InputError(
+                f"precision is one of {', '.join(_PRECISIONS)}, got {precision!r}"
+                f"{did_you_mean(str(precision), _PRECISIONS)}"
+            )
         if device is not None:
             torch.nn.Module.to(network, _device(device))
         self.model, self.processor = network.eval(), processor
-        self.overlap, self.precision = overlap, precision
-        self.prompt_chunk, self.progress = max(1, prompt_chunk), progress
+        self.overlap, self.precision, self.prompt_chunk = overlap, precision, max(1, prompt_chunk)
+        self.predictor: Predictor = ModelPredictor(self.model, _PRECISIONS[precision])
 
     def understand(self, prompts: str | Sequence[str]) -> list[Prompt]:
-        """The prompts as the model understands them, each once; nothing is run.
+        """Returns the prompts as the model understands them, each once; no network runs.
 
         Raises:
-            InputError: No prompt, an empty one, or prompts whose masks could not be told apart by their file names.
+            InputError: There is no prompt, one is empty, or two masks would have the same file name.
         """
         understood = understand([prompts] if isinstance(prompts, str) else list(prompts), self.model)
-        once = list({p.name: p for p in reversed(understood)}.values())[::-1]
-        prompt_parts(once)
+        once = list({prompt.name: prompt for prompt in reversed(understood)}.values())[::-1]
+        structure_parts([prompt.name for prompt in once])
         return once
 
-    def segment(
-        self, scan: str | Path | Volume, prompts: str | Sequence[str], *, frame: int | None = None
-    ) -> Segmentation:
-        """Masks of the prompts on the scan's own grid.
-
-        All prompts share one encoder pass per tile; logits are averaged over tiles and thresholded at 0 after
-        resampling by affine. A prompt named twice is segmented once.
+    def prepare(self, prompts: str | Sequence[str] | Sequence[Prompt]) -> PreparedPrompts:
+        """Understands and embeds prompts once; the result may be passed to `segment` for any number of scans.
 
         Args:
-            scan: A file (see `mome.volumes.read_volume`) or a Volume in HU.
-            prompts: Names, synonyms, or free text where the model's tower is at hand.
-            frame: Which volume of a 4-D file, from 0.
+            prompts: Texts, or what `understand` returned.
 
         Raises:
-            InputError: The scan cannot be read, a prompt cannot be embedded, or the network gives no finite numbers.
+            InputError: As for `understand`, or a prompt cannot be embedded.
         """
-        seconds: dict[str, float] = {}
-        began = time.perf_counter()
+        given: list[Any] = [prompts] if isinstance(prompts, str) else list(prompts)
+        are_understood = bool(given) and all(isinstance(prompt, Prompt) for prompt in given)
+        understood = given if are_understood else self.understand(given)
+        return PreparedPrompts(understood, embed_prompts(understood, self.model))
 
-        def lap(phase: str) -> None:
-            nonlocal began
-            now = time.perf_counter()
-            seconds[phase] = round(seconds.get(phase, 0.0) + now - began, 3)
-            began = now
+    def segment(
+        self,
+        scan: str | Path | Volume,
+        prompts: str | Sequence[str] | PreparedPrompts,
+        *,
+        frame: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Segmentation:
+        """Returns masks of the prompts on the scan's own grid.
 
-        understood = self.understand(prompts)
-        text_PT = embed_prompts(understood, self.model)
-        lap("prompts")
+        All prompts share one encoder pass per tile. Logits are averaged over tiles, resampled by affine and
+        thresholded at 0. A prompt that is given twice is segmented once.
+
+        Args:
+            scan: A file or DICOM folder (see `mome.volumes.read_volume`), or a Volume in HU.
+            prompts: Names, synonyms, free text where the model's text encoder can embed it, or what `prepare` returned.
+            frame: The volume to take from a 4-D file, from 0.
+            progress: Called with (tiles done, number of tiles).
+
+        Raises:
+            InputError: The scan cannot be read, a prompt cannot be embedded, the logits are not finite, or the GPU's
+                memory does not suffice.
+        """
+        phases = Phases()
+        prepared = prompts if isinstance(prompts, PreparedPrompts) else self.prepare(prompts)
+        phases.end("prompts")
         volume = checked_volume(scan) if isinstance(scan, Volume) else read_volume(scan, frame=frame)
-        lap("read")
-        network, grid = self.processor.to_network(volume)
-        lap("resample")
-        planes = PlaneStream(grid, volume.grid)
-        masks = PackedMasks([p.name for p in understood], volume.shape, planes.axis)
-        try:
-            for first, logits in stream_logits(
-                self.model,
-                network,
-                text_PT,
-                patch=tuple(self.model.config.patch_size),
-                overlap=self.overlap,
-                prompt_chunk=self.prompt_chunk,
-                autocast=_PRECISIONS[self.precision],
-                progress=self.progress,
-            ):
-                lap("network")
-                if not torch.isfinite(logits).all():  # NaN > 0 is false: the masks would be empty without a word
-                    raise InputError(
-                        "the network gives numbers that are not finite; no mask can be made of them",
-                        hint="precision='fp32' where it is another, else check the model's weights",
-                    )
-                for indices, block in planes.push(first, logits):
-                    positive = (block > 0).cpu().numpy()
-                    for name, mask in zip(masks, positive, strict=True):
-                        masks.write(name, indices, mask)
-                lap("resample")
-        except torch.OutOfMemoryError as error:
-            raise InputError(
-                "the GPU's memory is not enough for this scan",
-                hint="a smaller prompt_chunk, precision='bf16', or device='cpu'",
-            ) from error
+        phases.end("read")
+        array, network = self.processor.to_network(volume)
+        phases.end("resample")
+        masks = predict_masks(
+            self.predictor,
+            array,
+            network,
+            volume.grid,
+            prepared,
+            overlap=self.overlap,
+            prompt_chunk=self.prompt_chunk,
+            progress=progress,
+            phases=phases,
+        )
         source = None if isinstance(scan, Volume) else Path(scan)
-        return Segmentation(understood, masks, volume.grid, volume.header, seconds, volume.notes, source)
+        return Segmentation(prepared.prompts, masks, volume.grid, volume.header, phases.seconds, volume.notes, source)
 
 
 def segment(
@@ -154,20 +156,14 @@ def segment(
     device: str | torch.device | None = None,
     precision: str = "fp32",
     prompt_chunk: int = 32,
-    progress: Callable[[int, int], None] | None = None,
     frame: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Segmentation:
-    """Segments one scan; see `Segmenter`, which keeps the model for the next one."""
+    """Segments one scan; see `Segmenter`, which keeps the model for more scans."""
     segmenter = Segmenter(
-        model,
-        processor,
-        overlap=overlap,
-        device=device,
-        precision=precision,
-        prompt_chunk=prompt_chunk,
-        progress=progress,
+        model, processor, overlap=overlap, device=device, precision=precision, prompt_chunk=prompt_chunk
     )
-    return segmenter.segment(scan, prompts, frame=frame)
+    return segmenter.segment(scan, prompts, frame=frame, progress=progress)
 
 
 def _device(device: str | torch.device) -> torch.device:

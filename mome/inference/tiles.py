@@ -1,4 +1,4 @@
-"""Sliding-window tiles: where they lie and how much each voxel of one counts."""
+"""Tiles of the sliding window: where they start, and the weight of each of their voxels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from torch import Tensor
 
 
 def tile_starts(size: int, patch: int, overlap: float) -> list[int]:
-    """First voxels of the tiles along one axis: even steps, the last tile flush with the end."""
+    """Returns the first voxels of the tiles along one axis, in even steps; the last tile ends where the axis ends.
+
+    Args:
+        size: Voxels along the axis.
+        patch: Voxels of a tile along the axis.
+        overlap: The share of a tile that its neighbour covers too, 0 to 0.9.
+    """
     if size <= patch:
         return [0]
     step = max(1, int(patch * (1 - overlap)))
@@ -18,7 +24,10 @@ def tile_starts(size: int, patch: int, overlap: float) -> list[int]:
 
 
 def gaussian_window(patch: Sequence[int]) -> Tensor:
-    """Weights (D, H, W) of a tile: a Gaussian of σ = patch / 8 (nnU-Net's choice), at least 0.1 % of its peak."""
+    """Returns the weights (D, H, W) of a tile's voxels.
+
+    They are a Gaussian of σ = patch / 8 around the centre, as in nnU-Net, and at least 0.001 of its peak (our choice).
+    """
     window = torch.ones(())
     for side in patch:
         at = torch.arange(side, dtype=torch.float32) - (side - 1) / 2

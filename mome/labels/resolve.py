@@ -1,28 +1,30 @@
-"""From what a user types to a label: exact name, synonym, close match with a warning, else free text."""
+"""Maps what a user types to a label: an exact name, a synonym, a corrected typo, or else free text."""
 
 from __future__ import annotations
 
 import difflib
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from mome.errors import InputError
+from mome.labels.label import Label
 
-if TYPE_CHECKING:
-    from mome.labels.table import Label
+# Words of one or two letters ("L3", "T1") differ too little for a typo to be told from another word.
+_SHORTEST_CORRECTED = 3
+# Lowest `difflib` ratio at which two words count as spellings of the same word (our choice).
+_LOWEST_RATIO = 0.75
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """A prompt, understood.
+    """A prompt after the class table was searched for it.
 
     Attributes:
-        prompt: What was typed.
-        name: The label's name; None for free text.
-        label: The label; None for free text.
-        how: `exact`, `synonym`, `close` or `free`.
-        warning: What the user should know, or None.
+        prompt: The text that the user typed.
+        name: The label's name, or None for free text.
+        label: The label, or None for free text.
+        how: `exact`, `synonym`, `close` (a typo was corrected) or `free`.
+        warning: A sentence for the user, or None.
     """
 
     prompt: str
@@ -33,19 +35,19 @@ class Resolved:
 
 
 def normalise(text: str) -> str:
-    """Lower case, spaces for underscores, hyphens and commas, no double spaces."""
+    """Returns `text` in lower case, with single spaces in place of underscores, hyphens, commas and slashes."""
     return " ".join(re.sub(r"[_\-,/]+", " ", text.lower()).split())
 
 
 def resolve(prompt: str, phrases: dict[str, str]) -> tuple[str | None, str, str | None]:
-    """(name or None, how, warning or None).
+    """Finds the label that a prompt names; returns (name or None, how, warning or None), see `Resolved`.
 
-    A close match mends spelling and nothing else: word for word, and a word that the table knows stands as it is.
-    So it never crosses sides, levels or numbers, and never trades one organ for another.
+    Only typos are corrected, word by word. A word in the vocabulary is never changed, so sides, vertebral levels,
+    numbers and organs cannot be swapped.
 
     Args:
-        prompt: What was typed.
-        phrases: Normalised phrase → name.
+        prompt: The text that the user typed.
+        phrases: Normalised phrase → label name.
 
     Raises:
         InputError: The prompt is empty.
@@ -60,9 +62,9 @@ def resolve(prompt: str, phrases: dict[str, str]) -> tuple[str | None, str, str 
     if sides:
         return None, "free", f"{prompt!r} has two sides: ask for {' and '.join(sorted(sides))}; read as free text"
     vocabulary = {word for phrase in phrases for word in phrase.split()}
-    closeness = {phrase: _spelled_like(text.split(), phrase.split(), vocabulary) for phrase in phrases}
-    best = max(closeness, key=lambda phrase: closeness[phrase])
-    if closeness[best] > 0:
+    similarity = {phrase: _typo_similarity(text.split(), phrase.split(), vocabulary) for phrase in phrases}
+    best = max(similarity, key=lambda phrase: similarity[phrase])
+    if similarity[best] > 0:
         name = phrases[best]
         return name, "close", f"{prompt!r} is read as {name!r}, the closest label"
     nearest = difflib.get_close_matches(text, list(phrases), n=1, cutoff=0.5)
@@ -70,8 +72,8 @@ def resolve(prompt: str, phrases: dict[str, str]) -> tuple[str | None, str, str 
     return None, "free", f"{prompt!r} is not in the class table and is read as free text{hint}"
 
 
-def _spelled_like(typed: list[str], known: list[str], vocabulary: set[str]) -> float:
-    """0 where the words differ by more than their spelling; else how alike they are, up to 1."""
+def _typo_similarity(typed: list[str], known: list[str], vocabulary: set[str]) -> float:
+    """Returns the mean similarity of the words, up to 1, or 0 where they differ by more than typos."""
     if len(typed) != len(known):
         return 0.0
     total = 0.0
@@ -80,7 +82,8 @@ def _spelled_like(typed: list[str], known: list[str], vocabulary: set[str]) -> f
             total += 1.0
             continue
         ratio = difflib.SequenceMatcher(None, a, b).ratio()
-        if a in vocabulary or any(c.isdigit() for c in a + b) or len(a) < 3 or ratio < 0.75:
+        has_digit = any(c.isdigit() for c in a + b)
+        if a in vocabulary or has_digit or len(a) < _SHORTEST_CORRECTED or ratio < _LOWEST_RATIO:
             return 0.0
         total += ratio
     return total / len(typed)

@@ -4,46 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from mome.labels.label import Label
 from mome.labels.resolve import Resolved, resolve
 
 _TABLE = Path(__file__).parent / "table.json"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Label:
-    """One structure.
-
-    Attributes:
-        id: Number in multi-label masks; stable across versions.
-        name: snake_case; TotalSegmentator v2's spelling where it has the structure.
-        synonyms: Other ways to say it, lower case.
-        laterality: `left`, `right` or None.
-        mirror: Name of the same structure on the other side, or None.
-        snomed: SNOMED CT code of the structure, None where it is not known for sure. Sides share a code: the side
-            is a modifier there.
-        color: (r, g, b), 0…255.
-    """
-
-    id: int
-    name: str
-    synonyms: tuple[str, ...]
-    laterality: str | None
-    mirror: str | None
-    snomed: str | None
-    color: tuple[int, int, int]
-
-
 class LabelTable:
-    """All labels by name.
+    """All labels, found by name.
 
     Args:
-        version: Of the table.
-        labels: In the order of their ids.
+        version: The version of the table.
+        labels: The labels in the order of their ids.
+
+    Raises:
+        ValueError: Two labels share a phrase.
     """
 
     def __init__(self, version: int, labels: list[Label]) -> None:
@@ -69,22 +49,26 @@ class LabelTable:
         return len(self._by_name)
 
     def names(self) -> list[str]:
-        """Every name, in the order of the ids."""
+        """Returns every name, in the order of the ids."""
         return list(self._by_name)
 
     def resolve(self, prompt: str) -> Resolved:
-        """What a user means: see `mome.labels.resolve`."""
+        """Finds the label that a prompt names; see `mome.labels.resolve.resolve`.
+
+        Raises:
+            InputError: The prompt is empty.
+        """
         name, how, warning = resolve(prompt, self.phrases)
         return Resolved(prompt, name, self[name] if name else None, how, warning)
 
     def to_json(self) -> dict[str, Any]:
-        """The table as plain data."""
+        """Returns the table as plain data for JSON."""
         return {"version": self.version, "labels": [asdict(label) for label in self]}
 
 
 @lru_cache(maxsize=1)
 def load_table() -> LabelTable:
-    """The class table of this version of the package."""
+    """Reads the class table of this version of the package; later calls return the same object."""
     raw = json.loads(_TABLE.read_text())
     labels = [
         Label(**{**entry, "synonyms": tuple(entry["synonyms"]), "color": tuple(entry["color"])})

@@ -12,7 +12,8 @@ import numpy as np
 from mome.errors import InputError
 from mome.labels import load_dataset, load_table
 from mome.volumes import Volume, read_label_table, read_volume
-from mome.volumes.read import stem
+from mome.volumes.mask_names import split_mask_name
+from mome.volumes.scan_files import NIFTI_ENDINGS, is_nifti, stem
 
 Files = dict[str | None, Path]
 """The files of one case. The key is a structure for a mask, or None for a label map."""
@@ -40,11 +41,13 @@ def find_masks(place: str | Path, *, dataset: str | None = None, cases: Sequence
     place = Path(place)
     if not place.exists():
         raise InputError("no such file or folder", where=str(place))
-    files = [place] if place.is_file() else sorted(place.glob("*.nii.gz")) + sorted(place.glob("*.nii"))
-    names = sorted(load_table().names(), key=len, reverse=True)
+    files = (
+        [place] if place.is_file() else [file for ending in NIFTI_ENDINGS for file in sorted(place.glob(f"*{ending}"))]
+    )
+    names = load_table().names()
     found: dict[str, Files] = {}
     for file in files:
-        case, structure = _split(stem(file), names, cases)
+        case, structure = split_mask_name(stem(file), names, cases)
         if structure is not None and _is_map(file, structure, dataset):
             case, structure = stem(file), None
         found.setdefault(case, {})[structure] = file
@@ -100,18 +103,6 @@ def open_masks(files: Files, dataset: str | None = None) -> dict[str, Callable[[
     return masks
 
 
-def _split(base: str, names: list[str], cases: Sequence[str]) -> tuple[str, str | None]:
-    """Splits a file name into case and structure (None for a label map); `names` run from long to short."""
-    if base in cases:
-        return base, None
-    structure = next((name for name in names if base.endswith(f"_{name}")), None)
-    case = base[: -len(structure) - 1] if structure else base
-    owner = max((c for c in cases if base.startswith(f"{c}_")), key=len, default=None)
-    if owner is not None and case not in cases:
-        return owner, base[len(owner) + 1 :]
-    return case, structure
-
-
 def _is_map(file: Path, structure: str, dataset: str | None) -> bool:
     """Whether a file that is named like a mask of `structure` is a label map."""
     try:
@@ -126,7 +117,7 @@ def _is_map(file: Path, structure: str, dataset: str | None) -> bool:
 
 def _label_table(file: Path) -> list[dict]:
     """The label table in a NIfTI file's header; empty for other files."""
-    return read_label_table(file) if file.name.lower().endswith((".nii", ".nii.gz")) else []
+    return read_label_table(file) if is_nifti(file) else []
 
 
 def _map_numbers(files: Files, dataset: str | None) -> dict[str, int]:

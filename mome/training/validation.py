@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from mome.inference.predictor import ModelPredictor
 from mome.inference.stream import stream_logits
 from mome.metrics import dice
 from mome.processing import MoMEProcessor
@@ -48,8 +49,7 @@ def validate(
         for i in range(rank, count, processes):
             case = cache[i]
             volume = torch.from_numpy(np.asarray(case.volume, dtype=np.float32) / 255)[None, None]
-            depth, height, width = model.config.patch_size
-            stream = stream_logits(model, volume, text_PT, patch=(depth, height, width), overlap=0.0)
+            stream = stream_logits(ModelPredictor(model), volume, text_PT, overlap=0.0)
             masks = torch.cat([(logits > 0).cpu() for _, logits in stream], dim=1).numpy()
             for number, name in enumerate(names, start=1):
                 if name in case.annotated:

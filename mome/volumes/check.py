@@ -1,4 +1,4 @@
-"""What every CT goes through before it is used, read from a file or passed as an array."""
+"""Checks and repairs of a CT before it is used, whether it was read from a file or passed as an array."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from mome.volumes.grid import Volume
 
 
 def checked_volume(volume: Volume, where: str | None = None) -> Volume:
-    """The volume as finite float32 HU, with notes on what was repaired or looks odd.
+    """Returns the volume as finite float32 HU, with notes on repairs and on values that look wrong.
 
-    NaN becomes air (−1024 HU), +Inf and −Inf the largest and smallest finite value. Notes that the volume already
-    has are not repeated, so that checking twice is the same as checking once.
+    NaN becomes air (−1024 HU); +Inf and −Inf become the largest and the smallest finite value. A note that the
+    volume already has is not repeated, so checking twice gives the same as checking once.
 
     Args:
         volume: An array (i, j, k) of HU and its affine.
-        where: The file, for the errors.
+        where: The file that errors name.
 
     Raises:
-        InputError: Not three dimensions, no voxel, or an affine that cannot be inverted.
+        InputError: The array has not three dimensions or no voxel, or the affine cannot be inverted.
     """
     array, affine = np.asarray(volume.array), np.asarray(volume.affine, dtype=np.float64)
     if array.ndim != 3 or min(array.shape) < 1:

@@ -1,4 +1,4 @@
-"""Reading CT: NIfTI through nibabel; NRRD and MetaImage through SimpleITK; a DICOM series likewise."""
+"""Reading a CT: NIfTI through nibabel; NRRD, MetaImage and a DICOM series through SimpleITK."""
 
 from __future__ import annotations
 
@@ -10,47 +10,36 @@ import numpy as np
 from mome.errors import InputError
 from mome.volumes.check import checked_volume
 from mome.volumes.grid import Volume
-
-_NIFTI = (".nii", ".nii.gz")
-_ITK = (".nrrd", ".nhdr", ".mha", ".mhd")
-
-
-def stem(path: str | Path) -> str:
-    """File name without `.nii.gz` or its last ending."""
-    name = Path(path).name
-    for ending in (".nii.gz", ".nii", *_ITK):
-        if name.lower().endswith(ending):
-            return name[: -len(ending)]
-    return Path(name).stem
+from mome.volumes.scan_files import ENDINGS_HINT, is_nifti, scan_ending
 
 
 def read_volume(path: str | Path, *, frame: int | None = None) -> Volume:
     """Reads a CT as float32 HU.
 
-    The sform is used where its code says so, else the qform; where both are set and disagree, or the qform beside
-    an sform is damaged, a note says so. What else is repaired or noted is in `mome.volumes.check`.
+    The affine is the sform where its code is set, else the qform. A note says so where both are set and disagree,
+    and where the sform is used because the qform is damaged. `mome.volumes.check` lists the other repairs and notes.
 
     Args:
         path: `.nii`, `.nii.gz`, `.nrrd`, `.nhdr`, `.mha`, `.mhd`, or a folder that holds one DICOM series.
-        frame: Which volume of a 4-D file, from 0; a 4-D file with one volume needs none, a 3-D file has none.
+        frame: The volume to take from a 4-D file, from 0. It may be left out where the file holds one volume; a 3-D
+            file ignores it.
 
     Raises:
-        InputError: No such file, another format, a truncated file, 2-D or colour data, several volumes and no
-            `frame`, an affine that is damaged or cannot be inverted, or a reader that is not installed.
+        InputError: The file is missing, of another format, truncated, 2-D or in colour; it holds several volumes and
+            `frame` is None; its affine is damaged or cannot be inverted; or SimpleITK is needed and not installed.
     """
     path = Path(path)
     if not path.exists():
         raise InputError("no such file", where=str(path), hint="check the path")
-    name = path.name.lower()
-    if path.is_dir() or name.endswith(_ITK):
-        return _read_itk(path)
-    if not name.endswith(_NIFTI):
+    if is_nifti(path) and not path.is_dir():
+        return _read_nifti(path, frame)
+    if not path.is_dir() and scan_ending(path) is None:
         raise InputError(
             f"cannot read {path.suffix or 'a file without an ending'}",
             where=str(path),
-            hint="give .nii, .nii.gz, .nrrd, .mha, or a folder with one DICOM series",
+            hint=f"give {ENDINGS_HINT}, or a folder with one DICOM series",
         )
-    return _read_nifti(path, frame)
+    return _read_itk(path)
 
 
 def _read_nifti(path: Path, frame: int | None) -> Volume:
@@ -70,7 +59,7 @@ def _read_nifti(path: Path, frame: int | None) -> Volume:
     except (ImageFileError, HeaderDataError) as error:
         raise InputError("not a NIfTI file", where=str(path), hint="is it named .nii by mistake?") from error
     except (EOFError, OSError, ValueError, zlib.error) as error:
-        if "w2 should be positive" in str(error):  # nibabel, of a quaternion longer than 1
+        if "w2 should be positive" in str(error):  # nibabel's message for a quaternion longer than 1
             raise InputError(
                 "the header's qform is damaged and there is no sform: the file does not say where its voxels are",
                 where=str(path),
@@ -86,7 +75,7 @@ def _read_nifti(path: Path, frame: int | None) -> Volume:
     if header["sform_code"] > 0 and header["qform_code"] > 0:
         try:
             apart = np.abs(header.get_sform() - header.get_qform()).max()
-        except (ValueError, HeaderDataError):  # nibabel: a quaternion longer than 1, a negative voxel size
+        except (ValueError, HeaderDataError):  # for a quaternion longer than 1 or a negative voxel size
             notes.append("the header's qform is damaged; the sform is used")
         else:
             if apart > 1e-2:

@@ -1,6 +1,6 @@
-"""Resampling by affine in torch, in slabs: from any grid to any other, on CPU and GPU alike.
+"""Resampling by affine in torch, slab by slab, from any grid to any other, on the CPU or a GPU.
 
-Going back to a scan's own grid is this same function with the grids exchanged; no flip is ever undone.
+The way back to a scan's own grid is the same function with the grids exchanged; there is no code that undoes flips.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from mome.volumes.grid import Grid
 
-# Coordinates of one slab: 3 float32 numbers for each of its voxels.
+# Most voxels of one slab; each needs three float32 coordinates.
 _SLAB_VOXELS = 4_000_000
 
 
@@ -25,42 +25,46 @@ def resample(
     fill: float = 0.0,
     antialias: bool = True,
 ) -> Tensor:
-    """The values of `array` at the voxel centres of `target`.
+    """Returns the values of `array` at the voxel centres of `target`.
 
     Args:
-        array: (i, j, k) or (channels, i, j, k) on `source`; anything but float64 is read as float32.
-        source, target: Either may be a block of planes of a larger grid (`Grid.crop`).
+        array: (i, j, k) or (channels, i, j, k) on `source`; other types than float64 are converted to float32.
+        source: The grid of `array`; it may be a block of planes of a larger grid (`Grid.crop`).
+        target: The grid of the result; it may be such a block, too.
         mode: `linear` (trilinear) or `nearest`.
-        fill: Value outside `source`. Within half a voxel of its outer centres the border's value holds.
-        antialias: Smooth first along axes that become coarser by more than 1.2 (Gaussian whose variance is what
-            separates the two voxel sizes; our choice).
+        fill: The value outside `source`. Up to half a voxel beyond the outer voxel centres the border value is used.
+        antialias: Smooth first along axes whose voxels become larger by more than a factor of 1.2. The filter is a
+            Gaussian; its variance is the difference of the variances of boxes of the two voxel sizes (our choice).
 
     Returns:
-        (…, *target.shape) float32, on the array's device.
+        (*target.shape) or (channels, *target.shape), float32 (float64 for float64), on the array's device.
+
+    Raises:
+        ValueError: `mode` is neither of the two.
     """
-    # torch has no negative strides, which a flipped view has
+    # A flipped numpy view has negative strides, which torch does not support.
     x = torch.as_tensor(np.ascontiguousarray(array) if isinstance(array, np.ndarray) else array)
     x = x if x.dtype == torch.float64 else x.float()
     if mode not in ("linear", "nearest"):
         raise ValueError(f"mode is 'linear' or 'nearest', not {mode!r}")
     single = x.ndim == 3
     x = x[None] if single else x
-    move = np.linalg.inv(source.affine) @ target.affine  # target voxel → source voxel
-    order = _axis_order(move)
+    target_to_source = np.linalg.inv(source.affine) @ target.affine
+    order = _axis_order(target_to_source)
     if order is None:
-        out = _oblique(x, source, target, move, mode, fill, antialias)
+        out = _oblique(x, source, target, target_to_source, mode, fill, antialias)
     else:
-        out = _separable(x, source, target, move, order, mode, fill, antialias)
+        out = _separable(x, source, target, target_to_source, order, mode, fill, antialias)
     return out[0] if single else out
 
 
-def _axis_order(move: np.ndarray) -> list[int] | None:
-    """For every target axis, the source axis it runs along; None where the grids are oblique to each other."""
-    order = [int(np.argmax(np.abs(move[:3, axis]))) for axis in range(3)]
-    rest = np.abs(move[:3, :3]).copy()
+def _axis_order(target_to_source: np.ndarray) -> list[int] | None:
+    """Returns, for every target axis, the source axis it is parallel to, or None where the grids are oblique."""
+    order = [int(np.argmax(np.abs(target_to_source[:3, axis]))) for axis in range(3)]
+    rest = np.abs(target_to_source[:3, :3]).copy()
     for axis, source_axis in enumerate(order):
         rest[source_axis, axis] = 0
-    # 1e-5 of a voxel per voxel is what float32 headers leave
+    # Headers in float32 leave errors of about 1e-5 voxels per voxel.
     return order if sorted(order) == [0, 1, 2] and rest.max() < 1e-5 else None
 
 
@@ -68,43 +72,51 @@ def _separable(
     x: Tensor,
     source: Grid,
     target: Grid,
-    move: np.ndarray,
+    target_to_source: np.ndarray,
     order: list[int],
     mode: str,
     fill: float,
     antialias: bool,
 ) -> Tensor:
-    """One axis at a time, slab by slab along the first target axis; exact copies where voxels coincide."""
+    """Resamples one axis at a time, slab by slab along the first target axis; where voxels coincide, it copies."""
     x = x.permute(0, *(1 + axis for axis in order))
-    places, outside, blurs = [], [], []
+    positions, outside, blurs = [], [], []
     for axis, source_axis in enumerate(order):
-        step, size = move[source_axis, axis], source.shape[source_axis]
-        at = move[source_axis, 3] + step * np.arange(target.shape[axis])
-        # rounded headers must not turn an exact copy into an interpolation
+        step, size = target_to_source[source_axis, axis], source.shape[source_axis]
+        at = target_to_source[source_axis, 3] + step * np.arange(target.shape[axis])
+        # Rounded headers must not turn an exact copy into an interpolation.
         near = np.abs(at - np.round(at)) < 1e-3
         at = np.where(near, np.round(at), at)
         outside.append(torch.as_tensor((at < -0.5) | (at > size - 0.5), device=x.device))
-        places.append(np.clip(at, 0, size - 1))
+        positions.append(np.clip(at, 0, size - 1))
         blurs.append(abs(step) if antialias and mode == "linear" and abs(step) > 1.2 else None)
-    # a slab's voxels are counted where it is largest: as planes of the target or as those of the source it reads
-    read = int(np.ceil(abs(move[order[0], 0]))) * x.shape[2] * x.shape[3]
+    # A slab's size is the larger of its planes in the target and of the source planes that it reads.
+    read = int(np.ceil(abs(target_to_source[order[0], 0]))) * x.shape[2] * x.shape[3]
     per_slab = max(1, _SLAB_VOXELS // max(1, target.shape[1] * target.shape[2], read))
     margin = 1 if blurs[0] is None else 1 + _reach(blurs[0])
     out = x.new_empty(x.shape[0], *target.shape)
     for start in range(0, target.shape[0], per_slab):
         planes = slice(start, start + per_slab)
-        at = places[0][planes]
+        at = positions[0][planes]
         first = max(0, int(np.floor(at.min())) - margin)
         slab = x[:, first : int(np.floor(at.max())) + margin + 1]
-        for axis, where in enumerate((at - first, places[1], places[2])):
-            slab = _along(slab, axis + 1, where, mode, blurs[axis])
+        for axis, position in enumerate((at - first, positions[1], positions[2])):
+            slab = _along(slab, axis + 1, position, mode, blurs[axis])
         missing = outside[0][planes, None, None] | outside[1][None, :, None] | outside[2][None, None, :]
         out[:, planes] = slab.masked_fill(missing, fill)
     return out
 
 
 def _along(x: Tensor, axis: int, at: np.ndarray, mode: str, blur: float | None) -> Tensor:
-    """The values at the places `at` (in voxels, inside the array) of one axis, smoothed for steps of `blur` first."""
+    """Interpolates along one axis at the positions `at` (in voxels, inside the array).
+
+    Args:
+        x: (channels, i, j, k).
+        axis: The axis of `x`.
+        at: Positions in voxels.
+        mode: `linear` or `nearest`.
+        blur: Factor by which voxels become larger along this axis, which is smoothed first; None for no smoothing.
+    """
     if blur is not None:
         x = _smooth(x, axis, blur)
     last = x.shape[axis] - 1
@@ -117,22 +129,22 @@ def _along(x: Tensor, axis: int, at: np.ndarray, mode: str, blur: float | None) 
     high = torch.as_tensor(np.minimum(low + 1, last), device=x.device)
     shape = [1, 1, 1, 1]
     shape[axis] = -1
-    share = torch.as_tensor(weight, dtype=x.dtype, device=x.device).reshape(shape)
-    return torch.lerp(lower, x.index_select(axis, high), share)
+    fraction = torch.as_tensor(weight, dtype=x.dtype, device=x.device).reshape(shape)
+    return torch.lerp(lower, x.index_select(axis, high), fraction)
 
 
 def _oblique(
-    x: Tensor, source: Grid, target: Grid, move: np.ndarray, mode: str, fill: float, antialias: bool
+    x: Tensor, source: Grid, target: Grid, target_to_source: np.ndarray, mode: str, fill: float, antialias: bool
 ) -> Tensor:
-    """`grid_sample`, slab by slab along the first target axis."""
+    """Resamples with `grid_sample`, slab by slab along the first target axis."""
     if antialias and mode == "linear":
         for axis in range(3):
-            # how far a step of one target voxel, along whichever target axis, goes on this source axis
-            step = float(np.abs(move[axis, :3]).max())
+            # the longest step on this source axis that one target voxel makes, along any target axis
+            step = float(np.abs(target_to_source[axis, :3]).max())
             if step > 1.2:
                 x = _smooth(x, axis + 1, step)
     size = torch.tensor(source.shape, dtype=torch.float64)
-    matrix = torch.from_numpy(move[:3, :3])
+    matrix = torch.from_numpy(target_to_source[:3, :3])
     rows = torch.arange(target.shape[1], dtype=torch.float64)
     columns = torch.arange(target.shape[2], dtype=torch.float64)
     per_slab = max(1, _SLAB_VOXELS // max(1, target.shape[1] * target.shape[2]))
@@ -143,10 +155,10 @@ def _oblique(
             planes[:, None, None, None] * matrix[:, 0]
             + rows[None, :, None, None] * matrix[:, 1]
             + columns[None, None, :, None] * matrix[:, 2]
-            + torch.from_numpy(move[:3, 3])
+            + torch.from_numpy(target_to_source[:3, 3])
         )  # (planes, rows, columns, 3) in source voxels
         outside = ((at < -0.5) | (at > size - 0.5)).any(-1).to(x.device)
-        # align_corners=False: −1 and 1 are the outer faces of the array; the last axis comes first
+        # With align_corners=False, −1 and 1 are the outer faces of the array; the last axis comes first.
         unit = (((2 * at + 1) / size) - 1).flip(-1).to(device=x.device, dtype=x.dtype)
         slab = F.grid_sample(
             x[None],
@@ -160,16 +172,20 @@ def _oblique(
 
 
 def _sigma(factor: float) -> float:
+    """Returns the standard deviation, in voxels, of the Gaussian for voxels that become `factor` times larger."""
     return ((factor**2 - 1) / 12) ** 0.5
 
 
 def _reach(factor: float) -> int:
-    """Voxels to either side that the smoothing reads."""
+    """Returns the number of voxels on either side that the smoothing reads."""
     return max(1, int(np.ceil(3 * _sigma(factor))))
 
 
 def _smooth(x: Tensor, axis: int, factor: float) -> Tensor:
-    """Gaussian along one axis: the variance of a box of `factor` voxels less that of one voxel."""
+    """Smooths along one axis with a Gaussian of variance (factor² − 1) / 12.
+
+    This is the variance of a box of `factor` voxels minus the variance of a box of one voxel.
+    """
     sigma, reach = _sigma(factor), _reach(factor)
     kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=x.dtype, device=x.device) / sigma) ** 2)
     kernel = kernel / kernel.sum()

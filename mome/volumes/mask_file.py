@@ -1,4 +1,4 @@
-"""Writing masks: the input's grid, the label table inside, complete or absent."""
+"""NIfTI files of masks, with their label table in the header."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mome.atomic import atomic_write
 from mome.errors import InputError
 from mome.volumes.grid import Grid
 
-# NIfTI extension code 6 is a plain comment, which every reader may show or skip.
+# The NIfTI header extension of code 6 is a plain comment, which every reader may show or skip.
 _COMMENT = 6
 
 
@@ -25,17 +25,21 @@ def write_mask(
     header: dict[str, Any] | None = None,
     labels: Sequence[dict[str, Any]] = (),
 ) -> Path:
-    """Writes a mask or a label map as NIfTI under a temporary name, then moves it.
+    """Writes a mask or a map of ids as NIfTI under a temporary name, then moves it.
 
     Args:
-        path: `.nii.gz` or `.nii`.
-        array: (i, j, k) of integers; stored as uint8, or uint16 above 255.
-        grid: The input's grid.
-        header: `Volume.header` of the input: codes and units are kept.
-        labels: Entries `{"id", "name", …}` stored as JSON in the file's header.
+        path: A `.nii.gz` or `.nii` file; missing folders are made.
+        array: (i, j, k) of integers, stored as uint8, or as uint16 where a value is above 255.
+        grid: The scan's grid.
+        header: `Volume.header` of the scan; its sform and qform codes and its units are kept.
+        labels: Entries `{"id", "name", …}`, stored as JSON in the file's header.
+
+    Returns:
+        `path`.
 
     Raises:
         OutputError: The file cannot be written; nothing is left behind.
+        ValueError: The array does not have the grid's shape.
     """
     import nibabel as nib
 
@@ -57,7 +61,7 @@ def write_mask(
 
 
 def read_label_table(path: str | Path) -> list[dict[str, Any]]:
-    """The label table inside a mask file; empty where there is none.
+    """Returns the label table in the header of a NIfTI file; an empty list where there is none.
 
     Raises:
         InputError: The file cannot be read.

@@ -1,0 +1,88 @@
+"""What the tile loop asks of a network: encode a tile once, then decode it for any prompts.
+
+The loop in `mome.inference.stream` calls a `Predictor`, never the model. `ModelPredictor` is the one for a MoME. A
+predictor that changes the tiles or the logits, such as test-time flips, wraps another predictor.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from mome.modeling import MoME
+
+
+class Predictor(Protocol):
+    """Logits of one tile.
+
+    Attributes:
+        patch_size: Voxels (D, H, W) of a tile.
+        device: Where tiles and text go before the predictor gets them, and where logits are accumulated.
+    """
+
+    @property
+    def patch_size(self) -> tuple[int, int, int]: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def encode(self, tile_B1DHW: Tensor, origin: tuple[int, int, int]) -> Any:
+        """Computes what all prompts share.
+
+        Args:
+            tile_B1DHW: One tile, (1, 1, D, H, W), windowed HU in [0, 1].
+            origin: The tile's first voxel (d, h, w) on the network grid.
+
+        Returns:
+            Features, which only `decode` reads.
+        """
+        ...
+
+    def decode(self, features: Any, text_PT: Tensor) -> Tensor:
+        """Returns float32 logits (1, P, D, H, W) of a tile.
+
+        Args:
+            features: What `encode` returned.
+            text_PT: One row per prompt. The tile loop only slices the first axis, so a row may have any shape.
+        """
+        ...
+
+
+class ModelPredictor:
+    """A MoME as a `Predictor`.
+
+    Args:
+        model: A MoME in eval mode.
+        autocast: Lower precision inside the network, as in `torch.bfloat16`; None for the model's own.
+    """
+
+    def __init__(self, model: MoME, autocast: torch.dtype | None = None) -> None:
+        self.model, self.autocast = model, autocast
+
+    @property
+    def patch_size(self) -> tuple[int, int, int]:
+        """The patch size of the model's config."""
+        depth, height, width = self.model.config.patch_size
+        return depth, height, width
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the model's first parameter."""
+        return next(self.model.parameters()).device
+
+    def encode(self, tile_B1DHW: Tensor, origin: tuple[int, int, int]) -> Any:
+        """Returns the model's features of a tile; see `Predictor.encode`. The model does not read `origin` yet."""
+        with self._precision():
+            return self.model.encode(tile_B1DHW)
+
+    def decode(self, features: Any, text_PT: Tensor) -> Tensor:
+        """Returns the model's logits of a tile in float32; see `Predictor.decode`."""
+        with self._precision():
+            return self.model.decode(features, text_PT).float()
+
+    def _precision(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.autocast is None else torch.autocast(self.device.type, self.autocast)

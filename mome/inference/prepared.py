@@ -1,0 +1,27 @@
+"""Prompts that were understood and embedded once, for any number of scans."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from mome.prompts import Prompt
+
+
+@dataclass(frozen=True)
+class PreparedPrompts:
+    """What `Segmenter.prepare` returns and `Segmenter.segment` accepts in place of texts.
+
+    Attributes:
+        prompts: The prompts as the model understands them, each once.
+        text_PT: Their embeddings (P, T), float32.
+    """
+
+    prompts: list[Prompt]
+    text_PT: Tensor
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the masks."""
+        return [prompt.name for prompt in self.prompts]

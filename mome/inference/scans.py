@@ -1,0 +1,53 @@
+"""Finds the scans among files and folders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mome.errors import InputError
+from mome.volumes import read_label_table
+from mome.volumes.mask_names import file_part
+from mome.volumes.scan_files import ENDINGS_HINT, is_nifti, scan_ending, stem
+
+
+def find_scans(inputs: Sequence[str | Path]) -> list[Path]:
+    """Returns files as they are given, and for a folder its scan files, sorted, without masks that `mome` wrote there.
+
+    A folder of `.dcm` files is one scan. A folder without files of a known ending is also taken for a DICOM series,
+    because such files often have no ending.
+
+    Raises:
+        InputError: A folder holds no scans, or the masks of two scans would have the same name.
+    """
+    scans: list[Path] = []
+    for given in map(Path, inputs):
+        scans += _scans_of_folder(given) if given.is_dir() and not any(given.glob("*.dcm")) else [given]
+    owners: dict[str, Path] = {}
+    for scan in scans:
+        part = file_part(stem(scan))
+        other = owners.setdefault(part, scan)
+        if other is not scan:
+            raise InputError(
+                f"the masks of two scans would both be named {part!r}", where=f"{other} and {scan}", hint="rename one"
+            )
+    return scans
+
+
+def _scans_of_folder(folder: Path) -> list[Path]:
+    volumes = sorted(path for path in folder.iterdir() if scan_ending(path) is not None)
+    scans = [path for path in volumes if not _is_mask(path)]
+    if not scans and (volumes or not any(path.is_file() for path in folder.iterdir())):
+        what = "the folder holds masks only, no scans" if volumes else "the folder holds no scans"
+        raise InputError(what, where=str(folder), hint=ENDINGS_HINT)
+    return scans or [folder]
+
+
+def _is_mask(path: Path) -> bool:
+    """Says whether a NIfTI file carries the label table that `mome` writes into masks."""
+    if not is_nifti(path):
+        return False
+    try:
+        return bool(read_label_table(path))
+    except InputError:
+        return False  # A broken scan is not left out: segmenting it records the error.

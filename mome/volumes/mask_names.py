@@ -1,0 +1,109 @@
+"""Names of mask files: `<scan>_<structure><ending>` per structure, or `<scan><ending>` for all of them.
+
+This module writes these names and parses them. It knows no class table: callers pass the structures' names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from mome.errors import InputError
+
+_LONGEST = 100
+
+
+def file_part(text: str) -> str:
+    """Returns a prompt or a scan's name as part of a file name: no separators, no leading dot, 100 characters at most.
+
+    Raises:
+        InputError: No usable character is left.
+    """
+    safe = re.sub(r"[^\w.+-]+", "_", text.strip().replace(" ", "_")).strip("._")[:_LONGEST]
+    if not safe:
+        raise InputError(f"{text!r} gives no file name", hint="use letters or digits")
+    return safe
+
+
+def structure_parts(structures: Sequence[str]) -> list[str]:
+    """Returns the parts of file names that stand for the structures, in their order.
+
+    Raises:
+        InputError: Two structures give one file name, or one gives none.
+    """
+    owners: dict[str, str] = {}
+    for structure in structures:
+        other = owners.setdefault(file_part(structure), structure)
+        if other != structure:
+            raise InputError(
+                f"the prompts {other!r} and {structure!r} give the same file name",
+                where=f"…_{file_part(structure)}",
+                hint="word one of them differently",
+            )
+    return list(owners)
+
+
+def mask_name(scan: str, structure: str | None, ending: str = ".nii.gz") -> str:
+    """Returns the file name of a mask, or of the file of all structures where `structure` is None.
+
+    Args:
+        scan: The scan's name without its ending.
+        structure: The structure's part of the name; see `structure_parts`.
+        ending: Ending of the file, with its dot.
+    """
+    return f"{scan}{ending}" if structure is None else f"{scan}_{structure}{ending}"
+
+
+def mask_paths(
+    folder: str | Path, scan: str, structures: Sequence[str], *, ending: str = ".nii.gz", separate: bool = True
+) -> list[Path]:
+    """Returns the paths of a scan's masks.
+
+    Args:
+        folder: The folder of the masks.
+        scan: The scan's name without its ending.
+        structures: Names of the structures.
+        ending: Ending of the files, with its dot.
+        separate: One path per structure, else a single path.
+
+    Raises:
+        InputError: Two structures give one file name, or one gives none.
+    """
+    parts = structure_parts(structures)
+    return [Path(folder) / mask_name(scan, part, ending) for part in (parts if separate else [None])]
+
+
+def split_mask_name(name: str, structures: Sequence[str], scans: Sequence[str] = ()) -> tuple[str, str | None]:
+    """Splits `<scan>_<structure>` into its two parts; the structure is None where `name` is a scan's name alone.
+
+    A name that is one of `scans` is that scan. Otherwise the longest scan that `name` begins with owns it and the
+    rest is the structure, known or not; without such a scan, the longest structure that `name` ends with is split off.
+
+    Args:
+        name: A file name without its ending.
+        structures: Known names of structures.
+        scans: Known names of scans.
+    """
+    if name in scans:
+        return name, None
+    structure = max((s for s in structures if name.endswith(f"_{s}")), key=len, default=None)
+    scan = name if structure is None else name[: -len(structure) - 1]
+    owner = max((known for known in scans if name.startswith(f"{known}_")), key=len, default=None)
+    if owner is not None and scan not in scans:
+        return owner, name[len(owner) + 1 :]
+    return scan, structure
+
+
+def refuse_to_overwrite(scans: Sequence[Path], masks: Sequence[Path]) -> None:
+    """Checks that no mask would replace a scan.
+
+    Raises:
+        InputError: A path of `masks` is one of the scans, after symbolic links are followed.
+    """
+    resolved = {scan.resolve() for scan in scans}
+    for path in masks:
+        if path.resolve() in resolved:
+            raise InputError(
+                "a mask would overwrite its scan", where=str(path), hint="choose another folder for the masks"
+            )

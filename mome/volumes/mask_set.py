@@ -1,0 +1,52 @@
+"""The masks of one scan with what a writer needs to store them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mome.volumes.grid import Grid
+
+
+@dataclass(frozen=True)
+class MaskSet:
+    """Masks of one scan on its own grid.
+
+    Attributes:
+        masks: Structure → uint8 (i, j, k) of 0 and 1. The mapping may make an array at each access; a writer reads
+            one mask at a time.
+        labels: One entry `{"id", "name", "snomed", "color"}` per structure, with the ids of the class table.
+        voxels: Structure → number of voxels in its mask.
+        grid: The scan's grid.
+        header: `Volume.header` of the scan.
+        source: The scan's file or DICOM folder; None where the scan was passed as an array.
+    """
+
+    masks: Mapping[str, np.ndarray]
+    labels: list[dict[str, Any]]
+    voxels: Mapping[str, int]
+    grid: Grid
+    header: dict[str, Any] = field(default_factory=dict)
+    source: Path | None = None
+
+    def only(self, structure: str) -> MaskSet:
+        """Returns the set that holds a single structure."""
+        return replace(self, labels=[entry for entry in self.labels if entry["name"] == structure])
+
+    def label_map(self) -> tuple[np.ndarray, int]:
+        """Returns one array (i, j, k) of the labels' ids, and the number of voxels that more than one mask claims.
+
+        Smaller structures are written over larger ones. The array is uint8, or uint16 where an id is above 255.
+        """
+        ids = {entry["name"]: entry["id"] for entry in self.labels}
+        array = np.zeros(self.grid.shape, dtype=np.uint16 if max(ids.values()) > 255 else np.uint8)
+        overlap = 0
+        for name in sorted(ids, key=lambda name: -self.voxels[name]):
+            mask = self.masks[name].astype(bool)
+            overlap += int((array[mask] > 0).sum())
+            array[mask] = ids[name]
+        return array, overlap
