@@ -7,7 +7,9 @@ from typing import Any
 
 import mome_kernels as kernels
 import torch
-from mome_kernels import cpu_experts, cpu_head
+from mome_kernels.torch_impl import experts as torch_experts
+from mome_kernels.torch_impl import head as torch_head
+from mome_kernels.weights import ExpertWeights, HeadWeights
 from torch import Tensor
 
 Case = tuple[str, Callable[[], dict[str, Any]]]
@@ -46,7 +48,7 @@ def compare(fast: Callable[..., Tensor], plain: Callable[..., Tensor], inputs: l
 
 
 class _Differentiable(torch.autograd.Function):
-    """Blocked torch code as a function with gradients, so that it can be the truth on any device."""
+    """The torch implementation as a differentiable function, so that it can serve as the reference on any device."""
 
     @staticmethod
     def forward(ctx: Any, forward: Callable, backward: Callable, *inputs: Any) -> Tensor:
@@ -66,15 +68,26 @@ class _Differentiable(torch.autograd.Function):
 
 
 def plain_mlp(*inputs: Any) -> Tensor:
-    return _Differentiable.apply(cpu_experts.mlp_forward, cpu_experts.mlp_backward, *inputs)
+    """`moe_mlp` by the torch implementation."""
+    return _Differentiable.apply(
+        lambda x, ids, weights, *layer: torch_experts.mlp_forward(x, ids, weights, ExpertWeights(*layer)),
+        lambda grad, x, ids, weights, *layer: torch_experts.mlp_backward(grad, x, ids, weights, ExpertWeights(*layer)),
+        *inputs,
+    )
 
 
 def plain_linear(*inputs: Any) -> Tensor:
-    return _Differentiable.apply(cpu_experts.linear_forward, cpu_experts.linear_backward, *inputs)
+    """`moe_linear` by the torch implementation."""
+    return _Differentiable.apply(torch_experts.linear_forward, torch_experts.linear_backward, *inputs)
 
 
 def plain_head(*inputs: Any) -> Tensor:
-    return _Differentiable.apply(cpu_head.forward, cpu_head.backward, *inputs)
+    """`fusion_head` by the torch implementation."""
+    return _Differentiable.apply(
+        lambda features, *head: torch_head.forward(features, HeadWeights(*head)),
+        lambda grad, features, *head: torch_head.backward(grad, features, HeadWeights(*head)),
+        *inputs,
+    )
 
 
 def _leaf(device: str, dtype: torch.dtype, *shape: int, scale: float = 1.0) -> Tensor:

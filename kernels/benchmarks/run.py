@@ -26,7 +26,8 @@ import device_checks  # noqa: E402
 import mome_kernels as kernels  # noqa: E402
 import peers  # noqa: E402
 import table  # noqa: E402
-from mome_kernels import cpu_head  # noqa: E402
+from mome_kernels.torch_impl import head as torch_head  # noqa: E402
+from mome_kernels.weights import HeadWeights  # noqa: E402
 from results import minutes, opened  # noqa: E402
 from shapes import (  # noqa: E402
     HEADS,
@@ -192,13 +193,13 @@ def head_step(prompts: int, scales: int, channels: int, side: int, device: str, 
     if limits is not None:
         sizes = (prompts, scales, channels, v, limits)
         result["bounds_ms"] = {"forward": head_bounds_ms(*sizes, False), "both": head_bounds_ms(*sizes, True)}
-    usual = cpu_head._TILE_BYTES
+    usual, head = torch_head._TILE_BYTES, HeadWeights(*inputs[1:], 0, 0.0)
     try:
-        cpu_head._TILE_BYTES = 256 << 20 if device == "cuda" else usual  # few launches on a GPU
+        torch_head._TILE_BYTES = 256 << 20 if device == "cuda" else usual  # few launches on a GPU
         with torch.no_grad():
-            result["chunked_torch"] = {"forward_ms": median_ms(lambda: cpu_head.forward(*inputs, 0, 0.0), device)}
+            result["chunked_torch"] = {"forward_ms": median_ms(lambda: torch_head.forward(inputs[0], head), device)}
     finally:
-        cpu_head._TILE_BYTES = usual
+        torch_head._TILE_BYTES = usual
     if scales == 1:
         try:
             result["grouped_conv"] = _timed(lambda: peers.grouped_convolutions(inputs, side), leaves, device)

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from mome_kernels.gpu import configs, fused, fused_backward, grouped, grouped_gradient, routing
+from mome_kernels.gpu import configs, fused, fused_backward, grouped_gradient, grouped_linear, routing
 from mome_kernels.gpu.launch import Launch, Machine, ceil_div
+from mome_kernels.weights import ExpertWeights
 from shapes import Shape, expert_ids
 from torch import Tensor
 
@@ -126,15 +127,15 @@ class Bench:
         self.case, self.device, self.dtype = case, device, dtype
         shape = case.shape
         t, d, f, e = shape.T, shape.D, shape.F, shape.E
-        self.assignments, self.share, self.width = t * shape.K, shape.K, f * (2 if shape.gated else 1)
+        self.assignments, self.per_token, self.width = t * shape.K, shape.K, f * (2 if shape.gated else 1)
         n = self.assignments
         torch.manual_seed(0)
-        self.gates = torch.rand(t, shape.K, device=device)
+        self.weights_TK = torch.rand(t, shape.K, device=device)
         if device == "meta":
             self.slots, self.offsets = (torch.empty(m, dtype=torch.int32, device=device) for m in (n, e + 1))
         else:
-            way = routing.route(expert_ids(shape, shape.load, device), e)
-            self.slots, self.offsets = way.permutation, way.offsets
+            order = routing.route(expert_ids(shape, shape.load, device), e)
+            self.slots, self.offsets = order.permutation, order.offsets
         product, fused_case = case.product, not case.product
         needs = lambda *names: fused_case or product in names  # noqa: E731
         tokens = lambda: self._random(t, d)  # noqa: E731
@@ -156,7 +157,7 @@ class Bench:
         sizes = fused_sizes[case.kernel] if fused_case else grouped_sizes[product]
         self.outputs = [torch.empty(size, dtype=dtype, device=device) for size in sizes]
         if case.kernel == "mlp_dx":
-            self.outputs.append(torch.empty_like(self.gates))
+            self.outputs.append(torch.empty_like(self.weights_TK))
 
     def _random(self, *size: int) -> Tensor:
         return torch.randn(*size, dtype=self.dtype, device=self.device)
@@ -182,32 +183,25 @@ class Bench:
         shape, kernel = self.case.shape, self.case.kernel
         size, n = self.dtype.itemsize, self.assignments
         config = configs.fused(machine, kernel, shape.D, shape.F, size, shape.gated)
-        way = {"share": self.share, "activation": shape.activation, "gated": shape.gated}
+        experts = ExpertWeights(self.up, None, self.down, None, shape.activation, shape.gated)
+        assignments = (experts, self.weights_TK, self.slots, self.offsets)
         if kernel == "mlp_dw":
-            height = grouped_gradient.rows_per_share(machine, n, ceil_div(shape.F, config["BF"])) or n
+            height = grouped_gradient.rows_per_split(machine, n, ceil_div(shape.F, config["BF"])) or n
             tiles = self._tiles(height)
             numbers = [out[0].numel() for out in self.outputs]
             parts = self._parts(tiles, sum(numbers))
-            launch = fused_backward.plan_dw(
-                self.grad, self.x, self.up, None, self.down, self.gates, self.slots, self.offsets, tiles, parts,
-                machine, **way,
-            )  # fmt: skip
+            launch = fused_backward.plan_dw(self.grad, self.x, *assignments, tiles, parts, machine)
             starts = (parts.view(-1), parts.view(-1)[numbers[0] :])
-            # the number of shares, and with it the sums, depends on BF
+            # the number of partial sums, and with it the second kernel, depends on BF
             return [launch] + [
                 grouped_gradient.plan_sum(start, tiles, out, parts.shape[1])
                 for start, out in zip(starts, self.outputs, strict=True)
             ]
         tiles = self._tiles(fused.rows_per_program(machine, config, n))
+        scatter, (out, *rest) = self.per_token == 1, self.outputs
         if kernel == "mlp":
-            return [fused.plan_forward(
-                self.x, self.up, None, self.down, None, self.gates, self.slots, self.offsets, tiles, self.outputs[0],
-                machine, scatter=self.share == 1, **way,
-            )]  # fmt: skip
-        return [fused_backward.plan_dx(
-            self.grad, self.x, self.up, None, self.down, None, self.gates, self.slots, self.offsets, tiles,
-            self.outputs[0], self.outputs[1], machine, scatter=self.share == 1, **way,
-        )]  # fmt: skip
+            return [fused.plan_forward(self.x, *assignments, tiles, out, machine, scatter=scatter)]
+        return [fused_backward.plan_dx(self.grad, self.x, *assignments, tiles, out, *rest, machine, scatter=scatter)]
 
     def _linear(self, machine: Machine) -> Launch:
         shape, product = self.case.shape, self.case.product
@@ -220,23 +214,25 @@ class Bench:
         if product == "up with z":
             options["z_out"] = self.outputs[1]
         if product in ("up", "up with z", "z", "dh"):
-            options |= {"gather": True, "slots": self.slots, "share": self.share}
+            options |= {"gather": True, "slots": self.slots, "per_token": self.per_token}
         if product == "down":
-            single = self.share == 1
-            options |= {"slots": self.slots, "scatter": single, "gates": self.gates if single else None}
-        height = grouped.rows_per_tile(machine, weight, self.dtype.itemsize, options["transpose"], gated, epilogue)
+            single = self.per_token == 1
+            options |= {"slots": self.slots, "scatter": single, "weights_TK": self.weights_TK if single else None}
+        height = grouped_linear.rows_per_tile(
+            machine, weight, self.dtype.itemsize, options["transpose"], gated, epilogue
+        )
         tiles = self._tiles(height)
-        return grouped.plan_linear(a, weight, None, tiles, self.offsets, self.outputs[0], machine, **options)
+        return grouped_linear.plan_linear(a, weight, None, tiles, self.offsets, self.outputs[0], machine, **options)
 
     def _dw(self, machine: Machine) -> list[Launch]:
         up, (n, k, _, _), experts = self.case.product == "d_up", _sizes(self.case), self.case.shape.E
         dy, x = (self.dz, self.x) if up else (self.grad, self.hidden)
-        options: dict[str, Any] = {"slots": self.slots, "share": self.share}
-        options |= {"gather_x": True} if up else {"gather_y": True, "gates": self.gates}
+        options: dict[str, Any] = {"slots": self.slots, "per_token": self.per_token}
+        options |= {"gather_x": True} if up else {"gather_y": True, "weights_TK": self.weights_TK}
         config = configs.dw(machine, n, k, self.dtype.itemsize)
         programs = ceil_div(n, config["BN"]) * ceil_div(k, config["BK"])
         few = experts * programs < 4 * machine.processors
-        height = grouped_gradient.rows_per_share(machine, self.assignments, programs) if few else 0
+        height = grouped_gradient.rows_per_split(machine, self.assignments, programs) if few else 0
         if not height:
             return [grouped_gradient.plan_dw(dy, x, self.offsets, self.outputs[0], None, machine, **options)]
         tiles = self._tiles(height)

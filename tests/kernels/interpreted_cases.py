@@ -1,7 +1,7 @@
-"""The Triton kernels in Triton's interpreter, against the references in float64; prints one JSON line per case.
+"""Compares the Triton kernels, run by Triton's interpreter, with float64 references; prints a JSON line per case.
 
-A process of its own runs this (`test_kernels_interpreter.py`): the interpreter must be asked for before the kernels
-are imported.
+`test_kernels_interpreter.py` runs this in a separate process, since the interpreter must be requested before the
+kernels are imported.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 import far_cases
 import mome_kernels as kernels
 from compile_cases import tma
-from mome_kernels import dispatch, ops, reference, triton_head
-from mome_kernels.gpu import configs, experts, grouped, grouped_gradient
+from mome_kernels import dispatch, reference
+from mome_kernels.custom_ops import experts as expert_ops
+from mome_kernels.gpu import configs, experts, grouped_gradient, grouped_linear, head
 from mome_kernels.gpu.activation import activate, activate_slope
-from mome_kernels.gpu.launch import Machine
+from mome_kernels.gpu.launch import Machine, machine_of
+from mome_kernels.weights import ExpertWeights, HeadWeights
 from test_kernels_ops import assignments, head_inputs, mlp_inputs
 
 Result = dict[str, object]
@@ -84,20 +86,20 @@ def mlps() -> Iterator[tuple[str, Result]]:
     yield "mlp bfloat16", compare(kernels.moe_mlp, reference.moe_mlp, inputs, gated=True)
     for d, f, k, activation, load in ((48, 100, 2, "gelu_tanh", "one"), (37, 50, 1, "none", "zipf")):
         inputs = layer(70, 4, k, d, f, d, False, True, load)
-        assert experts.runs_fused(inputs[0], inputs[5], False)
+        assert experts.runs_fused(inputs[0], ExpertWeights(*inputs[3:], activation, False))
         case = compare(kernels.moe_mlp, reference.moe_mlp, inputs, activation=activation)
         yield f"fused {d} {f} {load}", case
     # too wide to fuse, another output width, and an odd size
     for d, out, gated in ((300, 300, True), (48, 65, False), (1025, 40, False)):
         inputs = layer(40, 3, 2, d, 70, out, gated, True, "uniform")
-        assert not experts.runs_fused(inputs[0], inputs[5], gated)
+        assert not experts.runs_fused(inputs[0], ExpertWeights(*inputs[3:], "gelu", gated))
         yield f"grouped {d} {out}", compare(kernels.moe_mlp, reference.moe_mlp, inputs, gated=gated)
     # the hidden layer kept, also where the shapes would run fused, and made again
     for d, keep in ((80, True), (80, False), (48, True)):
         inputs = layer(40, 3, 2, d, 70, d, True, True, "zipf")
 
         def direct(*tensors, keep=keep):
-            out, hidden = ops._moe_mlp(*tensors, "silu", True, keep)
+            out, hidden = expert_ops.moe_mlp(*tensors, "silu", True, keep)
             assert hidden.shape == ((80, 140) if keep else (0,))
             return out
 
@@ -109,10 +111,10 @@ def linears() -> Iterator[tuple[str, Result]]:
     for load, k, dtype in (("uniform", 2, single), ("one", 1, single), ("empty", 2, single), ("zipf", 2, half)):
         inputs = layer(70, 5, k, 37, 50, 37, False, True, load, dtype)[:5]
         yield f"linear {load}", compare(kernels.moe_linear, reference.moe_linear, inputs)
-    # more rows than one share of dW: partial sums over tokens
-    x, ids, gates, weight, bias, *_ = layer(700, 3, 1, 16, 16, 16, False, True, "empty")
-    assert grouped_gradient.rows_per_share(experts.machine_of(x), 700, 1) == 256
-    yield "linear in shares", compare(kernels.moe_linear, reference.moe_linear, [x, ids, gates, weight, bias])
+    # more rows than one partial sum of dW: partial sums over tokens
+    x, ids, weights_TK, weight, bias, *_ = layer(700, 3, 1, 16, 16, 16, False, True, "empty")
+    assert grouped_gradient.rows_per_split(machine_of(x), 700, 1) == 256
+    yield "linear, split", compare(kernels.moe_linear, reference.moe_linear, [x, ids, weights_TK, weight, bias])
     for activation, indexed, dtype in (
         ("gelu", True, single), ("none", False, single), ("silu", False, single), ("relu", True, half),
     ):  # fmt: skip
@@ -138,8 +140,8 @@ def linears() -> Iterator[tuple[str, Result]]:
 
 
 def descriptors() -> Iterator[tuple[str, Result]]:
-    """The grouped linear kernel with TMA in every row, at lengths that BK and BN do not divide."""
-    plan, single, half = grouped.plan_linear, torch.float32, torch.float16
+    """The grouped linear kernel with TMA in every row of the table, at lengths that BK and BN do not divide."""
+    plan, single, half = grouped_linear.plan_linear, torch.float32, torch.float16
     planned: list[str] = []
 
     def recorded(*arguments, **options):
@@ -152,7 +154,7 @@ def descriptors() -> Iterator[tuple[str, Result]]:
         planned.clear()
         return name, case
 
-    grouped.plan_linear = recorded
+    grouped_linear.plan_linear = recorded
     with tma(*configs.table("sm_90")["linear"]):
         # forward, dX, forward again for each: gathered rows go by pointers
         for load, d, out, dtype in (
@@ -181,7 +183,7 @@ def descriptors() -> Iterator[tuple[str, Result]]:
         inputs = [leaf(50, 32), shifted, torch.tensor([0, 20, 20, 21, 50]), None, None]
         case = compare(kernels.grouped_linear, reference.grouped_linear, inputs)
         yield seen("tma unaligned", case, *["a"] * 4)
-    grouped.plan_linear = plan
+    grouped_linear.plan_linear = plan
 
 
 def routes() -> Iterator[tuple[str, Result]]:
@@ -231,13 +233,13 @@ def activations() -> Iterator[tuple[str, Result]]:
 
 
 def heads() -> Iterator[tuple[str, Result]]:
-    triton_head.machine_of = lambda _: Machine("sm_90", 1)  # two programs that walk several tiles each
+    head.machine_of = lambda _: Machine("sm_90", 1)  # two programs that walk several tiles each
     for scales, top_k, channels, slope, voxels in (
         (1, 0, 8, 0.0, 300), (5, 0, 8, 0.1, 150), (3, 2, 8, 0.0, 150), (8, 3, 8, 0.1, 130), (4, 2, 16, 0.1, 50),
         (3, 0, 32, 0.1, 30),
     ):  # fmt: skip
         inputs = head_inputs(scales, 2, 3, channels, voxels, torch.float32)
-        assert dispatch.head(inputs[0]).__name__ != "mome_kernels.cpu_head"
+        assert dispatch.head(inputs[0]).__name__ != "mome_kernels.torch_impl.head"
         case = compare(kernels.fusion_head, reference.fusion_head, inputs, top_k=top_k, negative_slope=slope)
         yield f"head {scales} {top_k} {channels}", case
     tied = head_inputs(4, 2, 3, 8, 40, torch.float32)
@@ -251,11 +253,11 @@ def heads() -> Iterator[tuple[str, Result]]:
     ]
     assert all(t.data_ptr() % 8 for t in inputs)
     features, *rest = (t.detach() for t in inputs)
-    names, out, machine = triton_head._names(*rest), torch.empty(1, 3, 40), Machine("sm_90", 1)
-    launches, _ = triton_head.plan_backward(out, features, names, features, 0, 0.0, machine)
-    for launch in (triton_head.plan_forward(out, features, names, 0, 0.0, machine), *launches):
-        # a GPU faults where this processor does not
-        assert all(launch.args[name].data_ptr() % 8 == 0 for name in names if name in launch.args)
+    weights, out, machine = HeadWeights(*rest, 0, 0.0), torch.empty(1, 3, 40), Machine("sm_90", 1)
+    launches, _ = head.plan_backward(out, features, weights, features, machine)
+    for launch in (head.plan_forward(out, features, weights, machine), *launches):
+        # a GPU raises an error here, where a CPU does not
+        assert all(launch.args[name].data_ptr() % 8 == 0 for name in head._POINTERS if name in launch.args)
     yield "head, misaligned", compare(kernels.fusion_head, reference.fusion_head, inputs)
     inputs = head_inputs(3, 0, 3, 8, 40, torch.float32)
     yield "head, empty batch", compare(kernels.fusion_head, reference.fusion_head, inputs)

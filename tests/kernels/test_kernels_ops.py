@@ -7,7 +7,13 @@ import itertools
 import mome_kernels as kernels
 import pytest
 import torch
-from mome_kernels import cpu_experts, cpu_head, dispatch, ops, reference
+from mome_kernels import dispatch, reference
+from mome_kernels.custom_ops import experts as expert_ops
+from mome_kernels.custom_ops import head as head_ops
+from mome_kernels.torch_impl import experts as torch_experts
+from mome_kernels.torch_impl import head as torch_head
+from mome_kernels.torch_impl import routing as torch_routing
+from mome_kernels.weights import ExpertWeights
 from torch.library import opcheck
 
 ACTIVATIONS = ["none", "relu", "silu", "gelu", "gelu_tanh"]
@@ -31,11 +37,11 @@ def mlp_inputs(gated: bool, bias: bool, load: str, dtype: torch.dtype = torch.fl
     d, e, k, f = 5, 4, 2, 7
     leaf = lambda *shape: torch.randn(*shape, dtype=dtype, requires_grad=True)  # noqa: E731
     width = 2 * f if gated else f
-    gates = torch.rand(tokens, k, dtype=torch.promote_types(dtype, torch.float32), requires_grad=True)
+    weights_TK = torch.rand(tokens, k, dtype=torch.promote_types(dtype, torch.float32), requires_grad=True)
     return [
         leaf(tokens, d),
         assignments(tokens, e, k, load),
-        gates,
+        weights_TK,
         leaf(e, width, d),
         leaf(e, width) if bias else None,
         leaf(e, d, f),
@@ -70,7 +76,7 @@ def same_values_and_gradients(fast, plain, inputs: list, **options: object) -> N
         torch.testing.assert_close(a, torch.zeros_like(a) if b is None else b)
 
 
-@pytest.mark.parametrize(("gated", "bias"), itertools.product((False, True), repeat=2))
+@pytest.mark.parametrize(("gated", "bias"), list(itertools.product((False, True), repeat=2)))
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_mlp(gated: bool, bias: bool, activation: str) -> None:
     inputs = mlp_inputs(gated, bias, "uniform")
@@ -85,37 +91,39 @@ def test_mlp_under_skewed_loads(load: str) -> None:
 @pytest.mark.parametrize("load", ["uniform", "zipf", "one", "empty"])
 @pytest.mark.parametrize("bias", [True, False])
 def test_linear(load: str, bias: bool) -> None:
-    x, ids, gates, up, up_bias, *_ = mlp_inputs(False, bias, load)
-    same_values_and_gradients(kernels.moe_linear, reference.moe_linear, [x, ids, gates, up, up_bias])
+    x, ids, weights_TK, up, up_bias, *_ = mlp_inputs(False, bias, load)
+    same_values_and_gradients(kernels.moe_linear, reference.moe_linear, [x, ids, weights_TK, up, up_bias])
 
 
 @pytest.mark.parametrize("gated", [False, True])
 def test_experts_in_several_blocks(gated: bool, monkeypatch) -> None:
     """Work buffers are taken again from block to block, and sums go on; what is kept for backward stays as it is."""
-    monkeypatch.setattr(cpu_experts, "_BLOCK_BYTES", 1)  # then a block is 512 rows
+    monkeypatch.setattr(torch_routing, "BLOCK_BYTES", 1)  # then a block is 512 rows
     inputs = mlp_inputs(gated, True, "zipf", tokens=1300)
     for activation in ACTIVATIONS:
         same_values_and_gradients(kernels.moe_mlp, reference.moe_mlp, inputs, activation=activation, gated=gated)
-    x, ids, gates, up, up_bias, down, down_bias = inputs
-    same_values_and_gradients(kernels.moe_linear, reference.moe_linear, [x, ids, gates, up, up_bias])
-    leaves = [x, gates, up, up_bias, down, down_bias]
+    x, ids, weights_TK, up, up_bias, down, down_bias = inputs
+    same_values_and_gradients(kernels.moe_linear, reference.moe_linear, [x, ids, weights_TK, up, up_bias])
+    leaves = [x, weights_TK, up, up_bias, down, down_bias]
     out = kernels.moe_mlp(*inputs, gated=gated)
     once = torch.autograd.grad(out.sum(), leaves, retain_graph=True)
     again = torch.autograd.grad(out.sum(), leaves)
     assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
-    # nothing kept: z is made again
-    grad, rest = torch.ones_like(out), ("gelu", gated)
+    # where z is not kept it is computed again
+    tokens, experts = inputs[:3], ExpertWeights(*inputs[3:], "gelu", gated)
     with torch.no_grad():
-        remade = cpu_experts.mlp_backward(grad, *inputs, *rest)
-        kept = cpu_experts.mlp_backward(grad, *inputs, *rest, cpu_experts.mlp_forward(*inputs, *rest, True)[1])
-    for a, b in zip(remade, kept, strict=True):
+        grad = torch.ones_like(out)
+        recomputed = torch_experts.mlp_backward(grad, *tokens, experts)
+        hidden = torch_experts.mlp_forward(*tokens, experts, keep_hidden=True)[1]
+        kept = torch_experts.mlp_backward(grad, *tokens, experts, hidden)
+    for a, b in zip(recomputed, kept, strict=True):
         torch.testing.assert_close(a, b)
 
 
 def test_gradients_of_biases_are_summed_pairwise() -> None:
     """One after the other, float32 sums over 10⁵ tokens would lose two digits."""
-    x, ids, gates, *weights = mlp_inputs(False, True, "one", torch.float32, tokens=30_000)
-    single = [x, ids, gates, *weights]
+    x, ids, weights_TK, *parameters = mlp_inputs(False, True, "one", torch.float32, tokens=30_000)
+    single = [x, ids, weights_TK, *parameters]
     double = [t.detach().double().requires_grad_() if t.is_floating_point() else t for t in single]
     got = torch.autograd.grad(kernels.moe_mlp(*single).sum(), [single[4], single[6]])
     want = torch.autograd.grad(kernels.moe_mlp(*double).sum(), [double[4], double[6]])
@@ -160,7 +168,7 @@ def test_head_refuses_a_slope_that_turns_the_activation_over() -> None:
 
 
 def test_head_over_several_tiles(monkeypatch) -> None:
-    monkeypatch.setattr(cpu_head, "tile_voxels", lambda *_: 128)
+    monkeypatch.setattr(torch_head, "tile_voxels", lambda *_: 128)
     same_values_and_gradients(kernels.fusion_head, reference.fusion_head, head_inputs())
 
 
@@ -211,23 +219,23 @@ def test_reruns_are_bit_equal() -> None:
 
 
 def test_opcheck() -> None:
-    x, ids, gates, up, up_bias, down, down_bias = mlp_inputs(True, True, "uniform", torch.float32)
-    opcheck(ops._route, (ids, 4))
-    opcheck(ops._moe_mlp, (x, ids, gates, up, up_bias, down, down_bias, "silu", True))
-    opcheck(ops._moe_mlp, (x, ids, gates, up, up_bias, down, down_bias, "silu", True, True))
-    opcheck(ops._moe_linear, (x, ids, gates, up, up_bias))
-    opcheck(ops._fusion_head, (*head_inputs(dtype=torch.float32, voxels=40), 0, 0.1))
+    x, ids, weights_TK, up, up_bias, down, down_bias = mlp_inputs(True, True, "uniform", torch.float32)
+    opcheck(expert_ops.route, (ids, 4))
+    opcheck(expert_ops.moe_mlp, (x, ids, weights_TK, up, up_bias, down, down_bias, "silu", True, False))
+    opcheck(expert_ops.moe_mlp, (x, ids, weights_TK, up, up_bias, down, down_bias, "silu", True, True))
+    opcheck(expert_ops.moe_linear, (x, ids, weights_TK, up, up_bias))
+    opcheck(head_ops.fusion_head, (*head_inputs(dtype=torch.float32, voxels=40), 0, 0.1))
 
 
 def test_opcheck_of_the_backward_ops() -> None:
     detached = lambda given: [t.detach() if torch.is_tensor(t) else t for t in given]  # noqa: E731
     layer = detached(mlp_inputs(True, True, "uniform", torch.float32))
     for kept in (True, False):
-        hidden = ops._moe_mlp(*layer, "silu", True, kept)[1]
-        opcheck(ops._moe_mlp_backward, (torch.randn(53, 5), *layer, "silu", True, hidden))
-    opcheck(ops._moe_linear_backward, (torch.randn(53, 14), *layer[:5]))
+        hidden = expert_ops.moe_mlp(*layer, "silu", True, kept)[1]
+        opcheck(expert_ops.moe_mlp_backward, (torch.randn(53, 5), *layer, "silu", True, hidden))
+    opcheck(expert_ops.moe_linear_backward, (torch.randn(53, 14), *layer[:5]))
     head = detached(head_inputs(dtype=torch.float32, voxels=40))
-    opcheck(ops._fusion_head_backward, (torch.randn(2, 3, 40), *head, 0, 0.1))
+    opcheck(head_ops.fusion_head_backward, (torch.randn(2, 3, 40), *head, 0, 0.1))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -254,8 +262,8 @@ def test_autocast_casts_weights_and_gives_float32_gradients() -> None:
 def test_compiles_whole_with_dynamic_token_counts() -> None:
     torch._dynamo.reset()
 
-    def layer(x, ids, gates, up, up_bias, down, down_bias):
-        return kernels.moe_mlp(x, ids, gates, up, up_bias, down, down_bias).square().sum()
+    def layer(x, ids, weights_TK, up, up_bias, down, down_bias):
+        return kernels.moe_mlp(x, ids, weights_TK, up, up_bias, down, down_bias).square().sum()
 
     compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
     for tokens in (53, 31):
@@ -286,13 +294,13 @@ def test_compiles_with_transposed_inputs(fast: str) -> None:
     torch.manual_seed(0)
     leaf = lambda *shape: torch.randn(*shape, requires_grad=True)  # noqa: E731
     inputs = [leaf(2, 6, 5, 5), leaf(4, 6, 9), leaf(4, 9, 6)]
-    ids, gates = torch.rand(50, 4).topk(2).indices, torch.rand(50, 2)
+    ids, weights_TK = torch.rand(50, 4).topk(2).indices, torch.rand(50, 2)
 
     def layer(volume, up, down):
         x, up = volume.flatten(2).transpose(1, 2).reshape(50, 6), up.transpose(1, 2)
         if fast == "moe_linear":
-            return kernels.moe_linear(x, ids, gates, up).square().sum() + down.sum()
-        return kernels.moe_mlp(x, ids, gates, up, None, down.transpose(1, 2), None).square().sum()
+            return kernels.moe_linear(x, ids, weights_TK, up).square().sum() + down.sum()
+        return kernels.moe_mlp(x, ids, weights_TK, up, None, down.transpose(1, 2), None).square().sum()
 
     got = torch.autograd.grad(torch.compile(layer, fullgraph=True, dynamic=True)(*inputs), inputs)
     for a, b in zip(got, torch.autograd.grad(layer(*inputs), inputs), strict=True):
@@ -317,15 +325,15 @@ def test_meta_tensors_have_shapes() -> None:
 @pytest.mark.parametrize("bounds", [{"min": 2, "max": 4096}, {}], ids=["bounded", "unbounded"])
 def test_exports_with_a_dynamic_token_count(bounds: dict) -> None:
     class Layer(torch.nn.Module):
-        def forward(self, x, ids, gates, up, down):
-            return kernels.moe_mlp(x, ids, gates, up, None, down, None)
+        def forward(self, x, ids, weights_TK, up, down):
+            return kernels.moe_mlp(x, ids, weights_TK, up, None, down, None)
 
-    x, ids, gates, up, _, down, _ = mlp_inputs(False, False, "uniform", torch.float32)
+    x, ids, weights_TK, up, _, down, _ = mlp_inputs(False, False, "uniform", torch.float32)
     tokens = torch.export.Dim("tokens", **bounds)
-    shapes = {"x": {0: tokens}, "ids": {0: tokens}, "gates": {0: tokens}, "up": None, "down": None}
-    program = torch.export.export(Layer(), (x, ids, gates, up, down), dynamic_shapes=shapes)
+    shapes = {"x": {0: tokens}, "ids": {0: tokens}, "weights_TK": {0: tokens}, "up": None, "down": None}
+    program = torch.export.export(Layer(), (x, ids, weights_TK, up, down), dynamic_shapes=shapes)
     assert "mome.moe_mlp" in str(program.graph)
-    fewer = (x[:7], ids[:7], gates[:7], up, down)
+    fewer = (x[:7], ids[:7], weights_TK[:7], up, down)
     torch.testing.assert_close(program.module()(*fewer), Layer()(*fewer))
 
 
@@ -341,7 +349,7 @@ def test_what_is_no_tensor_is_refused() -> None:
     for at, name in ((0, "x_TD"), (2, "weights_TK"), (3, "up_EFD"), (5, "down_EDF")):
         with pytest.raises(TypeError, match=f"^{name} is of type NoneType, expected a torch.Tensor$"):
             kernels.moe_mlp(*inputs[:at], None, *inputs[at + 1 :])
-    with pytest.raises(TypeError, match="^expert_ids_TK is of type list, expected a torch.Tensor$"):
+    with pytest.raises(TypeError, match="^ids_TK is of type list, expected a torch.Tensor$"):
         kernels.route([[0, 1]], 2)
     with pytest.raises(TypeError, match="^x_TD has layout torch.sparse_coo, expected a dense tensor$"):
         kernels.moe_mlp(inputs[0].detach().to_sparse(), *inputs[1:])
