@@ -1,4 +1,4 @@
-"""The ops on the CPU against the plain references in float64, and what compile, export and autocast demand."""
+"""The ops on the CPU against the references in float64, and under compile, export and autocast."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ACTIVATIONS = ["none", "relu", "silu", "gelu", "gelu_tanh"]
 
 
 def assignments(tokens: int, experts: int, k: int, load: str) -> torch.Tensor:
-    """(T, K) ids: uniform, skewed to the first experts, all to one, or one expert that nobody takes."""
+    """Ids (T, K): uniform, skewed to the first experts, all to the last one, or with an expert without tokens."""
     generator = torch.Generator().manual_seed(0)
     if load == "one":
         return torch.full((tokens, k), experts - 1)
@@ -95,13 +95,25 @@ def test_linear(load: str, bias: bool) -> None:
     same_values_and_gradients(kernels.moe_linear, reference.moe_linear, [x, ids, weights_TK, up, up_bias])
 
 
-@pytest.mark.parametrize("gated", [False, True])
-def test_experts_in_several_blocks(gated: bool, monkeypatch) -> None:
-    """Work buffers are taken again from block to block, and sums go on; what is kept for backward stays as it is."""
-    monkeypatch.setattr(torch_routing, "BLOCK_BYTES", 1)  # then a block is 512 rows
+SEVERAL_BLOCKS = [
+    pytest.param(gated, activation, marks=() if activation == "gelu" else pytest.mark.wide)
+    for gated in (False, True)
+    for activation in ACTIVATIONS
+]
+
+
+@pytest.mark.parametrize(("gated", "activation"), SEVERAL_BLOCKS)
+def test_mlp_in_several_blocks(gated: bool, activation: str, monkeypatch) -> None:
+    """Later blocks use the work buffers of earlier ones, and add to their sums."""
+    monkeypatch.setattr(torch_routing, "BLOCK_BYTES", 1)  # a block then has 512 rows
     inputs = mlp_inputs(gated, True, "zipf", tokens=1300)
-    for activation in ACTIVATIONS:
-        same_values_and_gradients(kernels.moe_mlp, reference.moe_mlp, inputs, activation=activation, gated=gated)
+    same_values_and_gradients(kernels.moe_mlp, reference.moe_mlp, inputs, activation=activation, gated=gated)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_values_kept_for_backward_survive_several_blocks(gated: bool, monkeypatch) -> None:
+    monkeypatch.setattr(torch_routing, "BLOCK_BYTES", 1)  # a block then has 512 rows
+    inputs = mlp_inputs(gated, True, "zipf", tokens=1300)
     x, ids, weights_TK, up, up_bias, down, down_bias = inputs
     same_values_and_gradients(kernels.moe_linear, reference.moe_linear, [x, ids, weights_TK, up, up_bias])
     leaves = [x, weights_TK, up, up_bias, down, down_bias]
@@ -121,7 +133,7 @@ def test_experts_in_several_blocks(gated: bool, monkeypatch) -> None:
 
 
 def test_gradients_of_biases_are_summed_pairwise() -> None:
-    """One after the other, float32 sums over 10⁵ tokens would lose two digits."""
+    """Adding 10⁵ float32 numbers one after the other would lose two digits."""
     x, ids, weights_TK, *parameters = mlp_inputs(False, True, "one", torch.float32, tokens=30_000)
     single = [x, ids, weights_TK, *parameters]
     double = [t.detach().double().requires_grad_() if t.is_floating_point() else t for t in single]
@@ -139,8 +151,8 @@ def test_head(scales: int, top_k: int) -> None:
 
 
 @pytest.mark.parametrize(("slope", "alive"), [(0.0, False), (0.1, True)])
-def test_a_slope_lets_a_dead_head_learn(slope: float, alive: bool) -> None:
-    """Every hidden unit negative at every voxel: with ReLU nothing but the last bias has a gradient."""
+def test_a_slope_gives_gradients_to_inactive_units(slope: float, alive: bool) -> None:
+    """Every hidden unit is negative at every voxel: with ReLU only the last bias has a gradient."""
     f, query, bias, w1, b1, w2, b2, w3, b3 = head_inputs(2)
     dead = (b1.detach() - 1e3).requires_grad_()
     logits = kernels.fusion_head(f, query, bias, w1, dead, w2 * 0, b2 * 0 - 1, w3, b3, negative_slope=slope)
@@ -161,7 +173,7 @@ def test_head_refuses_a_number_of_scales_below_zero() -> None:
         kernels.fusion_head(*head_inputs(2), top_k=-3)
 
 
-def test_head_refuses_a_slope_that_turns_the_activation_over() -> None:
+def test_head_refuses_a_slope_out_of_range() -> None:
     for slope in (-0.1, 1.0):
         with pytest.raises(ValueError, match=f"negative_slope is a number of at least 0 and below 1, got {slope}"):
             kernels.fusion_head(*head_inputs(2), negative_slope=slope)
@@ -172,8 +184,8 @@ def test_head_over_several_tiles(monkeypatch) -> None:
     same_values_and_gradients(kernels.fusion_head, reference.fusion_head, head_inputs())
 
 
-def test_head_is_the_ancestors_grouped_convolution() -> None:
-    """With one scale: three grouped 1×1×1 convolutions over the repeated map, as published."""
+def test_head_equals_grouped_convolutions() -> None:
+    """With one scale the head equals the published three grouped 1×1×1 convolutions over the repeated map."""
     f, _, _, w1, b1, w2, b2, w3, b3 = head_inputs(1, batch=1, voxels=27)
     conv, prompts, c = torch.nn.functional.conv3d, 3, 4
     x = f.reshape(1, c, 3, 3, 3).repeat(1, prompts, 1, 1, 1)
@@ -276,7 +288,7 @@ def test_compiles_whole_with_dynamic_token_counts() -> None:
 
 
 def test_the_choice_of_kernels_can_be_traced(monkeypatch) -> None:
-    """`moe_mlp` asks for the device's capability while a compiler traces it; there is no GPU here to ask."""
+    """`moe_mlp` reads the device's capability while a compiler traces it; the test needs no GPU."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
     torch._dynamo.reset()
 
@@ -287,9 +299,10 @@ def test_the_choice_of_kernels_can_be_traced(monkeypatch) -> None:
     assert compiled(torch.ones(2)).tolist() == [0, 0]
 
 
+@pytest.mark.wide  # starts a C++ compiler
 @pytest.mark.parametrize("fast", ["moe_mlp", "moe_linear"])
 def test_compiles_with_transposed_inputs(fast: str) -> None:
-    """Tokens that come from a feature map, weights stored the other way round: gradients are contiguous all."""
+    """Tokens from a feature map and transposed weights: all gradients are contiguous."""
     torch._dynamo.reset()
     torch.manual_seed(0)
     leaf = lambda *shape: torch.randn(*shape, requires_grad=True)  # noqa: E731
@@ -307,8 +320,8 @@ def test_compiles_with_transposed_inputs(fast: str) -> None:
         torch.testing.assert_close(a, b)
 
 
-def test_autocast_stays_outside_of_the_head() -> None:
-    """Computed in float32 whatever autocast says; float64 is left alone, as by torch's own layers."""
+def test_autocast_does_not_reach_the_head() -> None:
+    """The head computes in float32 under autocast; float64 is not cast, as in torch's own layers."""
     inputs = [t.detach() for t in head_inputs(dtype=torch.float32)]
     with torch.autocast("cpu", torch.bfloat16):
         logits = kernels.fusion_head(*inputs)
@@ -344,7 +357,7 @@ def test_activation_checkpointing() -> None:
     torch.testing.assert_close(torch.autograd.grad(again.sum(), inputs[0])[0], plain)
 
 
-def test_what_is_no_tensor_is_refused() -> None:
+def test_values_that_are_not_tensors_are_refused() -> None:
     inputs = mlp_inputs(False, False, "uniform")
     for at, name in ((0, "x_TD"), (2, "weights_TK"), (3, "up_EFD"), (5, "down_EDF")):
         with pytest.raises(TypeError, match=f"^{name} is of type NoneType, expected a torch.Tensor$"):
@@ -360,7 +373,7 @@ def test_what_is_no_tensor_is_refused() -> None:
         kernels.fusion_head(*head, top_k=1.5)
 
 
-def test_numbers_that_cannot_be_are_refused() -> None:
+def test_impossible_numbers_are_refused() -> None:
     ids = torch.zeros(3, 1, dtype=torch.int64)
     with pytest.raises(TypeError, match="^num_experts is 4.0, expected an integer$"):
         kernels.route(ids, 4.0)

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import importlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,13 +15,16 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 KERNELS = ROOT / "kernels"
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
 
 
 def test_import_kernels_from_the_root_is_the_pip_package() -> None:
@@ -89,15 +93,7 @@ def test_sources_import_only_torch_triton_and_the_standard_library() -> None:
                 assert words[1].split(".")[0] in allowed, (path, line)
 
 
-def test_benchmark_without_a_gpu_says_so(tmp_path: Path) -> None:
-    import torch
-
-    if torch.cuda.is_available():
-        pytest.skip("a GPU is here")
-    done = run(str(KERNELS / "benchmarks" / "run.py"), "--out", str(tmp_path))
-    assert done.returncode == 2 and "no CUDA device" in done.stderr and not list(tmp_path.iterdir())
-
-
+@pytest.mark.wide
 def test_benchmark_goes_on_where_it_stopped(tmp_path: Path) -> None:
     script = [str(KERNELS / "benchmarks" / "run.py"), "--out", str(tmp_path), "--rehearse", "--minutes"]
     first = run("-W", "ignore", *script, "2")
@@ -125,6 +121,13 @@ def benchmark(monkeypatch):
     """A module of `kernels/benchmarks` by its name."""
     monkeypatch.syspath_prepend(str(KERNELS / "benchmarks"))
     return importlib.import_module
+
+
+def test_benchmark_without_a_gpu_says_so(tmp_path: Path, benchmark, capsys) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is here")
+    assert benchmark("run").main(["--out", str(tmp_path)]) == 2
+    assert "no CUDA device" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def lost(_: str) -> None:

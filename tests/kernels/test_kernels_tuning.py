@@ -36,7 +36,8 @@ def load(monkeypatch):
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-W", "ignore", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
 # -- pure parts -------------------------------------------------------------------------------------------------------
@@ -197,6 +198,7 @@ def test_a_candidate_that_kills_the_device_is_not_run_again(tuner, load, monkeyp
 # -- compiling, and the script ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.wide
 def test_workers_compile_under_the_key_of_a_launch(tmp_path: Path) -> None:
     """In a process of its own, since Triton's driver is replaced: planned on meta tensors and for real ones."""
     code = f"""
@@ -230,6 +232,7 @@ print(hits)
     assert done.stdout.strip() == "[False, True]", done.stdout + done.stderr
 
 
+@pytest.mark.wide
 def test_products_are_those_of_the_layers() -> None:
     done = run(str(Path(__file__).with_name("tuned_products.py")), TRITON_INTERPRET="1")
     assert done.returncode == 0, done.stderr[-3000:]
@@ -244,6 +247,7 @@ def test_without_a_gpu_it_says_so(tmp_path: Path, load, capsys) -> None:
     assert "no CUDA device" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
+@pytest.mark.wide
 def test_rehearsal_goes_on_where_it_stopped(tmp_path: Path, load, monkeypatch, capsys) -> None:
     arguments = ["--out", str(tmp_path), "--rehearse"]
     first = run(str(BENCHMARKS / "tune.py"), *arguments)

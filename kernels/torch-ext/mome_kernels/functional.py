@@ -286,6 +286,10 @@ def fusion_head(
         raise ValueError(f"top_k is 0 (every scale) or more, got {top_k}")
     dtype = features_BSCV.dtype
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    features, *tensors = (t.to(wide).contiguous() for t in named.values())
-    logits = head_ops.fusion_head(features, *HeadWeights(*tensors, top_k, negative_slope))
+    cast = {name: tensor.to(wide).contiguous() for name, tensor in named.items()}
+    head = HeadWeights(
+        cast["query_PC"], cast["scale_bias_PS"], cast["w1_BPCC"], cast["b1_BPC"], cast["w2_BPCC"], cast["b2_BPC"],
+        cast["w3_BPC"], cast["b3_BP"], top_k, negative_slope,
+    )  # fmt: skip
+    logits = head_ops.fusion_head(cast["features_BSCV"], *head)
     return logits if _autocasts(features_BSCV) else logits.to(dtype)
