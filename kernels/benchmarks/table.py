@@ -40,7 +40,7 @@ NOTHING = "not yet measured"
 
 
 def state(step: dict) -> str | None:
-    """Why a step has no figures of ours, or None where it has them."""
+    """The reason why a step has no figures of ours, or None where it has them."""
     if "both_ms" in step.get("mome", {}):
         return None
     return "wrong" if step.get("wrong") else "failed" if step else NOTHING
@@ -94,9 +94,9 @@ def tables(folder: Path = RESULTS) -> str:
     if not parts:
         return "No GPU has been measured yet."
     explanation = (
-        "The whole layer in bfloat16, the head in float32. \"Of roofline\" is the least possible time of a fused layer or "
-        "head over ours, with the resource that bounds it. \"Memory\" is our peak in forward + backward over that of the "
-        "leanest peer."
+        'The whole layer in bfloat16, the head in float32. "Of roofline" is the least possible time of a fused layer '
+        'or head over ours, with the resource that bounds it. "Memory" is our peak in forward + backward over that of '
+        "the leanest peer."
     )
     return "\n\n".join([explanation, *parts])
 
@@ -131,7 +131,7 @@ def cpu_table(path: Path = RESULTS / "kernels_cpu.json") -> str:
 
 
 def fused_table() -> str:
-    """The largest token width with a configuration of each fused kernel, per architecture, dtype and gate."""
+    """The largest token width with a configuration of each fused kernel, by architecture, dtype, and gated or not."""
     kinds = {"half": (2, 0), "half, gated": (2, 1), "float32": (4, 0), "float32, gated": (4, 1)}
     lines = ["| `mlp` / `mlp_dx` / `mlp_dw` | " + " | ".join(kinds) + " |", "|---" * (len(kinds) + 1) + "|"]
     for path in sorted(CONFIGS.glob("*.json")):

@@ -1,7 +1,7 @@
-"""What a row of a configuration table is tuned on: the launches of the benchmark's layers that select it.
+"""The launches that a row of a configuration table is tuned on: those of the benchmark's layers that select the row.
 
-A layer's products are planned as `gpu.experts` runs them, without biases and with the shape's own load of experts.
-On meta tensors the same plans serve to compile without a device.
+A layer's products are planned as in `gpu.experts`, without biases and with the shape's own load of experts. On meta
+tensors the same plans are compiled without a device.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Row = tuple[str, int]  # a kernel and the row's place in its table
 
 @dataclass(frozen=True)
 class Case:
-    """A kernel's work in one layer: a fused kernel, or one `product` of a layer that runs as grouped GEMMs."""
+    """A fused kernel of a layer, or one `product` of a layer that runs as grouped matrix products."""
 
     kernel: str
     shape: Shape
@@ -36,13 +36,13 @@ class Case:
 
 
 def config_of(row: Config) -> Config:
-    """A row without its bounds."""
+    """The configuration of a row, without its bounds."""
     return {key: value for key, value in row.items() if key != "up_to"}
 
 
 @contextmanager
 def overridden(machine: Machine, row: Row, config: Config) -> Iterator[None]:
-    """Plans made inside take this configuration for the row: the cached table is edited and put back."""
+    """Replaces the configuration of a row in the cached table, and restores it afterwards."""
     kernel, index = row
     entry = configs.table(machine.arch)[kernel][index]
     shipped = dict(entry)
@@ -55,7 +55,7 @@ def overridden(machine: Machine, row: Row, config: Config) -> Iterator[None]:
 
 
 def cases(shape: Shape, machine: Machine, size: int) -> Iterator[Case]:
-    """Everything a layer launches in inference and in training that has a row; `size`: bytes of a number."""
+    """All launches of a layer that use a row, in inference and in training; `size` is the bytes of a number."""
     d, f = shape.D, shape.F
     runs = {
         kernel: configs.fused(machine, kernel, d, f, size, shape.gated) is not None
@@ -112,7 +112,7 @@ def row_of(case: Case, machine: Machine, size: int) -> Row:
 
 
 def rows(shapes: Iterable[Shape], machine: Machine, size: int) -> dict[Row, list[Case]]:
-    """The rows that these shapes select, the most telling first, each with its cases."""
+    """The rows that these shapes select, in the order of the shapes, each with its cases."""
     found: dict[Row, list[Case]] = {}
     for shape in shapes:
         for case in cases(shape, machine, size):
@@ -121,7 +121,7 @@ def rows(shapes: Iterable[Shape], machine: Machine, size: int) -> dict[Row, list
 
 
 class Bench:
-    """A case's tensors on a device, once for all configurations; `outputs` are what its launches fill."""
+    """The tensors of a case on a device, used for all configurations; its launches fill `outputs`."""
 
     def __init__(self, case: Case, device: str, dtype: torch.dtype) -> None:
         self.case, self.device, self.dtype = case, device, dtype
@@ -139,7 +139,7 @@ class Bench:
         product, fused_case = case.product, not case.product
         needs = lambda *names: fused_case or product in names  # noqa: E731
         tokens = lambda: self._random(t, d)  # noqa: E731
-        # only what the case reads: the largest layers fill a card several times over
+        # only tensors that the case reads, since all tensors of the largest layers exceed the memory of a device
         self.x = tokens() if needs("up", "up with z", "z", "d_up") else None
         self.grad = tokens() if needs("dh", "d_down") else None
         self.hidden = self._random(n, f) if product in ("down", "d_down") else None
@@ -172,7 +172,7 @@ class Bench:
         return torch.empty(tiles.bound, *size, dtype=torch.float32, device=self.device)
 
     def plan(self, machine: Machine) -> list[Launch]:
-        """The case's launches under the tables as they are now; what a layer's other kernels need is left out."""
+        """The launches of the case with the current tables."""
         if self.case.kernel == "linear":
             return [self._linear(machine)]
         if self.case.kernel == "dw":

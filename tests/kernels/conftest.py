@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+
+sys.path.insert(0, str(Path(__file__).parent))  # for the modules with shared cases, in every process of pytest-xdist
 
 
 @pytest.fixture(autouse=True, scope="module")

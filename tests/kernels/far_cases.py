@@ -50,8 +50,8 @@ def linear_cases() -> Iterator[tuple[str, list[float]]]:
     height = grouped_linear.rows_per_tile(MACHINE, matrices, 2, False, False, False)
     tiles = routing.tiles(OFFSETS, len(SLOTS), height)
     grouped_linear.plan_linear(
-        x, matrices, None, tiles, OFFSETS, out, MACHINE, weights_TK=weights_TK, slots=SLOTS, gather=True, scatter=True,
-    ).run()  # fmt: skip
+        x, matrices, None, tiles, OFFSETS, out, MACHINE, weights_TK=weights_TK, slots=SLOTS, gather=True, scatter=True
+    ).run()
     expected = torch.einsum("nk,nfk->nf", few.float(), matrices[owner].float()) * weights_TK[SLOTS.long()]
     yield "linear", [error(out[SLOTS.long()], expected)]
 

@@ -9,16 +9,12 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
-
-import torch
-import triton
-import triton.language as tl
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 import far_cases
 import mome_kernels as kernels
+import torch
+import triton
+import triton.language as tl
 from compile_cases import tma
 from mome_kernels import dispatch, reference
 from mome_kernels.custom_ops import experts as expert_ops
@@ -26,7 +22,7 @@ from mome_kernels.gpu import configs, experts, grouped_gradient, grouped_linear,
 from mome_kernels.gpu.activation import activate, activate_slope
 from mome_kernels.gpu.launch import Machine, machine_of
 from mome_kernels.weights import ExpertWeights, HeadWeights
-from test_kernels_ops import assignments, head_inputs, mlp_inputs
+from op_inputs import assignments, head_inputs, mlp_inputs
 
 Result = dict[str, object]
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 from collections.abc import Collection
 from pathlib import Path
 
@@ -18,7 +17,6 @@ import pytest
 import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
-sys.path.insert(0, str(Path(__file__).parent))
 import triton
 from compile_cases import (
     every_row,

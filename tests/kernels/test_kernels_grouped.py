@@ -1,4 +1,4 @@
-"""Grouped linear layers and the combine on the CPU, FLOP counts, and what the ops refuse."""
+"""`grouped_linear` and `combine` on the CPU, FLOP counts, and invalid arguments."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_flops_are_counted() -> None:
     with FlopCounterMode(display=False) as both:
         kernels.moe_linear(x.requires_grad_(), ids, weights_TK, up, None).sum().backward()
     assert both.get_total_flops() == 3 * 2 * 62 * 18 * 6
-    with FlopCounterMode(display=False) as kept:  # z is kept on a CPU: nothing is made twice
+    with FlopCounterMode(display=False) as kept:  # z is kept on a CPU, so that nothing is computed twice
         kernels.moe_mlp(x, ids, weights_TK, up, None, down, None, gated=True).sum().backward()
     assert kept.get_total_flops() == 3 * forward.get_total_flops()
 
@@ -192,7 +192,7 @@ def test_mixed_dtypes_need_autocast() -> None:
         kernels.moe_linear(x, torch.zeros(10, 1).long(), torch.ones(10, 1), weight)
     with torch.autocast("cpu", torch.bfloat16):
         assert kernels.grouped_linear(x, weight, offsets).dtype == torch.bfloat16
-    weights_TK = torch.rand(10, 1)  # float32, as routers make them
+    weights_TK = torch.rand(10, 1)  # float32, the dtype of routers
     assert kernels.moe_linear(x, torch.zeros(10, 1).long(), weights_TK, weight.bfloat16()).dtype == torch.bfloat16
 
 
@@ -201,7 +201,7 @@ def test_offsets_that_do_not_add_up_are_refused() -> None:
     for offsets in ([0, 5, 9], [1, 5, 10], [0, 11, 10]):
         with pytest.raises(ValueError, match="must rise from 0 to the number of rows, 10"):
             kernels.grouped_linear(x, weight, torch.tensor(offsets))
-    for dtype in (torch.uint8, torch.int32):  # the differences of unsigned integers wrap
+    for dtype in (torch.uint8, torch.int32):  # the differences of unsigned integers wrap around
         with pytest.raises(ValueError, match="must rise from 0 to the number of rows, 10"):
             kernels.grouped_linear(x, weight, torch.tensor([0, 11, 10], dtype=dtype))
         narrow = kernels.grouped_linear(x, weight, torch.tensor([0, 4, 10], dtype=dtype))

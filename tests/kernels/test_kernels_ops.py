@@ -11,69 +11,12 @@ from mome_kernels import dispatch, reference
 from mome_kernels.custom_ops import experts as expert_ops
 from mome_kernels.custom_ops import head as head_ops
 from mome_kernels.torch_impl import experts as torch_experts
-from mome_kernels.torch_impl import head as torch_head
 from mome_kernels.torch_impl import routing as torch_routing
 from mome_kernels.weights import ExpertWeights
+from op_inputs import assignments, head_inputs, mlp_inputs, same_values_and_gradients
 from torch.library import opcheck
 
 ACTIVATIONS = ["none", "relu", "silu", "gelu", "gelu_tanh"]
-
-
-def assignments(tokens: int, experts: int, k: int, load: str) -> torch.Tensor:
-    """Ids (T, K): uniform, skewed to the first experts, all to the last one, or with an expert without tokens."""
-    generator = torch.Generator().manual_seed(0)
-    if load == "one":
-        return torch.full((tokens, k), experts - 1)
-    scores = torch.rand(tokens, experts, generator=generator)
-    if load == "zipf":
-        scores = scores * torch.arange(1, experts + 1).float() ** -1.5
-    if load == "empty":
-        scores[:, 0] = -1
-    return scores.topk(k, dim=-1).indices
-
-
-def mlp_inputs(gated: bool, bias: bool, load: str, dtype: torch.dtype = torch.float64, tokens: int = 53) -> list:
-    torch.manual_seed(0)
-    d, e, k, f = 5, 4, 2, 7
-    leaf = lambda *shape: torch.randn(*shape, dtype=dtype, requires_grad=True)  # noqa: E731
-    width = 2 * f if gated else f
-    weights_TK = torch.rand(tokens, k, dtype=torch.promote_types(dtype, torch.float32), requires_grad=True)
-    return [
-        leaf(tokens, d),
-        assignments(tokens, e, k, load),
-        weights_TK,
-        leaf(e, width, d),
-        leaf(e, width) if bias else None,
-        leaf(e, d, f),
-        leaf(e, d) if bias else None,
-    ]
-
-
-def head_inputs(scales: int = 3, batch: int = 2, prompts: int = 3, c: int = 4, voxels: int = 700, dtype=torch.float64):
-    torch.manual_seed(0)
-    leaf = lambda *shape: torch.randn(*shape, dtype=dtype, requires_grad=True)  # noqa: E731
-    return [
-        leaf(batch, scales, c, voxels),
-        leaf(prompts, c),
-        leaf(prompts, scales),
-        leaf(batch, prompts, c, c),
-        leaf(batch, prompts, c),
-        leaf(batch, prompts, c, c),
-        leaf(batch, prompts, c),
-        leaf(batch, prompts, c),
-        leaf(batch, prompts),
-    ]
-
-
-def same_values_and_gradients(fast, plain, inputs: list, **options: object) -> None:
-    ours, expected = fast(*inputs, **options), plain(*inputs, **options)
-    torch.testing.assert_close(ours, expected)
-    leaves = [t for t in inputs if torch.is_tensor(t) and t.requires_grad]
-    grad = torch.randn_like(ours)
-    got = torch.autograd.grad(ours, leaves, grad)
-    want = torch.autograd.grad(expected, leaves, grad, allow_unused=True)
-    for a, b in zip(got, want, strict=True):
-        torch.testing.assert_close(a, torch.zeros_like(a) if b is None else b)
 
 
 @pytest.mark.parametrize(("gated", "bias"), list(itertools.product((False, True), repeat=2)))
@@ -141,59 +84,6 @@ def test_gradients_of_biases_are_summed_pairwise() -> None:
     want = torch.autograd.grad(kernels.moe_mlp(*double).sum(), [double[4], double[6]])
     for a, b in zip(got, want, strict=True):
         assert float((a - b).abs().max() / b.abs().max()) < 1e-6
-
-
-@pytest.mark.parametrize(("scales", "top_k"), [(1, 0), (3, 0), (3, 2), (5, 1)])
-def test_head(scales: int, top_k: int) -> None:
-    for slope in (0.0, 0.1):
-        options = {"top_k": top_k, "negative_slope": slope}
-        same_values_and_gradients(kernels.fusion_head, reference.fusion_head, head_inputs(scales), **options)
-
-
-@pytest.mark.parametrize(("slope", "alive"), [(0.0, False), (0.1, True)])
-def test_a_slope_gives_gradients_to_inactive_units(slope: float, alive: bool) -> None:
-    """Every hidden unit is negative at every voxel: with ReLU only the last bias has a gradient."""
-    f, query, bias, w1, b1, w2, b2, w3, b3 = head_inputs(2)
-    dead = (b1.detach() - 1e3).requires_grad_()
-    logits = kernels.fusion_head(f, query, bias, w1, dead, w2 * 0, b2 * 0 - 1, w3, b3, negative_slope=slope)
-    (gradient,) = torch.autograd.grad(logits.sum(), w3)
-    assert bool(gradient.any()) == alive
-
-
-def test_head_of_an_empty_batch() -> None:
-    inputs = head_inputs(batch=0)
-    out = kernels.fusion_head(*inputs)
-    assert out.shape == (0, 3, 700)
-    out.sum().backward()
-    assert not inputs[1].grad.any() and inputs[3].grad.shape == (0, 3, 4, 4)
-
-
-def test_head_refuses_a_number_of_scales_below_zero() -> None:
-    with pytest.raises(ValueError, match="top_k is 0 .* or more, got -3"):
-        kernels.fusion_head(*head_inputs(2), top_k=-3)
-
-
-def test_head_refuses_a_slope_out_of_range() -> None:
-    for slope in (-0.1, 1.0):
-        with pytest.raises(ValueError, match=f"negative_slope is a number of at least 0 and below 1, got {slope}"):
-            kernels.fusion_head(*head_inputs(2), negative_slope=slope)
-
-
-def test_head_over_several_tiles(monkeypatch) -> None:
-    monkeypatch.setattr(torch_head, "tile_voxels", lambda *_: 128)
-    same_values_and_gradients(kernels.fusion_head, reference.fusion_head, head_inputs())
-
-
-def test_head_equals_grouped_convolutions() -> None:
-    """With one scale the head equals the published three grouped 1×1×1 convolutions over the repeated map."""
-    f, _, _, w1, b1, w2, b2, w3, b3 = head_inputs(1, batch=1, voxels=27)
-    conv, prompts, c = torch.nn.functional.conv3d, 3, 4
-    x = f.reshape(1, c, 3, 3, 3).repeat(1, prompts, 1, 1, 1)
-    x = conv(x, w1.reshape(prompts * c, c, 1, 1, 1), b1.flatten(), groups=prompts).relu()
-    x = conv(x, w2.reshape(prompts * c, c, 1, 1, 1), b2.flatten(), groups=prompts).relu()
-    x = conv(x, w3.reshape(prompts, c, 1, 1, 1), b3.flatten(), groups=prompts)
-    ours = kernels.fusion_head(f, torch.zeros(prompts, c), torch.zeros(prompts, 1), w1, b1, w2, b2, w3, b3)
-    torch.testing.assert_close(ours.reshape(x.shape), x)
 
 
 def test_no_tokens_and_one_token() -> None:
