@@ -1,7 +1,8 @@
-"""Our expert kernels under any Hugging Face mixture of experts: `experts_implementation="mome"`.
+"""Runs the experts of any Hugging Face mixture of experts with `mome_kernels`: `experts_implementation="mome"`.
 
-`import mome.auto` registers it. It knows transformers' contract for expert modules (stacked `gate_up_proj` or
-`up_proj` and `down_proj`, either orientation, with or without biases and gates), not any one model.
+`import mome.auto` registers the implementation. It relies on the attributes that transformers defines for expert
+modules (stacked `gate_up_proj` or `up_proj`, and `down_proj`, in either orientation, with or without biases and gates),
+not on a particular model.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor
 from transformers.integrations import moe
 
 NAME = "mome"
-# Activation modules of transformers and torch by their class names.
+# The kernels' names for the activation modules of transformers and torch, by class name.
 _ACTIVATIONS = {
     "SiLUActivation": "silu",
     "SiLU": "silu",
@@ -26,34 +27,43 @@ _ACTIVATIONS = {
 
 
 def register_experts_implementation() -> None:
-    """Adds "mome" to transformers' experts implementations; calling it again changes nothing."""
+    """Adds "mome" to the experts implementations of transformers; a second call changes nothing."""
     moe.ALL_EXPERTS_FUNCTIONS.register(NAME, experts_forward)
 
 
 def experts_forward(module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-    """Tokens (T, D), experts (T, K) and gates (T, K) → tokens (T, D), by `mome::moe_mlp` where the gate is a plain one.
+    """Runs an expert module of transformers.
 
-    A module with a gate of its own (gpt-oss: interleaved and clamped) is run as two grouped linear layers around it.
+    A module with its own form of gate (gpt-oss: interleaved and clamped) runs as two linear expert layers, with the
+    module's gate between them. All other modules run as one `mome::moe_mlp`.
+
+    Args:
+        module: The expert module, which holds the weights.
+        hidden_states: Tokens (T, D).
+        top_k_index: Experts of every token (T, K).
+        top_k_weights: Routing weights (T, K).
+
+    Returns:
+        Tokens (T, D).
 
     Raises:
-        NotImplementedError: Expert parallelism, or a norm after each expert.
+        NotImplementedError: The module uses expert parallelism, or has a norm after each expert.
     """
     if getattr(module, "_is_expert_parallel", False) or getattr(module, "has_post_expert_norm", False):
         raise NotImplementedError(
             "experts_implementation='mome' has neither expert parallelism nor norms after experts; use 'grouped_mm'"
         )
-    up, up_bias, down, down_bias = _weights(module)
     activation = _ACTIVATIONS.get(type(getattr(module, "act_fn", None)).__name__)
-    plain_gate = type(module)._apply_gate is moe._default_apply_gate and module.is_concatenated
-    if activation is not None and (plain_gate or not module.has_gate):
-        out = moe_mlp(
-            hidden_states, top_k_index, top_k_weights, up, up_bias, down, down_bias, activation, gated=module.has_gate
-        )
-        return out.to(hidden_states.dtype)
-    return _around_the_modules_gate(module, hidden_states, top_k_index, top_k_weights, up, up_bias, down, down_bias)
+    standard_gate = type(module)._apply_gate is moe._default_apply_gate and module.is_concatenated
+    if activation is None or (module.has_gate and not standard_gate):
+        return _forward_with_own_gate(module, hidden_states, top_k_index, top_k_weights)
+    parameters = _parameters(module)
+    out = moe_mlp(hidden_states, top_k_index, top_k_weights, *parameters, activation, gated=module.has_gate)
+    return out.to(hidden_states.dtype)
 
 
-def _weights(module: Any) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+def _parameters(module: Any) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+    """First layer, its bias, second layer and its bias, in the layout of `moe_mlp`."""
     name = "gate_up_proj" if module.has_gate else "up_proj"
     up, down = getattr(module, name), module.down_proj
     if module.is_transposed:
@@ -63,21 +73,14 @@ def _weights(module: Any) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]
     return up, getattr(module, f"{name}_bias"), down, module.down_proj_bias
 
 
-def _around_the_modules_gate(
-    module: Any,
-    x_TD: Tensor,
-    ids_TK: Tensor,
-    weights_TK: Tensor,
-    up: Tensor,
-    up_bias: Tensor | None,
-    down: Tensor,
-    down_bias: Tensor | None,
-) -> Tensor:
+def _forward_with_own_gate(module: Any, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
+    """Runs each assignment as a row of its own, since the module's gate needs the hidden layer of every assignment."""
+    up, up_bias, down, down_bias = _parameters(module)
     tokens, k = ids_TK.shape
     ids_N1 = ids_TK.reshape(-1, 1)
-    once_N1 = torch.ones_like(ids_N1, dtype=torch.float32)
+    ones_N1 = torch.ones_like(ids_N1, dtype=torch.float32)
     rows_ND = x_TD.repeat_interleave(k, dim=0)
-    hidden = moe_linear(rows_ND, ids_N1, once_N1, up, up_bias)
-    hidden = module._apply_gate(hidden) if module.has_gate else module.act_fn(hidden)
-    out_ND = moe_linear(hidden, ids_N1, weights_TK.reshape(-1, 1), down, down_bias)
+    hidden_NF = moe_linear(rows_ND, ids_N1, ones_N1, up, up_bias)
+    hidden_NF = module._apply_gate(hidden_NF) if module.has_gate else module.act_fn(hidden_NF)
+    out_ND = moe_linear(hidden_NF, ids_N1, weights_TK.reshape(-1, 1), down, down_bias)
     return out_ND.view(tokens, k, -1).sum(dim=1).to(x_TD.dtype)

@@ -1,4 +1,4 @@
-"""Any Hugging Face mixture of experts on our ops: same outputs and gradients as its own eager code."""
+"""Hugging Face mixtures of experts on the ops of this project: outputs and gradients equal those of eager code."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MODELS = {
     "Mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
     "Qwen3Moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "head_dim": 8},
     "Olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
-    # biases, transposed weights and a gate of its own
+    # has biases, transposed weights and its own form of gate
     "GptOss": {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8},
 }
 
@@ -42,7 +42,7 @@ def test_equal_to_eager(name: str) -> None:
     config = getattr(transformers, f"{name}Config")(**SMALL, **MODELS[name])
     torch.manual_seed(0)
     model = getattr(transformers, f"{name}ForCausalLM")(config).double()
-    with torch.no_grad():  # some weights start as empty memory or zeros: make every one matter
+    with torch.no_grad():  # some weights start uninitialised or as zeros
         for parameter in model.parameters():
             parameter.normal_(0, 0.3)
     tokens = torch.randint(0, 64, (2, 9), generator=torch.Generator().manual_seed(0))
@@ -61,7 +61,7 @@ def test_equal_to_eager(name: str) -> None:
         torch.testing.assert_close(ours, theirs)
 
 
-def test_what_it_does_not_do_is_said() -> None:
+def test_expert_parallelism_is_refused() -> None:
     config = transformers.MixtralConfig(**SMALL, **MODELS["Mixtral"])
     model = transformers.MixtralForCausalLM(config)
     model.set_experts_implementation("mome")

@@ -1,4 +1,4 @@
-"""Every op on the device against float64: errors beside those of plain torch in the same dtype."""
+"""Compares every op on the device with float64, and its errors with those of torch in the same dtype."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Any
 
 import mome_kernels as kernels
 import torch
-from mome_kernels import cpu_experts, cpu_head
+from mome_kernels.torch_impl import experts as torch_experts
+from mome_kernels.torch_impl import head as torch_head
+from mome_kernels.weights import ExpertWeights, HeadWeights
 from torch import Tensor
 
 Case = tuple[str, Callable[[], dict[str, Any]]]
@@ -25,9 +27,9 @@ def _run(function: Callable[..., Tensor], inputs: list, grad: Tensor) -> list[Te
 
 
 def compare(fast: Callable[..., Tensor], plain: Callable[..., Tensor], inputs: list) -> dict[str, Any]:
-    """Largest relative error of values and gradients, that of torch, and whether a second run has the same bits.
+    """The largest relative error of values and gradients, that of torch, and whether a second run is bit-equal.
 
-    `plain` is blocked torch code; in float64 it is the truth.
+    `plain` is the torch implementation; in float64 it is the reference.
     """
     wide = [
         t.detach().double().requires_grad_(t.requires_grad) if torch.is_tensor(t) and t.is_floating_point() else t
@@ -46,7 +48,7 @@ def compare(fast: Callable[..., Tensor], plain: Callable[..., Tensor], inputs: l
 
 
 class _Differentiable(torch.autograd.Function):
-    """Blocked torch code as a function with gradients, so that it can be the truth on any device."""
+    """The torch implementation as a differentiable function, so that it can serve as the reference on any device."""
 
     @staticmethod
     def forward(ctx: Any, forward: Callable, backward: Callable, *inputs: Any) -> Tensor:
@@ -66,15 +68,26 @@ class _Differentiable(torch.autograd.Function):
 
 
 def plain_mlp(*inputs: Any) -> Tensor:
-    return _Differentiable.apply(cpu_experts.mlp_forward, cpu_experts.mlp_backward, *inputs)
+    """`moe_mlp` by the torch implementation."""
+    return _Differentiable.apply(
+        lambda x, ids, weights, *layer: torch_experts.mlp_forward(x, ids, weights, ExpertWeights(*layer)),
+        lambda grad, x, ids, weights, *layer: torch_experts.mlp_backward(grad, x, ids, weights, ExpertWeights(*layer)),
+        *inputs,
+    )
 
 
 def plain_linear(*inputs: Any) -> Tensor:
-    return _Differentiable.apply(cpu_experts.linear_forward, cpu_experts.linear_backward, *inputs)
+    """`moe_linear` by the torch implementation."""
+    return _Differentiable.apply(torch_experts.linear_forward, torch_experts.linear_backward, *inputs)
 
 
 def plain_head(*inputs: Any) -> Tensor:
-    return _Differentiable.apply(cpu_head.forward, cpu_head.backward, *inputs)
+    """`fusion_head` by the torch implementation."""
+    return _Differentiable.apply(
+        lambda features, *head: torch_head.forward(features, HeadWeights(*head)),
+        lambda grad, features, *head: torch_head.backward(grad, features, HeadWeights(*head)),
+        *inputs,
+    )
 
 
 def _leaf(device: str, dtype: torch.dtype, *shape: int, scale: float = 1.0) -> Tensor:
@@ -90,11 +103,11 @@ def mlp_case(
     ids = torch.rand(t, e, device=device).topk(k).indices
     if one:
         ids = torch.full_like(ids, e - 1)
-    gates = torch.rand(t, k, device=device).requires_grad_()
+    weights_TK = torch.rand(t, k, device=device).requires_grad_()
     w = 2 * f if gated else f
     up, up_bias = leaf(e, w, d, scale=d**-0.5), leaf(e, w)
     down, down_bias = leaf(e, d, f, scale=f**-0.5), leaf(e, d)
-    inputs = [leaf(t, d), ids, gates, up, up_bias, down, down_bias, act, gated]
+    inputs = [leaf(t, d), ids, weights_TK, up, up_bias, down, down_bias, act, gated]
     return compare(kernels.moe_mlp, plain_mlp, inputs)
 
 
@@ -102,8 +115,10 @@ def linear_case(device: str, dtype: torch.dtype, t: int, e: int, k: int, d: int,
     torch.manual_seed(0)
     leaf = lambda *shape, scale=1.0: _leaf(device, dtype, *shape, scale=scale)  # noqa: E731
     ids = torch.rand(t, e, device=device).topk(k).indices
-    gates = torch.rand(t, k, device=device).requires_grad_()
-    return compare(kernels.moe_linear, plain_linear, [leaf(t, d), ids, gates, leaf(e, f, d, scale=d**-0.5), leaf(e, f)])
+    weights_TK = torch.rand(t, k, device=device).requires_grad_()
+    return compare(
+        kernels.moe_linear, plain_linear, [leaf(t, d), ids, weights_TK, leaf(e, f, d, scale=d**-0.5), leaf(e, f)]
+    )
 
 
 def head_case(device: str, p: int, s: int, c: int, v: int, top_k: int, slope: float) -> dict[str, Any]:
@@ -147,19 +162,19 @@ def combine_case(device: str, dtype: torch.dtype) -> dict[str, Any]:
     torch.manual_seed(0)
     ids = torch.rand(500, 7, device=device).topk(3).indices
     inverse = kernels.route(ids, 7)[3]
-    gates = torch.rand(500, 3, device=device).requires_grad_()
+    weights_TK = torch.rand(500, 3, device=device).requires_grad_()
 
-    def plain(y: Tensor, gates: Tensor) -> Tensor:
-        return (y[inverse].view(500, 3, -1) * gates[..., None].to(y.dtype)).sum(1)
+    def plain(y: Tensor, weights_TK: Tensor) -> Tensor:
+        return (y[inverse].view(500, 3, -1) * weights_TK[..., None].to(y.dtype)).sum(1)
 
-    fast = lambda y, gates: kernels.combine(y, gates, inverse)  # noqa: E731
-    return compare(fast, plain, [_leaf(device, dtype, 1500, 100), gates])
+    fast = lambda y, weights_TK: kernels.combine(y, weights_TK, inverse)  # noqa: E731
+    return compare(fast, plain, [_leaf(device, dtype, 1500, 100), weights_TK])
 
 
 def _large(device: str, rows: int) -> str | None:
-    """Why `rows` rows are not tried on a device, or None."""
+    """The reason to skip a check of `rows` rows on a device, or None."""
     if rows < 2**24:
-        return None  # a test of the check itself
+        return None  # small enough to test the check itself on any device
     if device != "cuda":
         return "a CPU would take minutes"
     gib = torch.cuda.get_device_properties(device).total_memory / 2**30
@@ -167,51 +182,51 @@ def _large(device: str, rows: int) -> str | None:
 
 
 def _beyond(pairs: list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
-    """bfloat16 results against float64 on a few rows."""
+    """Compares bfloat16 results with float64 on a few rows."""
     error = max(_worst(ours, exact) for ours, exact in pairs)
     return {"error": error, "ok": error <= 2e-2}
 
 
 def large_combine_case(device: str, rows: int = 2**24 + 64) -> dict[str, Any]:
-    """Combine and its backward with more than 2³¹ elements, compared on the last 64 rows: 32-bit offsets would wrap."""
+    """`combine` and its gradients with more than 2³¹ elements, where 32-bit offsets wrap; compares the last 64 rows."""
     if why := _large(device, rows):
         return {"ok": True, "skipped": why}
     torch.manual_seed(0)
     y = _rows(device, rows)
-    gates = torch.rand(rows, 1, device=device).requires_grad_()
-    out = kernels.combine(y, gates, torch.arange(rows, device=device))
-    d_y, d_gates = torch.autograd.grad(out, [y, gates], y.detach())
-    last_y, last_gates = y[-64:].detach().double(), gates[-64:].detach().double()
-    want = last_y * last_gates
-    return _beyond([(out[-64:], want), (d_y[-64:], want), (d_gates[-64:], last_y.square().sum(1, keepdim=True))])
+    weights_TK = torch.rand(rows, 1, device=device).requires_grad_()
+    out = kernels.combine(y, weights_TK, torch.arange(rows, device=device))
+    d_y, d_weights = torch.autograd.grad(out, [y, weights_TK], y.detach())
+    last_y, last_weights = y[-64:].detach().double(), weights_TK[-64:].detach().double()
+    want = last_y * last_weights
+    return _beyond([(out[-64:], want), (d_y[-64:], want), (d_weights[-64:], last_y.square().sum(1, keepdim=True))])
 
 
 def large_linear_case(device: str, rows: int = 2**24 + 64) -> dict[str, Any]:
-    """`moe_linear` and its backward with more than 2³¹ elements, compared on the last 64 rows."""
+    """`moe_linear` and its gradients with more than 2³¹ elements; compares the last 64 rows."""
     if why := _large(device, rows):
         return {"ok": True, "skipped": why}
     torch.manual_seed(0)
     x, weight = _rows(device, rows), _leaf(device, torch.bfloat16, 4, 128, 128, scale=128**-0.5)
     ids = (torch.arange(rows, device=device) % 4)[:, None]
-    gates = torch.rand(rows, 1, device=device)
-    out = kernels.moe_linear(x, ids, gates, weight)
+    weights_TK = torch.rand(rows, 1, device=device)
+    out = kernels.moe_linear(x, ids, weights_TK, weight)
     (d_x,) = torch.autograd.grad(out, x, x.detach())
-    last_x, last_gates = x[-64:].detach().double(), gates[-64:].double()
+    last_x, last_weights = x[-64:].detach().double(), weights_TK[-64:].double()
     matrices = weight.detach().double()[ids[-64:, 0]]
-    want = torch.einsum("td,tfd->tf", last_x, matrices) * last_gates
-    return _beyond([(out[-64:], want), (d_x[-64:], torch.einsum("tf,tfd->td", last_x, matrices) * last_gates)])
+    want = torch.einsum("td,tfd->tf", last_x, matrices) * last_weights
+    return _beyond([(out[-64:], want), (d_x[-64:], torch.einsum("tf,tfd->td", last_x, matrices) * last_weights)])
 
 
 def _rows(device: str, rows: int) -> Tensor:
-    """(rows, 128) in bfloat16, without a float32 copy."""
+    """Random rows (rows, 128), made in bfloat16 to avoid a float32 copy."""
     return torch.randn(rows, 128, device=device, dtype=torch.bfloat16).requires_grad_()
 
 
-FIRST = 6  # as many of the checks are worth more than any timing: five vision widths and a head
+FIRST = 6  # this many checks run before the first timing: five vision widths and a head
 
 
 def cases(device: str, tokens: int = 3000) -> Iterator[Case]:
-    """All checks, the most telling first. `tokens` scales their size."""
+    """All checks, the most important first. `tokens` scales their size."""
     half, single = torch.bfloat16, torch.float32
     vision = (
         (48, 192, 1, False, "gelu"), (96, 384, 2, False, "gelu_tanh"), (64, 64, 2, False, "relu"),

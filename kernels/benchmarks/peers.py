@@ -1,6 +1,6 @@
-"""What the kernels are compared with, on the same stacked weights.
+"""Other implementations of an expert layer, which the kernels are compared with on the same stacked weights.
 
-Every peer is a function (x, ids, gates, up, down, activation, gated) → out.
+Every peer is a function (x, ids, weights_TK, up, down, activation, gated) that returns the output.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ def _hidden(z: Tensor, activation: str, gated: bool) -> Tensor:
     return ACTIVATIONS[activation](gate) * value
 
 
-def eager_loop(x: Tensor, ids: Tensor, gates: Tensor, up: Tensor, down: Tensor, activation: str, gated: bool) -> Tensor:
-    """Expert by expert, written with care: one sort, one question to the host, parameters unbound once."""
+def eager_loop(
+    x: Tensor, ids: Tensor, weights_TK: Tensor, up: Tensor, down: Tensor, activation: str, gated: bool
+) -> Tensor:
+    """A carefully written loop over experts: one sort, one synchronisation, parameters unbound once."""
     flat = ids.flatten()
     order = flat.argsort(stable=True)
     sizes = flat.bincount(minlength=up.shape[0]).tolist()
@@ -40,12 +42,12 @@ def eager_loop(x: Tensor, ids: Tensor, gates: Tensor, up: Tensor, down: Tensor, 
     parts = []
     for rows, w1, w2 in zip(x.index_select(0, tokens).split(sizes), up.unbind(0), down.unbind(0), strict=True):
         parts.append(F.linear(_hidden(F.linear(rows, w1), activation, gated), w2))
-    y = torch.cat(parts) * gates.flatten()[order, None].to(x.dtype)
+    y = torch.cat(parts) * weights_TK.flatten()[order, None].to(x.dtype)
     return torch.zeros_like(x).index_add(0, tokens, y)
 
 
 def torch_grouped_mm(
-    x: Tensor, ids: Tensor, gates: Tensor, up: Tensor, down: Tensor, activation: str, gated: bool
+    x: Tensor, ids: Tensor, weights_TK: Tensor, up: Tensor, down: Tensor, activation: str, gated: bool
 ) -> Tensor:
     """`F.grouped_mm` on gathered rows."""
     flat = ids.flatten()
@@ -56,12 +58,12 @@ def torch_grouped_mm(
     z = F.grouped_mm(x.index_select(0, tokens), up.transpose(1, 2), offs=offsets)
     y = F.grouped_mm(_hidden(z, activation, gated), down.transpose(1, 2), offs=offsets)
     inverse = torch.empty_like(order).scatter_(0, order, torch.arange(order.numel(), device=x.device))
-    y = y.index_select(0, inverse).view(*ids.shape, -1) * gates[..., None].to(x.dtype)
+    y = y.index_select(0, inverse).view(*ids.shape, -1) * weights_TK[..., None].to(x.dtype)
     return y.sum(1)
 
 
 def transformers_module(up: Tensor, down: Tensor, activation: str, gated: bool) -> Any:
-    """The little of an expert module that transformers' functions look at."""
+    """An object with the attributes of an expert module that transformers' functions read."""
     moe = importlib.import_module("transformers.integrations.moe")
     act = ACTIVATIONS[activation]
     module = SimpleNamespace(
@@ -76,32 +78,36 @@ def transformers_module(up: Tensor, down: Tensor, activation: str, gated: bool) 
 def transformers_function(name: str) -> Callable[..., Tensor]:
     """`batched_mm` or `grouped_mm` of transformers, as a peer."""
 
-    def run(x: Tensor, ids: Tensor, gates: Tensor, up: Tensor, down: Tensor, activation: str, gated: bool) -> Tensor:
+    def run(
+        x: Tensor, ids: Tensor, weights_TK: Tensor, up: Tensor, down: Tensor, activation: str, gated: bool
+    ) -> Tensor:
         function = importlib.import_module("transformers.integrations.moe").ALL_EXPERTS_FUNCTIONS[name]
-        return function(transformers_module(up, down, activation, gated), x, ids, gates.to(x.dtype))
+        return function(transformers_module(up, down, activation, gated), x, ids, weights_TK.to(x.dtype))
 
     return run
 
 
 def transformers_eager(
-    x: Tensor, ids: Tensor, gates: Tensor, up: Tensor, down: Tensor, activation: str, gated: bool
+    x: Tensor, ids: Tensor, weights_TK: Tensor, up: Tensor, down: Tensor, activation: str, gated: bool
 ) -> Tensor:
-    """The loop over experts of transformers' own models: Mixtral's where gated, Nemotron-H's where not."""
+    """The loop over experts of transformers' own models: that of Mixtral if gated, else that of Nemotron-H."""
     name, kind = ("mixtral", "MixtralExperts") if gated else ("nemotron_h", "NemotronHExperts")
     experts = getattr(importlib.import_module(f"transformers.models.{name}.modeling_{name}"), kind)
     module = transformers_module(up, down, activation, gated)
     module.config._experts_implementation = "eager"
-    return experts.forward(module, x, ids, gates.to(x.dtype))
+    return experts.forward(module, x, ids, weights_TK.to(x.dtype))
 
 
-def dense(x: Tensor, ids: Tensor, gates: Tensor, up: Tensor, down: Tensor, activation: str, gated: bool) -> Tensor:
-    """One expert's layer on T·K rows: the same arithmetic without routing. A bound, not the same numbers."""
+def dense(x: Tensor, ids: Tensor, weights_TK: Tensor, up: Tensor, down: Tensor, activation: str, gated: bool) -> Tensor:
+    """One expert's layer on T · K rows: the same arithmetic without routing, as a bound. Its outputs differ."""
     rows = x if ids.shape[1] == 1 else x.repeat_interleave(ids.shape[1], dim=0)
     return F.linear(_hidden(F.linear(rows, up[0]), activation, gated), down[0])
 
 
-def scattermoe(x: Tensor, ids: Tensor, gates: Tensor, up: Tensor, down: Tensor, activation: str, gated: bool) -> Tensor:
-    """ScatterMoE's parallel linear layers, where its package is installed."""
+def scattermoe(
+    x: Tensor, ids: Tensor, weights_TK: Tensor, up: Tensor, down: Tensor, activation: str, gated: bool
+) -> Tensor:
+    """The parallel linear layers of ScatterMoE; needs its package."""
     ops = importlib.import_module("scattermoe.parallel_experts")
     k, experts = ids.shape[1], up.shape[0]
     order, scattered, offsets = ops.flatten_sort_count(ids, num_experts=experts)
@@ -114,20 +120,20 @@ def scattermoe(x: Tensor, ids: Tensor, gates: Tensor, up: Tensor, down: Tensor, 
         scattered,
         offsets,
         grouped_in=True,
-        gates=gates.to(x.dtype),
+        gates=weights_TK.to(x.dtype),
     )
 
 
-def liger(x: Tensor, ids: Tensor, gates: Tensor, up: Tensor, down: Tensor, activation: str, gated: bool) -> Tensor:
-    """Liger's fused mixture of experts (gated SiLU only), where its package is installed."""
+def liger(x: Tensor, ids: Tensor, weights_TK: Tensor, up: Tensor, down: Tensor, activation: str, gated: bool) -> Tensor:
+    """The fused mixture of experts of Liger (gated SiLU only); needs its package."""
     if not gated or activation != "silu":
         raise NotImplementedError("liger: gated SiLU only")
     ops = importlib.import_module("liger_kernel.ops.fused_moe")
-    return ops.LigerFusedMoEFunction.apply(x, up, down, ids.int(), gates)
+    return ops.LigerFusedMoEFunction.apply(x, up, down, ids.int(), weights_TK)
 
 
 def grouped_convolutions(inputs: list[Tensor], side: int) -> Tensor:
-    """The ancestor's head as published: the map repeated per prompt, three convolutions with a group per prompt."""
+    """The head of the CLIP-Driven Universal Model: the map repeated per prompt, and three grouped convolutions."""
     f, _, _, w1, b1, w2, b2, w3, b3 = inputs
     prompts, c = w1.shape[1], w1.shape[2]
     x = f.reshape(1, c, side, side, side).repeat(1, prompts, 1, 1, 1)
@@ -141,7 +147,7 @@ PEERS: dict[str, Callable[..., Tensor]] = {
     "grouped_mm": torch_grouped_mm,
     "transformers_grouped_mm": transformers_function("grouped_mm"),
     "dense": dense,
-    # kernels of others come last: one that breaks the device must not cost the figures of the rest
+    # kernels of other libraries come last: if one makes the device unusable, the other figures are already there
     "scattermoe": scattermoe,
     "liger": liger,
 }
@@ -149,7 +155,7 @@ _NEEDS = {"transformers_grouped_mm": "transformers", "scattermoe": "scattermoe",
 
 
 def found(name: str) -> bool:
-    """Whether a peer's package is there. `dense` is a bound: its numbers differ."""
+    """Whether the package of a peer is installed."""
     if name == "grouped_mm":
         return hasattr(F, "grouped_mm")
     return name not in _NEEDS or importlib.util.find_spec(_NEEDS[name]) is not None

@@ -1,4 +1,4 @@
-"""Results of a script on one GPU: a JSON file per device that grows, and goes on where an earlier call stopped."""
+"""Results of a script on one GPU: a JSON file per device, to which a later call adds what is missing."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ _HERE = Path(__file__).resolve().parent
 
 
 class Results:
-    """A JSON file that grows: one entry per measurement, each written at once.
+    """A JSON file with one entry per measurement; each is written as soon as it is known.
 
-    What failed has a `problem` and is tried again by the next call, unless it is `fatal`: it killed the device.
+    A failed measurement has a `problem` and is repeated by the next call. One that made the device unusable is `fatal`
+    and is not repeated.
 
     Raises:
-        ValueError: The file is of other versions or another state of the code.
+        ValueError: The file belongs to other versions or to another state of the code.
     """
 
     def __init__(self, path: Path, header: dict[str, Any]) -> None:
@@ -36,9 +37,9 @@ class Results:
         try:
             data = json.loads(self.path.read_text())
         except ValueError as problem:
-            raise ValueError(f"{self.path} is no JSON ({problem}): delete it or choose another folder") from problem
+            raise ValueError(f"{self.path} is not JSON ({problem}): delete it or choose another folder") from problem
         if not isinstance(data, dict) or not isinstance(data.get("steps"), dict):
-            raise ValueError(f"{self.path} is not of this script: choose another folder")
+            raise ValueError(f"{self.path} was not written by this script: choose another folder")
         return data
 
     def __contains__(self, name: str) -> bool:
@@ -46,12 +47,12 @@ class Results:
         return step is not None and ("problem" not in step or bool(step.get("fatal")))
 
     def killers(self) -> set[str]:
-        """Peers that killed the device in some step: they are not run again."""
+        """Peers that made the device unusable in some step; they are not run again."""
         values = [item for step in self.data["steps"].values() for item in step.items()]
         return {key for key, value in values if isinstance(value, dict) and value.get("fatal")}
 
     def add(self, name: str, value: dict[str, Any]) -> None:
-        """Keeps a measurement; the file is replaced in one move."""
+        """Adds a measurement; the file is replaced atomically."""
         self.data["steps"][name] = value
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text(json.dumps(self.data, indent=1))
@@ -59,7 +60,7 @@ class Results:
 
 
 def header(device: str, rehearse: bool) -> dict[str, Any]:
-    """What the numbers were taken on."""
+    """The device, the versions and the state of the code that the numbers belong to."""
     import importlib.metadata
 
     versions = {"torch": torch.__version__, "cuda": torch.version.cuda}
@@ -78,7 +79,7 @@ def header(device: str, rehearse: bool) -> dict[str, Any]:
 
 
 def minutes(text: str) -> float:
-    """An argument of the command line: a finite time, at least none."""
+    """Parses an argument of the command line: a finite number of minutes, 0 or more."""
     value = float(text)
     if not 0 <= value < 1e6:
         raise ValueError
@@ -86,7 +87,7 @@ def minutes(text: str) -> float:
 
 
 def usable(out: Path) -> str | None:
-    """Why nothing can be written to a folder, which is made where it is missing; None: it can."""
+    """The reason why a folder cannot be written to, or None; a missing folder is created."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):
@@ -96,7 +97,7 @@ def usable(out: Path) -> str | None:
 
 
 def opened(script: str, options: argparse.Namespace, prefix: str = "") -> Results | None:
-    """What `--out` holds of a script; None, after a line that says why, without a device or a usable folder."""
+    """The results of a script in `--out`; without a device or a usable folder it prints the reason and returns None."""
     here = torch.cuda.is_available() or options.rehearse
     why = usable(options.out) if here else "no CUDA device here; nothing was measured"
     if why is None:

@@ -1,8 +1,8 @@
 """Tests and times the kernels on one GPU: `python kernels/benchmarks/run.py --out DIR --minutes M`.
 
-Needs nothing outside the repository and no network. The most telling measurements come first; results are written as
-they come, and another call with the same folder goes on where this one stopped. Without a GPU it says so and exits
-with 2. `--rehearse` walks the whole script on the CPU with tiny shapes; its numbers mean nothing and are marked so.
+It needs no network. The most important measurements come first. Results are written one by one, and another call with
+the same folder continues. Without a GPU the script prints a line and exits with 2. `--rehearse` runs some of the steps
+on the CPU with tiny shapes, to test the script; its results are marked as a rehearsal.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ import device_checks  # noqa: E402
 import mome_kernels as kernels  # noqa: E402
 import peers  # noqa: E402
 import table  # noqa: E402
-from mome_kernels import cpu_head  # noqa: E402
+from mome_kernels.torch_impl import head as torch_head  # noqa: E402
+from mome_kernels.weights import HeadWeights  # noqa: E402
 from results import minutes, opened  # noqa: E402
 from shapes import (  # noqa: E402
     HEADS,
@@ -41,12 +42,12 @@ from shapes import (  # noqa: E402
     head_name,
 )
 
-# A step fills the dictionary it is given, so that what was measured before it failed is kept.
+# A step fills the dictionary that it is given, so that measurements made before a failure are kept.
 Step = tuple[str, Callable[[dict[str, Any]], None]]
 
 
 def median_ms(function: Callable[[], Any], device: str) -> float:
-    """The median time of a call: CUDA events with a flushed L2, or the clock on a CPU."""
+    """The median time of a call, by CUDA events with an empty L2, or by the clock on a CPU."""
     if device == "cuda":
         from triton.testing import do_bench
 
@@ -60,7 +61,7 @@ def median_ms(function: Callable[[], Any], device: str) -> float:
 
 
 def peak_mib(function: Callable[[], Any], device: str) -> float | None:
-    """Device memory that a call needs beyond what is there."""
+    """Device memory that a call allocates, or None on a CPU."""
     if device != "cuda":
         return None
     torch.cuda.synchronize()
@@ -87,32 +88,32 @@ def _timed(function: Callable[..., torch.Tensor], leaves: list[torch.Tensor], de
 
 
 def first_line(problem: BaseException) -> str:
-    """What an exception says, in short."""
+    """The first line of an exception's message."""
     return next(iter(str(problem).splitlines()), "")[:300] or repr(problem)[:300]
 
 
 def settle(device: str) -> None:
-    """Raises where the device can no longer be used: an illegal access kills it for the whole process."""
+    """Raises if the device is unusable, as after an illegal access, for the rest of the process."""
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
 
 
 def difference(out: torch.Tensor, expected: torch.Tensor) -> str | None:
-    """How far an output is off, if it is; a NaN is."""
+    """A message if an output differs too much or is NaN, else None."""
     error = float((out.float() - expected).abs().max() / expected.abs().max())
     return None if error <= 0.05 else f"differs from the loop over experts by {error:.3f} of its largest value"
 
 
 def limits_of(device: str) -> Device | None:
-    """What the device can do, where it is known."""
+    """The limits of the device, or None where they are not known."""
     return device_limits(torch.cuda.get_device_name()) if device == "cuda" else None
 
 
 def layer_step(
     shape: Shape, load: str, device: str, activation: str, killers: set[str], result: dict[str, Any]
 ) -> None:
-    """Our layer and every peer but the killers, in bfloat16; a peer's problem is kept as text."""
+    """Our layer and every peer except the killers, in bfloat16; a peer's failure is recorded as text."""
     torch.manual_seed(0)
     dtype, width = torch.bfloat16, shape.F * (2 if shape.gated else 1)
     new = lambda *size, scale: (torch.randn(*size, device=device) * scale).to(dtype).requires_grad_()  # noqa: E731
@@ -120,14 +121,14 @@ def layer_step(
     up = new(shape.E, width, shape.D, scale=shape.D**-0.5)
     down = new(shape.E, shape.D, shape.F, scale=shape.F**-0.5)
     ids = expert_ids(shape, load, device)
-    gates = torch.softmax(torch.randn(shape.T, shape.K, device=device), -1).requires_grad_()
-    leaves = [x, gates, up, down]
+    weights_TK = torch.softmax(torch.randn(shape.T, shape.K, device=device), -1).requires_grad_()
+    leaves = [x, weights_TK, up, down]
 
     def ours() -> torch.Tensor:
-        return kernels.moe_mlp(x, ids, gates, up, None, down, None, activation=activation, gated=shape.gated)
+        return kernels.moe_mlp(x, ids, weights_TK, up, None, down, None, activation=activation, gated=shape.gated)
 
     with torch.no_grad():
-        expected = peers.eager_loop(x, ids, gates, up, down, activation, shape.gated).float()
+        expected = peers.eager_loop(x, ids, weights_TK, up, down, activation, shape.gated).float()
         wrong = difference(ours(), expected)
     if wrong:
         result |= {"ok": False, "wrong": True, "problem": wrong}
@@ -145,39 +146,39 @@ def layer_step(
         wanted = [x, *weights] if name == "dense" else leaves
 
         def call(peer: Callable = peer, weights: tuple = weights) -> torch.Tensor:
-            return peer(x, ids, gates, *weights, activation, shape.gated)
+            return peer(x, ids, weights_TK, *weights, activation, shape.gated)
 
         try:
             with torch.no_grad():
                 wrong = difference(call(), expected) if name != "dense" else None
             result[name] = {"problem": wrong} if wrong else _timed(call, wanted, device)
-        except Exception as problem:  # a peer that cannot run must not cost our figures
+        except Exception as problem:  # our figures are kept when a peer fails
             result[name] = {"problem": first_line(problem), "fatal": True}
             settle(device)
-            del result[name]["fatal"]  # the device lives
+            del result[name]["fatal"]  # the device is still usable
     del expected
     if device == "cuda":
         torch.cuda.empty_cache()
 
 
 def bias_step(shape: Shape, device: str, result: dict[str, Any]) -> None:
-    """Our layer with biases, as `mome` has it by default; the peers' layers have none."""
+    """Our layer with biases, which is the default of `mome`; the peers' layers have none."""
     torch.manual_seed(0)
     width = shape.F * (2 if shape.gated else 1)
     new = lambda *size: (0.1 * torch.randn(*size, device=device)).bfloat16().requires_grad_()  # noqa: E731
     x, up, down = new(shape.T, shape.D), new(shape.E, width, shape.D), new(shape.E, shape.D, shape.F)
     up_bias, down_bias, ids = new(shape.E, width), new(shape.E, shape.D), expert_ids(shape, shape.load, device)
-    gates = torch.softmax(torch.randn(shape.T, shape.K, device=device), -1).requires_grad_()
-    leaves = [x, gates, up, up_bias, down, down_bias]
+    weights_TK = torch.softmax(torch.randn(shape.T, shape.K, device=device), -1).requires_grad_()
+    leaves = [x, weights_TK, up, up_bias, down, down_bias]
 
     def ours() -> torch.Tensor:
-        return kernels.moe_mlp(x, ids, gates, up, up_bias, down, down_bias, gated=shape.gated)
+        return kernels.moe_mlp(x, ids, weights_TK, up, up_bias, down, down_bias, gated=shape.gated)
 
     result["mome"] = _timed(ours, leaves, device)
 
 
 def head_step(prompts: int, scales: int, channels: int, side: int, device: str, result: dict[str, Any]) -> None:
-    """The fusion head beside the chunked torch form, float32."""
+    """The fusion head and its torch implementation, in float32."""
     torch.manual_seed(0)
     leaf = lambda *size: torch.randn(*size, device=device).requires_grad_()  # noqa: E731
     p, c, v = prompts, channels, side**3
@@ -185,20 +186,20 @@ def head_step(prompts: int, scales: int, channels: int, side: int, device: str, 
         leaf(1, scales, c, v), leaf(p, c), leaf(p, scales), leaf(1, p, c, c), leaf(1, p, c), leaf(1, p, c, c),
         leaf(1, p, c), leaf(1, p, c), leaf(1, p),
     ]  # fmt: skip
-    # at one scale there is nothing to fuse: the grouped convolutions know neither query nor bias
+    # with one scale there is no fusion, and the grouped convolutions have neither query nor bias
     leaves = inputs if scales > 1 else [inputs[0], *inputs[3:]]
     result["mome"] = _timed(lambda: kernels.fusion_head(*inputs), leaves, device)
     limits = limits_of(device)
     if limits is not None:
         sizes = (prompts, scales, channels, v, limits)
         result["bounds_ms"] = {"forward": head_bounds_ms(*sizes, False), "both": head_bounds_ms(*sizes, True)}
-    usual = cpu_head._TILE_BYTES
+    usual, head = torch_head._TILE_BYTES, HeadWeights(*inputs[1:], 0, 0.0)
     try:
-        cpu_head._TILE_BYTES = 256 << 20 if device == "cuda" else usual  # few launches on a GPU
+        torch_head._TILE_BYTES = 256 << 20 if device == "cuda" else usual  # few launches on a GPU
         with torch.no_grad():
-            result["chunked_torch"] = {"forward_ms": median_ms(lambda: cpu_head.forward(*inputs, 0, 0.0), device)}
+            result["chunked_torch"] = {"forward_ms": median_ms(lambda: torch_head.forward(inputs[0], head), device)}
     finally:
-        cpu_head._TILE_BYTES = usual
+        torch_head._TILE_BYTES = usual
     if scales == 1:
         try:
             result["grouped_conv"] = _timed(lambda: peers.grouped_convolutions(inputs, side), leaves, device)
@@ -207,7 +208,7 @@ def head_step(prompts: int, scales: int, channels: int, side: int, device: str, 
 
 
 def steps(device: str, rehearse: bool, killers: set[str]) -> Iterator[Step]:
-    """Everything to do, the most telling first; of each kind a few where rehearsed."""
+    """All steps, the most important first; a rehearsal has every twelfth of them."""
     if rehearse:
         everything = list(_steps(device, True, killers))
         yield from everything[::12]
@@ -255,12 +256,12 @@ def _steps(device: str, rehearse: bool, killers: set[str]) -> Iterator[Step]:
 
 
 def broken(name: str, step: dict[str, Any]) -> bool:
-    """Whether a kernel of ours is wrong, or could not run; a check that was skipped is not."""
+    """Whether a kernel of ours is wrong or could not run. A skipped check does not count as broken."""
     return not step.get("ok") if name.startswith("check") else table.state(step) is not None
 
 
 def summary(data: dict[str, Any]) -> str:
-    """A table of what is there: for checks their verdict, for the others the columns of `table.py`."""
+    """A table of all results: the verdict of a check, and the columns of `table.py` for the others."""
     lines = [f"{'':48} {' | '.join(table.COLUMNS)}"]
     for name, step in data["steps"].items():
         if name.startswith("check"):
@@ -292,13 +293,13 @@ def main(arguments: list[str] | None = None) -> int:
         result: dict[str, Any] = {}
         try:
             step(result)
-        except Exception as problem:  # one broken kernel must not cost the other measurements
+        except Exception as problem:  # the other measurements go on when a kernel is broken
             result |= {"ok": False, "problem": first_line(problem)}
             try:
                 settle(device)
             except Exception as dead:
                 results.add(name, {**result, "fatal": True})
-                print(f"{name}: the device is lost ({first_line(dead)}); call again to go on", file=sys.stderr)
+                print(f"{name}: the device is lost ({first_line(dead)}); call again to continue", file=sys.stderr)
                 return 1
         results.add(name, result)
         print(name, flush=True)

@@ -1,6 +1,7 @@
-"""The 21 shapes of the kernel benchmark, loads of experts, and what the hardware allows at most.
+"""The 21 shapes of the kernel benchmark, the loads of experts, and lower bounds of the times.
 
-L: language models, bound by arithmetic. V: dense vision, many tokens and small widths, bound by memory.
+Shapes L are of language models and bound by arithmetic. Shapes V are of dense vision, with many tokens and small
+widths, and bound by memory.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch
 
 @dataclass(frozen=True)
 class Shape:
-    """T tokens of width D, E experts of hidden width F, K per token."""
+    """T tokens of width D, E experts of hidden width F, K experts per token."""
 
     name: str
     text: str
@@ -27,7 +28,7 @@ class Shape:
 
     @property
     def flops(self) -> float:
-        """Of the forward pass."""
+        """Floating-point operations of the forward pass."""
         return 2 * self.T * self.K * self.D * self.F * (3 if self.gated else 2)
 
 
@@ -61,14 +62,14 @@ LOADS = ("uniform", "zipf", "one80", "empty")
 
 
 def expert_ids(shape: Shape, load: str, device: str | torch.device) -> torch.Tensor:
-    """(T, K) ids, all different within a token: uniform, Zipf 1.5, 80 % led by one expert, or expert 0 idle."""
+    """Ids (T, K), all different within a token: uniform, Zipf 1.5, 80 % led by the last expert, or expert 0 unused."""
     generator = torch.Generator(device=device).manual_seed(0)
     weight = torch.ones(shape.E, device=device)
     if load == "zipf":
         weight = torch.arange(1, shape.E + 1, device=device).float() ** -1.5
     if load == "empty" and shape.E > shape.K:
         weight[0] = 0.0
-    # exponential race: the K smallest of Exp(weight) are a draw without replacement
+    # the K smallest of exponential variables with these rates are a draw without replacement
     race = torch.empty(shape.T, shape.E, device=device).exponential_(generator=generator) / weight
     if load == "one80":
         led = torch.rand(shape.T, device=device, generator=generator) < 0.8
@@ -78,32 +79,32 @@ def expert_ids(shape: Shape, load: str, device: str | torch.device) -> torch.Ten
 
 @dataclass(frozen=True)
 class Device:
-    """Dense half-precision FLOP/s, bytes/s, and vector instructions per second that a kernel can hope for."""
+    """FLOP/s of dense half precision, bytes/s, and vector instructions per second that a kernel can reach."""
 
     flops: float
     bandwidth: float
     instructions: float
 
 
-# What large matrix products and copies reach, not the data sheet's peaks.
+# Rates that large matrix products and copies reach; the peaks of the data sheets are higher.
 DEVICES = {
     "NVIDIA H100 80GB HBM3": Device(790e12, 3.0e12, 132 * 128 * 1.7e9),
     "NVIDIA H200": Device(790e12, 4.3e12, 132 * 128 * 1.7e9),
     "NVIDIA A100-SXM4-80GB": Device(280e12, 1.7e12, 108 * 64 * 1.4e9),
 }
-# Issue slots of one activation, as compiled for sm_90; eight per exponential or reciprocal where that is more.
+# Issued instructions of one activation, compiled for sm_90, or eight per exponential or reciprocal if that is more.
 ACTIVATION_COST = {"none": 0, "relu": 1, "silu": 16, "gelu": 10, "gelu_tanh": 12}
 
 
 def device_limits(name: str) -> Device | None:
-    """The limits of a device by its name, or None where they are not known: cards of one name differ by their board."""
+    """The limits of a device by its full name, or None where they are not known."""
     return DEVICES.get(name)
 
 
 def bounds_ms(shape: Shape, limits: Device, backward: bool) -> dict[str, float]:
-    """The least times of a fused layer in half precision by memory, tensor cores, and activations on vector units.
+    """Lower bounds of the time of a fused layer in half precision: memory, tensor cores, activations on vector units.
 
-    Forward bytes: x read per assignment, y written per assignment, gates, weights, the combine. With `backward`
+    Forward bytes: x read and y written per assignment, routing weights, parameters, the combine. With `backward`
     forward and backward together: also x and dy read, dx written, weights read and their gradients written; a backward
     pass has twice the products of the forward, and where the layer is fused (widths to 256) the first of them again.
     """
@@ -124,19 +125,19 @@ def bounds_ms(shape: Shape, limits: Device, backward: bool) -> dict[str, float]:
     }
 
 
-# Prompts, scales and channels of the fusion head over 96³ voxels; the first is the one with a target.
+# Prompts, scales and channels of the fusion head over 96³ voxels; the first has a target.
 HEADS = ((32, 5, 8), (32, 1, 8), (32, 5, 16), (32, 5, 32))
 
 
 def head_name(prompts: int, scales: int, channels: int) -> str:
-    """The name of the head's step in the results."""
+    """The name of a head's step in the results."""
     return f"head P={prompts} S={scales} C={channels}"
 
 
 def head_bounds_ms(
     prompts: int, scales: int, channels: int, voxels: int, limits: Device, backward: bool
 ) -> dict[str, float]:
-    """The least times of the fusion head in float32, by memory and by arithmetic on vector units (two FLOP at once).
+    """Lower bounds of the time of the fusion head in float32: memory, and arithmetic on vector units (two FLOP each).
 
     Forward: features read, logits written. With `backward` forward and backward together: also features and the
     logits' gradients read, the features' gradients written; the products of the forward again and two for each.

@@ -1,7 +1,7 @@
 """Writes the three tables of `kernels/README.md`: `python kernels/benchmarks/table.py`.
 
-From `benchmarks/results/*.json` and the shipped configurations. Where no GPU has run a shape, the table says "not yet
-measured" and nothing else; a shape that was run has its numbers, or "wrong" or "failed".
+They come from `benchmarks/results/*.json` and from the shipped configurations. Until a GPU has been measured, one
+sentence replaces its table. In a table, a shape has its numbers, or "wrong", "failed" or "not yet measured".
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ NOTHING = "not yet measured"
 
 
 def state(step: dict) -> str | None:
-    """Why a step has no figures of ours, or None where it has them."""
+    """The reason why a step has no figures of ours, or None where it has them."""
     if "both_ms" in step.get("mome", {}):
         return None
     return "wrong" if step.get("wrong") else "failed" if step else NOTHING
 
 
 def figures(step: dict) -> list[str]:
-    """What stands under `COLUMNS` for a step with figures; `dense` is a bound and no peer."""
+    """The cells under `COLUMNS` for a step with figures; `dense` is a bound, not a peer."""
     ours = step["mome"]
     peers = [v for k, v in step.items() if k not in ("mome", "bounds_ms", "dense") and isinstance(v, dict)]
     texts = []
@@ -63,16 +63,16 @@ def figures(step: dict) -> list[str]:
 
 
 def read(path: Path) -> Any:
-    """What a file of results holds. Raises ValueError with its name where it is no JSON."""
+    """The contents of a file of results. Raises ValueError with its name if it is not JSON."""
     try:
         return json.loads(path.read_text())
     except ValueError as problem:
-        raise ValueError(f"{path} is no JSON: {problem}") from problem
+        raise ValueError(f"{path} is not JSON: {problem}") from problem
 
 
-def table(results: dict | None) -> str:
-    """One row per shape and head: `figures`."""
-    steps = {} if results is None else results["steps"]
+def table(results: dict) -> str:
+    """One row of `figures` per shape and head."""
+    steps = results["steps"]
     rows = {f"{name} {s.text}": f"layer {name} {s.load} {s.activation}" for name, s in SHAPES.items()}
     rows |= {f"head, {p} prompts × 96³, S {s}, C {c}": head_name(p, s, c) for p, s, c in HEADS}
     lines = ["| shape | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
@@ -84,14 +84,21 @@ def table(results: dict | None) -> str:
 
 
 def tables(folder: Path = RESULTS) -> str:
-    """A table per measured GPU, or one empty table."""
+    """A table per measured GPU, or one sentence where none has been measured."""
     parts = []
     for path in sorted(folder.glob("*.json")) if folder.is_dir() else []:
         data = read(path)
         if isinstance(data, dict) and "steps" in data and not data.get("rehearsal"):
             versions = ", ".join(f"{key} {value}" for key, value in data["versions"].items() if value)
             parts.append(f"**{data['device']}** ({versions})\n\n{table(data)}")
-    return "\n\n".join(parts) or table(None)
+    if not parts:
+        return "No GPU has been measured yet."
+    explanation = (
+        'The whole layer in bfloat16, the head in float32. "Of roofline" is the least possible time of a fused layer '
+        'or head over ours, with the resource that bounds it. "Memory" is our peak in forward + backward over that of '
+        "the leanest peer."
+    )
+    return "\n\n".join([explanation, *parts])
 
 
 def _times(values: dict[str, Any], key: str) -> str:
@@ -124,7 +131,7 @@ def cpu_table(path: Path = RESULTS / "kernels_cpu.json") -> str:
 
 
 def fused_table() -> str:
-    """The largest token width with a configuration of each fused kernel, per architecture, dtype and gate."""
+    """The largest token width with a configuration of each fused kernel, by architecture, dtype, and gated or not."""
     kinds = {"half": (2, 0), "half, gated": (2, 1), "float32": (4, 0), "float32, gated": (4, 1)}
     lines = ["| `mlp` / `mlp_dx` / `mlp_dw` | " + " | ".join(kinds) + " |", "|---" * (len(kinds) + 1) + "|"]
     for path in sorted(CONFIGS.glob("*.json")):
@@ -142,7 +149,7 @@ def fused_table() -> str:
 
 
 def insert(text: str, content: str, name: str = "table") -> str:
-    """The text with what lies between the markers of `name` replaced."""
+    """The text with the lines between the markers of `name` replaced."""
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     before, rest = text.split(begin)
     return f"{before}{begin}\n{content}\n{end}{rest.split(end)[1]}"
@@ -160,7 +167,7 @@ def main() -> int:
     temporary = README.with_suffix(".tmp")
     temporary.write_text(text)
     os.replace(temporary, README)
-    print(f"{README}: the tables are those of {RESULTS}")
+    print(f"{README}: tables written from {RESULTS}")
     return 0
 
 

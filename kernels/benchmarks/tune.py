@@ -1,9 +1,9 @@
 """Finds better tile sizes for the GPU it runs on: `python kernels/benchmarks/tune.py --out DIR --minutes M`.
 
-Writes DIR/tuning_<device>.json, every candidate that was measured, as it goes (another call with the same folder goes
-on where this one stopped), and DIR/<architecture>.json, the shipped table with the rows for which something faster
-was found and confirmed. Nothing is copied into the package. Without a GPU it says so and exits with 2. `--rehearse`
-walks two rows in Triton's interpreter on the CPU; its numbers mean nothing and its files are marked so.
+The script writes two files. DIR/tuning_<device>.json holds every measured candidate; another call with the same folder
+continues from it. DIR/<architecture>.json is the shipped table, with the rows for which a faster candidate was found
+and confirmed. Nothing is copied into the package. Without a GPU the script prints a line and exits with 2. `--rehearse`
+tunes two rows in Triton's interpreter on the CPU, to test the script; its files are marked as a rehearsal.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from tuning_search import dump_table, text_of  # noqa: E402
 
 
 def table_with(arch: str, chosen: dict[Row, Config]) -> dict[str, list[dict[str, Any]]]:
-    """The shipped table with these configurations: the same rows, bounds and order."""
+    """The shipped table with these configurations; rows, bounds and order stay."""
     table = copy.deepcopy(configs.table(arch))
     for (kernel, index), config in chosen.items():
         table[kernel][index] = {"up_to": table[kernel][index]["up_to"], **config}
@@ -45,7 +45,7 @@ def table_with(arch: str, chosen: dict[Row, Config]) -> dict[str, list[dict[str,
 
 
 def tiny() -> Iterable[Shape]:
-    """A fused layer and one of grouped GEMMs for a rehearsal, in float32: Triton's interpreter has no bfloat16."""
+    """A fused layer and one of grouped products for a rehearsal, which runs in float32."""
     yield replace(SHAPES["V1"], T=96, D=16, F=24)
     yield replace(SHAPES["L5"], T=40, D=80, F=32, E=4, K=2)
 
@@ -67,7 +67,7 @@ def _tuner(results: Results, deadline: float, rehearse: bool) -> tuple[Tuner, Co
 
 
 def _count_late_compilations(counts: dict[str, int]) -> None:
-    """Launches that were not found compiled say that the workers' keys are not those of a launch."""
+    """Counts launches whose kernel the workers had not compiled, which shows that the keys of the cache differ."""
     from triton import knobs
 
     def listener(*, cache_hit: bool, **_: Any) -> None:
@@ -77,7 +77,7 @@ def _count_late_compilations(counts: dict[str, int]) -> None:
 
 
 def run_rows(tuner: Tuner, machine: Machine, rehearse: bool) -> tuple[dict[Row, Config], list[str], int]:
-    """Chosen configurations, names of the rows that are left for another call, and the exit status."""
+    """Returns the chosen configurations, the names of the rows left for another call, and the exit status."""
     found = rows(tiny() if rehearse else SHAPES.values(), machine, tuner.dtype.itemsize)
     if rehearse:
         found = {row: cases for row, cases in found.items() if row[0] in ("mlp", "dw")}
@@ -86,11 +86,11 @@ def run_rows(tuner: Tuner, machine: Machine, rehearse: bool) -> tuple[dict[Row, 
     for row, cases in found.items():
         try:
             config = tuner.tune(row, cases)
-        except OutOfTime:  # rows that an earlier call has finished still need no time
+        except OutOfTime:  # goes on, since rows that an earlier call finished need no time
             left.append(f"{row[0]} {row[1]}")
             continue
         except DeviceLost as problem:
-            print(f"{row[0]} {row[1]}: the device is lost ({problem}); call again to go on", file=sys.stderr)
+            print(f"{row[0]} {row[1]}: the device is lost ({problem}); call again to continue", file=sys.stderr)
             names = [f"{kernel} {index}" for kernel, index in found]
             return chosen, [*left, *names[names.index(f"{row[0]} {row[1]}") :]], 1
         if config is not None:

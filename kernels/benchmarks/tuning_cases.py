@@ -1,7 +1,7 @@
-"""What a row of a configuration table is tuned on: the launches of the benchmark's layers that select it.
+"""The launches that a row of a configuration table is tuned on: those of the benchmark's layers that select the row.
 
-A layer's products are planned as `gpu.experts` runs them, without biases and with the shape's own load of experts.
-On meta tensors the same plans serve to compile without a device.
+A layer's products are planned as in `gpu.experts`, without biases and with the shape's own load of experts. On meta
+tensors the same plans are compiled without a device.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from mome_kernels.gpu import configs, fused, fused_backward, grouped, grouped_gradient, routing
+from mome_kernels.gpu import configs, fused, fused_backward, grouped_gradient, grouped_linear, routing
 from mome_kernels.gpu.launch import Launch, Machine, ceil_div
+from mome_kernels.weights import ExpertWeights
 from shapes import Shape, expert_ids
 from torch import Tensor
 
@@ -23,7 +24,7 @@ Row = tuple[str, int]  # a kernel and the row's place in its table
 
 @dataclass(frozen=True)
 class Case:
-    """A kernel's work in one layer: a fused kernel, or one `product` of a layer that runs as grouped GEMMs."""
+    """A fused kernel of a layer, or one `product` of a layer that runs as grouped matrix products."""
 
     kernel: str
     shape: Shape
@@ -35,13 +36,13 @@ class Case:
 
 
 def config_of(row: Config) -> Config:
-    """A row without its bounds."""
+    """The configuration of a row, without its bounds."""
     return {key: value for key, value in row.items() if key != "up_to"}
 
 
 @contextmanager
 def overridden(machine: Machine, row: Row, config: Config) -> Iterator[None]:
-    """Plans made inside take this configuration for the row: the cached table is edited and put back."""
+    """Replaces the configuration of a row in the cached table, and restores it afterwards."""
     kernel, index = row
     entry = configs.table(machine.arch)[kernel][index]
     shipped = dict(entry)
@@ -54,7 +55,7 @@ def overridden(machine: Machine, row: Row, config: Config) -> Iterator[None]:
 
 
 def cases(shape: Shape, machine: Machine, size: int) -> Iterator[Case]:
-    """Everything a layer launches in inference and in training that has a row; `size`: bytes of a number."""
+    """All launches of a layer that use a row, in inference and in training; `size` is the bytes of a number."""
     d, f = shape.D, shape.F
     runs = {
         kernel: configs.fused(machine, kernel, d, f, size, shape.gated) is not None
@@ -111,7 +112,7 @@ def row_of(case: Case, machine: Machine, size: int) -> Row:
 
 
 def rows(shapes: Iterable[Shape], machine: Machine, size: int) -> dict[Row, list[Case]]:
-    """The rows that these shapes select, the most telling first, each with its cases."""
+    """The rows that these shapes select, in the order of the shapes, each with its cases."""
     found: dict[Row, list[Case]] = {}
     for shape in shapes:
         for case in cases(shape, machine, size):
@@ -120,25 +121,25 @@ def rows(shapes: Iterable[Shape], machine: Machine, size: int) -> dict[Row, list
 
 
 class Bench:
-    """A case's tensors on a device, once for all configurations; `outputs` are what its launches fill."""
+    """The tensors of a case on a device, used for all configurations; its launches fill `outputs`."""
 
     def __init__(self, case: Case, device: str, dtype: torch.dtype) -> None:
         self.case, self.device, self.dtype = case, device, dtype
         shape = case.shape
         t, d, f, e = shape.T, shape.D, shape.F, shape.E
-        self.assignments, self.share, self.width = t * shape.K, shape.K, f * (2 if shape.gated else 1)
+        self.assignments, self.per_token, self.width = t * shape.K, shape.K, f * (2 if shape.gated else 1)
         n = self.assignments
         torch.manual_seed(0)
-        self.gates = torch.rand(t, shape.K, device=device)
+        self.weights_TK = torch.rand(t, shape.K, device=device)
         if device == "meta":
             self.slots, self.offsets = (torch.empty(m, dtype=torch.int32, device=device) for m in (n, e + 1))
         else:
-            way = routing.route(expert_ids(shape, shape.load, device), e)
-            self.slots, self.offsets = way.permutation, way.offsets
+            order = routing.route(expert_ids(shape, shape.load, device), e)
+            self.slots, self.offsets = order.permutation, order.offsets
         product, fused_case = case.product, not case.product
         needs = lambda *names: fused_case or product in names  # noqa: E731
         tokens = lambda: self._random(t, d)  # noqa: E731
-        # only what the case reads: the largest layers fill a card several times over
+        # only tensors that the case reads, since all tensors of the largest layers exceed the memory of a device
         self.x = tokens() if needs("up", "up with z", "z", "d_up") else None
         self.grad = tokens() if needs("dh", "d_down") else None
         self.hidden = self._random(n, f) if product in ("down", "d_down") else None
@@ -156,7 +157,7 @@ class Bench:
         sizes = fused_sizes[case.kernel] if fused_case else grouped_sizes[product]
         self.outputs = [torch.empty(size, dtype=dtype, device=device) for size in sizes]
         if case.kernel == "mlp_dx":
-            self.outputs.append(torch.empty_like(self.gates))
+            self.outputs.append(torch.empty_like(self.weights_TK))
 
     def _random(self, *size: int) -> Tensor:
         return torch.randn(*size, dtype=self.dtype, device=self.device)
@@ -171,7 +172,7 @@ class Bench:
         return torch.empty(tiles.bound, *size, dtype=torch.float32, device=self.device)
 
     def plan(self, machine: Machine) -> list[Launch]:
-        """The case's launches under the tables as they are now; what a layer's other kernels need is left out."""
+        """The launches of the case with the current tables."""
         if self.case.kernel == "linear":
             return [self._linear(machine)]
         if self.case.kernel == "dw":
@@ -182,32 +183,25 @@ class Bench:
         shape, kernel = self.case.shape, self.case.kernel
         size, n = self.dtype.itemsize, self.assignments
         config = configs.fused(machine, kernel, shape.D, shape.F, size, shape.gated)
-        way = {"share": self.share, "activation": shape.activation, "gated": shape.gated}
+        experts = ExpertWeights(self.up, None, self.down, None, shape.activation, shape.gated)
+        assignments = (experts, self.weights_TK, self.slots, self.offsets)
         if kernel == "mlp_dw":
-            height = grouped_gradient.rows_per_share(machine, n, ceil_div(shape.F, config["BF"])) or n
+            height = grouped_gradient.rows_per_split(machine, n, ceil_div(shape.F, config["BF"])) or n
             tiles = self._tiles(height)
             numbers = [out[0].numel() for out in self.outputs]
             parts = self._parts(tiles, sum(numbers))
-            launch = fused_backward.plan_dw(
-                self.grad, self.x, self.up, None, self.down, self.gates, self.slots, self.offsets, tiles, parts,
-                machine, **way,
-            )  # fmt: skip
+            launch = fused_backward.plan_dw(self.grad, self.x, *assignments, tiles, parts, machine)
             starts = (parts.view(-1), parts.view(-1)[numbers[0] :])
-            # the number of shares, and with it the sums, depends on BF
+            # the number of partial sums, and with it the second kernel, depends on BF
             return [launch] + [
                 grouped_gradient.plan_sum(start, tiles, out, parts.shape[1])
                 for start, out in zip(starts, self.outputs, strict=True)
             ]
         tiles = self._tiles(fused.rows_per_program(machine, config, n))
+        scatter, (out, *rest) = self.per_token == 1, self.outputs
         if kernel == "mlp":
-            return [fused.plan_forward(
-                self.x, self.up, None, self.down, None, self.gates, self.slots, self.offsets, tiles, self.outputs[0],
-                machine, scatter=self.share == 1, **way,
-            )]  # fmt: skip
-        return [fused_backward.plan_dx(
-            self.grad, self.x, self.up, None, self.down, None, self.gates, self.slots, self.offsets, tiles,
-            self.outputs[0], self.outputs[1], machine, scatter=self.share == 1, **way,
-        )]  # fmt: skip
+            return [fused.plan_forward(self.x, *assignments, tiles, out, machine, scatter=scatter)]
+        return [fused_backward.plan_dx(self.grad, self.x, *assignments, tiles, out, *rest, machine, scatter=scatter)]
 
     def _linear(self, machine: Machine) -> Launch:
         shape, product = self.case.shape, self.case.product
@@ -220,23 +214,25 @@ class Bench:
         if product == "up with z":
             options["z_out"] = self.outputs[1]
         if product in ("up", "up with z", "z", "dh"):
-            options |= {"gather": True, "slots": self.slots, "share": self.share}
+            options |= {"gather": True, "slots": self.slots, "per_token": self.per_token}
         if product == "down":
-            single = self.share == 1
-            options |= {"slots": self.slots, "scatter": single, "gates": self.gates if single else None}
-        height = grouped.rows_per_tile(machine, weight, self.dtype.itemsize, options["transpose"], gated, epilogue)
+            single = self.per_token == 1
+            options |= {"slots": self.slots, "scatter": single, "weights_TK": self.weights_TK if single else None}
+        height = grouped_linear.rows_per_tile(
+            machine, weight, self.dtype.itemsize, options["transpose"], gated, epilogue
+        )
         tiles = self._tiles(height)
-        return grouped.plan_linear(a, weight, None, tiles, self.offsets, self.outputs[0], machine, **options)
+        return grouped_linear.plan_linear(a, weight, None, tiles, self.offsets, self.outputs[0], machine, **options)
 
     def _dw(self, machine: Machine) -> list[Launch]:
         up, (n, k, _, _), experts = self.case.product == "d_up", _sizes(self.case), self.case.shape.E
         dy, x = (self.dz, self.x) if up else (self.grad, self.hidden)
-        options: dict[str, Any] = {"slots": self.slots, "share": self.share}
-        options |= {"gather_x": True} if up else {"gather_y": True, "gates": self.gates}
+        options: dict[str, Any] = {"slots": self.slots, "per_token": self.per_token}
+        options |= {"gather_x": True} if up else {"gather_y": True, "weights_TK": self.weights_TK}
         config = configs.dw(machine, n, k, self.dtype.itemsize)
         programs = ceil_div(n, config["BN"]) * ceil_div(k, config["BK"])
         few = experts * programs < 4 * machine.processors
-        height = grouped_gradient.rows_per_share(machine, self.assignments, programs) if few else 0
+        height = grouped_gradient.rows_per_split(machine, self.assignments, programs) if few else 0
         if not height:
             return [grouped_gradient.plan_dw(dy, x, self.offsets, self.outputs[0], None, machine, **options)]
         tiles = self._tiles(height)

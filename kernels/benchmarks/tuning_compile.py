@@ -1,8 +1,8 @@
 """Candidates compiled in a pool of processes, before a device runs them.
 
-A worker plans on meta tensors and compiles through Triton's own launch path, up to the launch, on a stand-in for the
-device's driver: the keys in Triton's cache on disk are then those that the real launch looks up, in every version of
-Triton, and no worker opens the device.
+A worker plans on meta tensors and compiles through Triton's own launch path, up to the launch, with a replacement for
+the device's driver. The keys in Triton's cache on disk are then those of the real launch, in every version of Triton,
+and no worker opens the device.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _SECONDS = 240  # for one candidate
 
 @dataclass(frozen=True)
 class Job:
-    """A configuration of a row, for these cases; without cases for the bounds of the row."""
+    """A configuration of a row with the cases to compile; without cases, the bounds of the row are compiled."""
 
     machine: Machine
     target: tuple[str, Any, int]  # backend, architecture and warp size of the device
@@ -40,8 +40,8 @@ class Job:
     dtype: torch.dtype = torch.bfloat16
 
 
-class _StandIn:
-    """What Triton asks of a driver before it launches."""
+class _DriverStub:
+    """The methods of a driver that Triton calls before it launches."""
 
     def __init__(self, target: Any) -> None:
         self.target = target
@@ -57,13 +57,13 @@ class _StandIn:
 
 
 def warm(launch: Launch) -> Any:
-    """The launch compiled as `Launch.run` would have it, and not run."""
+    """Compiles a launch as `Launch.run` does, without running it."""
     options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages, **launch.options}
     return launch.kernel.warmup(**launch.args, grid=launch.grid, **options)
 
 
 def _spilled(compiled: Any) -> int:
-    """Bytes of registers that a thread spills; 0 where nothing can tell."""
+    """Bytes of registers that a thread spills; 0 where this cannot be determined."""
     import triton
 
     if "cubin" not in compiled.asm:
@@ -83,7 +83,7 @@ def _launches(job: Job) -> list[Launch]:
     if job.cases:
         return [launch for case in job.cases for launch in Bench(case, "meta", job.dtype).plan(job.machine)]
     if not (_TESTS / "compile_cases.py").is_file():
-        return []  # the package alone: the bounds are left to whoever has the tests
+        return []  # the bounds need the tests, which an installed package lacks
     sys.path.insert(0, str(_TESTS))
     from compile_cases import linear_variants, row_launch
 
@@ -94,25 +94,25 @@ def _launches(job: Job) -> list[Launch]:
 
 
 def compile_job(job: Job) -> dict[str, Any]:
-    """The most shared memory and stack of a job's launches in bytes, or the `problem`."""
+    """The largest shared memory and stack of a job's launches in bytes, or the `problem`."""
     from triton.backends.compiler import GPUTarget
     from triton.runtime.driver import driver
 
-    signal.alarm(_SECONDS)  # a compiler that hangs dies, and its pool says so
+    signal.alarm(_SECONDS)  # ends a compiler that hangs; the pool then reports it
     try:
-        driver.set_active(_StandIn(GPUTarget(*job.target)))
+        driver.set_active(_DriverStub(GPUTarget(*job.target)))
         with overridden(job.machine, job.row, job.config):
             compiled = [warm(launch) for launch in _launches(job)]
         shared = max((one.metadata.shared for one in compiled), default=0)
         return {"shared": shared, "stack": max(map(_spilled, compiled), default=0)}
-    except Exception as problem:  # many configurations are not meant to compile
+    except Exception as problem:  # many configurations do not compile
         return {"problem": next(iter(str(problem).splitlines()), "")[:300] or repr(problem)[:300]}
     finally:
         signal.alarm(0)
 
 
 class Compiler:
-    """A pool of `compile_job`; a compiler that crashes costs its own candidate only."""
+    """A pool of processes for `compile_job`; a compiler that crashes fails only its own candidate."""
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
@@ -120,7 +120,7 @@ class Compiler:
 
     @staticmethod
     def _new(workers: int) -> ProcessPoolExecutor:
-        # a child of fork would share the parent's state of the device
+        # a forked child would share the parent's state of the device
         return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
 
     def __call__(self, jobs: list[Job]) -> list[dict[str, Any]]:
@@ -135,7 +135,7 @@ class Compiler:
         if None not in results:
             return [result for result in results if result is not None]
         self.close()
-        # one of those without a result broke the pool: alone, each says for itself
+        # one of the jobs without a result crashed; each of them runs again in its own process
         done = [self._alone(job) if result is None else result for job, result in zip(jobs, results, strict=True)]
         self._pool = self._new(self.workers)
         return done

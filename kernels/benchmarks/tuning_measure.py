@@ -1,7 +1,7 @@
-"""A row's candidates timed launch by launch, and the best of them confirmed against the row as shipped.
+"""Times the candidates of a row launch by launch, and confirms the best of them against the shipped row.
 
-Every figure is written when it is there, and taken from what is written where an earlier call has measured it: the
-search depends on nothing else, so that it goes on where it stopped.
+Every figure is written as soon as it is known, and read from the file if an earlier call measured it. The search
+depends on nothing else, so that a later call continues it.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from tuning_cases import Bench, Case, Config, Row, config_of, overridden
 from tuning_compile import Job
 from tuning_search import HOPELESS, SLOWER, mean_ratio, merges, neighbours, takes_the_row, text_of
 
-SEARCHED = 9  # cases of a row that a search looks at, spread over them; all confirm
+SEARCHED = 9  # cases of a row that a search measures, evenly chosen; all cases are measured to confirm
 SWEEPS, FINALISTS, ROUNDS = 2, 3, 5
-_TOLERANCE = 0.02  # of the largest value, and of the norm: sums in another order, rounded to bfloat16
+_TOLERANCE = 0.02  # relative to the largest value and to the norm; covers another order of sums and bfloat16
 
 
 class OutOfTime(Exception):
-    """The minutes are over; what is missing is left for another call."""
+    """The time is over; the remaining measurements are left for another call."""
 
 
 class DeviceLost(Exception):
-    """A candidate killed the device for this process; it is recorded and not run again."""
+    """A candidate made the device unusable for this process; it is recorded and not run again."""
 
 
 class Wrong(Exception):
-    """The outputs are not those of the shipped configuration."""
+    """The outputs differ from those of the shipped configuration."""
 
 
 def compare(outputs: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
-    """Raises `Wrong` where an output is off; in pieces, as the largest are gigabytes."""
+    """Raises `Wrong` where an output differs; compares in pieces, since the largest outputs are gigabytes."""
     for out, reference in zip(outputs, expected, strict=True):
         worst = largest = error = norm = 0.0
         pieces = zip(out.view(-1).split(1 << 26), reference.view(-1).split(1 << 26), strict=True)
@@ -53,7 +53,7 @@ def compare(outputs: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
 
 
 class Tuner:
-    """Measures candidates row by row; every figure comes from `results` where it is there already."""
+    """Measures candidates row by row; a figure that `results` already has is not measured again."""
 
     def __init__(
         self, results: Results, machine: Machine, device: str, dtype: torch.dtype, deadline: float,
@@ -62,7 +62,7 @@ class Tuner:
     ) -> None:  # fmt: skip
         self.results, self.machine, self.device, self.dtype, self.deadline = results, machine, device, dtype, deadline
         self.compiler, self.target, self.shared = compiler, target, shared
-        self.narrow = narrow  # a rehearsal's search: two steps from the shipped row, one round
+        self.narrow = narrow  # for a rehearsal: two neighbours of the shipped row, one round
         self.warmed: set[tuple[Row, str, tuple[Case, ...]]] = set()
 
     # -- one launch --------------------------------------------------------------------------------------------
@@ -72,7 +72,7 @@ class Tuner:
             return bench.plan(self.machine)
 
     def outputs(self, bench: Bench, row: Row, config: Config) -> list[torch.Tensor]:
-        """What a configuration computes; what it leaves out is NaN."""
+        """The outputs of a configuration; elements that it does not write are NaN."""
         for out in bench.outputs:
             out.fill_(float("nan"))
         for launch in self.plan(bench, row, config):
@@ -84,12 +84,12 @@ class Tuner:
         return median_ms(lambda: [launch.run() for launch in launches], self.device)
 
     def guarded(self, entry: dict[str, Any], call: Callable[[], None]) -> None:
-        """Calls; what it raises goes into `entry`, with the word that it is fatal where the device is lost."""
+        """Runs `call` and records an exception in `entry`, as fatal if the device has become unusable."""
         try:
             call()
         except OutOfTime:
             raise
-        except Exception as problem:  # a candidate that cannot run is one of the answers
+        except Exception as problem:  # a candidate may be unable to run
             entry["problem"] = first_line(problem)
             try:
                 settle(self.device)
@@ -104,12 +104,12 @@ class Tuner:
     # -- candidates on cases -----------------------------------------------------------------------------------
 
     def entry(self, name: str, row: Row) -> dict[str, Any]:
-        """What is written under a name, or a new entry that is not written yet."""
+        """The entry of this name, or a new one that is not written yet."""
         bounds = configs.table(self.machine.arch)[row[0]][row[1]]["up_to"]
         return self.results.data["steps"].get(name) or {"up_to": bounds, "candidates": {}}
 
     def prepare(self, row: Row, shipped: Config, candidates: list[Config], cases: tuple[Case, ...]) -> None:
-        """Compiles candidates side by side; those that do not fit the device are recorded and done with."""
+        """Compiles candidates in parallel, and records those that do not fit the device."""
         name = f"compile {row[0]} {row[1]}{'' if cases else ' at its bounds'}"
         entry = self.entry(name, row)
         done, todo = entry["candidates"], []
@@ -138,7 +138,7 @@ class Tuner:
         return "problem" in self.entry(name, row)["candidates"].get(text, {})
 
     def measure(self, row: Row, shipped: Config, candidates: list[Config], cases: list[Case]) -> dict[str, float]:
-        """Relative times of the candidates, 1 for the shipped row; infinite for what was dropped on the way."""
+        """Relative times of the candidates, 1 for the shipped row and infinite for dropped candidates."""
         first, texts = text_of(shipped), [text_of(config) for config in candidates]
         entries = {case.name: self.entry(f"{row[0]} {row[1]} {case.name}", row) for case in cases}
         known = lambda text: all(text in entry["candidates"] for entry in entries.values())  # noqa: E731
@@ -150,7 +150,7 @@ class Tuner:
             if "problem" not in entry:
                 fresh = [c for c in [shipped, *candidates] if text_of(c) not in entry["candidates"]]
                 self.case(row, case, entry, shipped, fresh, lambda t: self.hopeless(entries, t, first))
-                settle(self.device)  # the case's memory goes back
+                settle(self.device)  # frees the memory of the case
         times: dict[str, dict[str, float]] = {text: {} for text in [first, *texts]}
         for name, entry in entries.items():
             for text, figures in entry["candidates"].items():
@@ -159,7 +159,7 @@ class Tuner:
         return {text: mean_ratio(times[text], times[first]) for text in times}
 
     def hopeless(self, entries: dict[str, dict[str, Any]], text: str, shipped: str) -> bool:
-        """Whether a candidate failed somewhere, or is far too slow: from what is recorded alone."""
+        """Whether the recorded figures show that a candidate failed or is much too slow."""
         for entry in entries.values():
             figures, base = entry["candidates"].get(text, {}), entry["candidates"].get(shipped, {})
             if "problem" in figures and "problem" not in base:
@@ -172,7 +172,7 @@ class Tuner:
         self, row: Row, case: Case, entry: dict[str, Any], shipped: Config, fresh: list[Config],
         hopeless: Callable[[str], bool],
     ) -> None:  # fmt: skip
-        """Times these configurations on one case and writes what came of it in one move."""
+        """Times these configurations on one case and writes the results at once."""
         fresh = [c for c in fresh if not (self.unfit(row, text_of(c)) or hopeless(text_of(c)))]
         if not fresh:
             return
@@ -186,7 +186,7 @@ class Tuner:
 
         try:
             self.guarded(entry, allocate)
-            if "problem" in entry:  # the shipped row itself cannot run this case here
+            if "problem" in entry:  # the shipped row cannot run this case on this device
                 return
             bench, expected = held
             for config in fresh:
@@ -200,7 +200,7 @@ class Tuner:
                 try:
                     self.guarded(figures, one)
                 finally:
-                    if figures:  # else it was interrupted
+                    if figures:  # empty if it was interrupted
                         entry["candidates"][text_of(config)] = figures
         finally:
             held.clear()
@@ -209,7 +209,7 @@ class Tuner:
     # -- one row -----------------------------------------------------------------------------------------------
 
     def tune(self, row: Row, cases: list[Case]) -> Config | None:
-        """The confirmed configuration that takes the row, if there is one."""
+        """The confirmed configuration for the row, or None if the shipped one stays."""
         kernel, index = row
         shipped = config_of(configs.table(self.machine.arch)[kernel][index])
         count = min(SEARCHED, len(cases))
@@ -232,7 +232,7 @@ class Tuner:
         return None
 
     def confirm(self, row: Row, shipped: Config, config: Config, cases: list[Case]) -> bool:
-        """Measures both in turn on all cases, once more; stops where the rule is broken."""
+        """Measures both configurations again, in turn, on all cases; stops when the candidate breaks the rule."""
         text, name = text_of(config), f"confirm {row[0]} {row[1]}: {text_of(config)}"
         known = self.results.data["steps"].get(name, {})
         if not known.get("done"):
@@ -253,7 +253,7 @@ class Tuner:
             try:
                 self.guarded(pair, functools.partial(self.both, row, shipped, config, case, pair))
             finally:
-                if pair:  # else it was interrupted
+                if pair:  # empty if it was interrupted
                     figures[case.name] = pair
                     entry["done"] = pair.get("tuned", 0) > SLOWER * pair.get("shipped", 1) or "problem" in pair
                     self.results.add(name, entry)
@@ -270,7 +270,7 @@ class Tuner:
         try:
             bench = Bench(case, self.device, self.dtype)
             expected = [out.clone() for out in self.outputs(bench, row, shipped)]
-        except torch.OutOfMemoryError as problem:  # no configuration runs this case here
+        except torch.OutOfMemoryError as problem:  # no configuration can run this case on this device
             pair["skipped"] = first_line(problem)
             return
         compare(self.outputs(bench, row, config), expected)

@@ -1,4 +1,4 @@
-"""Which configurations are tried, and when one takes a row: no device, no clock."""
+"""The candidates of a search and the rule that accepts one; this module uses neither device nor clock."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 Config = dict[str, Any]
 
-# Values a key may take; a neighbour is the next one down or up.
+# The values of each key; neighbours have the next smaller or larger one.
 _SIZES = (16, 32, 64, 128, 256)
 VALUES: dict[str, tuple[int, ...]] = {
     **dict.fromkeys(("BM", "BN", "BK", "BF", "BT"), _SIZES),
@@ -18,24 +18,24 @@ VALUES: dict[str, tuple[int, ...]] = {
     "per_processor": (1, 2, 3, 4),
     "GROUP_M": (1, 2, 4, 8, 16),
 }
-# Further keys per kernel with all values to try, the first where a row has none.
+# Further keys of a kernel, with all values to try; the first is the default.
 EXTRA: dict[str, dict[str, tuple[int, ...]]] = {
     "linear": {"tma": (0, 1)},
     **{kernel: {"whole": (0, 1)} for kernel in ("mlp", "mlp_dx", "mlp_dw")},
 }
 
-FASTER, SLOWER = 1.03, 1.02  # a row is changed for this gain in the mean and at most this loss in a case
-HOPELESS = 1.5  # times the best so far: the rest of such a candidate's cases is not measured
+FASTER, SLOWER = 1.03, 1.02  # a row changes for this gain in the mean and at most this loss in one case
+HOPELESS = 1.5  # a candidate this much slower than the shipped row is not measured on further cases
 _PROMISING = 1.005
 
 
 def text_of(config: Config) -> str:
-    """A configuration as the key of its measurements."""
+    """The text of a configuration, which is the key of its measurements."""
     return " ".join(f"{key}={value}" for key, value in config.items())
 
 
 def moves(kernel: str, config: Config) -> Iterator[Config]:
-    """What one step in one key changes."""
+    """Yields the changes of one step in one key."""
     for key, value in config.items():
         values = VALUES.get(key, ())
         lower, higher = [v for v in values if v < value], [v for v in values if v > value]
@@ -45,12 +45,12 @@ def moves(kernel: str, config: Config) -> Iterator[Config]:
 
 
 def neighbours(kernel: str, config: Config) -> list[Config]:
-    """The configurations one step away."""
+    """The configurations that differ by one step in one key."""
     return [{**config, **move} for move in moves(kernel, config)]
 
 
 def merges(config: Config, scores: Mapping[str, float], around: list[Config]) -> list[Config]:
-    """Improving steps taken together, the largest gains first: the best two, the best three, …
+    """Combinations of improving steps, ordered by gain: the best two, the best three, and so on.
 
     `scores` are relative times, 1 for the row as shipped, of the configurations by their text.
     """
@@ -69,20 +69,20 @@ def merges(config: Config, scores: Mapping[str, float], around: list[Config]) ->
 
 
 def mean_ratio(times: Mapping[str, float], shipped: Mapping[str, float]) -> float:
-    """The geometric mean over the cases of the time relative to the shipped row's; infinite where one is missing."""
+    """The geometric mean of the time relative to the shipped row over the cases; infinite if one is missing."""
     if not shipped or any(case not in times for case in shipped):
         return math.inf
     return math.exp(sum(math.log(times[case] / shipped[case]) for case in shipped) / len(shipped))
 
 
 def takes_the_row(tuned: Mapping[str, float], shipped: Mapping[str, float]) -> bool:
-    """Whether a confirmed candidate is fast enough in the mean and not too slow in any case."""
+    """Whether a candidate is fast enough in the mean and not too slow in any case, and so replaces the row."""
     gain = mean_ratio(tuned, shipped) * FASTER <= 1 + 1e-9
     return gain and all(tuned[case] <= SLOWER * shipped[case] for case in shipped)
 
 
 def dump_table(table: Mapping[str, list[dict[str, Any]]]) -> str:
-    """A table as it is shipped: one row per line."""
+    """The JSON text of a table in the shipped format, with one row per line."""
     import json
 
     kernels = []

@@ -1,4 +1,4 @@
-"""Launches of every shipped configuration, planned on meta tensors as they would be on a device."""
+"""Launches of every shipped configuration, planned on meta tensors as on a device."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from mome_kernels import triton_head
-from mome_kernels.gpu import configs, fused, fused_backward, grouped, grouped_gradient, rows
-from mome_kernels.gpu import routing as routes
+from mome_kernels.gpu import configs, fused, fused_backward, grouped_gradient, grouped_linear, head, routing, rows
 from mome_kernels.gpu.launch import Launch, Machine
+from mome_kernels.weights import ExpertWeights, HeadWeights
 
-EXPERTS, SHARE, TOKENS = 8, 2, 20000
+EXPERTS, PER_TOKEN, TOKENS = 8, 2, 20000
 
 
 def new(*shape: int, dtype: torch.dtype) -> torch.Tensor:
@@ -19,25 +18,23 @@ def new(*shape: int, dtype: torch.dtype) -> torch.Tensor:
 
 
 def fused_launch(machine: Machine, kernel: str, d: int, f: int, gated: bool, dtype: torch.dtype) -> Launch:
-    """A fused kernel at token width d and hidden width f, with biases and the costliest activation."""
+    """A fused kernel at token width d and hidden width f, with biases and the activation with the most instructions."""
     width = 2 * f if gated else f
-    x, y = new(TOKENS, d, dtype=dtype), new(TOKENS * SHARE, d, dtype=dtype)
-    up, up_bias = new(EXPERTS, width, d, dtype=dtype), new(EXPERTS, width, dtype=dtype)
-    down, down_bias = new(EXPERTS, d, f, dtype=dtype), new(EXPERTS, d, dtype=dtype)
-    gates = new(TOKENS, SHARE, dtype=torch.float32)
-    slots, offsets = new(TOKENS * SHARE, dtype=torch.int32), new(EXPERTS + 1, dtype=torch.int32)
-    _, tiles = routes.plan_tiles(offsets, TOKENS * SHARE, 512)
-    way = {"share": SHARE, "activation": "gelu", "gated": gated}
+    x, y = new(TOKENS, d, dtype=dtype), new(TOKENS * PER_TOKEN, d, dtype=dtype)
+    experts = ExpertWeights(
+        new(EXPERTS, width, d, dtype=dtype), new(EXPERTS, width, dtype=dtype), new(EXPERTS, d, f, dtype=dtype),
+        new(EXPERTS, d, dtype=dtype), "gelu", gated,
+    )  # fmt: skip
+    weights_TK = new(TOKENS, PER_TOKEN, dtype=torch.float32)
+    slots, offsets = new(TOKENS * PER_TOKEN, dtype=torch.int32), new(EXPERTS + 1, dtype=torch.int32)
+    _, tiles = routing.plan_tiles(offsets, TOKENS * PER_TOKEN, 512)
+    sorted_rows = (experts, weights_TK, slots, offsets, tiles)
     if kernel == "mlp":
-        return fused.plan_forward(
-            x, up, up_bias, down, down_bias, gates, slots, offsets, tiles, y, machine, scatter=False, **way
-        )
+        return fused.plan_forward(x, *sorted_rows, y, machine, scatter=False)
     if kernel == "mlp_dx":
-        return fused_backward.plan_dx(
-            x, x, up, up_bias, down, down_bias, gates, slots, offsets, tiles, y, gates, machine, scatter=False, **way
-        )
+        return fused_backward.plan_dx(x, x, *sorted_rows, y, weights_TK, machine, scatter=False)
     parts = new(tiles.bound, width * d + d * f + width + d, dtype=torch.float32)
-    return fused_backward.plan_dw(x, x, up, up_bias, down, gates, slots, offsets, tiles, parts, machine, **way)
+    return fused_backward.plan_dw(x, x, *sorted_rows, parts, machine)
 
 
 def narrow_launches(machine: Machine) -> Iterator[Launch]:
@@ -53,27 +50,38 @@ def linear_launch(
 ) -> Launch:  # fmt: skip
     """The grouped linear kernel: gathered, with bias and kept z where there is an epilogue."""
     columns = 2 * n if gated else n
-    x = new(TOKENS if gather else TOKENS * SHARE, k, dtype=dtype)
-    slots = new(TOKENS * SHARE, dtype=torch.int32)
+    x = new(TOKENS if gather else TOKENS * PER_TOKEN, k, dtype=dtype)
+    slots = new(TOKENS * PER_TOKEN, dtype=torch.int32)
     weight = new(EXPERTS, k, columns, dtype=dtype) if transpose else new(EXPERTS, columns, k, dtype=dtype)
     bias, offsets = new(EXPERTS, columns, dtype=dtype), new(EXPERTS + 1, dtype=torch.int32)
-    _, tiles = routes.plan_tiles(offsets, TOKENS * SHARE, 128)
-    out, z = new(TOKENS * SHARE, n, dtype=dtype), new(TOKENS * SHARE, columns, dtype=dtype)
-    return grouped.plan_linear(
-        x, weight, None if transpose else bias, tiles, offsets, out, machine, slots=slots, share=SHARE, gather=gather,
-        gated=gated, activation="gelu" if epilogue else "none", z_out=z if epilogue else None, transpose=transpose,
+    _, tiles = routing.plan_tiles(offsets, TOKENS * PER_TOKEN, 128)
+    out, z = new(TOKENS * PER_TOKEN, n, dtype=dtype), new(TOKENS * PER_TOKEN, columns, dtype=dtype)
+    return grouped_linear.plan_linear(
+        x, weight, None if transpose else bias, tiles, offsets, out, machine, slots=slots, per_token=PER_TOKEN,
+        gather=gather, gated=gated, activation="gelu" if epilogue else "none", z_out=z if epilogue else None,
+        transpose=transpose,
     )  # fmt: skip
 
 
 def dw_launch(machine: Machine, n: int, k: int, dtype: torch.dtype) -> Launch:
-    """The weight gradient, split over tokens, with gates and bias."""
-    dy, x = new(TOKENS, n, dtype=dtype), new(TOKENS * SHARE, k, dtype=dtype)
-    slots, offsets = new(TOKENS * SHARE, dtype=torch.int32), new(EXPERTS + 1, dtype=torch.int32)
-    gates = new(TOKENS, SHARE, dtype=torch.float32)
-    _, tiles = routes.plan_tiles(offsets, TOKENS * SHARE, 512)
+    """The gradient of a matrix, split over tokens, with routing weights and bias."""
+    dy, x = new(TOKENS, n, dtype=dtype), new(TOKENS * PER_TOKEN, k, dtype=dtype)
+    slots, offsets = new(TOKENS * PER_TOKEN, dtype=torch.int32), new(EXPERTS + 1, dtype=torch.int32)
+    weights_TK = new(TOKENS, PER_TOKEN, dtype=torch.float32)
+    _, tiles = routing.plan_tiles(offsets, TOKENS * PER_TOKEN, 512)
     dw, db = new(tiles.bound, n, k, dtype=torch.float32), new(tiles.bound, n, dtype=torch.float32)
     return grouped_gradient.plan_dw(
-        dy, x, offsets, dw, db, machine, tiles=tiles, slots=slots, share=SHARE, gates=gates, gather_y=True
+        dy,
+        x,
+        offsets,
+        dw,
+        db,
+        machine,
+        tiles=tiles,
+        slots=slots,
+        per_token=PER_TOKEN,
+        weights_TK=weights_TK,
+        gather_y=True,
     )
 
 
@@ -92,7 +100,7 @@ def row_launch(machine: Machine, kernel: str, row: dict) -> Launch:
 
 
 def linear_variants(machine: Machine, row: dict) -> Iterator[Launch]:
-    """Ungated launches for which this row of `linear` is taken: dX, and an inner length that BK does not divide."""
+    """Launches without a gate that use this row of `linear`: dX, and an inner length that BK does not divide."""
     bounds = row["up_to"]
     size, odd = bounds.get("bytes", 4), bounds.get("odd", 1)
     dtype = torch.bfloat16 if size == 2 else torch.float32
@@ -107,21 +115,20 @@ def linear_variants(machine: Machine, row: dict) -> Iterator[Launch]:
 def head_launches(machine: Machine, channels: int, scales: int) -> list[Launch]:
     """Every kernel of the fusion head."""
     batch, prompts, voxels = 2, 33, 96**3 + 1
-    f = new(batch, scales, channels, voxels, dtype=torch.float32)
-    sizes = {
-        "q": (prompts, channels), "s": (prompts, scales), "w1": (batch, prompts, channels, channels),
-        "b1": (batch, prompts, channels), "w2": (batch, prompts, channels, channels), "b2": (batch, prompts, channels),
-        "w3": (batch, prompts, channels), "b3": (batch, prompts),
-    }  # fmt: skip
-    named = {f"{name}_ptr": new(*size, dtype=torch.float32) for name, size in sizes.items()}
-    out = new(batch, prompts, voxels, dtype=torch.float32)
-    backward, _ = triton_head.plan_backward(out, f, named, f, 0, 0.1, machine)
-    return [triton_head.plan_forward(out, f, named, 0, 0.1, machine), *backward]
+    single = lambda *shape: new(*shape, dtype=torch.float32)  # noqa: E731
+    features, out = single(batch, scales, channels, voxels), single(batch, prompts, voxels)
+    square, row = (batch, prompts, channels, channels), (batch, prompts, channels)
+    weights = HeadWeights(
+        single(prompts, channels), single(prompts, scales), single(*square), single(*row), single(*square),
+        single(*row), single(*row), single(batch, prompts), top_k=0, negative_slope=0.1,
+    )  # fmt: skip
+    backward, _ = head.plan_backward(out, features, weights, features, machine)
+    return [head.plan_forward(out, features, weights, machine), *backward]
 
 
 @contextmanager
 def tma(*rows: dict) -> Iterator[None]:
-    """Rows of a table with TMA switched on."""
+    """Switches TMA on in these rows of a table."""
     before = [dict(row) for row in rows]
     for row in rows:
         row["tma"] = 1
@@ -134,7 +141,7 @@ def tma(*rows: dict) -> Iterator[None]:
 
 
 def tma_launches(machine: Machine, row: dict) -> Iterator[Launch]:
-    """Launches that this row of `linear` gives with TMA: weight alone, rows too, and dX from rows in order."""
+    """Launches of this row of `linear` with TMA: for the matrix alone, for the rows too, and dX."""
     bounds = row["up_to"]
     size, odd = bounds.get("bytes", 4), bounds.get("odd", 1)
     dtype = torch.bfloat16 if size == 2 else torch.float32
@@ -157,26 +164,26 @@ def every_row(arch: str) -> Iterator[tuple[str, int]]:
 def small_launches(machine: Machine) -> dict[str, Launch]:
     """Routing, combine and the row-wise kernels, which have one configuration."""
     dtype = torch.bfloat16
-    ids = new(TOKENS, SHARE, dtype=torch.int64)
-    launches, way, _ = routes.plan_route(ids, EXPERTS, torch.int32)
+    ids = new(TOKENS, PER_TOKEN, dtype=torch.int64)
+    launches, order, _ = routing.plan_route(ids, EXPERTS, torch.int32)
     count, scan, scatter = launches
-    n, f, d = TOKENS * SHARE, 384, 96
-    gates, slots = new(TOKENS, SHARE, dtype=torch.float32), way.permutation
+    n, f, d = TOKENS * PER_TOKEN, 384, 96
+    weights_TK, slots = new(TOKENS, PER_TOKEN, dtype=torch.float32), order.permutation
     x, h, z = new(TOKENS, d, dtype=dtype), new(n, f, dtype=dtype), new(n, 2 * f, dtype=dtype)
     y, bias = new(n, d, dtype=dtype), new(EXPERTS, d, dtype=dtype)
-    tile_launch, tiles = routes.plan_tiles(way.offsets, n, 512)
+    tile_launch, tiles = routing.plan_tiles(order.offsets, n, 512)
     parts = new(tiles.bound, d * f, dtype=torch.float32)
     return {
         "count": count,
         "scan": scan,
         "scatter": scatter,
         "tile_map": tile_launch,
-        "combine": rows.plan_combine(y, gates, way.inverse, SHARE, x),
-        "combine_backward": rows.plan_combine_backward(x, y, gates, way.inverse, y, gates),
+        "combine": rows.plan_combine(y, weights_TK, order.inverse, PER_TOKEN, x),
+        "combine_backward": rows.plan_combine_backward(x, y, weights_TK, order.inverse, y, weights_TK),
         "activation_backward": rows.plan_activation_backward(
-            h, z, h, z, x, bias, ids, slots, gates, gates, "gelu", True
+            h, z, h, z, x, bias, ids, slots, weights_TK, weights_TK, "gelu", True
         ),
-        "row_dot": rows.plan_row_dot(y, x, x, bias, ids, slots, gates),
-        "gated_rows": grouped_gradient.plan_gated_rows(x, gates, slots, tiles, way.offsets, parts, SHARE),
+        "row_dot": rows.plan_row_dot(y, x, x, bias, ids, slots, weights_TK),
+        "weighted_row_sums": grouped_gradient.plan_weighted_row_sums(x, weights_TK, slots, tiles, order.offsets, parts),
         "sum_parts": grouped_gradient.plan_sum(parts, tiles, new(EXPERTS, d, f, dtype=dtype), d * f),
     }

@@ -1,5 +1,6 @@
-"""Tensors of more than 2³¹ elements of which a kernel touches a few rows at the far end: an offset that wraps around is
-another address. The rest is never written, so that no memory is taken for it.
+"""Tensors of more than 2³¹ elements, of which a kernel reads and writes a few rows at the far end.
+
+An offset that wraps around would give another address. The other rows are never written, so that they use no memory.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from mome_kernels.gpu import fused, fused_backward, grouped, grouped_gradient, routing, rows
+from mome_kernels.gpu import fused, fused_backward, grouped_gradient, grouped_linear, routing, rows
 from mome_kernels.gpu.launch import Machine
+from mome_kernels.weights import ExpertWeights
 
 MACHINE = Machine("sm_90", 132)
 WIDTH, HIDDEN, EXPERTS = 64, 48, 3
@@ -20,12 +22,12 @@ OFFSETS = torch.tensor([0, 3, 3, len(SLOTS)], dtype=torch.int32)
 
 
 def sparse(*shape: int, dtype: type = np.float16) -> torch.Tensor:
-    """Zeros that take no memory before they are written."""
+    """Zeros that use no memory until they are written."""
     return torch.from_numpy(np.zeros(shape, dtype))
 
 
 def far(width: int = WIDTH) -> tuple[torch.Tensor, torch.Tensor]:
-    """(tokens, width) with numbers in the rows of `SLOTS`, and those rows."""
+    """A tensor (tokens, width) with numbers in the rows of `SLOTS`, and those rows alone."""
     few = torch.randn(len(SLOTS), width).half()
     whole = sparse(TOKENS, width)
     whole[SLOTS.long()] = few
@@ -39,19 +41,18 @@ def error(got: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def linear_cases() -> Iterator[tuple[str, list[float]]]:
-    """Rows gathered from, and scattered to, places beyond 2³¹; the last of many experts."""
+    """Rows gathered from and scattered to addresses beyond 2³¹; and the last of many experts."""
     x, few = far()
-    weight, gates = torch.randn(EXPERTS, WIDTH, WIDTH).half() / 8, sparse(TOKENS, 1, dtype=np.float32)
-    gates[SLOTS.long()] = torch.rand(len(SLOTS), 1)
+    matrices, weights_TK = torch.randn(EXPERTS, WIDTH, WIDTH).half() / 8, sparse(TOKENS, 1, dtype=np.float32)
+    weights_TK[SLOTS.long()] = torch.rand(len(SLOTS), 1)
     owner = torch.repeat_interleave(torch.arange(EXPERTS), OFFSETS.diff().long())
     out = sparse(TOKENS, WIDTH)
-    height = grouped.rows_per_tile(MACHINE, weight, 2, False, False, False)
+    height = grouped_linear.rows_per_tile(MACHINE, matrices, 2, False, False, False)
     tiles = routing.tiles(OFFSETS, len(SLOTS), height)
-    way = {"slots": SLOTS, "gather": True}
-    grouped.plan_linear(
-        x, weight, None, tiles, OFFSETS, out, MACHINE, gates=gates, scatter=True, **way
-    ).run()  # fmt: skip
-    expected = torch.einsum("nk,nfk->nf", few.float(), weight[owner].float()) * gates[SLOTS.long()]
+    grouped_linear.plan_linear(
+        x, matrices, None, tiles, OFFSETS, out, MACHINE, weights_TK=weights_TK, slots=SLOTS, gather=True, scatter=True
+    ).run()
+    expected = torch.einsum("nk,nfk->nf", few.float(), matrices[owner].float()) * weights_TK[SLOTS.long()]
     yield "linear", [error(out[SLOTS.long()], expected)]
 
     dy, few_dy = far()
@@ -67,7 +68,7 @@ def linear_cases() -> Iterator[tuple[str, list[float]]]:
     offsets[-1], start[-1] = len(SLOTS), 1
     one = routing.Tiles(torch.tensor([many - 1]).int(), torch.zeros(1).int(), start, height, 1)
     y = torch.empty(len(SLOTS), WIDTH).half()
-    grouped.plan_linear(few, weights, None, one, offsets, y, MACHINE).run()
+    grouped_linear.plan_linear(few, weights, None, one, offsets, y, MACHINE).run()
     yield "linear, many experts", [error(y, few.float() @ last.float().T)]
 
 
@@ -76,34 +77,28 @@ def mlp_cases() -> Iterator[tuple[str, list[float]]]:
     x, few = far()
     grad, few_grad = far()
     up, down = torch.randn(EXPERTS, HIDDEN, WIDTH).half() / 8, torch.randn(EXPERTS, WIDTH, HIDDEN).half() / 8
-    gates = sparse(TOKENS, 1, dtype=np.float32)
-    gates[SLOTS.long()] = torch.rand(len(SLOTS), 1)
+    weights_TK = sparse(TOKENS, 1, dtype=np.float32)
+    weights_TK[SLOTS.long()] = torch.rand(len(SLOTS), 1)
     owner = torch.repeat_interleave(torch.arange(EXPERTS), OFFSETS.diff().long())
-    leaves = [t.float().requires_grad_() for t in (few, gates[SLOTS.long()], up, down)]
+    leaves = [t.float().requires_grad_() for t in (few, weights_TK[SLOTS.long()], up, down)]
     hidden = torch.relu(torch.einsum("nd,nfd->nf", leaves[0], leaves[2][owner]))
     expected = torch.einsum("nf,ndf->nd", hidden, leaves[3][owner]) * leaves[1]
     wanted = torch.autograd.grad(expected, leaves, few_grad.float())
 
-    out, dx, d_gates = sparse(TOKENS, WIDTH), sparse(TOKENS, WIDTH), sparse(TOKENS, 1, dtype=np.float32)
+    out, dx, d_weights = sparse(TOKENS, WIDTH), sparse(TOKENS, WIDTH), sparse(TOKENS, 1, dtype=np.float32)
     tiles = routing.tiles(OFFSETS, len(SLOTS), 128)
-    way = {"share": 1, "activation": "relu", "gated": False}
-    fused.plan_forward(
-        x, up, None, down, None, gates, SLOTS, OFFSETS, tiles, out, MACHINE, scatter=True, **way
-    ).run()  # fmt: skip
+    sorted_rows = (ExpertWeights(up, None, down, None, "relu", False), weights_TK, SLOTS, OFFSETS, tiles)
+    fused.plan_forward(x, *sorted_rows, out, MACHINE, scatter=True).run()
     yield "mlp", [error(out[SLOTS.long()], expected)]
-    fused_backward.plan_dx(
-        grad, x, up, None, down, None, gates, SLOTS, OFFSETS, tiles, dx, d_gates, MACHINE, scatter=True, **way
-    ).run()  # fmt: skip
-    yield "mlp tokens", [error(dx[SLOTS.long()], wanted[0]), error(d_gates[SLOTS.long()], wanted[1])]
+    fused_backward.plan_dx(grad, x, *sorted_rows, dx, d_weights, MACHINE, scatter=True).run()
+    yield "mlp tokens", [error(dx[SLOTS.long()], wanted[0]), error(d_weights[SLOTS.long()], wanted[1])]
     parts = torch.empty(tiles.bound, 2 * WIDTH * HIDDEN)
-    fused_backward.plan_dw(
-        grad, x, up, None, down, gates, SLOTS, OFFSETS, tiles, parts, MACHINE, **way
-    ).run()  # fmt: skip
+    fused_backward.plan_dw(grad, x, *sorted_rows, parts, MACHINE).run()
     sums, bias = (torch.empty_like(up), torch.empty_like(down)), torch.empty(EXPERTS, WIDTH)
     rest = torch.empty(tiles.bound, WIDTH)
-    grouped_gradient.plan_gated_rows(grad, gates, SLOTS, tiles, OFFSETS, rest, 1).run()
+    grouped_gradient.plan_weighted_row_sums(grad, weights_TK, SLOTS, tiles, OFFSETS, rest).run()
     grouped_gradient.plan_sum(rest, tiles, bias, WIDTH).run()
-    scaled = few_grad.float() * gates[SLOTS.long()]
+    scaled = few_grad.float() * weights_TK[SLOTS.long()]
     yield "mlp last bias", [error(bias, torch.zeros_like(bias).index_add(0, owner, scaled))]
     for start, total in zip((0, WIDTH * HIDDEN), sums, strict=True):
         grouped_gradient.plan_sum(parts.view(-1)[start:], tiles, total, parts.shape[1]).run()
@@ -113,19 +108,19 @@ def mlp_cases() -> Iterator[tuple[str, list[float]]]:
 def combine_cases() -> Iterator[tuple[str, list[float]]]:
     """Rows in expert order beyond 2³¹."""
     y, few = far()
-    tokens, gates = len(SLOTS), torch.rand(len(SLOTS), 1)
+    tokens, weights_TK = len(SLOTS), torch.rand(len(SLOTS), 1)
     out, grad = torch.empty(tokens, WIDTH).half(), torch.randn(tokens, WIDTH).half()
-    rows.plan_combine(y, gates, SLOTS, 1, out).run()
-    dy, d_gates = sparse(TOKENS, WIDTH), torch.empty_like(gates)
-    launch = rows.plan_combine_backward(grad, y, gates, SLOTS, dy, d_gates)
-    replace(launch, grid=(1,), args={**launch.args, "N": tokens}).run()  # of all rows only those that are used
+    rows.plan_combine(y, weights_TK, SLOTS, 1, out).run()
+    dy, d_weights = sparse(TOKENS, WIDTH), torch.empty_like(weights_TK)
+    launch = rows.plan_combine_backward(grad, y, weights_TK, SLOTS, dy, d_weights)
+    replace(launch, grid=(1,), args={**launch.args, "N": tokens}).run()  # only the rows that are used
     wanted = (few.float() * grad.float()).sum(1, keepdim=True)
-    yield "combine", [error(out, few.float() * gates)]
-    yield "combine backward", [error(dy[SLOTS.long()], grad.float() * gates), error(d_gates, wanted)]
+    yield "combine", [error(out, few.float() * weights_TK)]
+    yield "combine backward", [error(dy[SLOTS.long()], grad.float() * weights_TK), error(d_weights, wanted)]
 
 
 def cases() -> Iterator[tuple[str, dict[str, object]]]:
-    """All of them, as `interpreted_cases` prints them."""
+    """All cases, in the form that `interpreted_cases` prints."""
     torch.manual_seed(0)
     for group in (linear_cases, mlp_cases, combine_cases):
         for name, errors in group():

@@ -1,7 +1,7 @@
-"""The Triton kernels in Triton's interpreter, against the references in float64; prints one JSON line per case.
+"""Compares the Triton kernels, run by Triton's interpreter, with float64 references; prints a JSON line per case.
 
-A process of its own runs this (`test_kernels_interpreter.py`): the interpreter must be asked for before the kernels
-are imported.
+`test_kernels_interpreter.py` runs this in a separate process, since the interpreter must be requested before the
+kernels are imported. The argument is a tier of `TIERS`.
 """
 
 from __future__ import annotations
@@ -9,22 +9,20 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
-
-import torch
-import triton
-import triton.language as tl
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 import far_cases
 import mome_kernels as kernels
+import torch
+import triton
+import triton.language as tl
 from compile_cases import tma
-from mome_kernels import dispatch, ops, reference, triton_head
-from mome_kernels.gpu import configs, experts, grouped, grouped_gradient
+from mome_kernels import dispatch, reference
+from mome_kernels.custom_ops import experts as expert_ops
+from mome_kernels.gpu import configs, experts, grouped_gradient, grouped_linear, head
 from mome_kernels.gpu.activation import activate, activate_slope
-from mome_kernels.gpu.launch import Machine
-from test_kernels_ops import assignments, head_inputs, mlp_inputs
+from mome_kernels.gpu.launch import Machine, machine_of
+from mome_kernels.weights import ExpertWeights, HeadWeights
+from op_inputs import assignments, head_inputs, mlp_inputs
 
 Result = dict[str, object]
 
@@ -36,7 +34,7 @@ def worst(ours: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def compare(fast: Callable, plain: Callable, inputs: list, **options: object) -> Result:
-    """Values and gradients against float64, and a second run bit by bit."""
+    """Compares values and gradients with float64, and a second run bit by bit."""
     wide = [t.detach().double().requires_grad_() if torch.is_tensor(t) and t.is_floating_point() else t for t in inputs]
     pairs = [(a, b) for a, b in zip(inputs, wide, strict=True) if torch.is_tensor(a) and a.requires_grad]
     leaves = [a for a, _ in pairs]
@@ -84,20 +82,23 @@ def mlps() -> Iterator[tuple[str, Result]]:
     yield "mlp bfloat16", compare(kernels.moe_mlp, reference.moe_mlp, inputs, gated=True)
     for d, f, k, activation, load in ((48, 100, 2, "gelu_tanh", "one"), (37, 50, 1, "none", "zipf")):
         inputs = layer(70, 4, k, d, f, d, False, True, load)
-        assert experts.runs_fused(inputs[0], inputs[5], False)
+        assert experts.runs_fused(inputs[0], ExpertWeights(*inputs[3:], activation, False))
         case = compare(kernels.moe_mlp, reference.moe_mlp, inputs, activation=activation)
         yield f"fused {d} {f} {load}", case
+
+
+def unfused_mlps() -> Iterator[tuple[str, Result]]:
     # too wide to fuse, another output width, and an odd size
     for d, out, gated in ((300, 300, True), (48, 65, False), (1025, 40, False)):
         inputs = layer(40, 3, 2, d, 70, out, gated, True, "uniform")
-        assert not experts.runs_fused(inputs[0], inputs[5], gated)
+        assert not experts.runs_fused(inputs[0], ExpertWeights(*inputs[3:], "gelu", gated))
         yield f"grouped {d} {out}", compare(kernels.moe_mlp, reference.moe_mlp, inputs, gated=gated)
-    # the hidden layer kept, also where the shapes would run fused, and made again
+    # z kept, also where the shapes would run fused, and z computed again
     for d, keep in ((80, True), (80, False), (48, True)):
         inputs = layer(40, 3, 2, d, 70, d, True, True, "zipf")
 
         def direct(*tensors, keep=keep):
-            out, hidden = ops._moe_mlp(*tensors, "silu", True, keep)
+            out, hidden = expert_ops.moe_mlp(*tensors, "silu", True, keep)
             assert hidden.shape == ((80, 140) if keep else (0,))
             return out
 
@@ -109,10 +110,10 @@ def linears() -> Iterator[tuple[str, Result]]:
     for load, k, dtype in (("uniform", 2, single), ("one", 1, single), ("empty", 2, single), ("zipf", 2, half)):
         inputs = layer(70, 5, k, 37, 50, 37, False, True, load, dtype)[:5]
         yield f"linear {load}", compare(kernels.moe_linear, reference.moe_linear, inputs)
-    # more rows than one share of dW: partial sums over tokens
-    x, ids, gates, weight, bias, *_ = layer(700, 3, 1, 16, 16, 16, False, True, "empty")
-    assert grouped_gradient.rows_per_share(experts.machine_of(x), 700, 1) == 256
-    yield "linear in shares", compare(kernels.moe_linear, reference.moe_linear, [x, ids, gates, weight, bias])
+    # more rows than one partial sum of dW holds
+    x, ids, weights_TK, weight, bias, *_ = layer(700, 3, 1, 16, 16, 16, False, True, "empty")
+    assert grouped_gradient.rows_per_split(machine_of(x), 700, 1) == 256
+    yield "linear, split", compare(kernels.moe_linear, reference.moe_linear, [x, ids, weights_TK, weight, bias])
     for activation, indexed, dtype in (
         ("gelu", True, single), ("none", False, single), ("silu", False, single), ("relu", True, half),
     ):  # fmt: skip
@@ -138,8 +139,8 @@ def linears() -> Iterator[tuple[str, Result]]:
 
 
 def descriptors() -> Iterator[tuple[str, Result]]:
-    """The grouped linear kernel with TMA in every row, at lengths that BK and BN do not divide."""
-    plan, single, half = grouped.plan_linear, torch.float32, torch.float16
+    """The grouped linear kernel with TMA in every row of the table, at lengths that BK and BN do not divide."""
+    plan, single, half = grouped_linear.plan_linear, torch.float32, torch.float16
     planned: list[str] = []
 
     def recorded(*arguments, **options):
@@ -152,9 +153,9 @@ def descriptors() -> Iterator[tuple[str, Result]]:
         planned.clear()
         return name, case
 
-    grouped.plan_linear = recorded
+    grouped_linear.plan_linear = recorded
     with tma(*configs.table("sm_90")["linear"]):
-        # forward, dX, forward again for each: gathered rows go by pointers
+        # forward, dX twice, forward again: gathered rows are read through pointers
         for load, d, out, dtype in (
             ("empty", 48, 80, single), ("zipf", 36, 76, single), ("zipf", 48, 80, half), ("uniform", 40, 24, half),
         ):  # fmt: skip
@@ -173,7 +174,7 @@ def descriptors() -> Iterator[tuple[str, Result]]:
             case = compare(kernels.moe_mlp, reference.moe_mlp, inputs, activation=activation, gated=gated)
             forward, backward = ["w", "aw"], ["w", "aw"]
             yield seen(f"tma mlp {load} {dtype}", case, *forward, *backward, *backward, *forward)
-        # rows of 37 numbers, and a weight that begins within 16 bytes: no descriptors, the same results
+        # rows of 37 numbers, and a matrix that is not aligned to 16 bytes, have no descriptors
         inputs = layer(50, 4, 2, 37, 16, 37, False, False, "zipf")
         inputs = [*inputs[:3], leaf(4, 50, 37, scale=0.2), None]
         yield seen("tma odd", compare(kernels.moe_linear, reference.moe_linear, inputs), *["-"] * 4)
@@ -181,7 +182,7 @@ def descriptors() -> Iterator[tuple[str, Result]]:
         inputs = [leaf(50, 32), shifted, torch.tensor([0, 20, 20, 21, 50]), None, None]
         case = compare(kernels.grouped_linear, reference.grouped_linear, inputs)
         yield seen("tma unaligned", case, *["a"] * 4)
-    grouped.plan_linear = plan
+    grouped_linear.plan_linear = plan
 
 
 def routes() -> Iterator[tuple[str, Result]]:
@@ -213,7 +214,7 @@ def _activations(z, value, slope, ACT: tl.constexpr, COUNT: tl.constexpr):
 
 
 def activations() -> Iterator[tuple[str, Result]]:
-    """Errors in units of the largest allowed one, and NaN where torch has it."""
+    """Errors in units of the largest allowed one; NaN must stay NaN."""
     ends = torch.tensor([float("inf"), 1e30, -1e30, -200.0, -60.0, 0.0, 1e-30, float("nan")])
     z = torch.cat([torch.linspace(-15, 15, 4096 - len(ends)), ends])
     for name in ("none", "relu", "silu", "gelu", "gelu_tanh"):
@@ -230,42 +231,61 @@ def activations() -> Iterator[tuple[str, Result]]:
         yield f"activation {name}", {"errors": worst_of, "bit_equal": right, "dtype": ""}
 
 
+def _head(scales: int, top_k: int, channels: int, slope: float, voxels: int) -> tuple[str, Result]:
+    head.machine_of = lambda _: Machine("sm_90", 1)  # two programs, each of which computes several tiles
+    inputs = head_inputs(scales, 2, 3, channels, voxels, torch.float32)
+    assert dispatch.head(inputs[0]).__name__ != "mome_kernels.torch_impl.head"
+    case = compare(kernels.fusion_head, reference.fusion_head, inputs, top_k=top_k, negative_slope=slope)
+    return f"head {scales} {top_k} {channels}", case
+
+
 def heads() -> Iterator[tuple[str, Result]]:
-    triton_head.machine_of = lambda _: Machine("sm_90", 1)  # two programs that walk several tiles each
-    for scales, top_k, channels, slope, voxels in (
-        (1, 0, 8, 0.0, 300), (5, 0, 8, 0.1, 150), (3, 2, 8, 0.0, 150), (8, 3, 8, 0.1, 130), (4, 2, 16, 0.1, 50),
-        (3, 0, 32, 0.1, 30),
-    ):  # fmt: skip
-        inputs = head_inputs(scales, 2, 3, channels, voxels, torch.float32)
-        assert dispatch.head(inputs[0]).__name__ != "mome_kernels.cpu_head"
-        case = compare(kernels.fusion_head, reference.fusion_head, inputs, top_k=top_k, negative_slope=slope)
-        yield f"head {scales} {top_k} {channels}", case
-    tied = head_inputs(4, 2, 3, 8, 40, torch.float32)
-    for tensor in tied[1:3]:
-        tensor.data.zero_()
-    yield "head, equal scores", compare(kernels.fusion_head, reference.fusion_head, tied, top_k=2)
-    # what is contiguous need not be aligned: numbers are read in pairs
+    yield _head(4, 2, 16, 0.1, 50)
+    yield _head(3, 0, 32, 0.1, 30)
+    # a contiguous tensor need not be aligned to 8 bytes, but the kernels read numbers in pairs
     inputs = [
         torch.empty(t.numel() + 1)[1:].copy_(t.detach().flatten()).view_as(t).requires_grad_()
         for t in head_inputs(2, 1, 1, 8, 40, torch.float32)
     ]
     assert all(t.data_ptr() % 8 for t in inputs)
     features, *rest = (t.detach() for t in inputs)
-    names, out, machine = triton_head._names(*rest), torch.empty(1, 3, 40), Machine("sm_90", 1)
-    launches, _ = triton_head.plan_backward(out, features, names, features, 0, 0.0, machine)
-    for launch in (triton_head.plan_forward(out, features, names, 0, 0.0, machine), *launches):
-        # a GPU faults where this processor does not
-        assert all(launch.args[name].data_ptr() % 8 == 0 for name in names if name in launch.args)
+    weights, out, machine = HeadWeights(*rest, 0, 0.0), torch.empty(1, 3, 40), Machine("sm_90", 1)
+    launches, _ = head.plan_backward(out, features, weights, features, machine)
+    for launch in (head.plan_forward(out, features, weights, machine), *launches):
+        # a GPU raises an error here, where a CPU does not
+        assert all(launch.args[name].data_ptr() % 8 == 0 for name in head._POINTERS if name in launch.args)
     yield "head, misaligned", compare(kernels.fusion_head, reference.fusion_head, inputs)
     inputs = head_inputs(3, 0, 3, 8, 40, torch.float32)
     yield "head, empty batch", compare(kernels.fusion_head, reference.fusion_head, inputs)
 
 
+def voxel_heads() -> Iterator[tuple[str, Result]]:
+    """Heads of eight channels, whose unrolled kernels the interpreter runs slowly."""
+    yield _head(5, 0, 8, 0.1, 150)
+    yield _head(3, 2, 8, 0.0, 150)
+    tied = head_inputs(4, 2, 3, 8, 40, torch.float32)
+    for tensor in tied[1:3]:
+        tensor.data.zero_()
+    yield "head, equal scores", compare(kernels.fusion_head, reference.fusion_head, tied, top_k=2)
+
+
+def more_voxel_heads() -> Iterator[tuple[str, Result]]:
+    yield _head(1, 0, 8, 0.0, 300)
+    yield _head(8, 3, 8, 0.1, 130)
+
+
+TIERS = {
+    "quick": (activations, mlps, linears, routes, heads, far_cases.cases),
+    "wide": (unfused_mlps, descriptors, voxel_heads),
+    "long": (more_voxel_heads,),
+}
+
+
 if __name__ == "__main__":
-    # every torch.empty is filled with NaN, so that what a kernel does not write is seen
+    # every torch.empty is filled with NaN, so that elements which a kernel does not write are found
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True
     assert torch.empty(3).isnan().all()
-    for group in (activations, mlps, linears, descriptors, routes, heads, far_cases.cases):
+    for group in TIERS[sys.argv[1]]:
         for name, result in group():
             print(json.dumps({"name": name, **result}), flush=True)

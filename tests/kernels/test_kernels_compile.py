@@ -1,21 +1,22 @@
-"""Offline compilation of the Triton kernels for real devices: what the interpreter cannot see.
+"""Offline compilation of the Triton kernels for real devices.
 
-Every shipped configuration must fit the device's shared memory and its registers, and on Hopper the matrix kernels
-must use its tensor-core instruction.
+Every shipped configuration must fit the device's shared memory and its registers, and on Hopper and Blackwell the
+matrix kernels must use the tensor-core instruction. The quick tier compiles one row of every kernel for Hopper, the
+tier `wide` everything for Hopper, and the tier `long` everything for the other devices. Each launch is compiled once;
+Triton keeps the results on disk, where the processes of pytest-xdist and later runs find them.
 """
 
 from __future__ import annotations
 
 import re
 import subprocess
-import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
 import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
-sys.path.insert(0, str(Path(__file__).parent))
 import triton
 from compile_cases import (
     every_row,
@@ -35,14 +36,20 @@ from triton.backends.compiler import GPUTarget
 # Bytes of shared memory a block may ask for: A100, H100, B200, consumer Blackwell, MI300.
 SHARED = {"sm_80": 163, "sm_90": 227, "sm_100": 227, "sm_120": 99, "gfx942": 64}
 # Bytes of stack (spilled registers) per thread that are allowed. The gated 128 × 128 tile spills in its epilogue, once
-# per tile and outside of the loop over K. The others are two registers, read back at most twice in loops of more than
-# 800 instructions.
+# per tile and outside the loop over K. The others are two registers, which are read back at most twice in loops of more
+# than 800 instructions.
 ALLOWED = {
     ("sm_90", "linear"): 64, ("sm_120", "mlp_dw between"): 8, ("sm_80", "head backward_features"): 8,
     ("sm_120", "head backward_features"): 8, ("sm_100", "head backward_weights"): 8,
 }  # fmt: skip
-TMA = {"sm_90": "wgmma.mma_async", "sm_100": "tcgen05.mma"}  # where it is tried, beside which product
+TMA = {"sm_90": "wgmma.mma_async", "sm_100": "tcgen05.mma"}  # devices with TMA, and their tensor-core instruction
 ROWS = [(arch, kernel, index) for arch in SHARED for kernel, index in every_row(arch)]
+
+
+def tiered(cases: list[tuple], quick: Collection[tuple] = ()) -> list:
+    """Parameters of a test whose first one is the architecture, marked by tier."""
+    marks = lambda case: () if case in quick else (pytest.mark.wide if case[0] == "sm_90" else pytest.mark.long)  # noqa: E731
+    return [pytest.param(*case, marks=marks(case)) for case in cases]
 
 
 def target(arch: str) -> GPUTarget:
@@ -67,7 +74,10 @@ def check(launch: Launch, arch: str, kernel: str, tmp_path: Path):
     return compiled
 
 
-@pytest.mark.parametrize(("arch", "kernel", "index"), ROWS)
+FIRST_ROWS = [("sm_90", kernel, 0) for kernel in ("mlp", "mlp_dx", "mlp_dw", "linear", "dw")]
+
+
+@pytest.mark.parametrize(("arch", "kernel", "index"), tiered(ROWS, quick=FIRST_ROWS))
 def test_every_shipped_configuration(arch: str, kernel: str, index: int, tmp_path: Path) -> None:
     row = configs.table(arch)[kernel][index]
     compiled = check(row_launch(Machine(arch, 132), kernel, row), arch, kernel, tmp_path)
@@ -78,13 +88,15 @@ def test_every_shipped_configuration(arch: str, kernel: str, index: int, tmp_pat
         assert "tcgen05.mma" in compiled.asm["ptx"]
 
 
-@pytest.mark.parametrize("arch", SHARED)
+@pytest.mark.parametrize("arch", tiered([(arch,) for arch in SHARED]))
 def test_widths_between_the_bounds(arch: str, tmp_path: Path) -> None:
     for launch in narrow_launches(Machine(arch, 132)):
         check(launch, arch, "mlp_dw between", tmp_path)
 
 
-@pytest.mark.parametrize(("arch", "index"), [(arch, index) for arch, kernel, index in ROWS if kernel == "linear"])
+@pytest.mark.parametrize(
+    ("arch", "index"), tiered([(arch, index) for arch, kernel, index in ROWS if kernel == "linear"])
+)
 def test_linear_variants(arch: str, index: int, tmp_path: Path) -> None:
     machine = Machine(arch, 132)
     for launch in linear_variants(machine, configs.table(arch)["linear"][index]):
@@ -92,7 +104,7 @@ def test_linear_variants(arch: str, index: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arch", "index"), [(arch, index) for arch, kernel, index in ROWS if kernel == "linear" and arch in TMA]
+    ("arch", "index"), tiered([(arch, index) for arch, kernel, index in ROWS if kernel == "linear" and arch in TMA])
 )
 def test_linear_through_tma(arch: str, index: int, tmp_path: Path) -> None:
     row = configs.table(arch)["linear"][index]
@@ -103,7 +115,7 @@ def test_linear_through_tma(arch: str, index: int, tmp_path: Path) -> None:
         assert "cp.async.bulk.tensor.3d" in ptx
         assert ("cp.async.bulk.tensor.2d" in ptx) == launch.args["A_TMA"]
         assert row["BM"] < 64 or TMA[arch] in ptx
-        if row["up_to"].get("bytes") == 2:  # what TMA wrote is multiplied where it lies, not by way of registers
+        if row["up_to"].get("bytes") == 2:  # the product reads shared memory, where TMA wrote, not registers
             assert "ttg.local_load" not in ttgir
             assert launch.args["GATHER"] or not re.search(r"ttg\.local_(alloc|store) %", ttgir)
 
@@ -115,7 +127,7 @@ def test_pointers_where_tma_cannot_read() -> None:
         assert launch.args["W_TMA"] == launch.args["A_TMA"] == (arch == "sm_120")
 
 
-@pytest.mark.parametrize("arch", SHARED)
+@pytest.mark.parametrize("arch", tiered([(arch,) for arch in SHARED], quick=[("sm_90",)]))
 def test_small_kernels(arch: str, tmp_path: Path) -> None:
     for name, launch in small_launches(Machine(arch, 132)).items():
         check(launch, arch, name, tmp_path)
@@ -126,14 +138,25 @@ def test_a_device_without_a_table_takes_the_nearest() -> None:
     assert configs.table("sm_103") == configs.table("sm_100")
 
 
-# of eight channels compilation takes many seconds
+# one shape per device with eight channels, since it takes many seconds to compile
 HEADS = [("sm_90", 8, 1), ("sm_80", 8, 5), ("sm_90", 8, 5), ("sm_100", 8, 5), ("sm_120", 8, 5), ("gfx942", 8, 1)]
 HEADS += [(arch, *shape) for arch in SHARED for shape in ((16, 5), (32, 8))]
 
 
-@pytest.mark.parametrize(("arch", "channels", "scales"), HEADS)
+HEAVY = ("sm_90", 8, 5)  # as long as all other heads of Hopper together
+
+
+@pytest.mark.parametrize(
+    ("arch", "channels", "scales"),
+    [
+        *tiered([case for case in HEADS if case != HEAVY], quick=[("sm_90", 16, 5)]),
+        pytest.param(*HEAVY, marks=pytest.mark.long),
+    ],
+)
 def test_head_kernels(arch: str, channels: int, scales: int, tmp_path: Path) -> None:
     for launch in head_launches(Machine(arch, 132), channels, scales):
         compiled = check(launch, arch, f"head {launch.kernel.__name__}", tmp_path)
-        if launch.args.get("PRECISION") is None:  # sums stay sums: the compiler's own products would round to tf32
+        if (
+            launch.args.get("PRECISION") is None
+        ):  # the compiler must not turn the sums into products, which would round to tf32
             assert "tt.dot" not in compiled.asm["ttir"]

@@ -1,4 +1,4 @@
-"""Grouped linear layers and the combine on the CPU, FLOP counts, and what the ops refuse."""
+"""`grouped_linear` and `combine` on the CPU, FLOP counts, and invalid arguments."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import re
 import mome_kernels as kernels
 import pytest
 import torch
-from mome_kernels import ops, ops_grouped, reference
+from mome_kernels import reference
+from mome_kernels.custom_ops import experts as expert_ops
+from mome_kernels.custom_ops import grouped as grouped_ops
 from torch.library import opcheck
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -52,46 +54,48 @@ def test_empty_groups_get_zero_gradients(offsets: list[int]) -> None:
 def test_combine() -> None:
     torch.manual_seed(0)
     y = torch.randn(30, 5, dtype=torch.float64, requires_grad=True)
-    gates = torch.rand(10, 3, dtype=torch.float64, requires_grad=True)
+    weights_TK = torch.rand(10, 3, dtype=torch.float64, requires_grad=True)
     inverse = torch.randperm(30)
-    ours, expected = kernels.combine(y, gates, inverse), reference.combine(y, gates, inverse)
+    ours, expected = kernels.combine(y, weights_TK, inverse), reference.combine(y, weights_TK, inverse)
     torch.testing.assert_close(ours, expected)
     grad = torch.randn_like(ours)
     pairs = zip(
-        torch.autograd.grad(ours, [y, gates], grad), torch.autograd.grad(expected, [y, gates], grad), strict=True
+        torch.autograd.grad(ours, [y, weights_TK], grad),
+        torch.autograd.grad(expected, [y, weights_TK], grad),
+        strict=True,
     )
     for a, b in pairs:
         torch.testing.assert_close(a, b)
 
 
 def test_combine_of_no_tokens() -> None:
-    y, gates = torch.randn(0, 5, requires_grad=True), torch.rand(0, 3, requires_grad=True)
-    out = kernels.combine(y, gates, torch.empty(0, dtype=torch.int64))
+    y, weights_TK = torch.randn(0, 5, requires_grad=True), torch.rand(0, 3, requires_grad=True)
+    out = kernels.combine(y, weights_TK, torch.empty(0, dtype=torch.int64))
     assert out.shape == (0, 5)
     out.sum().backward()
-    assert y.grad.shape == (0, 5) and gates.grad.shape == (0, 3)
+    assert y.grad.shape == (0, 5) and weights_TK.grad.shape == (0, 3)
 
 
 def test_the_layer_is_route_grouped_linears_and_combine() -> None:
     torch.manual_seed(0)
-    x, ids, gates = torch.randn(31, 6), torch.rand(31, 4).topk(2).indices, torch.rand(31, 2)
+    x, ids, weights_TK = torch.randn(31, 6), torch.rand(31, 4).topk(2).indices, torch.rand(31, 2)
     up, down = torch.randn(4, 9, 6), torch.randn(4, 6, 9)
     _, offsets, permutation, inverse = kernels.route(ids, 4)
     hidden = kernels.grouped_linear(x, up, offsets, gather_index=permutation // 2, activation="silu")
-    out = kernels.combine(kernels.grouped_linear(hidden, down, offsets), gates, inverse)
-    torch.testing.assert_close(out, kernels.moe_mlp(x, ids, gates, up, None, down, None, activation="silu"))
+    out = kernels.combine(kernels.grouped_linear(hidden, down, offsets), weights_TK, inverse)
+    torch.testing.assert_close(out, kernels.moe_mlp(x, ids, weights_TK, up, None, down, None, activation="silu"))
 
 
 def test_opcheck() -> None:
     given = inputs(True, torch.float32)
     x, weight, offsets, bias, index = given.values()
-    opcheck(ops_grouped._grouped_linear, (x, weight, offsets, bias, index, "silu"))
-    opcheck(ops_grouped._grouped_linear_dx, (torch.randn(20, 7), weight.detach(), offsets))
-    opcheck(ops_grouped._grouped_linear_dw, (torch.randn(20, 7), x.detach(), offsets, index, True))
-    y, gates, inverse = torch.randn(30, 5, requires_grad=True), torch.rand(10, 3), torch.randperm(30)
-    opcheck(ops_grouped._combine, (y, gates.requires_grad_(), inverse))
-    opcheck(ops_grouped._combine_backward, (torch.randn(10, 5), y.detach(), gates.detach(), inverse))
-    opcheck(ops_grouped._scatter_rows, (torch.randn(20, 5), index, 12))
+    opcheck(grouped_ops.grouped_linear, (x, weight, offsets, bias, index, "silu"))
+    opcheck(grouped_ops.grouped_linear_dx, (torch.randn(20, 7), weight.detach(), offsets))
+    opcheck(grouped_ops.grouped_linear_dw, (torch.randn(20, 7), x.detach(), offsets, index, True))
+    y, weights_TK, inverse = torch.randn(30, 5, requires_grad=True), torch.rand(10, 3), torch.randperm(30)
+    opcheck(grouped_ops.combine, (y, weights_TK.requires_grad_(), inverse))
+    opcheck(grouped_ops.combine_backward, (torch.randn(10, 5), y.detach(), weights_TK.detach(), inverse))
+    opcheck(grouped_ops.scatter_rows, (torch.randn(20, 5), index, 12))
 
 
 def test_compiles_whole_with_dynamic_rows() -> None:
@@ -112,51 +116,51 @@ def test_compiles_whole_with_dynamic_rows() -> None:
 
 
 def test_flops_are_counted() -> None:
-    x, ids, gates = torch.randn(31, 6), torch.rand(31, 4).topk(2).indices, torch.rand(31, 2)
+    x, ids, weights_TK = torch.randn(31, 6), torch.rand(31, 4).topk(2).indices, torch.rand(31, 2)
     up, down = torch.randn(4, 18, 6), torch.randn(4, 6, 9)
     with FlopCounterMode(display=False) as forward:
-        kernels.moe_mlp(x, ids, gates, up, None, down, None, gated=True)
+        kernels.moe_mlp(x, ids, weights_TK, up, None, down, None, gated=True)
     assert forward.get_total_flops() == 2 * 62 * (18 * 6 + 6 * 9)
     with FlopCounterMode(display=False) as both:
-        kernels.moe_linear(x.requires_grad_(), ids, gates, up, None).sum().backward()
+        kernels.moe_linear(x.requires_grad_(), ids, weights_TK, up, None).sum().backward()
     assert both.get_total_flops() == 3 * 2 * 62 * 18 * 6
-    with FlopCounterMode(display=False) as kept:  # z is kept on a CPU: nothing is made twice
-        kernels.moe_mlp(x, ids, gates, up, None, down, None, gated=True).sum().backward()
+    with FlopCounterMode(display=False) as kept:  # z is kept on a CPU, so that nothing is computed twice
+        kernels.moe_mlp(x, ids, weights_TK, up, None, down, None, gated=True).sum().backward()
     assert kept.get_total_flops() == 3 * forward.get_total_flops()
 
 
 def test_views_give_the_same_numbers() -> None:
     torch.manual_seed(0)
     x = torch.randn(6, 31).t()
-    ids, gates = torch.rand(4, 31).topk(2, dim=0).indices.t(), torch.rand(2, 31).t()
+    ids, weights_TK = torch.rand(4, 31).topk(2, dim=0).indices.t(), torch.rand(2, 31).t()
     up, down = torch.randn(4, 6, 9).transpose(1, 2), torch.randn(6, 4, 9).transpose(0, 1)
-    plain = [t.contiguous() for t in (x, ids, gates, up, down)]
-    ours = kernels.moe_mlp(x, ids, gates, up, None, down, None)
+    plain = [t.contiguous() for t in (x, ids, weights_TK, up, down)]
+    ours = kernels.moe_mlp(x, ids, weights_TK, up, None, down, None)
     torch.testing.assert_close(ours, kernels.moe_mlp(*plain[:4], None, plain[4], None))
-    narrow = kernels.moe_mlp(x, ids.to(torch.int32), gates, up, None, down, None)
+    narrow = kernels.moe_mlp(x, ids.to(torch.int32), weights_TK, up, None, down, None)
     torch.testing.assert_close(ours, narrow)
 
 
 def test_more_experts_per_token_than_experts() -> None:
-    x, gates = torch.randn(5, 6, dtype=torch.float64), torch.rand(5, 3, dtype=torch.float64)
+    x, weights_TK = torch.randn(5, 6, dtype=torch.float64), torch.rand(5, 3, dtype=torch.float64)
     ids = torch.tensor([[0, 1, 0]] * 5)
     weight = torch.randn(2, 4, 6, dtype=torch.float64)
     torch.testing.assert_close(
-        kernels.moe_linear(x, ids, gates, weight), reference.moe_linear(x, ids, gates, weight, None)
+        kernels.moe_linear(x, ids, weights_TK, weight), reference.moe_linear(x, ids, weights_TK, weight, None)
     )
 
 
 LAYER = {
-    "x_TD": torch.randn(5, 6), "expert_ids_TK": torch.tensor([[0, 1]] * 5), "weights_TK": torch.rand(5, 2),
+    "x_TD": torch.randn(5, 6), "ids_TK": torch.tensor([[0, 1]] * 5), "weights_TK": torch.rand(5, 2),
     "up_EFD": torch.randn(3, 8, 6), "up_bias_EF": None, "down_EDF": torch.randn(3, 6, 8), "down_bias_ED": None,
 }  # fmt: skip
 
 
 CHANGES = [
-    ({"expert_ids_TK": torch.tensor([[0, 3]] * 5)}, ValueError, "expert_ids_TK has ids from 0 to 3, expected 0 to 2"),
-    ({"expert_ids_TK": torch.tensor([[0, -1]] * 5)}, ValueError, "expert_ids_TK has ids from -1 to 0"),
-    ({"expert_ids_TK": torch.rand(5, 2)}, TypeError, "expert_ids_TK has dtype torch.float32, expected uint8, int8"),
-    ({"expert_ids_TK": torch.zeros(4, 2).long()}, ValueError, "expert_ids_TK has shape (4, 2)"),
+    ({"ids_TK": torch.tensor([[0, 3]] * 5)}, ValueError, "ids_TK has ids from 0 to 3, expected 0 to 2"),
+    ({"ids_TK": torch.tensor([[0, -1]] * 5)}, ValueError, "ids_TK has ids from -1 to 0"),
+    ({"ids_TK": torch.rand(5, 2)}, TypeError, "ids_TK has dtype torch.float32, expected uint8, int8"),
+    ({"ids_TK": torch.zeros(4, 2).long()}, ValueError, "ids_TK has shape (4, 2)"),
     ({"weights_TK": torch.rand(5, 3)}, ValueError, "weights_TK has shape (5, 3)"),
     ({"weights_TK": torch.ones(5, 2).long()}, TypeError, "weights_TK has dtype torch.int64, expected a floating"),
     ({"up_EFD": torch.randn(3, 8, 7)}, ValueError, "up_EFD has shape (3, 8, 7), expected (E, F, D) = (3, 8, 6)"),
@@ -188,8 +192,8 @@ def test_mixed_dtypes_need_autocast() -> None:
         kernels.moe_linear(x, torch.zeros(10, 1).long(), torch.ones(10, 1), weight)
     with torch.autocast("cpu", torch.bfloat16):
         assert kernels.grouped_linear(x, weight, offsets).dtype == torch.bfloat16
-    gates = torch.rand(10, 1)  # float32, as routers make them
-    assert kernels.moe_linear(x, torch.zeros(10, 1).long(), gates, weight.bfloat16()).dtype == torch.bfloat16
+    weights_TK = torch.rand(10, 1)  # float32, the dtype of routers
+    assert kernels.moe_linear(x, torch.zeros(10, 1).long(), weights_TK, weight.bfloat16()).dtype == torch.bfloat16
 
 
 def test_offsets_that_do_not_add_up_are_refused() -> None:
@@ -197,7 +201,7 @@ def test_offsets_that_do_not_add_up_are_refused() -> None:
     for offsets in ([0, 5, 9], [1, 5, 10], [0, 11, 10]):
         with pytest.raises(ValueError, match="must rise from 0 to the number of rows, 10"):
             kernels.grouped_linear(x, weight, torch.tensor(offsets))
-    for dtype in (torch.uint8, torch.int32):  # the differences of unsigned integers wrap
+    for dtype in (torch.uint8, torch.int32):  # the differences of unsigned integers wrap around
         with pytest.raises(ValueError, match="must rise from 0 to the number of rows, 10"):
             kernels.grouped_linear(x, weight, torch.tensor([0, 11, 10], dtype=dtype))
         narrow = kernels.grouped_linear(x, weight, torch.tensor([0, 4, 10], dtype=dtype))
@@ -224,7 +228,7 @@ def test_too_many_assignments_are_refused() -> None:
 
 def test_kept_hidden_layer_of_the_fake_has_the_shape_of_z() -> None:
     with torch.device("meta"):
-        x, ids, gates = torch.empty(5, 6), torch.empty(5, 2, dtype=torch.int64), torch.empty(5, 2)
+        x, ids, weights_TK = torch.empty(5, 6), torch.empty(5, 2, dtype=torch.int64), torch.empty(5, 2)
         up, down = torch.empty(3, 16, 6), torch.empty(3, 6, 8)
-    out, hidden = ops._moe_mlp(x, ids, gates, up, None, down, None, "silu", True, True)
+    out, hidden = expert_ops.moe_mlp(x, ids, weights_TK, up, None, down, None, "silu", True, True)
     assert out.shape == (5, 6) and hidden.shape == (10, 16)

@@ -1,4 +1,4 @@
-"""The ops on the CPU against the plain references in float64, and what compile, export and autocast demand."""
+"""The ops on the CPU against the references in float64, and under compile, export and autocast."""
 
 from __future__ import annotations
 
@@ -7,70 +7,19 @@ import itertools
 import mome_kernels as kernels
 import pytest
 import torch
-from mome_kernels import cpu_experts, cpu_head, dispatch, ops, reference
+from mome_kernels import dispatch, reference
+from mome_kernels.custom_ops import experts as expert_ops
+from mome_kernels.custom_ops import head as head_ops
+from mome_kernels.torch_impl import experts as torch_experts
+from mome_kernels.torch_impl import routing as torch_routing
+from mome_kernels.weights import ExpertWeights
+from op_inputs import assignments, head_inputs, mlp_inputs, same_values_and_gradients
 from torch.library import opcheck
 
 ACTIVATIONS = ["none", "relu", "silu", "gelu", "gelu_tanh"]
 
 
-def assignments(tokens: int, experts: int, k: int, load: str) -> torch.Tensor:
-    """(T, K) ids: uniform, skewed to the first experts, all to one, or one expert that nobody takes."""
-    generator = torch.Generator().manual_seed(0)
-    if load == "one":
-        return torch.full((tokens, k), experts - 1)
-    scores = torch.rand(tokens, experts, generator=generator)
-    if load == "zipf":
-        scores = scores * torch.arange(1, experts + 1).float() ** -1.5
-    if load == "empty":
-        scores[:, 0] = -1
-    return scores.topk(k, dim=-1).indices
-
-
-def mlp_inputs(gated: bool, bias: bool, load: str, dtype: torch.dtype = torch.float64, tokens: int = 53) -> list:
-    torch.manual_seed(0)
-    d, e, k, f = 5, 4, 2, 7
-    leaf = lambda *shape: torch.randn(*shape, dtype=dtype, requires_grad=True)  # noqa: E731
-    width = 2 * f if gated else f
-    gates = torch.rand(tokens, k, dtype=torch.promote_types(dtype, torch.float32), requires_grad=True)
-    return [
-        leaf(tokens, d),
-        assignments(tokens, e, k, load),
-        gates,
-        leaf(e, width, d),
-        leaf(e, width) if bias else None,
-        leaf(e, d, f),
-        leaf(e, d) if bias else None,
-    ]
-
-
-def head_inputs(scales: int = 3, batch: int = 2, prompts: int = 3, c: int = 4, voxels: int = 700, dtype=torch.float64):
-    torch.manual_seed(0)
-    leaf = lambda *shape: torch.randn(*shape, dtype=dtype, requires_grad=True)  # noqa: E731
-    return [
-        leaf(batch, scales, c, voxels),
-        leaf(prompts, c),
-        leaf(prompts, scales),
-        leaf(batch, prompts, c, c),
-        leaf(batch, prompts, c),
-        leaf(batch, prompts, c, c),
-        leaf(batch, prompts, c),
-        leaf(batch, prompts, c),
-        leaf(batch, prompts),
-    ]
-
-
-def same_values_and_gradients(fast, plain, inputs: list, **options: object) -> None:
-    ours, expected = fast(*inputs, **options), plain(*inputs, **options)
-    torch.testing.assert_close(ours, expected)
-    leaves = [t for t in inputs if torch.is_tensor(t) and t.requires_grad]
-    grad = torch.randn_like(ours)
-    got = torch.autograd.grad(ours, leaves, grad)
-    want = torch.autograd.grad(expected, leaves, grad, allow_unused=True)
-    for a, b in zip(got, want, strict=True):
-        torch.testing.assert_close(a, torch.zeros_like(a) if b is None else b)
-
-
-@pytest.mark.parametrize(("gated", "bias"), itertools.product((False, True), repeat=2))
+@pytest.mark.parametrize(("gated", "bias"), list(itertools.product((False, True), repeat=2)))
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_mlp(gated: bool, bias: bool, activation: str) -> None:
     inputs = mlp_inputs(gated, bias, "uniform")
@@ -85,95 +34,56 @@ def test_mlp_under_skewed_loads(load: str) -> None:
 @pytest.mark.parametrize("load", ["uniform", "zipf", "one", "empty"])
 @pytest.mark.parametrize("bias", [True, False])
 def test_linear(load: str, bias: bool) -> None:
-    x, ids, gates, up, up_bias, *_ = mlp_inputs(False, bias, load)
-    same_values_and_gradients(kernels.moe_linear, reference.moe_linear, [x, ids, gates, up, up_bias])
+    x, ids, weights_TK, up, up_bias, *_ = mlp_inputs(False, bias, load)
+    same_values_and_gradients(kernels.moe_linear, reference.moe_linear, [x, ids, weights_TK, up, up_bias])
+
+
+SEVERAL_BLOCKS = [
+    pytest.param(gated, activation, marks=() if activation == "gelu" else pytest.mark.wide)
+    for gated in (False, True)
+    for activation in ACTIVATIONS
+]
+
+
+@pytest.mark.parametrize(("gated", "activation"), SEVERAL_BLOCKS)
+def test_mlp_in_several_blocks(gated: bool, activation: str, monkeypatch) -> None:
+    """Later blocks use the work buffers of earlier ones, and add to their sums."""
+    monkeypatch.setattr(torch_routing, "BLOCK_BYTES", 1)  # a block then has 512 rows
+    inputs = mlp_inputs(gated, True, "zipf", tokens=1300)
+    same_values_and_gradients(kernels.moe_mlp, reference.moe_mlp, inputs, activation=activation, gated=gated)
 
 
 @pytest.mark.parametrize("gated", [False, True])
-def test_experts_in_several_blocks(gated: bool, monkeypatch) -> None:
-    """Work buffers are taken again from block to block, and sums go on; what is kept for backward stays as it is."""
-    monkeypatch.setattr(cpu_experts, "_BLOCK_BYTES", 1)  # then a block is 512 rows
+def test_values_kept_for_backward_survive_several_blocks(gated: bool, monkeypatch) -> None:
+    monkeypatch.setattr(torch_routing, "BLOCK_BYTES", 1)  # a block then has 512 rows
     inputs = mlp_inputs(gated, True, "zipf", tokens=1300)
-    for activation in ACTIVATIONS:
-        same_values_and_gradients(kernels.moe_mlp, reference.moe_mlp, inputs, activation=activation, gated=gated)
-    x, ids, gates, up, up_bias, down, down_bias = inputs
-    same_values_and_gradients(kernels.moe_linear, reference.moe_linear, [x, ids, gates, up, up_bias])
-    leaves = [x, gates, up, up_bias, down, down_bias]
+    x, ids, weights_TK, up, up_bias, down, down_bias = inputs
+    same_values_and_gradients(kernels.moe_linear, reference.moe_linear, [x, ids, weights_TK, up, up_bias])
+    leaves = [x, weights_TK, up, up_bias, down, down_bias]
     out = kernels.moe_mlp(*inputs, gated=gated)
     once = torch.autograd.grad(out.sum(), leaves, retain_graph=True)
     again = torch.autograd.grad(out.sum(), leaves)
     assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
-    # nothing kept: z is made again
-    grad, rest = torch.ones_like(out), ("gelu", gated)
+    # where z is not kept it is computed again
+    tokens, experts = inputs[:3], ExpertWeights(*inputs[3:], "gelu", gated)
     with torch.no_grad():
-        remade = cpu_experts.mlp_backward(grad, *inputs, *rest)
-        kept = cpu_experts.mlp_backward(grad, *inputs, *rest, cpu_experts.mlp_forward(*inputs, *rest, True)[1])
-    for a, b in zip(remade, kept, strict=True):
+        grad = torch.ones_like(out)
+        recomputed = torch_experts.mlp_backward(grad, *tokens, experts)
+        hidden = torch_experts.mlp_forward(*tokens, experts, keep_hidden=True)[1]
+        kept = torch_experts.mlp_backward(grad, *tokens, experts, hidden)
+    for a, b in zip(recomputed, kept, strict=True):
         torch.testing.assert_close(a, b)
 
 
 def test_gradients_of_biases_are_summed_pairwise() -> None:
-    """One after the other, float32 sums over 10⁵ tokens would lose two digits."""
-    x, ids, gates, *weights = mlp_inputs(False, True, "one", torch.float32, tokens=30_000)
-    single = [x, ids, gates, *weights]
+    """Adding 10⁵ float32 numbers one after the other would lose two digits."""
+    x, ids, weights_TK, *parameters = mlp_inputs(False, True, "one", torch.float32, tokens=30_000)
+    single = [x, ids, weights_TK, *parameters]
     double = [t.detach().double().requires_grad_() if t.is_floating_point() else t for t in single]
     got = torch.autograd.grad(kernels.moe_mlp(*single).sum(), [single[4], single[6]])
     want = torch.autograd.grad(kernels.moe_mlp(*double).sum(), [double[4], double[6]])
     for a, b in zip(got, want, strict=True):
         assert float((a - b).abs().max() / b.abs().max()) < 1e-6
-
-
-@pytest.mark.parametrize(("scales", "top_k"), [(1, 0), (3, 0), (3, 2), (5, 1)])
-def test_head(scales: int, top_k: int) -> None:
-    for slope in (0.0, 0.1):
-        options = {"top_k": top_k, "negative_slope": slope}
-        same_values_and_gradients(kernels.fusion_head, reference.fusion_head, head_inputs(scales), **options)
-
-
-@pytest.mark.parametrize(("slope", "alive"), [(0.0, False), (0.1, True)])
-def test_a_slope_lets_a_dead_head_learn(slope: float, alive: bool) -> None:
-    """Every hidden unit negative at every voxel: with ReLU nothing but the last bias has a gradient."""
-    f, query, bias, w1, b1, w2, b2, w3, b3 = head_inputs(2)
-    dead = (b1.detach() - 1e3).requires_grad_()
-    logits = kernels.fusion_head(f, query, bias, w1, dead, w2 * 0, b2 * 0 - 1, w3, b3, negative_slope=slope)
-    (gradient,) = torch.autograd.grad(logits.sum(), w3)
-    assert bool(gradient.any()) == alive
-
-
-def test_head_of_an_empty_batch() -> None:
-    inputs = head_inputs(batch=0)
-    out = kernels.fusion_head(*inputs)
-    assert out.shape == (0, 3, 700)
-    out.sum().backward()
-    assert not inputs[1].grad.any() and inputs[3].grad.shape == (0, 3, 4, 4)
-
-
-def test_head_refuses_a_number_of_scales_below_zero() -> None:
-    with pytest.raises(ValueError, match="top_k is 0 .* or more, got -3"):
-        kernels.fusion_head(*head_inputs(2), top_k=-3)
-
-
-def test_head_refuses_a_slope_that_turns_the_activation_over() -> None:
-    for slope in (-0.1, 1.0):
-        with pytest.raises(ValueError, match=f"negative_slope is a number of at least 0 and below 1, got {slope}"):
-            kernels.fusion_head(*head_inputs(2), negative_slope=slope)
-
-
-def test_head_over_several_tiles(monkeypatch) -> None:
-    monkeypatch.setattr(cpu_head, "tile_voxels", lambda *_: 128)
-    same_values_and_gradients(kernels.fusion_head, reference.fusion_head, head_inputs())
-
-
-def test_head_is_the_ancestors_grouped_convolution() -> None:
-    """With one scale: three grouped 1×1×1 convolutions over the repeated map, as published."""
-    f, _, _, w1, b1, w2, b2, w3, b3 = head_inputs(1, batch=1, voxels=27)
-    conv, prompts, c = torch.nn.functional.conv3d, 3, 4
-    x = f.reshape(1, c, 3, 3, 3).repeat(1, prompts, 1, 1, 1)
-    x = conv(x, w1.reshape(prompts * c, c, 1, 1, 1), b1.flatten(), groups=prompts).relu()
-    x = conv(x, w2.reshape(prompts * c, c, 1, 1, 1), b2.flatten(), groups=prompts).relu()
-    x = conv(x, w3.reshape(prompts, c, 1, 1, 1), b3.flatten(), groups=prompts)
-    ours = kernels.fusion_head(f, torch.zeros(prompts, c), torch.zeros(prompts, 1), w1, b1, w2, b2, w3, b3)
-    torch.testing.assert_close(ours.reshape(x.shape), x)
 
 
 def test_no_tokens_and_one_token() -> None:
@@ -211,23 +121,23 @@ def test_reruns_are_bit_equal() -> None:
 
 
 def test_opcheck() -> None:
-    x, ids, gates, up, up_bias, down, down_bias = mlp_inputs(True, True, "uniform", torch.float32)
-    opcheck(ops._route, (ids, 4))
-    opcheck(ops._moe_mlp, (x, ids, gates, up, up_bias, down, down_bias, "silu", True))
-    opcheck(ops._moe_mlp, (x, ids, gates, up, up_bias, down, down_bias, "silu", True, True))
-    opcheck(ops._moe_linear, (x, ids, gates, up, up_bias))
-    opcheck(ops._fusion_head, (*head_inputs(dtype=torch.float32, voxels=40), 0, 0.1))
+    x, ids, weights_TK, up, up_bias, down, down_bias = mlp_inputs(True, True, "uniform", torch.float32)
+    opcheck(expert_ops.route, (ids, 4))
+    opcheck(expert_ops.moe_mlp, (x, ids, weights_TK, up, up_bias, down, down_bias, "silu", True, False))
+    opcheck(expert_ops.moe_mlp, (x, ids, weights_TK, up, up_bias, down, down_bias, "silu", True, True))
+    opcheck(expert_ops.moe_linear, (x, ids, weights_TK, up, up_bias))
+    opcheck(head_ops.fusion_head, (*head_inputs(dtype=torch.float32, voxels=40), 0, 0.1))
 
 
 def test_opcheck_of_the_backward_ops() -> None:
     detached = lambda given: [t.detach() if torch.is_tensor(t) else t for t in given]  # noqa: E731
     layer = detached(mlp_inputs(True, True, "uniform", torch.float32))
     for kept in (True, False):
-        hidden = ops._moe_mlp(*layer, "silu", True, kept)[1]
-        opcheck(ops._moe_mlp_backward, (torch.randn(53, 5), *layer, "silu", True, hidden))
-    opcheck(ops._moe_linear_backward, (torch.randn(53, 14), *layer[:5]))
+        hidden = expert_ops.moe_mlp(*layer, "silu", True, kept)[1]
+        opcheck(expert_ops.moe_mlp_backward, (torch.randn(53, 5), *layer, "silu", True, hidden))
+    opcheck(expert_ops.moe_linear_backward, (torch.randn(53, 14), *layer[:5]))
     head = detached(head_inputs(dtype=torch.float32, voxels=40))
-    opcheck(ops._fusion_head_backward, (torch.randn(2, 3, 40), *head, 0, 0.1))
+    opcheck(head_ops.fusion_head_backward, (torch.randn(2, 3, 40), *head, 0, 0.1))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -254,8 +164,8 @@ def test_autocast_casts_weights_and_gives_float32_gradients() -> None:
 def test_compiles_whole_with_dynamic_token_counts() -> None:
     torch._dynamo.reset()
 
-    def layer(x, ids, gates, up, up_bias, down, down_bias):
-        return kernels.moe_mlp(x, ids, gates, up, up_bias, down, down_bias).square().sum()
+    def layer(x, ids, weights_TK, up, up_bias, down, down_bias):
+        return kernels.moe_mlp(x, ids, weights_TK, up, up_bias, down, down_bias).square().sum()
 
     compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
     for tokens in (53, 31):
@@ -268,7 +178,7 @@ def test_compiles_whole_with_dynamic_token_counts() -> None:
 
 
 def test_the_choice_of_kernels_can_be_traced(monkeypatch) -> None:
-    """`moe_mlp` asks for the device's capability while a compiler traces it; there is no GPU here to ask."""
+    """`moe_mlp` reads the device's capability while a compiler traces it; the test needs no GPU."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
     torch._dynamo.reset()
 
@@ -279,28 +189,29 @@ def test_the_choice_of_kernels_can_be_traced(monkeypatch) -> None:
     assert compiled(torch.ones(2)).tolist() == [0, 0]
 
 
+@pytest.mark.wide  # starts a C++ compiler
 @pytest.mark.parametrize("fast", ["moe_mlp", "moe_linear"])
 def test_compiles_with_transposed_inputs(fast: str) -> None:
-    """Tokens that come from a feature map, weights stored the other way round: gradients are contiguous all."""
+    """Tokens from a feature map and transposed weights: all gradients are contiguous."""
     torch._dynamo.reset()
     torch.manual_seed(0)
     leaf = lambda *shape: torch.randn(*shape, requires_grad=True)  # noqa: E731
     inputs = [leaf(2, 6, 5, 5), leaf(4, 6, 9), leaf(4, 9, 6)]
-    ids, gates = torch.rand(50, 4).topk(2).indices, torch.rand(50, 2)
+    ids, weights_TK = torch.rand(50, 4).topk(2).indices, torch.rand(50, 2)
 
     def layer(volume, up, down):
         x, up = volume.flatten(2).transpose(1, 2).reshape(50, 6), up.transpose(1, 2)
         if fast == "moe_linear":
-            return kernels.moe_linear(x, ids, gates, up).square().sum() + down.sum()
-        return kernels.moe_mlp(x, ids, gates, up, None, down.transpose(1, 2), None).square().sum()
+            return kernels.moe_linear(x, ids, weights_TK, up).square().sum() + down.sum()
+        return kernels.moe_mlp(x, ids, weights_TK, up, None, down.transpose(1, 2), None).square().sum()
 
     got = torch.autograd.grad(torch.compile(layer, fullgraph=True, dynamic=True)(*inputs), inputs)
     for a, b in zip(got, torch.autograd.grad(layer(*inputs), inputs), strict=True):
         torch.testing.assert_close(a, b)
 
 
-def test_autocast_stays_outside_of_the_head() -> None:
-    """Computed in float32 whatever autocast says; float64 is left alone, as by torch's own layers."""
+def test_autocast_does_not_reach_the_head() -> None:
+    """The head computes in float32 under autocast; float64 is not cast, as in torch's own layers."""
     inputs = [t.detach() for t in head_inputs(dtype=torch.float32)]
     with torch.autocast("cpu", torch.bfloat16):
         logits = kernels.fusion_head(*inputs)
@@ -317,15 +228,15 @@ def test_meta_tensors_have_shapes() -> None:
 @pytest.mark.parametrize("bounds", [{"min": 2, "max": 4096}, {}], ids=["bounded", "unbounded"])
 def test_exports_with_a_dynamic_token_count(bounds: dict) -> None:
     class Layer(torch.nn.Module):
-        def forward(self, x, ids, gates, up, down):
-            return kernels.moe_mlp(x, ids, gates, up, None, down, None)
+        def forward(self, x, ids, weights_TK, up, down):
+            return kernels.moe_mlp(x, ids, weights_TK, up, None, down, None)
 
-    x, ids, gates, up, _, down, _ = mlp_inputs(False, False, "uniform", torch.float32)
+    x, ids, weights_TK, up, _, down, _ = mlp_inputs(False, False, "uniform", torch.float32)
     tokens = torch.export.Dim("tokens", **bounds)
-    shapes = {"x": {0: tokens}, "ids": {0: tokens}, "gates": {0: tokens}, "up": None, "down": None}
-    program = torch.export.export(Layer(), (x, ids, gates, up, down), dynamic_shapes=shapes)
+    shapes = {"x": {0: tokens}, "ids": {0: tokens}, "weights_TK": {0: tokens}, "up": None, "down": None}
+    program = torch.export.export(Layer(), (x, ids, weights_TK, up, down), dynamic_shapes=shapes)
     assert "mome.moe_mlp" in str(program.graph)
-    fewer = (x[:7], ids[:7], gates[:7], up, down)
+    fewer = (x[:7], ids[:7], weights_TK[:7], up, down)
     torch.testing.assert_close(program.module()(*fewer), Layer()(*fewer))
 
 
@@ -336,12 +247,12 @@ def test_activation_checkpointing() -> None:
     torch.testing.assert_close(torch.autograd.grad(again.sum(), inputs[0])[0], plain)
 
 
-def test_what_is_no_tensor_is_refused() -> None:
+def test_values_that_are_not_tensors_are_refused() -> None:
     inputs = mlp_inputs(False, False, "uniform")
     for at, name in ((0, "x_TD"), (2, "weights_TK"), (3, "up_EFD"), (5, "down_EDF")):
         with pytest.raises(TypeError, match=f"^{name} is of type NoneType, expected a torch.Tensor$"):
             kernels.moe_mlp(*inputs[:at], None, *inputs[at + 1 :])
-    with pytest.raises(TypeError, match="^expert_ids_TK is of type list, expected a torch.Tensor$"):
+    with pytest.raises(TypeError, match="^ids_TK is of type list, expected a torch.Tensor$"):
         kernels.route([[0, 1]], 2)
     with pytest.raises(TypeError, match="^x_TD has layout torch.sparse_coo, expected a dense tensor$"):
         kernels.moe_mlp(inputs[0].detach().to_sparse(), *inputs[1:])
@@ -352,7 +263,7 @@ def test_what_is_no_tensor_is_refused() -> None:
         kernels.fusion_head(*head, top_k=1.5)
 
 
-def test_numbers_that_cannot_be_are_refused() -> None:
+def test_impossible_numbers_are_refused() -> None:
     ids = torch.zeros(3, 1, dtype=torch.int64)
     with pytest.raises(TypeError, match="^num_experts is 4.0, expected an integer$"):
         kernels.route(ids, 4.0)

@@ -1,4 +1,4 @@
-"""`kernels/benchmarks/tune.py`: the rule of its search, what it writes, and that it goes on where it stopped."""
+"""`kernels/benchmarks/tune.py`: the rule of its search, its files, and that a later call continues."""
 
 from __future__ import annotations
 
@@ -21,25 +21,26 @@ from mome_kernels.gpu.launch import Machine
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "kernels" / "benchmarks"
 MACHINE = Machine("sm_90", 132)
-# the row that V1 and V5 select, wherever it stands by now
+# the row that V1 and V5 select, at its present place in the table
 INDEX = configs.table("sm_90")["mlp_dw"].index(configs.fused(MACHINE, "mlp_dw", 48, 192, 2, False))
 ROW = ("mlp_dw", INDEX)
-SHIPPED = {"BM": 32, "BF": 64, "num_warps": 4, "num_stages": 2}  # for it in these tests, whatever is shipped by now
+SHIPPED = {"BM": 32, "BF": 64, "num_warps": 4, "num_stages": 2}  # in these tests, whatever the table has
 
 
 @pytest.fixture
 def load(monkeypatch):
-    """A module of `kernels/benchmarks` by its name."""
+    """Imports a module of `kernels/benchmarks` by its name."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     return importlib.import_module
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-W", "ignore", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
-# -- pure parts -------------------------------------------------------------------------------------------------------
+# -- without a clock --------------------------------------------------------------------------------------------------
 
 
 def test_neighbours_are_one_step_away(load) -> None:
@@ -78,7 +79,7 @@ def test_rule_of_selection(load) -> None:
     assert not search.takes_the_row({}, {})
 
 
-def test_every_shape_has_its_rows(load) -> None:
+def test_every_shape_selects_rows(load) -> None:
     cases, shapes = load("tuning_cases"), load("shapes").SHAPES
     found = cases.rows(shapes.values(), MACHINE, 2)
     assert {"V1", "V5"} <= {case.name for case in found[ROW]} and next(iter(found))[0] == "mlp"
@@ -87,7 +88,7 @@ def test_every_shape_has_its_rows(load) -> None:
     assert all(row["up_to"].get("bytes", 2) == 2 for k, i in found for row in [configs.table("sm_90")[k][i]])
 
 
-def test_an_override_is_put_back(load) -> None:
+def test_an_override_is_restored(load) -> None:
     cases, shapes = load("tuning_cases"), load("shapes").SHAPES
     before = json.dumps(configs.table("sm_90"))
     bench = cases.Bench(cases.Case("mlp_dw", shapes["V1"]), "meta", torch.bfloat16)
@@ -101,12 +102,12 @@ def test_an_override_is_put_back(load) -> None:
     assert changed[1].args["TILES"] < plain[1].args["TILES"], "more programs, fewer shares to sum"
 
 
-# -- the search on a clock of our own ---------------------------------------------------------------------------------
+# -- the search with a simulated clock --------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def tuner(load, tmp_path: Path):
-    """A tuner of meta tensors whose times are set by the configuration, and what it timed."""
+    """A tuner of meta tensors whose times depend on the configuration, and the list of what it timed."""
     measure, script, search = load("tuning_measure"), load("results"), load("tuning_search")
     timed: list[str] = []
 
@@ -124,7 +125,7 @@ def tuner(load, tmp_path: Path):
             return 1.03 if self.slow_v5 and bench.case.name == "V5" and gain < 1 else gain
 
     def compiler(jobs: list) -> list[dict]:
-        """One stage needs too much memory, 32 units spill."""
+        """Reports too much memory for one stage, and spills for 32 units."""
         return [
             {"shared": 10 if job.config["num_stages"] == 1 else 5, "stack": 8 if job.config["BF"] == 32 else 0}
             for job in jobs
@@ -144,7 +145,7 @@ def tuner(load, tmp_path: Path):
         yield new, [case for case in both if case.name in ("V1", "V5")], timed
 
 
-def test_the_best_that_runs_takes_the_row(tuner, tmp_path: Path) -> None:
+def test_the_best_candidate_that_runs_is_chosen(tuner, tmp_path: Path) -> None:
     new, cases, timed = tuner
     wanted = {"BM": 32, "BF": 64, "num_warps": 8, "num_stages": 3}
     assert new().tune(ROW, cases) == wanted
@@ -171,7 +172,7 @@ def test_a_loss_in_one_case_keeps_the_row(tuner) -> None:
     assert new(slow_v5=True).tune(ROW, cases) is None
 
 
-def test_nothing_is_begun_after_the_time(tuner, load) -> None:
+def test_no_measurement_begins_after_the_time(tuner, load) -> None:
     new, cases, timed = tuner
     with pytest.raises(load("tuning_measure").OutOfTime):
         new(minutes=0.0).tune(ROW, cases)
@@ -197,8 +198,9 @@ def test_a_candidate_that_kills_the_device_is_not_run_again(tuner, load, monkeyp
 # -- compiling, and the script ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.wide
 def test_workers_compile_under_the_key_of_a_launch(tmp_path: Path) -> None:
-    """In a process of its own, since Triton's driver is replaced: planned on meta tensors and for real ones."""
+    """A launch with real tensors finds what a worker compiled; in a separate process, since the driver is replaced."""
     code = f"""
 import sys
 sys.path.insert(0, {str(BENCHMARKS)!r})
@@ -230,6 +232,7 @@ print(hits)
     assert done.stdout.strip() == "[False, True]", done.stdout + done.stderr
 
 
+@pytest.mark.wide
 def test_products_are_those_of_the_layers() -> None:
     done = run(str(Path(__file__).with_name("tuned_products.py")), TRITON_INTERPRET="1")
     assert done.returncode == 0, done.stderr[-3000:]
@@ -237,14 +240,15 @@ def test_products_are_those_of_the_layers() -> None:
     assert len(errors) >= 23 and max(errors.values()) < 5e-6, errors
 
 
-def test_without_a_gpu_it_says_so(tmp_path: Path, load, capsys) -> None:
+def test_without_a_gpu_it_exits(tmp_path: Path, load, capsys) -> None:
     if torch.cuda.is_available():
         pytest.skip("a GPU is here")
     assert load("tune").main(["--out", str(tmp_path)]) == 2
     assert "no CUDA device" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
-def test_rehearsal_goes_on_where_it_stopped(tmp_path: Path, load, monkeypatch, capsys) -> None:
+@pytest.mark.wide
+def test_rehearsal_continues(tmp_path: Path, load, monkeypatch, capsys) -> None:
     arguments = ["--out", str(tmp_path), "--rehearse"]
     first = run(str(BENCHMARKS / "tune.py"), *arguments)
     assert first.returncode == 0 and "another call: none" in first.stdout, first.stderr
@@ -253,7 +257,7 @@ def test_rehearsal_goes_on_where_it_stopped(tmp_path: Path, load, monkeypatch, c
     assert {"V1", "L5 d_up", "L5 d_down"} <= {name.split(" ", 2)[2] for name in measured["steps"]}
     for step in measured["steps"].values():
         assert step["up_to"] and step["candidates"]
-    # no time at all is enough where everything is measured; one more figure would change the file
+    # no time is needed when everything is measured; another figure would change the file
     assert load("tune").main([*arguments, "--minutes", "0"]) == 0
     assert "another call: none" in capsys.readouterr().out
     assert json.loads((tmp_path / "tuning_cpu.json").read_text()) == measured

@@ -1,6 +1,7 @@
-"""What `tuning_cases` launches, in Triton's interpreter, against the same products in plain torch; one JSON line.
+"""Compares the launches of `tuning_cases`, run by Triton's interpreter, with plain torch; prints one JSON line.
 
-A process of its own runs this (`test_kernels_tuning.py`), as the interpreter must be asked for first.
+`test_kernels_tuning.py` runs this in a separate process, since the interpreter must be requested before the kernels are
+imported.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from shapes import SHAPES
 from tuning_cases import Bench, cases
 
 MACHINE = Machine("sm_90", 132)
-# one layer of every kind: fused, fused forward alone, and grouped GEMMs; two experts per token and one
+# layers that run fused, fused in the forward pass only, and as grouped products; with two experts per token and one
 LAYERS = [
     replace(SHAPES["V13"], T=50, D=16, F=20, E=4, K=2),
     replace(SHAPES["V13"], T=50, D=16, F=20, E=4, K=1),
@@ -32,26 +33,26 @@ LAYERS = [
 
 
 def _sums(rows: Tensor, left: Tensor, bench: Bench) -> Tensor:
-    """Σ left rowsᵀ over every expert's rows."""
+    """Σ left rowsᵀ over the rows of every expert."""
     bounds = bench.offsets.tolist()
     return torch.stack([left[a:b].T @ rows[a:b] for a, b in zip(bounds, bounds[1:], strict=False)])
 
 
 def expected(bench: Bench) -> list[Tensor]:
-    """The outputs by the definitions."""
+    """The outputs by the definition of the product."""
     shape, product = bench.case.shape, bench.case.product or bench.case.kernel
     slots = bench.slots.long()
     token = slots // shape.K
     expert = torch.repeat_interleave(torch.arange(shape.E), bench.offsets.long().diff())
-    gate = bench.gates.flatten()[slots, None]
-    times = lambda rows, weight: torch.einsum("nk,nok->no", rows, weight[expert])  # noqa: E731
-    back = lambda rows, weight: torch.einsum("nk,nko->no", rows, weight[expert])  # noqa: E731
+    weight = bench.weights_TK.flatten()[slots, None]
+    times = lambda rows, matrices: torch.einsum("nk,nok->no", rows, matrices[expert])  # noqa: E731
+    back = lambda rows, matrices: torch.einsum("nk,nko->no", rows, matrices[expert])  # noqa: E731
 
     def placed(rows: Tensor) -> Tensor:
-        """In expert order; with one expert per token at the token, times the gate."""
+        """Rows in expert order; with one expert per token, at their token and times its routing weight."""
         if shape.K > 1:
             return rows
-        return torch.empty_like(rows).index_copy(0, token, rows * gate)
+        return torch.empty_like(rows).index_copy(0, token, rows * weight)
 
     if product in ("up", "up with z", "z"):
         z = times(bench.x[token], bench.up)
@@ -67,18 +68,20 @@ def expected(bench: Bench) -> list[Tensor]:
     if product == "d_up":
         return [_sums(bench.x[token], bench.dz, bench)]
     if product == "d_down":
-        return [_sums(bench.hidden, bench.grad[token] * gate, bench)]
+        return [_sums(bench.hidden, bench.grad[token] * weight, bench)]
     x, up, down = (t.detach().clone().requires_grad_() for t in (bench.x[token], bench.up, bench.down))
-    gates = gate.detach().clone().requires_grad_()
+    weights_TK = weight.detach().clone().requires_grad_()
     first, second = torch.einsum("nk,nok->no", x, up[expert]).chunk(2, 1)
     y = torch.einsum("nk,nok->no", silu(first) * second, down[expert])
     if product == "mlp":
         return [placed(y)]
-    dx, d_gates, d_up, d_down = torch.autograd.grad(y * gates, [x, gates, up, down], bench.grad[token])
+    dx, d_weights, d_up, d_down = torch.autograd.grad(y * weights_TK, [x, weights_TK, up, down], bench.grad[token])
     if product == "mlp_dw":
         return [d_up, d_down]
     at = dx if shape.K > 1 else torch.empty_like(dx).index_copy(0, token, dx)
-    return [at, torch.empty_like(bench.gates).flatten().index_copy(0, slots, d_gates[:, 0]).view_as(bench.gates)]
+    d_weights_TK = torch.empty_like(bench.weights_TK)
+    d_weights_TK.view(-1).index_copy_(0, slots, d_weights[:, 0])
+    return [at, d_weights_TK]
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
-"""What the ops refuse, in words that name the argument, its shape and what was expected.
+"""Checks of arguments. Messages name the argument, what it has and what was expected.
 
-Nothing here waits for a device: values (ids, offsets) are checked on the host for CPU tensors and by device-side
+No check waits for a device: the values of ids and offsets are checked on the host for CPU tensors, and by device-side
 assertions elsewhere.
 """
 
@@ -13,11 +13,11 @@ ACTIVATIONS = ("none", "relu", "silu", "gelu", "gelu_tanh")
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _INTEGER_NAMES = "uint8, int8, int16, int32 or int64"
-_MOST = 2**31 - 1
+_MAX_ASSIGNMENTS = 2**31 - 1
 
 
 def tensors(**values: object) -> None:
-    """Raises TypeError for what is not a dense tensor."""
+    """Raises TypeError for a value that is not a dense tensor."""
     for name, value in values.items():
         if not isinstance(value, Tensor):
             raise TypeError(f"{name} is of type {type(value).__name__}, expected a torch.Tensor")
@@ -26,19 +26,19 @@ def tensors(**values: object) -> None:
 
 
 def whole(name: str, value: object) -> None:
-    """Raises TypeError for what is not an integer."""
+    """Raises TypeError for a value that is not an integer."""
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
         raise TypeError(f"{name} is {value!r}, expected an integer")
 
 
 def activation(name: str) -> None:
-    """Raises ValueError for a name that no kernel knows."""
+    """Raises ValueError for an activation that is not in `ACTIVATIONS`."""
     if name not in ACTIVATIONS:
         raise ValueError(f"activation is one of {', '.join(ACTIVATIONS)}, got {name!r}")
 
 
 def shape(name: str, tensor: Tensor | None, expected: tuple[int | None, ...], legend: str) -> None:
-    """Raises ValueError unless the sizes agree; None in `expected` is any size."""
+    """Raises ValueError unless the sizes agree; None in `expected` stands for any size."""
     if tensor is None:
         return
     same = tensor.dim() == len(expected)
@@ -49,14 +49,14 @@ def shape(name: str, tensor: Tensor | None, expected: tuple[int | None, ...], le
 
 
 def floating(**tensors: Tensor | None) -> None:
-    """Raises TypeError for a tensor that is not of a floating dtype; those of eight bits have no arithmetic."""
+    """Raises TypeError for a tensor without a floating dtype of 16 bits or more; torch cannot add 8-bit floats."""
     for name, tensor in tensors.items():
         if tensor is not None and tensor.dtype not in _FLOATS:
             raise TypeError(f"{name} has dtype {tensor.dtype}, expected a floating dtype of 16, 32 or 64 bits")
 
 
 def same_dtype(first_name: str, first: Tensor, **tensors: Tensor | None) -> None:
-    """Raises TypeError for a tensor of another dtype: casting it would round in silence."""
+    """Raises TypeError for a tensor of another dtype, since casting it would round without notice."""
     for name, tensor in tensors.items():
         if tensor is not None and tensor.dtype != first.dtype:
             raise TypeError(
@@ -65,7 +65,7 @@ def same_dtype(first_name: str, first: Tensor, **tensors: Tensor | None) -> None
 
 
 def integer(**tensors: Tensor | None) -> None:
-    """Raises TypeError for a tensor that is not of an integer dtype."""
+    """Raises TypeError for a tensor without an integer dtype."""
     for name, tensor in tensors.items():
         if tensor is not None and tensor.dtype not in _INTEGERS:
             raise TypeError(f"{name} has dtype {tensor.dtype}, expected {_INTEGER_NAMES}")
@@ -78,43 +78,43 @@ def same_device(first_name: str, first: Tensor, **tensors: Tensor | None) -> Non
             raise ValueError(f"{name} is on {tensor.device}, expected {first.device}, where {first_name} is")
 
 
-def ids(expert_ids_TK: Tensor, tokens: int | None = None) -> None:
-    """Raises for ids that are not an integer (T, K) with fewer than 2³¹ entries."""
-    if expert_ids_TK.dtype not in _INTEGERS:
-        raise TypeError(f"expert_ids_TK has dtype {expert_ids_TK.dtype}, expected {_INTEGER_NAMES}")
-    shape("expert_ids_TK", expert_ids_TK, (tokens, None), "(T, K)")
-    # of a size that is not known yet, in an export, nothing is asked: it would become a bound of the program
-    if type(expert_ids_TK.numel()) is int and expert_ids_TK.numel() > _MOST:
+def ids(ids_TK: Tensor, tokens: int | None = None) -> None:
+    """Raises TypeError or ValueError for ids that are not an integer (T, K) tensor with fewer than 2³¹ entries."""
+    if ids_TK.dtype not in _INTEGERS:
+        raise TypeError(f"ids_TK has dtype {ids_TK.dtype}, expected {_INTEGER_NAMES}")
+    shape("ids_TK", ids_TK, (tokens, None), "(T, K)")
+    # during an export the size may be symbolic: a comparison would become a bound of the exported program
+    if type(ids_TK.numel()) is int and ids_TK.numel() > _MAX_ASSIGNMENTS:
         raise ValueError(
-            f"expert_ids_TK has shape {tuple(expert_ids_TK.shape)}: more than {_MOST} assignments; split the tokens"
+            f"ids_TK has shape {tuple(ids_TK.shape)}: more than {_MAX_ASSIGNMENTS} assignments; split the tokens"
         )
 
 
-def ids_in_range(expert_ids: Tensor, num_experts: int) -> None:
-    """Raises ValueError for ids outside [0, E), for CPU tensors."""
+def ids_in_range(ids: Tensor, num_experts: int) -> None:
+    """Raises ValueError for ids outside [0, E); for CPU tensors."""
     if num_experts < 1:
-        raise ValueError(f"expert_ids_TK needs at least one expert, got {num_experts}")
-    if expert_ids.numel():
-        low, high = (int(value) for value in expert_ids.aminmax())
+        raise ValueError(f"ids_TK needs at least one expert, got {num_experts}")
+    if ids.numel():
+        low, high = (int(value) for value in ids.aminmax())
         if low < 0 or high >= num_experts:
             raise ValueError(
-                f"expert_ids_TK has ids from {low} to {high}, expected 0 to {num_experts - 1} for {num_experts} experts"
+                f"ids_TK has ids from {low} to {high}, expected 0 to {num_experts - 1} for {num_experts} experts"
             )
 
 
-def offsets_add_up(offsets: Tensor, rows: int) -> None:
-    """Raises ValueError unless offsets rise from 0 to `rows`; on a GPU a device-side assertion, without waiting."""
-    offsets = offsets.long()  # differences of unsigned integers wrap
-    right = (offsets[0] == 0) & (offsets[-1] == rows) & (offsets.diff() >= 0).all()
+def offsets_in_order(offsets: Tensor, rows: int) -> None:
+    """Raises ValueError unless offsets rise from 0 to `rows`; on a GPU this is a device-side assertion."""
+    offsets = offsets.long()  # the differences of unsigned integers wrap around
+    valid = (offsets[0] == 0) & (offsets[-1] == rows) & (offsets.diff() >= 0).all()
     message = f"offsets (E + 1,) must rise from 0 to the number of rows, {rows}"
     if offsets.device.type != "cpu":
-        torch._assert_async(right, message)
-    elif not bool(right):
+        torch._assert_async(valid, message)
+    elif not bool(valid):
         raise ValueError(f"{message}; got {offsets[:4].tolist()} … {offsets[-1].item()}")
 
 
 def index_in_range(name: str, index: Tensor, rows: int) -> None:
-    """Raises ValueError for an index outside [0, rows); on a GPU a device-side assertion, without waiting."""
+    """Raises ValueError for an index outside [0, rows); on a GPU this is a device-side assertion."""
     message = f"{name} must hold integers from 0 to {rows - 1}"
     if index.device.type != "cpu":
         torch._assert_async(((index >= 0) & (index < rows)).all(), message)
@@ -125,12 +125,12 @@ def index_in_range(name: str, index: Tensor, rows: int) -> None:
 
 
 def permutation(name: str, index: Tensor) -> None:
-    """Raises ValueError unless the index holds each of 0 … N − 1 once; on a GPU a device-side assertion."""
+    """Raises ValueError unless the index holds each of 0 … N − 1 once; on a GPU this is a device-side assertion."""
     index_in_range(name, index, index.numel())
     seen = torch.zeros(index.numel(), dtype=torch.bool, device=index.device)
-    right = seen.scatter_(0, index.reshape(-1).long(), True).all()
+    valid = seen.scatter_(0, index.reshape(-1).long(), True).all()
     message = f"{name} must hold each of 0 … {index.numel() - 1} once"
     if index.device.type != "cpu":
-        torch._assert_async(right, message)
-    elif not bool(right):
+        torch._assert_async(valid, message)
+    elif not bool(valid):
         raise ValueError(message)

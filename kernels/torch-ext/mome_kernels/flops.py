@@ -1,6 +1,6 @@
-"""Floating-point operations of every op, for `torch.utils.flop_counter`: a multiplication and an addition are two.
+"""Floating-point operations of every op, for `torch.utils.flop_counter`.
 
-Recomputed products of a backward pass are counted: they are done.
+A multiplication and an addition count as two operations. Products that a backward pass computes again are counted.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from torch.utils.flop_counter import register_flop_formula
 from ._ops import add_op_namespace_prefix
 
 
-def _mlp(x, ids, gates, up, up_bias, down, *_: Any, **__: Any) -> int:
+def _mlp(x, ids, weights, up, up_bias, down, *_: Any, **__: Any) -> int:
     return 2 * prod(ids) * (up[1] * up[2] + down[1] * down[2])
 
 
 def _mlp_backward(grad, *shapes: Any, **_: Any) -> int:
-    """Where z was not kept this is what the fused kernels do: z twice and ∂h twice, once for ∂x and once for ∂W.
+    """Where z was not kept this is the count of the fused kernels: z twice and ∂h twice, once for ∂x and once for ∂W.
 
-    Where they do not run (see "Fused widths" in the README), z is made once more and ∂h once: shapes cannot tell.
+    Without them (see "Fused widths" in the README) z and ∂h are computed once each; shapes do not show which it is.
     """
-    x, ids, gates, up, up_bias, down, *_rest, hidden = shapes
+    x, ids, weights, up, up_bias, down, *_rest, hidden = shapes
     ups, downs = (2, 2) if prod(hidden) else (4, 3)
     return 2 * prod(ids) * (ups * up[1] * up[2] + downs * down[1] * down[2])
 
 
-def _linear(x, ids, gates, weight, *_: Any, **__: Any) -> int:
+def _linear(x, ids, weights, weight, *_: Any, **__: Any) -> int:
     return 2 * prod(ids) * weight[1] * weight[2]
 
 
-def _linear_backward(grad, x, ids, gates, weight, *_: Any, **__: Any) -> int:
+def _linear_backward(grad, x, ids, weights, weight, *_: Any, **__: Any) -> int:
     return 4 * prod(ids) * weight[1] * weight[2]
 
 
@@ -60,18 +60,18 @@ def _scatter_rows(grad, *_: Any, **__: Any) -> int:
     return prod(grad)
 
 
-def _head_of(features, query) -> int:
+def _head_forward_flops(features, query) -> int:
     batch, scales, channels, voxels = features
     fusion = 4 * scales * channels if scales > 1 else 0
     return batch * query[0] * voxels * (fusion + 4 * channels**2 + 2 * channels)
 
 
 def _head(features, query, *_: Any, **__: Any) -> int:
-    return _head_of(features, query)
+    return _head_forward_flops(features, query)
 
 
 def _head_backward(grad, features, query, *_: Any, **__: Any) -> int:
-    return 3 * _head_of(features, query)
+    return 3 * _head_forward_flops(features, query)
 
 
 _FORMULAS = {
@@ -91,7 +91,7 @@ _FORMULAS = {
 
 
 def register() -> None:
-    """Tells `torch.utils.flop_counter` of the ops of this package."""
+    """Registers the ops of this package with `torch.utils.flop_counter`."""
     for name, formula in _FORMULAS.items():
         namespace, _, op = add_op_namespace_prefix(name).partition("::")
         register_flop_formula(getattr(getattr(torch.ops, namespace), op))(formula)

@@ -1,4 +1,4 @@
-"""The plainest code that is right: what every fast path of this package is compared with, in float64."""
+"""The public functions in the plainest torch code. Tests compare every other implementation with it, in float64."""
 
 from __future__ import annotations
 
@@ -15,22 +15,20 @@ ACTIVATIONS = {
 }
 
 
-def moe_linear(
-    x_TD: Tensor, expert_ids_TK: Tensor, weights_TK: Tensor, weight_EFD: Tensor, bias_EF: Tensor | None
-) -> Tensor:
-    """out_t = Σ_k weight_tk · (W_e x_t + b_e), e = expert_ids_tk. Token by token."""
+def moe_linear(x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor, weight_EFD: Tensor, bias_EF: Tensor | None) -> Tensor:
+    """out_t = Σ_k weight_tk · (W_e x_t + b_e), e = ids_tk; token by token."""
     rows = []
-    for x_D, ids_K, gates_K in zip(x_TD, expert_ids_TK, weights_TK, strict=True):
+    for x_D, ids_K, weights_K in zip(x_TD, ids_TK, weights_TK, strict=True):
         row = x_D.new_zeros(weight_EFD.shape[1])
-        for e, gate in zip(ids_K.tolist(), gates_K, strict=True):
-            row = row + gate * F.linear(x_D, weight_EFD[e], None if bias_EF is None else bias_EF[e])
+        for e, weight in zip(ids_K.tolist(), weights_K, strict=True):
+            row = row + weight * F.linear(x_D, weight_EFD[e], None if bias_EF is None else bias_EF[e])
         rows.append(row)
     return torch.stack(rows) if rows else x_TD.new_zeros(0, weight_EFD.shape[1])
 
 
 def moe_mlp(
     x_TD: Tensor,
-    expert_ids_TK: Tensor,
+    ids_TK: Tensor,
     weights_TK: Tensor,
     up_EFD: Tensor,
     up_bias_EF: Tensor | None,
@@ -42,16 +40,16 @@ def moe_mlp(
     """out_t = Σ_k weight_tk · (W₂ a(W₁ x_t + b₁) + b₂); gated: a(g) · u with (g, u) the halves of W₁ x + b₁."""
     act = ACTIVATIONS[activation]
     rows = []
-    for x_D, ids_K, gates_K in zip(x_TD, expert_ids_TK, weights_TK, strict=True):
+    for x_D, ids_K, weights_K in zip(x_TD, ids_TK, weights_TK, strict=True):
         row = x_D.new_zeros(down_EDF.shape[1])
-        for e, gate in zip(ids_K.tolist(), gates_K, strict=True):
+        for e, weight in zip(ids_K.tolist(), weights_K, strict=True):
             z_F = F.linear(x_D, up_EFD[e], None if up_bias_EF is None else up_bias_EF[e])
             if gated:
                 g_F, u_F = z_F.chunk(2)
                 h_F = act(g_F) * u_F
             else:
                 h_F = act(z_F)
-            row = row + gate * F.linear(h_F, down_EDF[e], None if down_bias_ED is None else down_bias_ED[e])
+            row = row + weight * F.linear(h_F, down_EDF[e], None if down_bias_ED is None else down_bias_ED[e])
         rows.append(row)
     return torch.stack(rows) if rows else x_TD.new_zeros(0, down_EDF.shape[1])
 
@@ -60,7 +58,7 @@ def fusion_weights(features_BSCV: Tensor, query_PC: Tensor, scale_bias_PS: Tenso
     """weight (B, P, S, V): softmax over the scales of ⟨query_p, f_s(v)⟩ + bias_ps, over the best `top_k` if > 0."""
     score_BPSV = torch.einsum("pc,bscv->bpsv", query_PC, features_BSCV) + scale_bias_PS[None, :, :, None]
     if 0 < top_k < score_BPSV.shape[2]:
-        best = score_BPSV.sort(dim=2, descending=True, stable=True).indices[:, :, :top_k]  # of equal ones the earlier
+        best = score_BPSV.sort(dim=2, descending=True, stable=True).indices[:, :, :top_k]  # the earlier of equal scores
         keep = torch.zeros_like(score_BPSV, dtype=torch.bool).scatter_(2, best, True)
         score_BPSV = score_BPSV.masked_fill(~keep, -torch.inf)
     return score_BPSV.softmax(dim=2)
@@ -95,7 +93,7 @@ def grouped_linear(
     gather_index: Tensor | None = None,
     activation: str = "none",
 ) -> Tensor:
-    """a(W_e x_i + b_e) for row i of group e. Row by row."""
+    """a(W_e x_i + b_e) for row i of group e; row by row."""
     x_MD = x_MD if gather_index is None else x_MD[gather_index]
     expert_of = torch.repeat_interleave(torch.arange(weight_EFD.shape[0]), offsets.diff())
     rows = [

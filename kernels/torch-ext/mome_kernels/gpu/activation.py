@@ -2,9 +2,9 @@
 
 In a fused layer of small width the activation costs more instructions than everything else together. Both GELUs are
 x Φ(x) with Φ(x) + Φ(-x) = 1, so that x Φ(x) = max(x, 0) - |x| Φ(-|x|), and the logarithm of Φ(-a) is nearly a parabola:
-one polynomial and one exponential, ten instructions (our choice; `tl.erf` makes it 36). The polynomials minimise the
-largest error of a Φ(-a); beyond the last a they were fitted to, a Φ(-a) is below 1e-8.
-In float32 both are within 5e-7 of the exact value, their slopes within 1e-6.
+one polynomial and one exponential, ten instructions (our choice; with `tl.erf` there are 36). The polynomials minimise
+the largest error of a Φ(-a); beyond the largest a of the fit, a Φ(-a) is below 1e-8. In float32 both functions are
+within 5e-7 of the exact value, and their slopes within 1e-6.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import triton.language as tl
 
 @triton.jit
 def _below(a, ACT: tl.constexpr):
-    """Φ(-a) for a ≥ 0: of the normal distribution, or the logistic function that approximates it."""
+    """Φ(-a) for a ≥ 0, of the normal distribution, or for `gelu_tanh` of the function that approximates it."""
     if ACT == "gelu":
         p = -0.0006991720292717218 + a * 2.503482755855657e-05
         p = -0.05307037010788918 + a * (0.00785383302718401 + a * p)
@@ -30,13 +30,13 @@ def _below(a, ACT: tl.constexpr):
 
 @triton.jit
 def _bounded(z, ACT: tl.constexpr):
-    """|z|, at most the end of what `_below` was fitted to; NaN stays NaN."""
+    """|z|, limited to the range that `_below` was fitted to; NaN stays NaN."""
     return tl.minimum(tl.abs(z), 6.0 if ACT == "gelu" else 5.5, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
 def _logistic(z):
-    """1 / (1 + exp(-z)); exp2 on its own is one instruction, exp and `tl.sigmoid` guard denormals."""
+    """1 / (1 + exp(-z)), by exp2, which is one instruction; exp and `tl.sigmoid` add code for denormal numbers."""
     return 1.0 / (1.0 + tl.exp2(z * -1.4426950408889634))
 
 
@@ -64,7 +64,7 @@ def activate_slope(z, ACT: tl.constexpr):
             density = 0.3989422804014327 * tl.exp2(-0.7213475204444817 * z * z)
         else:
             density = below * (1.0 - below) * (1.5957691216057308 + 0.21406542767208 * a * a)
-        # a'(z) + a'(-z) = 1 as well
+        # a'(z) + a'(-z) = 1
         slope = below - a * density
         return tl.where(z > 0, 1.0 - slope, slope)
     elif ACT == "silu":

@@ -1,30 +1,30 @@
-"""Tile sizes of every kernel, from tables that travel with the package.
+"""Tile sizes of every kernel, read from the tables of the package, `configs/<architecture>.json`.
 
-A table per architecture lies in `configs/<arch>.json`. A row holds for shapes up to its bounds, in order. Choices
-depend on shapes and the device only, never on the number of tokens or on timing, so that reruns are bit-equal.
+The first row whose bounds hold for the shape applies. The choice depends on shapes and the device only, never on the
+number of tokens or on timing, so that reruns are bit-equal.
 """
 
 from __future__ import annotations
 
 import functools
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .interpreter import interpreting
 from .launch import Machine
 
 _FOLDER = Path(__file__).parent.parent / "configs"
-# A device without a table of its own takes that of the nearest one whose limits it meets.
+# A device without a table uses that of the nearest one whose limits it meets.
 _NEAREST = {"sm_86": "sm_120", "sm_89": "sm_120", "sm_87": "sm_80", "sm_103": "sm_100", "sm_121": "sm_120"}
 
 
 @functools.lru_cache
 def table(arch: str) -> dict[str, list[dict[str, Any]]]:
-    """The rows of an architecture, per kernel; where it has none, those of the smallest device."""
+    """The rows of an architecture, by kernel; an architecture without a table gets that of the smallest device."""
     for name in (arch, _NEAREST.get(arch, ""), "sm_120"):
         path = _FOLDER / f"{name}.json"
         if name and path.is_file():
@@ -42,21 +42,21 @@ def _first(machine: Machine, kernel: str, **bounds: int) -> dict[str, Any]:
 def linear(machine: Machine, n: int, k: int, element_size: int, gated: bool, epilogue: bool) -> dict[str, Any]:
     """Tiles of the grouped linear kernel: n output columns (of one half where gated), k inner.
 
-    `epilogue`: an activation or a kept z follows the product. Row lengths that are not a multiple of 16 numbers are
-    loaded value by value, which takes registers: `odd`.
+    `epilogue` says that an activation or a kept z follows the product. Row lengths that are not a multiple of 16
+    numbers (`odd` in the tables) are loaded value by value, which needs more registers.
     """
     odd = int(n % 16 != 0 or k % 16 != 0)
     return _first(machine, "linear", n=n, k=k, bytes=element_size, gated=int(gated), epilogue=int(epilogue), odd=odd)
 
 
 def dw(machine: Machine, n: int, k: int, element_size: int) -> dict[str, Any]:
-    """Tiles of the weight gradient (n, k)."""
+    """Tiles of the gradient of a matrix (n, k)."""
     odd = int(n % 16 != 0 or k % 16 != 0)
     return _first(machine, "dw", n=n, k=k, bytes=element_size, odd=odd)
 
 
 def fused(machine: Machine, kernel: str, d: int, f: int, element_size: int, gated: bool) -> dict[str, Any] | None:
-    """Tiles of a fused kernel (`mlp`, `mlp_dx`, `mlp_dw`) for width d and hidden width f; None: too wide to fuse."""
+    """Tiles of a fused kernel (`mlp`, `mlp_dx`, `mlp_dw`) for width d and hidden width f; None if it is too wide."""
     for row in table(machine.arch)[kernel]:
         bounds = {"d": d, "f": f, "bytes": element_size, "gated": int(gated)}
         if all(bounds[key] <= limit for key, limit in row["up_to"].items()):
@@ -65,11 +65,11 @@ def fused(machine: Machine, kernel: str, d: int, f: int, element_size: int, gate
 
 
 def precision(x: Tensor, machine: Machine) -> str:
-    """How float32 products are formed: tf32 where PyTorch's matmuls may use it, else three tf32 products."""
-    if x.dtype != torch.float32 or os.environ.get("TRITON_INTERPRET") == "1":
+    """How float32 products are computed: as tf32 where PyTorch allows it for matmuls, else as three tf32 products."""
+    if x.dtype != torch.float32 or interpreting():
         return "ieee"
     matmul = torch.backends.cuda.matmul
-    # once the newer setting has been used the older one cannot be read
+    # torch refuses to read the older setting once the newer one has been set
     if matmul.fp32_precision == "tf32" if hasattr(matmul, "fp32_precision") else matmul.allow_tf32:
         return "tf32"
     return "ieee" if machine.arch.startswith("gfx") else "tf32x3"

@@ -1,7 +1,7 @@
-"""Tensor descriptors: tensors that the copy engine of newer NVIDIA devices (TMA) reads by blocks.
+"""Tensor descriptors, through which the copy engine of newer NVIDIA devices (TMA) reads blocks of a tensor.
 
-Whether a tensor can be described follows from its shape, its address and the device; where it cannot, kernels read it
-through pointers. Nothing is said about it: both give the same numbers.
+Whether a tensor can be described depends on its shape, its address and the device. Kernels read other tensors through
+pointers, with the same results.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ def describable(tensor: Tensor, machine: Machine) -> bool:
 
 
 def describe(tensor: Tensor, block: tuple[int, ...], machine: Machine) -> Tensor | TensorDescriptor:
-    """The tensor as blocks of this shape, or the tensor itself where it cannot be described.
+    """A descriptor with blocks of this shape, or the tensor itself where it cannot be described.
 
-    Triton cuts a block into boxes that the hardware takes: at most 256 long, and 128 bytes along the rows.
+    Triton divides a block into the boxes that the hardware supports: at most 256 long, and 128 bytes along the rows.
     """
     if not describable(tensor, machine):
         return tensor
     shape = list(tensor.shape)
-    strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]  # PyTorch's say nothing where a length is one
+    strides = [
+        math.prod(shape[i + 1 :]) for i in range(len(shape))
+    ]  # PyTorch's own are arbitrary where a length is one
     return TensorDescriptor(tensor, shape, strides, list(block))

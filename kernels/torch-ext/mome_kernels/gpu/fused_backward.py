@@ -1,7 +1,8 @@
-"""Backward of the fused feed-forward experts: hidden activations are made again, never read from memory.
+"""Backward pass of the fused feed-forward experts: hidden activations are computed again, never read from memory.
 
-Two kernels: gradients of tokens and gates, row tile by row tile; gradients of the weights, summed over shares of an
-expert's rows into float32 partials that are then added in a fixed order.
+There are two kernels. One computes the gradients of tokens and routing weights, row tile by row tile. The other
+computes the gradients of the experts' weights: each program sums a part of an expert's rows in float32, and the
+partial sums are then added in a fixed order.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import configs
+from ..weights import ExpertWeights
 from .activation import activate, activate_slope
-from .fused import load_down, load_rows, load_up, product, shapes
+from .fused import config_of, constants, load_down, load_rows, load_up, product
 from .launch import Launch, Machine, ceil_div
 from .routing import Tiles
 
@@ -22,7 +23,7 @@ def _hidden(
     x0, x1, g0, g1, up, up_bias, down, e, f, D: tl.constexpr, F: tl.constexpr, D0: tl.constexpr, P1: tl.constexpr,
     D1: tl.constexpr, ACT: tl.constexpr, GATED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """For hidden units f: h, the ungated dh = g W₂, and the ungated gradients of both halves of z."""
+    """For hidden units f: h, dh = g W₂, and the gradients of both halves of z, without the routing weight."""
     WIDTH: tl.constexpr = 2 * F if GATED else F
     unit = e * WIDTH
     w0 = load_up(up, unit, f, D, F, 0, D0)
@@ -50,11 +51,11 @@ def _hidden(
 
 @triton.jit
 def _mlp_dx(
-    grad, x, up, up_bias, down, down_bias, gates, slots, dx, d_gates, tile_expert, tile_row, offsets, ROWS,
-    SHARE: tl.constexpr, D: tl.constexpr, F: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, BM: tl.constexpr,
+    grad, x, up, up_bias, down, down_bias, weights_TK, slots, dx, d_weights_TK, tile_expert, tile_row, offsets, ROWS,
+    PER_TOKEN: tl.constexpr, D: tl.constexpr, F: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, BM: tl.constexpr,
     BF: tl.constexpr, ACT: tl.constexpr, GATED: tl.constexpr, SCATTER: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dx (in expert order, or with SCATTER at its token) and d_gates at its slot."""
+    """Stores dx in expert order, or at its token with SCATTER, and d_weights_TK at its slot."""
     tile = tl.program_id(0)
     e = tl.load(tile_expert + tile).to(tl.int64)
     if e < 0:
@@ -69,20 +70,20 @@ def _mlp_dx(
         row = start + tl.arange(0, BM)
         live = row < last
         slot = tl.load(slots + row, mask=live, other=0).to(tl.int64)
-        token = slot // SHARE
+        token = slot // PER_TOKEN
         x0 = load_rows(x, token, live, D, 0, D0)
         x1 = load_rows(x, token, live, D, D0, P1)
         g0 = load_rows(grad, token, live, D, 0, D0)
         g1 = load_rows(grad, token, live, D, D0, P1)
         acc0 = tl.zeros([BM, D0], tl.float32)
         acc1 = tl.zeros([BM, P1], tl.float32)
-        d_gate = tl.zeros([BM], tl.float32)
+        d_weight = tl.zeros([BM], tl.float32)
         for base in range(0, F, BF):
             f = base + tl.arange(0, BF)
             h, dh, d_first, d_second = _hidden(
                 x0, x1, g0, g1, up, up_bias, down, e, f, D, F, D0, P1, D1, ACT, GATED, PRECISION
             )
-            d_gate += tl.sum(dh * h, axis=1)
+            d_weight += tl.sum(dh * h, axis=1)
             d_first = d_first.to(x0.dtype)
             w0 = load_up(up, e * WIDTH, f, D, F, 0, D0)
             acc0 = tl.dot(d_first, tl.trans(w0), acc0, input_precision=PRECISION)
@@ -98,16 +99,16 @@ def _mlp_dx(
                     acc1 += tl.dot(d_second, tl.trans(v1), input_precision=PRECISION)
         if down_bias is not None:
             b0 = tl.load(down_bias + e * D + d0, mask=d0 < D, other=0.0).to(tl.float32)
-            d_gate += tl.sum(g0.to(tl.float32) * b0[None, :], axis=1)
+            d_weight += tl.sum(g0.to(tl.float32) * b0[None, :], axis=1)
             if D1 > 0:
                 b1 = tl.load(down_bias + e * D + d1, mask=d1 < D, other=0.0).to(tl.float32)
-                d_gate += tl.sum(g1.to(tl.float32) * b1[None, :], axis=1)
-        tl.store(d_gates + slot, d_gate, mask=live)
-        gate = tl.load(gates + slot, mask=live, other=0.0).to(tl.float32)[:, None]
+                d_weight += tl.sum(g1.to(tl.float32) * b1[None, :], axis=1)
+        tl.store(d_weights_TK + slot, d_weight, mask=live)
+        weight = tl.load(weights_TK + slot, mask=live, other=0.0).to(tl.float32)[:, None]
         target = token if SCATTER else row.to(tl.int64)
-        tl.store(dx + target[:, None] * D + d0[None, :], acc0 * gate, mask=live[:, None] & (d0 < D)[None, :])
+        tl.store(dx + target[:, None] * D + d0[None, :], acc0 * weight, mask=live[:, None] & (d0 < D)[None, :])
         if D1 > 0:
-            tl.store(dx + target[:, None] * D + d1[None, :], acc1 * gate, mask=live[:, None] & (d1 < D)[None, :])
+            tl.store(dx + target[:, None] * D + d1[None, :], acc1 * weight, mask=live[:, None] & (d1 < D)[None, :])
 
 
 @triton.jit
@@ -124,11 +125,11 @@ def _store_down(ptr, value, f, D: tl.constexpr, F: tl.constexpr, FROM: tl.conste
 
 @triton.jit
 def _mlp_dw(
-    grad, x, up, up_bias, down, gates, slots, parts, tile_expert, tile_row, offsets, ROWS, BLOCKS_F, STRIDE,
-    SHARE: tl.constexpr, D: tl.constexpr, F: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, BM: tl.constexpr,
+    grad, x, up, up_bias, down, weights_TK, slots, parts, tile_expert, tile_row, offsets, ROWS, BLOCKS_F, STRIDE,
+    PER_TOKEN: tl.constexpr, D: tl.constexpr, F: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, BM: tl.constexpr,
     BF: tl.constexpr, ACT: tl.constexpr, GATED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """A share's part of dW₁ (F or 2F, D), dW₂ (D, F) and db₁, one after the other, for one block of F."""
+    """Partial sums over one tile of dW₁ (F or 2F, D), dW₂ (D, F) and db₁, one after the other, for one block of F."""
     pid = tl.program_id(0)
     tile = (pid // BLOCKS_F).to(tl.int64)
     block = pid % BLOCKS_F
@@ -153,13 +154,13 @@ def _mlp_dw(
         row = start + tl.arange(0, BM)
         live = row < last
         slot = tl.load(slots + row, mask=live, other=0).to(tl.int64)
-        token = slot // SHARE
+        token = slot // PER_TOKEN
         x0 = load_rows(x, token, live, D, 0, D0)
         x1 = load_rows(x, token, live, D, D0, P1)
-        gate = tl.load(gates + slot, mask=live, other=0.0).to(tl.float32)[:, None]
-        # the gate scales the gradient once, here, and with it everything below
-        g0 = (load_rows(grad, token, live, D, 0, D0).to(tl.float32) * gate).to(x0.dtype)
-        g1 = (load_rows(grad, token, live, D, D0, P1).to(tl.float32) * gate).to(x0.dtype)
+        weight = tl.load(weights_TK + slot, mask=live, other=0.0).to(tl.float32)[:, None]
+        # scaling the output's gradient here scales everything computed from it below
+        g0 = (load_rows(grad, token, live, D, 0, D0).to(tl.float32) * weight).to(x0.dtype)
+        g1 = (load_rows(grad, token, live, D, D0, P1).to(tl.float32) * weight).to(x0.dtype)
         h, dh, d_first, d_second = _hidden(
             x0, x1, g0, g1, up, up_bias, down, e, f, D, F, D0, P1, D1, ACT, GATED, PRECISION
         )
@@ -199,34 +200,34 @@ def _mlp_dw(
 
 
 def plan_dx(
-    grad: Tensor, x: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor, down_bias: Tensor | None,
-    gates: Tensor, slots: Tensor, offsets: Tensor, tiles: Tiles, dx: Tensor, d_gates: Tensor, machine: Machine, *,
-    share: int, activation: str, gated: bool, scatter: bool,
+    grad: Tensor, x: Tensor, experts: ExpertWeights, weights_TK: Tensor, slots: Tensor, offsets: Tensor, tiles: Tiles,
+    dx: Tensor, d_weights_TK: Tensor, machine: Machine, *, scatter: bool,
 ) -> Launch:  # fmt: skip
-    """A launch of the token-gradient kernel."""
-    config = configs.fused(machine, "mlp_dx", down.shape[1], down.shape[2], x.element_size(), gated)
+    """A launch of the kernel for the gradients of tokens and routing weights."""
+    config = config_of("mlp_dx", x, experts, machine)
     arguments = {
-        "grad": grad, "x": x, "up": up, "up_bias": up_bias, "down": down, "down_bias": down_bias, "gates": gates,
-        "slots": slots, "dx": dx, "d_gates": d_gates, "tile_expert": tiles.expert, "tile_row": tiles.row,
-        "offsets": offsets, "ROWS": tiles.rows, "SHARE": share, **shapes(down, config), "BM": config["BM"],
-        "BF": config["BF"], "ACT": activation, "GATED": gated, "SCATTER": scatter,
-        "PRECISION": configs.precision(x, machine),
+        "grad": grad, "x": x, "up": experts.up, "up_bias": experts.up_bias, "down": experts.down,
+        "down_bias": experts.down_bias, "weights_TK": weights_TK, "slots": slots, "dx": dx,
+        "d_weights_TK": d_weights_TK, "tile_expert": tiles.expert, "tile_row": tiles.row, "offsets": offsets,
+        "ROWS": tiles.rows, "SCATTER": scatter, **constants(x, weights_TK, experts, config, machine),
     }  # fmt: skip
     return Launch(_mlp_dx, (tiles.bound,), arguments, config["num_warps"], config["num_stages"])
 
 
 def plan_dw(
-    grad: Tensor, x: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor, gates: Tensor, slots: Tensor,
-    offsets: Tensor, tiles: Tiles, parts: Tensor, machine: Machine, *, share: int, activation: str, gated: bool,
+    grad: Tensor, x: Tensor, experts: ExpertWeights, weights_TK: Tensor, slots: Tensor, offsets: Tensor, tiles: Tiles,
+    parts: Tensor, machine: Machine,
 ) -> Launch:  # fmt: skip
-    """A launch of the weight-gradient kernel into `parts` (bound, …) float32: dW₁, dW₂ and db₁ of one expert first."""
-    config = configs.fused(machine, "mlp_dw", down.shape[1], down.shape[2], x.element_size(), gated)
-    blocks = ceil_div(down.shape[2], config["BF"])
+    """A launch of the kernel for the weights' gradients.
+
+    It stores into `parts` (bound, at least the length of dW₁, dW₂ and db₁ of one expert) float32.
+    """
+    config = config_of("mlp_dw", x, experts, machine)
+    blocks = ceil_div(experts.hidden_width, config["BF"])
     arguments = {
-        "grad": grad, "x": x, "up": up, "up_bias": up_bias, "down": down, "gates": gates, "slots": slots,
-        "parts": parts, "tile_expert": tiles.expert, "tile_row": tiles.row, "offsets": offsets, "ROWS": tiles.rows,
-        "BLOCKS_F": blocks, "STRIDE": parts.shape[1], "SHARE": share, **shapes(down, config), "BM": config["BM"],
-        "BF": config["BF"], "ACT": activation, "GATED": gated,
-        "PRECISION": configs.precision(x, machine),
+        "grad": grad, "x": x, "up": experts.up, "up_bias": experts.up_bias, "down": experts.down,
+        "weights_TK": weights_TK, "slots": slots, "parts": parts, "tile_expert": tiles.expert, "tile_row": tiles.row,
+        "offsets": offsets, "ROWS": tiles.rows, "BLOCKS_F": blocks, "STRIDE": parts.shape[1],
+        **constants(x, weights_TK, experts, config, machine),
     }  # fmt: skip
     return Launch(_mlp_dw, (tiles.bound * blocks,), arguments, config["num_warps"], config["num_stages"])

@@ -1,182 +1,72 @@
-"""Grouped linear layers: rows sorted by expert, each expert's rows times its own matrix.
-
-Forward and dX are one kernel with the weight's strides swapped, so that no transposed copy is ever made. Rows may be
-gathered on the way in and scattered on the way out; bias, activation and gate are applied before the store. Row
-offsets are 64-bit: 10⁶ tokens times a few thousand columns pass 2³¹ elements. Where the configuration says `tma`, the
-weight and rows that are not gathered come through tensor descriptors, as far as these can describe them.
-"""
+"""`grouped_linear`, `combine` and `route` on a GPU: the functions of `torch_impl.grouped` and `torch_impl.routing`."""
 
 from __future__ import annotations
 
-import triton
-import triton.language as tl
+import torch
 from torch import Tensor
 
-from . import configs
-from .activation import activate
-from .descriptors import describe
-from .launch import Launch, Machine, ceil_div
-from .routing import Tiles
+from .. import checks
+from . import grouped_gradient, routing, rows
+from .grouped_linear import run_linear
+from .interpreter import through_float32
+from .launch import contiguous, empty, machine_of
 
 
-@triton.jit
-def _weight_block(w, e, column, start, BN: tl.constexpr, BK: tl.constexpr, TRANSPOSE: tl.constexpr):
-    """W_eᵀ (BK, BN) through TMA, zeros past the expert's own ends."""
-    at = e.to(tl.int32)
-    if TRANSPOSE:
-        block = w.load([at, start, column]).reshape([BK, BN])
-    else:
-        block = tl.trans(w.load([at, column, start]).reshape([BN, BK]))
-    return block
+@through_float32
+def grouped_forward(
+    x: Tensor, weight: Tensor, offsets: Tensor, bias: Tensor | None, index: Tensor | None, activation: str
+) -> Tensor:
+    """See `mome_kernels.grouped_linear`."""
+    count = x.shape[0] if index is None else index.shape[0]
+    checks.offsets_in_order(offsets, count)  # before they are narrowed to 32 bits
+    x, weight, bias, offsets, index = contiguous(x, weight, bias, offsets.int(), index)
+    if index is not None:
+        checks.index_in_range("gather_index", index, x.shape[0])
+    if count == 0:
+        return empty(x, 0, weight.shape[1])
+    return run_linear(
+        x, weight, bias, offsets, count, machine_of(x), slots=index, gather=index is not None, activation=activation
+    )
 
 
-@triton.jit(do_not_specialize=["STEP"])
-def _grouped_linear(
-    a, w, bias, gates, slots, out, z_out, tile_expert, tile_row, tile_start, offsets,
-    E, N, K, STRIDE_A, STRIDE_WE, STRIDE_WN, STRIDE_WK, TILES_N, STEP,
-    SHARE: tl.constexpr, ACT: tl.constexpr, GATED: tl.constexpr, GATHER: tl.constexpr, SCATTER: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, EVEN_K: tl.constexpr, GROUP_M: tl.constexpr,
-    PRECISION: tl.constexpr, A_TMA: tl.constexpr, W_TMA: tl.constexpr, TRANSPOSE: tl.constexpr,
-):  # fmt: skip
-    """out[i] = gate · a(W_e A[row i] + b_e). A persistent program walks the tiles STEP apart.
-
-    `GROUP_M` row tiles share the columns of one expert before the next columns are begun: what they read stays in L2.
-    With A_TMA or W_TMA, `a` or `w` is a descriptor. It masks nothing but the tensor's ends: a block may hold rows of
-    the next expert, or columns of a gated layer's other half, which are not stored.
-    """
-    total = tl.load(tile_start + E) * TILES_N
-    for t in range(tl.program_id(0), total, STEP):
-        group = t // (GROUP_M * TILES_N)
-        height = tl.minimum(total // TILES_N - group * GROUP_M, GROUP_M)
-        within = t - group * GROUP_M * TILES_N
-        tile = group * GROUP_M + within % height
-        column = (within // height) * BN
-        e = tl.load(tile_expert + tile).to(tl.int64)
-        first = tl.load(tile_row + tile)
-        row = first + tl.arange(0, BM)
-        live = row < tl.load(offsets + e + 1)
-        row64 = row.to(tl.int64)
-        if GATHER or SCATTER or (gates is not None):
-            slot = tl.load(slots + row, mask=live, other=0).to(tl.int64)
-        source = slot // SHARE if GATHER else row64
-        n = column + tl.arange(0, BN)
-        k = tl.arange(0, BK)
-        if not A_TMA:
-            a_at = a + source[:, None] * STRIDE_A + k[None, :]
-        if not W_TMA:
-            w_at = w + e * STRIDE_WE + n.to(tl.int64)[None, :] * STRIDE_WN + k[:, None] * STRIDE_WK
-        acc = tl.zeros([BM, BN], tl.float32)
-        if GATED:
-            second = tl.zeros([BM, BN], tl.float32)
-            if not W_TMA:
-                u_at = w_at + (e * 0 + N) * STRIDE_WN
-        for start in range(0, K, BK):
-            if not EVEN_K:
-                inside = start + k < K
-            if A_TMA:
-                rows = a.load([first, start])
-            elif EVEN_K:
-                rows = tl.load(a_at, mask=live[:, None], other=0.0)
-            else:
-                rows = tl.load(a_at, mask=live[:, None] & inside[None, :], other=0.0)
-            if W_TMA:
-                cols = _weight_block(w, e, column, start, BN, BK, TRANSPOSE)
-            elif EVEN_K:
-                cols = tl.load(w_at, mask=(n < N)[None, :], other=0.0)
-            else:
-                cols = tl.load(w_at, mask=(n < N)[None, :] & inside[:, None], other=0.0)
-            acc = tl.dot(rows, cols, acc, input_precision=PRECISION)
-            if GATED:
-                if W_TMA:
-                    more = _weight_block(w, e, column + N, start, BN, BK, TRANSPOSE)
-                elif EVEN_K:
-                    more = tl.load(u_at, mask=(n < N)[None, :], other=0.0)
-                else:
-                    more = tl.load(u_at, mask=(n < N)[None, :] & inside[:, None], other=0.0)
-                second = tl.dot(rows, more, second, input_precision=PRECISION)
-                if not W_TMA:
-                    u_at += BK * STRIDE_WK
-            if not A_TMA:
-                a_at += BK
-            if not W_TMA:
-                w_at += BK * STRIDE_WK
-        keep = live[:, None] & (n < N)[None, :]
-        if bias is not None:
-            width = 2 * N if GATED else N
-            acc += tl.load(bias + e * width + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
-            if GATED:
-                second += tl.load(bias + e * width + N + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
-        if z_out is not None:
-            z_at = z_out + row64[:, None] * (2 * N if GATED else N) + n[None, :]
-            tl.store(z_at, acc, mask=keep)
-            if GATED:
-                tl.store(z_at + N, second, mask=keep)
-        y = activate(acc, ACT)
-        if GATED:
-            y = y * second
-        if gates is not None:
-            y = y * tl.load(gates + slot, mask=live, other=0.0).to(tl.float32)[:, None]
-        target = slot if SCATTER else row64
-        tl.store(out + target[:, None] * N + n[None, :], y, mask=keep)
+@through_float32
+def grouped_dx(grad: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
+    """Gradient of the rows."""
+    grad, weight, offsets = contiguous(grad, weight, offsets.int())
+    if grad.shape[0] == 0:
+        return empty(grad, 0, weight.shape[2])
+    return run_linear(grad, weight, None, offsets, grad.shape[0], machine_of(grad), transpose=True)
 
 
-def plan_linear(
-    a: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    tiles: Tiles,
-    offsets: Tensor,
-    out: Tensor,
-    machine: Machine,
-    *,
-    slots: Tensor | None = None,
-    share: int = 1,
-    gates: Tensor | None = None,
-    transpose: bool = False,
-    activation: str = "none",
-    gated: bool = False,
-    gather: bool = False,
-    scatter: bool = False,
-    z_out: Tensor | None = None,
-) -> Launch:
-    """A launch of the grouped linear kernel.
-
-    Args:
-        a: (rows, K), or with `gather` (tokens, K), read at slots // share.
-        weight: (E, N, K), with `gated` (E, 2N, K); with `transpose` (E, K, N), for dX.
-        tiles: Tiles of exactly the configuration's BM rows: see `rows_per_tile`.
-        out: (rows, N), or with `scatter` written at the slots.
-        z_out: Where given, what precedes the activation is stored there, (rows, N) or (rows, 2N).
-    """
-    columns = weight.shape[2] if transpose else weight.shape[1]
-    inner = weight.shape[1] if transpose else weight.shape[2]
-    n = columns // 2 if gated else columns
-    epilogue = activation != "none" or gated or z_out is not None
-    config = configs.linear(machine, n, inner, a.element_size(), gated, epilogue)
-    stride_n, stride_k = (1, weight.shape[2]) if transpose else (weight.shape[2], 1)
-    tiles_n = ceil_div(n, config["BN"])
-    a_in, w_in = a, weight
-    if config.get("tma"):
-        box = (config["BK"], config["BN"]) if transpose else (config["BN"], config["BK"])
-        w_in = describe(weight, (1, *box), machine)
-        a_in = a if gather else describe(a, (config["BM"], config["BK"]), machine)
-    step = min(tiles.bound * tiles_n, machine.processors * config["per_processor"])
-    arguments = {
-        "a": a_in, "w": w_in, "bias": bias, "gates": gates, "slots": slots, "out": out, "z_out": z_out,
-        "tile_expert": tiles.expert, "tile_row": tiles.row, "tile_start": tiles.start, "offsets": offsets,
-        "E": weight.shape[0], "N": n, "K": inner, "STRIDE_A": a.shape[1],
-        "STRIDE_WE": weight.shape[1] * weight.shape[2], "STRIDE_WN": stride_n, "STRIDE_WK": stride_k,
-        "TILES_N": tiles_n, "STEP": step, "SHARE": share, "ACT": activation, "GATED": gated, "GATHER": gather,
-        "SCATTER": scatter, "BM": config["BM"], "BN": config["BN"], "BK": config["BK"],
-        "EVEN_K": inner % config["BK"] == 0, "GROUP_M": config["GROUP_M"], "PRECISION": configs.precision(a, machine),
-        "A_TMA": a_in is not a, "W_TMA": w_in is not weight, "TRANSPOSE": transpose,
-    }  # fmt: skip
-    return Launch(_grouped_linear, (step,), arguments, config["num_warps"], config["num_stages"])
+@through_float32
+def grouped_dw(grad: Tensor, x: Tensor, offsets: Tensor, index: Tensor | None, bias: bool) -> tuple[Tensor, Tensor]:
+    """Gradients of weight (E, F, D) and bias (E, F); without a bias the second is empty."""
+    grad, x, offsets, index = contiguous(grad, x, offsets.int(), index)
+    dw, db = grouped_gradient.weight_gradient(
+        grad, x, offsets, grad.shape[0], grad, grad if bias else None, machine_of(grad), slots=index,
+        gather_x=index is not None,
+    )  # fmt: skip
+    return dw, empty(grad, 0) if db is None else db
 
 
-def rows_per_tile(
-    machine: Machine, weight: Tensor, element_size: int, transpose: bool, gated: bool, epilogue: bool
-) -> int:
-    """BM of the configuration that `plan_linear` will take."""
-    columns, inner = (weight.shape[2], weight.shape[1]) if transpose else weight.shape[1:]
-    return configs.linear(machine, columns // 2 if gated else columns, inner, element_size, gated, epilogue)["BM"]
+@through_float32
+def combine(y: Tensor, weights_TK: Tensor, inverse: Tensor) -> Tensor:
+    """See `mome_kernels.combine`."""
+    y, weights_TK, inverse = contiguous(y, weights_TK, inverse)
+    checks.permutation("inverse_N", inverse)
+    return rows.combine(y, weights_TK, inverse, *weights_TK.shape)
+
+
+@through_float32
+def combine_backward(grad: Tensor, y: Tensor, weights_TK: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of y and of the routing weights."""
+    grad, y, weights_TK, inverse = contiguous(grad, y, weights_TK, inverse)
+    dy, d_weights_TK = torch.empty_like(y), torch.empty_like(weights_TK)
+    rows.plan_combine_backward(grad, y, weights_TK, inverse, dy, d_weights_TK).run()
+    return dy, d_weights_TK
+
+
+def route(ids_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Counts, offsets, permutation and inverse; see `mome_kernels.route`."""
+    order = routing.route(ids_TK, num_experts, torch.int64)
+    return order.counts, order.offsets, order.permutation, order.inverse

@@ -1,6 +1,7 @@
-"""The fusion head of 16 or 32 channels, a tile of voxels per program: too wide for `head_voxels`.
+"""Kernels of the fusion head for 16 and 32 channels, too wide for `head_voxels`: a program computes a tile of voxels.
 
-The layers' products run on tensor cores. Sums over channels and scales cross threads, which costs most of the time.
+The products of the layers run on tensor cores. Sums over channels and scales cross threads, which takes most of the
+time.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import triton.language as tl
 
 @triton.jit
 def _fuse(f, query, bias, live, S: tl.constexpr, TOP_K: tl.constexpr):
-    """Scores → softmax over scales. f (S, V, C), query (C,), bias (S,), live (S,) → weights (S, V)."""
+    """Softmax of the scores over the scales: f (S, V, C), query (C,), bias (S,), live (S,) to weights (S, V)."""
     score = tl.sum(f * query[None, None, :], axis=2) + bias[:, None]
     score = tl.where(live[:, None], score, float("-inf"))
     if TOP_K > 0:
@@ -26,9 +27,9 @@ def _fuse(f, query, bias, live, S: tl.constexpr, TOP_K: tl.constexpr):
 
 @triton.jit
 def _times(a, b, PRECISION: tl.constexpr):
-    """a (M, K) · b (K, N) on tensor cores; without a PRECISION on vector units."""
+    """a (M, K) · b (K, N), on tensor cores; on vector units where PRECISION is None."""
     if PRECISION is None:
-        # summed over the last axis: over the middle one the compiler would make a tf32 product of it
+        # summed over the last axis, since the compiler would turn a sum over the middle one into a tf32 product
         return tl.sum(a[:, None, :] * tl.trans(b)[None, :, :], axis=2)
     else:
         return tl.dot(a, b, input_precision=PRECISION)
@@ -36,7 +37,7 @@ def _times(a, b, PRECISION: tl.constexpr):
 
 @triton.jit
 def _layer(x, w, b, slope, PRECISION: tl.constexpr):
-    """x (V, C), w (C out, C in), b (C out,) → leaky ReLU of w x + b (V, C)."""
+    """Leaky ReLU of w x + b, (V, C), for x (V, C), w (C out, C in) and b (C out,)."""
     y = _times(x, tl.trans(w), PRECISION) + b[None, :]
     return tl.where(y > 0, y, y * slope)
 
@@ -74,7 +75,7 @@ def forward(
 
 @triton.jit
 def _add(at, value, first, mask):
-    """at += value; what is there before the first tile is not read."""
+    """Adds value to the memory at `at`, which the first tile overwrites instead."""
     before = tl.load(at, mask=mask & (first == 0), other=0.0)
     tl.store(at, before + value, mask=mask)
 
@@ -85,9 +86,9 @@ def backward(
     V, P, SCALES, TILES, PROGRAMS, WIDTH, slope,
     S: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr, TOP_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Partials of a (batch, prompt, program): d query C, d bias S, d W1 C², d b1 C, d W2 C², d b2 C, d w3 C, d b3.
+    """Partial sums of a (batch, prompt, program): d query C, d bias S, d W1 C², d b1 C, d W2 C², d b2 C, d w3 C, d b3.
 
-    A program walks tiles PROGRAMS apart and adds to a row of its own, so that the buffer does not grow with V.
+    A program takes every PROGRAMS-th tile and adds to its own row, so that the buffer does not grow with V.
     """
     batch = tl.program_id(1).to(tl.int64)
     program = tl.program_id(0)
@@ -140,4 +141,4 @@ def backward(
             one = tl.arange(0, 1)
             _add(at + C + one, tl.sum(g[None, :], axis=1), first_tile, one == 0)
         tl.store(df_ptr + where, d_f, mask=keep)
-        tl.debug_barrier()  # another thread may read these sums in the next tile
+        tl.debug_barrier()  # in the next tile another thread may read these sums

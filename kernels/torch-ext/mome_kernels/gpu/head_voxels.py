@@ -1,8 +1,8 @@
-"""The fusion head of eight channels, a voxel per thread: all that belongs to a voxel stays in its thread's registers.
+"""Kernels of the fusion head for eight channels: one voxel per thread, whose values stay in the thread's registers.
 
-Nothing is summed across threads but the gradients of weights, once per program, and almost every instruction is a
-multiplication and addition. Numbers of one voxel are a tuple of (BLOCK,) tensors, unrolled; weights are the same for
-all threads of a program and are read two by two.
+Only the gradients of weights are summed across threads, once per program, and almost every instruction multiplies and
+adds. The values of a voxel are a tuple of (BLOCK,) tensors, unrolled. Weights are the same for all threads of a program
+and are read in pairs.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import triton.language as tl
 def _pair(at, AGAIN: tl.constexpr = False):
     """Two neighbouring float32 numbers in one load.
 
-    AGAIN, of weights that the forward part has read: the hint makes it another instruction than that one. As the same,
-    the compiler would keep all weights in registers in between, and spill.
+    AGAIN marks weights that the forward part has already read. Its hint makes the load a different instruction;
+    otherwise the compiler would keep all weights in registers in between, and spill.
     """
     both = tl.load(at.to(tl.pointer_type(tl.int64)), eviction_policy="evict_last" if AGAIN else "")
     low, high = both.to(tl.int32), (both >> 32).to(tl.int32)
@@ -25,7 +25,7 @@ def _pair(at, AGAIN: tl.constexpr = False):
 
 @triton.jit
 def _features(at, V, inside, COUNT: tl.constexpr):
-    """Numbers V apart: every scale's channels of a voxel."""
+    """The channels of every scale of a voxel; they are V apart in memory."""
     f = ()
     for _ in tl.static_range(COUNT):
         f = f + (tl.load(at, mask=inside, other=0.0),)
@@ -35,7 +35,7 @@ def _features(at, V, inside, COUNT: tl.constexpr):
 
 @triton.jit
 def _fuse(f, query, bias, S: tl.constexpr, C: tl.constexpr, TOP_K: tl.constexpr):
-    """Softmax over the scales of ⟨query, f[s]⟩ + bias[s], all but the TOP_K largest left out (earlier ones first)."""
+    """Softmax over the scales of ⟨query, f[s]⟩ + bias[s]; with TOP_K over the largest, the earlier of equal ones."""
     scores = ()
     for s in tl.static_range(S):
         score = tl.zeros_like(f[0]) + tl.load(bias + s)
@@ -64,10 +64,10 @@ def _fuse(f, query, bias, S: tl.constexpr, C: tl.constexpr, TOP_K: tl.constexpr)
         power = tl.exp2((scores[s] - largest) * 1.4426950408889634)
         total += power
         powers = powers + (power,)
-    share = 1.0 / total
+    reciprocal = 1.0 / total
     weights = ()
     for s in tl.static_range(S):
-        weights = weights + (powers[s] * share,)
+        weights = weights + (powers[s] * reciprocal,)
     return weights
 
 
@@ -104,7 +104,7 @@ def _layer(x, weight, bias, slope, C: tl.constexpr):
 
 @triton.jit
 def _layer_backward(d_y, x, weight, slope, C: tl.constexpr):
-    """Wᵀ d_y times the slope of the leaky ReLU that x came out of."""
+    """Wᵀ d_y times the slope of the leaky ReLU whose result is x."""
     d_x = ()
     for c in tl.static_range(0, C, 2):
         first = tl.zeros_like(x[0])
@@ -119,7 +119,7 @@ def _layer_backward(d_y, x, weight, slope, C: tl.constexpr):
 
 @triton.jit
 def _last_backward(y, w3, g, slope, C: tl.constexpr):
-    """w₃ g times the slope of the leaky ReLU that y came out of."""
+    """w₃ g times the slope of the leaky ReLU whose result is y."""
     d_y = ()
     for c in tl.static_range(0, C, 2):
         w0, w1 = _pair(w3 + c)
@@ -192,7 +192,7 @@ def backward_features(
         g = tl.load(g_ptr + row * V + voxel, mask=inside, other=0.0)
         d_y = _last_backward(y2, w3_ptr + row * C, g, slope, C)
         d_y = _layer_backward(d_y, y1, w2_ptr + row * (C * C), slope, C)
-        # no activation before the mixture: the slope of a positive number is one
+        # there is no activation before the mixture, so that its slope is one
         d_x = _layer_backward(d_y, y1, w1_ptr + row * (C * C), 1.0, C)
         summed = ()
         if S > 1:
@@ -217,8 +217,10 @@ def backward_weights(
     g_ptr, f_ptr, q_ptr, s_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr, w3_ptr, part_ptr, V, P, TILES, PROGRAMS, ZERO, slope,
     FIRST: tl.constexpr, S: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr, TOP_K: tl.constexpr,
 ):  # fmt: skip
-    """A program's sums for one prompt: with FIRST of d query C, d bias S, d W1 C², d b1 C, else of d W2 C², d b2 C,
-    d w3 C, d b3, one after the other in a row of 2 C² + 4 C + S + 1; all at once would not fit the registers.
+    """A program's sums for one prompt, in a row of 2 C² + 4 C + S + 1 numbers.
+
+    With FIRST these are d query C, d bias S, d W1 C² and d b1 C, else d W2 C², d b2 C, d w3 C and d b3, one after the
+    other. All of them at once would not fit the registers.
     """
     prompt, program = tl.program_id(0) // PROGRAMS, tl.program_id(0) % PROGRAMS
     batch = tl.program_id(1).to(tl.int64)
@@ -228,7 +230,7 @@ def backward_weights(
     for _ in tl.static_range(COUNT):
         sums = sums + (tl.zeros([BLOCK], tl.float32),)
     for tile in range(program, TILES, PROGRAMS):
-        # ZERO is 0, which the compiler must not know: it would read all weights before the loop, and spill them
+        # ZERO is 0, but the compiler must not know it: it would read all weights before the loop, and spill them
         weight = row * (C * C) + tile * ZERO
         voxel = tl.cast(tile, tl.int64) * BLOCK + tl.arange(0, BLOCK)
         inside = voxel < V

@@ -1,9 +1,8 @@
-"""One kernel launch as a value: run it on a device, or compile it for a GPU that is not there."""
+"""A kernel launch as a value, which can be run on a device or compiled for a GPU that is not present."""
 
 from __future__ import annotations
 
 import functools
-import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,14 +22,9 @@ _TYPES = {
 }
 
 
-def interpreting() -> bool:
-    """Whether Triton interprets kernels on the CPU (`TRITON_INTERPRET=1`, set before triton is imported)."""
-    return os.environ.get("TRITON_INTERPRET", "0") == "1"
-
-
 @dataclass(frozen=True)
 class Machine:
-    """What launches are planned for: an architecture name of `configs/` and the number of multiprocessors."""
+    """The device that launches are planned for: its name in `configs/` and its number of multiprocessors."""
 
     arch: str
     processors: int
@@ -45,13 +39,13 @@ def _machine(device: torch.device) -> Machine:
 
 
 def machine_of(tensor: Tensor) -> Machine:
-    """The tensor's device; an H100 where kernels are interpreted or only planned."""
+    """The tensor's device; an H100 for a tensor that is not on a GPU, where kernels are interpreted or only planned."""
     return _machine(tensor.device) if tensor.device.type == "cuda" else Machine("sm_90", 132)
 
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel, its grid and all of its arguments by name."""
+    """A kernel, its grid and all its arguments by name."""
 
     kernel: Any
     grid: tuple[int, ...]
@@ -61,12 +55,12 @@ class Launch:
     options: dict[str, Any] = field(default_factory=dict)
 
     def run(self) -> None:
-        """Launches on the current stream; an empty grid does nothing."""
+        """Launches the kernel on the current stream; an empty grid does nothing."""
         if all(size > 0 for size in self.grid):
             self.kernel[self.grid](**self.args, num_warps=self.num_warps, num_stages=self.num_stages, **self.options)
 
     def compile(self, target: Any) -> Any:
-        """Compiles exactly this launch for a `triton.backends.compiler.GPUTarget`, without a device."""
+        """Compiles this launch, as `run` would, for a `triton.backends.compiler.GPUTarget` that need not be present."""
         from triton.compiler import ASTSource
 
         signature, constants, attributes = {}, {}, {}
@@ -104,3 +98,13 @@ def ceil_div(a: int, b: int) -> int:
 def power_of_two(n: int) -> int:
     """The smallest power of two that is at least n."""
     return 1 << max(0, n - 1).bit_length()
+
+
+def empty(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+    """An uninitialised tensor on the same device, in the same dtype unless another is given."""
+    return torch.empty(*shape, dtype=dtype or like.dtype, device=like.device)
+
+
+def contiguous(*tensors: Tensor | None) -> list[Any]:
+    """The tensors, with copies of those that are not contiguous; None stays None."""
+    return [None if tensor is None else tensor.contiguous() for tensor in tensors]

@@ -1,7 +1,7 @@
-"""Assignments sorted by expert with a counting sort, and the tiles of rows that programs work on.
+"""Assignments sorted by expert, and the tiles of rows that programs work on.
 
-Stable, deterministic, no host synchronisation, so that a CUDA graph can capture it: three launches (count, scan,
-scatter) instead of two argsorts.
+The counting sort is stable and deterministic. Its three launches (count, scan, scatter) replace two argsorts, and the
+host does not wait for the device, so that a CUDA graph can capture them.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import checks
-from .launch import Launch, ceil_div, interpreting, power_of_two
+from .interpreter import interpreting
+from .launch import Launch, ceil_div, power_of_two
 
 
 @triton.jit(do_not_specialize=["N", "BLOCKS"])
 def _count(ids, block_counts, N, E, BLOCKS, EP: tl.constexpr, BLOCK: tl.constexpr):
-    """block_counts (E + 1, BLOCKS): how often each expert occurs in a block; row E counts ids out of range."""
+    """Counts each expert's assignments in a block: block_counts (E + 1, BLOCKS), where row E counts invalid ids."""
     block = tl.program_id(0)
     i = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     e = tl.load(ids + i, mask=i < N, other=0)
@@ -32,7 +33,7 @@ def _count(ids, block_counts, N, E, BLOCKS, EP: tl.constexpr, BLOCK: tl.constexp
 
 @triton.jit(do_not_specialize=["BLOCKS"])
 def _scan(block_counts, counts, valid, E, BLOCKS, CHUNK: tl.constexpr):
-    """Turns an expert's block counts into exclusive prefix sums and stores its total; `valid` is 1 or 0."""
+    """Replaces an expert's block counts by exclusive prefix sums and stores its total; `valid` becomes 1 or 0."""
     expert = tl.program_id(0)
     row = block_counts + expert.to(tl.int64) * BLOCKS
     total = tl.zeros([1], tl.int32)
@@ -50,7 +51,7 @@ def _scan(block_counts, counts, valid, E, BLOCKS, CHUNK: tl.constexpr):
 def _scatter(
     ids, block_counts, counts, offsets, permutation, inverse, N, E, BLOCKS, EP: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Position = the expert's offset + hits in earlier blocks + earlier hits in this block."""
+    """A position is the expert's offset, plus its assignments in earlier blocks and earlier in this block."""
     block = tl.program_id(0)
     expert = tl.arange(0, EP)
     n = tl.load(counts + expert, mask=expert < E, other=0)
@@ -71,7 +72,7 @@ def _scatter(
 
 @triton.jit(do_not_specialize=["ROWS"])
 def _tile_map(offsets, tile_expert, tile_row, tile_start, E, ROWS, BOUND, EP: tl.constexpr, BLOCK: tl.constexpr):
-    """Cuts every expert's rows into tiles of ROWS; tiles past the last have expert −1."""
+    """Divides every expert's rows into tiles of ROWS; entries past the last tile get expert −1."""
     expert = tl.arange(0, EP)
     low = tl.load(offsets + expert, mask=expert < E, other=0)
     high = tl.load(offsets + expert + 1, mask=expert < E, other=0)
@@ -90,8 +91,8 @@ def _tile_map(offsets, tile_expert, tile_row, tile_start, E, ROWS, BOUND, EP: tl
 
 
 @dataclass(frozen=True)
-class Routing:
-    """counts (E,), offsets (E + 1,), permutation and inverse (N,) of N = T·K assignments."""
+class SortedAssignments:
+    """Counts (E,), offsets (E + 1,), and permutation and inverse (N,) of N = T · K assignments in expert order."""
 
     counts: Tensor
     offsets: Tensor
@@ -101,10 +102,14 @@ class Routing:
 
 @dataclass(frozen=True)
 class Tiles:
-    """Tiles of at most `rows` sorted rows of one expert.
+    """Tiles of at most `rows` rows of one expert, in expert order.
 
-    expert, row (bound,) int32: a tile's expert, −1 past the last, and first row; start (E + 1,): an expert's first
-    tile. `bound` is the largest number of tiles that the host must allow for.
+    Attributes:
+        expert: (bound,) int32, the expert of a tile, −1 past the last tile.
+        row: (bound,) int32, the first row of a tile.
+        start: (E + 1,) int32, the first tile of an expert.
+        rows: The most rows of a tile.
+        bound: The most tiles that there can be; the host does not know the exact number.
     """
 
     expert: Tensor
@@ -114,49 +119,53 @@ class Tiles:
     bound: int
 
 
-def plan_route(ids: Tensor, num_experts: int, index_dtype: torch.dtype) -> tuple[list[Launch], Routing, Tensor]:
-    """The three launches, what they fill, and the flag that every id is within range."""
-    checks.ids(ids)  # again: what was compiled or exported did not know the sizes
-    flat = ids.reshape(-1).contiguous()
+def plan_route(
+    ids_TK: Tensor, num_experts: int, index_dtype: torch.dtype
+) -> tuple[list[Launch], SortedAssignments, Tensor]:
+    """The three launches, the tensors that they fill, and the flag that every id is in range."""
+    checks.ids(ids_TK)  # checked again, since sizes can be symbolic in a compiled or exported program
+    flat = ids_TK.reshape(-1).contiguous()
     n, ep = flat.numel(), power_of_two(num_experts + 1)
     block = max(32, min(1024, 8192 // ep))
     blocks = max(1, ceil_div(n, block))
-    new = lambda *shape, dtype=torch.int32: torch.empty(*shape, dtype=dtype, device=ids.device)  # noqa: E731
+    new = lambda *shape, dtype=torch.int32: torch.empty(*shape, dtype=dtype, device=ids_TK.device)  # noqa: E731
     block_counts, valid = new(num_experts + 1, blocks), new(1)
-    routing = Routing(new(num_experts), new(num_experts + 1), new(n, dtype=index_dtype), new(n, dtype=index_dtype))
-    shared = {"N": n, "E": num_experts, "BLOCKS": blocks}
-    count = {"ids": flat, "block_counts": block_counts, **shared, "EP": ep, "BLOCK": block}
-    scan = {"block_counts": block_counts, "counts": routing.counts, "valid": valid, "E": num_experts, "BLOCKS": blocks}
+    order = SortedAssignments(
+        new(num_experts), new(num_experts + 1), new(n, dtype=index_dtype), new(n, dtype=index_dtype)
+    )
+    sizes = {"N": n, "E": num_experts, "BLOCKS": blocks}
+    count = {"ids": flat, "block_counts": block_counts, **sizes, "EP": ep, "BLOCK": block}
+    scan = {"block_counts": block_counts, "counts": order.counts, "valid": valid, "E": num_experts, "BLOCKS": blocks}
     scatter = {
         **count,
-        "counts": routing.counts,
-        "offsets": routing.offsets,
-        "permutation": routing.permutation,
-        "inverse": routing.inverse,
+        "counts": order.counts,
+        "offsets": order.offsets,
+        "permutation": order.permutation,
+        "inverse": order.inverse,
     }
     launches = [
         Launch(_count, (blocks,), count),
         Launch(_scan, (num_experts + 1,), {**scan, "CHUNK": 1024}),
         Launch(_scatter, (blocks,), scatter),
     ]
-    return launches, routing, valid
+    return launches, order, valid
 
 
-def route(ids: Tensor, num_experts: int, index_dtype: torch.dtype = torch.int32) -> Routing:
-    """Sorts assignments by expert. An id out of range is a device-side assertion, so that nothing waits for it."""
-    launches, routing, valid = plan_route(ids, num_experts, index_dtype)
+def route(ids_TK: Tensor, num_experts: int, index_dtype: torch.dtype = torch.int32) -> SortedAssignments:
+    """Sorts assignments by expert. An id out of range is a device-side assertion; the host does not wait for it."""
+    launches, order, valid = plan_route(ids_TK, num_experts, index_dtype)
     for launch in launches:
         launch.run()
     if interpreting():
         if not bool(valid):
-            raise ValueError(f"expert_ids_TK has ids outside [0, {num_experts})")
+            raise ValueError(f"ids_TK has ids outside [0, {num_experts})")
     else:
-        torch._assert_async(valid, f"expert_ids_TK has ids outside [0, {num_experts})")
-    return routing
+        torch._assert_async(valid, f"ids_TK has ids outside [0, {num_experts})")
+    return order
 
 
 def plan_tiles(offsets: Tensor, assignments: int, rows: int) -> tuple[Launch, Tiles]:
-    """Tiles of `rows` rows for sorted assignments."""
+    """A launch that fills the tiles of `rows` rows for assignments with these offsets."""
     experts = offsets.numel() - 1
     bound = ceil_div(assignments, rows) + min(experts, assignments)
     ep = power_of_two(experts + 1)
@@ -178,7 +187,7 @@ def plan_tiles(offsets: Tensor, assignments: int, rows: int) -> tuple[Launch, Ti
 
 
 def tiles(offsets: Tensor, assignments: int, rows: int) -> Tiles:
-    """`plan_tiles`, launched."""
+    """Runs `plan_tiles` and returns the tiles."""
     launch, result = plan_tiles(offsets, assignments, rows)
     launch.run()
     return result

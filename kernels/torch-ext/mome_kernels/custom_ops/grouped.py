@@ -1,4 +1,4 @@
-"""Grouped linear layers and the combine as torch ops; forward, dX and dW are ops of their own."""
+"""Grouped linear layers and the weighted sum of their rows as torch ops; forward, dX and dW are separate ops."""
 
 from __future__ import annotations
 
@@ -7,43 +7,44 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import cpu_grouped, dispatch
-from ._ops import add_op_namespace_prefix
+from .. import dispatch
+from .._ops import add_op_namespace_prefix
+from ..torch_impl.grouped import scatter_rows as sum_rows
 
 
 @torch.library.custom_op(add_op_namespace_prefix("grouped_linear"), mutates_args=())
-def _grouped_linear(
+def grouped_linear(
     x: Tensor, weight: Tensor, offsets: Tensor, bias: Tensor | None, index: Tensor | None, activation: str
 ) -> Tensor:
-    with dispatch.settled(x):
+    with dispatch.op_context(x):
         return dispatch.grouped(x).grouped_forward(x, weight, offsets, bias, index, activation)
 
 
-@_grouped_linear.register_fake
+@grouped_linear.register_fake
 def _(x: Tensor, weight: Tensor, offsets: Tensor, bias: Tensor | None, index: Tensor | None, activation: str) -> Tensor:
     return x.new_empty(x.shape[0] if index is None else index.shape[0], weight.shape[1])
 
 
 @torch.library.custom_op(add_op_namespace_prefix("grouped_linear_dx"), mutates_args=())
-def _grouped_linear_dx(grad: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
-    with dispatch.settled(grad):
+def grouped_linear_dx(grad: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
+    with dispatch.op_context(grad):
         return dispatch.grouped(grad).grouped_dx(grad, weight, offsets)
 
 
-@_grouped_linear_dx.register_fake
+@grouped_linear_dx.register_fake
 def _(grad: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
     return grad.new_empty(grad.shape[0], weight.shape[2])
 
 
 @torch.library.custom_op(add_op_namespace_prefix("grouped_linear_dw"), mutates_args=())
-def _grouped_linear_dw(
+def grouped_linear_dw(
     grad: Tensor, x: Tensor, offsets: Tensor, index: Tensor | None, bias: bool
 ) -> tuple[Tensor, Tensor]:
-    with dispatch.settled(grad):
+    with dispatch.op_context(grad):
         return dispatch.grouped(grad).grouped_dw(grad, x, offsets, index, bias)
 
 
-@_grouped_linear_dw.register_fake
+@grouped_linear_dw.register_fake
 def _(grad: Tensor, x: Tensor, offsets: Tensor, index: Tensor | None, bias: bool) -> tuple[Tensor, Tensor]:
     experts = offsets.shape[0] - 1
     dw = grad.new_empty(experts, grad.shape[1], x.shape[1])
@@ -51,13 +52,13 @@ def _(grad: Tensor, x: Tensor, offsets: Tensor, index: Tensor | None, bias: bool
 
 
 @torch.library.custom_op(add_op_namespace_prefix("scatter_rows"), mutates_args=())
-def _scatter_rows(grad: Tensor, index: Tensor, rows: int) -> Tensor:
-    # an op of its own: left to a compiler, the sum would become atomic additions
-    with dispatch.settled(grad):
-        return cpu_grouped.scatter_rows(grad, index, rows)
+def scatter_rows(grad: Tensor, index: Tensor, rows: int) -> Tensor:
+    # a separate op, since a compiler would turn the sum into atomic additions
+    with dispatch.op_context(grad):
+        return sum_rows(grad, index, rows)
 
 
-@_scatter_rows.register_fake
+@scatter_rows.register_fake
 def _(grad: Tensor, index: Tensor, rows: int) -> Tensor:
     return grad.new_empty(rows, grad.shape[1])
 
@@ -80,41 +81,41 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     x, weight, offsets, bias, index = ctx.saved_tensors
     grad = grad.contiguous()
     if ctx.activation != "none":
-        z = _grouped_linear(x, weight, offsets, bias, index, "none")
+        z = grouped_linear(x, weight, offsets, bias, index, "none")
         grad = _activation_backward(grad, z, ctx.activation)
     dx = dw = db = None
     if ctx.needs_input_grad[0]:
-        dx = _grouped_linear_dx(grad, weight, offsets)
+        dx = grouped_linear_dx(grad, weight, offsets)
         if index is not None:
-            dx = _scatter_rows(dx, index, x.shape[0])
+            dx = scatter_rows(dx, index, x.shape[0])
     if ctx.needs_input_grad[1] or ctx.needs_input_grad[3]:
-        dw, db = _grouped_linear_dw(grad, x, offsets, index, bias is not None)
+        dw, db = grouped_linear_dw(grad, x, offsets, index, bias is not None)
     return dx, dw, None, db if bias is not None else None, None, None
 
 
-_grouped_linear.register_autograd(_gradients, setup_context=_setup)
+grouped_linear.register_autograd(_gradients, setup_context=_setup)
 
 
 @torch.library.custom_op(add_op_namespace_prefix("combine"), mutates_args=())
-def _combine(y: Tensor, gates: Tensor, inverse: Tensor) -> Tensor:
-    with dispatch.settled(y):
-        return dispatch.grouped(y).combine(y, gates, inverse)
+def combine(y: Tensor, weights: Tensor, inverse: Tensor) -> Tensor:
+    with dispatch.op_context(y):
+        return dispatch.grouped(y).combine(y, weights, inverse)
 
 
-@_combine.register_fake
-def _(y: Tensor, gates: Tensor, inverse: Tensor) -> Tensor:
-    return y.new_empty(gates.shape[0], y.shape[1])
+@combine.register_fake
+def _(y: Tensor, weights: Tensor, inverse: Tensor) -> Tensor:
+    return y.new_empty(weights.shape[0], y.shape[1])
 
 
 @torch.library.custom_op(add_op_namespace_prefix("combine_backward"), mutates_args=())
-def _combine_backward(grad: Tensor, y: Tensor, gates: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
-    with dispatch.settled(y):
-        return dispatch.grouped(y).combine_backward(grad, y, gates, inverse)
+def combine_backward(grad: Tensor, y: Tensor, weights: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
+    with dispatch.op_context(y):
+        return dispatch.grouped(y).combine_backward(grad, y, weights, inverse)
 
 
-@_combine_backward.register_fake
-def _(grad: Tensor, y: Tensor, gates: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
-    return y.new_empty(y.shape), gates.new_empty(gates.shape)
+@combine_backward.register_fake
+def _(grad: Tensor, y: Tensor, weights: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
+    return y.new_empty(y.shape), weights.new_empty(weights.shape)
 
 
 def _combine_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -122,7 +123,7 @@ def _combine_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _combine_gradients(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    return *_combine_backward(grad.contiguous(), *ctx.saved_tensors), None
+    return *combine_backward(grad.contiguous(), *ctx.saved_tensors), None
 
 
-_combine.register_autograd(_combine_gradients, setup_context=_combine_setup)
+combine.register_autograd(_combine_gradients, setup_context=_combine_setup)

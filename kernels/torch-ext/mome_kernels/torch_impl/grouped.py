@@ -1,4 +1,4 @@
-"""Grouped linear layers and the combine in torch ops: one product per expert, for any dtype and size."""
+"""Grouped linear layers and the weighted sum of their rows in torch: one matrix product per expert."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import checks
-from .cpu_experts import activate
+from .. import checks
+from .activation import activate
 
 
 def _groups(offsets: Tensor, rows: int) -> list[int]:
-    checks.offsets_add_up(offsets, rows)
+    checks.offsets_in_order(offsets, rows)
     return offsets.long().diff().tolist()
 
 
-def _rows_of(index: Tensor | None, x: Tensor) -> Tensor | None:
+def _checked_index(index: Tensor | None, x: Tensor) -> Tensor | None:
     if index is None:
         return None
     checks.index_in_range("gather_index", index, x.shape[0])
@@ -26,12 +26,12 @@ def grouped_forward(
     x: Tensor, weight: Tensor, offsets: Tensor, bias: Tensor | None, index: Tensor | None, activation: str
 ) -> Tensor:
     """See `mome_kernels.grouped_linear`."""
-    index = _rows_of(index, x)
+    index = _checked_index(index, x)
     count = x.shape[0] if index is None else index.shape[0]
     out = x.new_empty(count, weight.shape[1])
     groups = _groups(offsets, count)
     parts = x.split(groups) if index is None else index.split(groups)
-    # unbind once: indexing weight[e] in a loop would cost a full-size view per expert under autograd
+    # unbound once, since under autograd weight[e] would create a full-size view for every expert
     for e, (part, w, target) in enumerate(zip(parts, weight.unbind(0), out.split(groups), strict=True)):
         if target.shape[0]:
             rows = part if index is None else x.index_select(0, part)
@@ -51,8 +51,8 @@ def grouped_dx(grad: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
 
 
 def grouped_dw(grad: Tensor, x: Tensor, offsets: Tensor, index: Tensor | None, bias: bool) -> tuple[Tensor, Tensor]:
-    """Gradients of weight (E, F, D) and bias (E, F), or an empty tensor."""
-    index = _rows_of(index, x)
+    """Gradients of weight (E, F, D) and bias (E, F); without a bias the second is empty."""
+    index = _checked_index(index, x)
     groups = _groups(offsets, grad.shape[0])
     dw = grad.new_zeros(len(groups), grad.shape[1], x.shape[1])
     db = grad.new_zeros((len(groups), grad.shape[1]) if bias else 0)
@@ -67,31 +67,31 @@ def grouped_dw(grad: Tensor, x: Tensor, offsets: Tensor, index: Tensor | None, b
 
 
 def scatter_rows(grad: Tensor, index: Tensor, rows: int) -> Tensor:
-    """(rows, D): each row the sum of the gradient rows that were gathered from it, in float32, in a fixed order."""
+    """(rows, D): for each row the sum of the gradients of its copies, in float32 and in a fixed order."""
     wide = torch.promote_types(grad.dtype, torch.float32)
     out = torch.zeros(rows, grad.shape[1], dtype=wide, device=grad.device)
-    if grad.device.type == "cpu":  # row after row
+    if grad.device.type == "cpu":  # index_add adds row after row on a CPU
         out.index_add_(0, index.long(), grad.to(wide))
-    else:  # sorts the index first, unlike index_add, which adds atomically
+    else:  # index_put sorts the index first; index_add would add atomically, in no fixed order
         out.index_put_((index.long(),), grad.to(wide), accumulate=True)
     return out.to(grad.dtype)
 
 
-def combine(y: Tensor, gates: Tensor, inverse: Tensor) -> Tensor:
+def combine(y: Tensor, weights: Tensor, inverse: Tensor) -> Tensor:
     """See `mome_kernels.combine`."""
     wide = torch.promote_types(y.dtype, torch.float32)
     checks.permutation("inverse_N", inverse)
-    rows = y.index_select(0, inverse.reshape(-1).long()).view(*gates.shape, y.shape[1]).to(wide)
-    return torch.einsum("tkd,tk->td", rows, gates.to(wide)).to(y.dtype)
+    rows = y.index_select(0, inverse.reshape(-1).long()).view(*weights.shape, y.shape[1]).to(wide)
+    return torch.einsum("tkd,tk->td", rows, weights.to(wide)).to(y.dtype)
 
 
-def combine_backward(grad: Tensor, y: Tensor, gates: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of y and the gates."""
+def combine_backward(grad: Tensor, y: Tensor, weights: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of y and of the routing weights."""
     wide = torch.promote_types(y.dtype, torch.float32)
-    rows = y.index_select(0, inverse.reshape(-1).long()).view(*gates.shape, y.shape[1]).to(wide)
+    rows = y.index_select(0, inverse.reshape(-1).long()).view(*weights.shape, y.shape[1]).to(wide)
     grad = grad.to(wide)
-    d_gates = torch.einsum("tkd,td->tk", rows, grad).to(gates.dtype)
+    d_weights = torch.einsum("tkd,td->tk", rows, grad).to(weights.dtype)
     dy = torch.empty_like(y, memory_format=torch.contiguous_format)
-    share = (grad[:, None] * gates.to(wide)[..., None]).reshape(-1, y.shape[1]).to(y.dtype)
-    dy[inverse.reshape(-1).long()] = share
-    return dy, d_gates
+    d_rows = (grad[:, None] * weights.to(wide)[..., None]).reshape(-1, y.shape[1]).to(y.dtype)
+    dy[inverse.reshape(-1).long()] = d_rows
+    return dy, d_weights

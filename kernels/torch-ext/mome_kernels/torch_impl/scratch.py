@@ -1,5 +1,7 @@
-"""Work buffers of the CPU code, taken again by the next block: what an allocator hands out afresh is in no cache, and
-its pages are zeroed by the system first, which costs more than most of what is computed in them.
+"""Work buffers that the next block uses again.
+
+A fresh allocation is not in any cache, and the operating system zeroes its pages first, which costs more than most of
+the arithmetic on them.
 """
 
 from __future__ import annotations
@@ -10,11 +12,11 @@ from torch import Tensor
 
 
 class Scratch:
-    """Buffers by name, as large as the largest that was asked for. What they hold is lost with the next block.
+    """Buffers by name, each as large as the largest request so far. The next request of a name overwrites it.
 
     Args:
-        like: Its dtype and device.
-        largest: Of `rows`, the most that will be asked for: a buffer that grew would be a fresh one each time.
+        like: A tensor with the dtype and device of the buffers.
+        largest: The most rows that `rows` will be asked for, so that its buffers never have to grow.
     """
 
     def __init__(self, like: Tensor, largest: int = 0) -> None:
@@ -22,13 +24,14 @@ class Scratch:
         self.held: dict[str | tuple[str, int], Tensor] = {}
 
     def __call__(self, name: str, *shape: int) -> Tensor:
+        """A buffer of this shape; its contents are undefined."""
         size = math.prod(shape)
         if name not in self.held or self.held[name].numel() < size:
             self.held[name] = self.like.new_empty(size)
         return self.held[name][:size].view(shape)
 
     def rows(self, name: str, count: int, width: int) -> Tensor:
-        """(count, width), for many small blocks of few widths: one slice of a buffer of that width."""
+        """A slice (count, width) of a buffer of that width; for many small blocks of few widths."""
         buffer = self.held.get((name, width))
         if buffer is None or buffer.shape[0] < count:
             buffer = self.held[name, width] = self.like.new_empty(max(count, self.largest), width)

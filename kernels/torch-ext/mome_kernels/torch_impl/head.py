@@ -1,4 +1,4 @@
-"""The fusion head on the CPU: tiles of voxels that stay in cache, recomputed in the backward pass.
+"""The fusion head in torch: tiles of voxels that stay in cache, computed again in the backward pass.
 
 Neither (prompts × scales × voxels) nor (prompts × channels × voxels) is ever stored whole.
 """
@@ -8,30 +8,31 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .cpu_scratch import Scratch
+from ..weights import HeadWeights
+from .scratch import Scratch
 
-_TILE_BYTES = 1 << 20  # one (P, C, n) tile; a few of them fit a core's caches
+_TILE_BYTES = 1 << 20  # size of one (P, C, n) tile; a few of them fit a core's caches
 
 
 def tile_voxels(prompts: int, channels: int, element_size: int) -> int:
-    """Voxels of a tile, from shapes alone, so that a rerun adds in the same order."""
+    """Voxels of a tile. It depends on shapes alone, so that a rerun adds in the same order."""
     return max(256, _TILE_BYTES // max(1, prompts * channels * element_size) // 256 * 256)
 
 
 def _weights(f_SCn: Tensor, query_PC: Tensor, bias_SP: Tensor, top_k: int, scratch: Scratch) -> Tensor:
-    """(S, P, n): the softmax over the scales."""
+    """The softmax over the scales (S, P, n)."""
     scales, (prompts, _), voxels = f_SCn.shape[0], query_PC.shape, f_SCn.shape[2]
     score_SPn = torch.bmm(query_PC.expand(scales, -1, -1), f_SCn, out=scratch("score", scales, prompts, voxels))
     score_SPn.add_(bias_SP[..., None])
     if 0 < top_k < scales:
-        best = score_SPn.sort(dim=0, descending=True, stable=True).indices[:top_k]  # of equal ones the earlier
+        best = score_SPn.sort(dim=0, descending=True, stable=True).indices[:top_k]  # the earlier of equal scores
         keep = torch.zeros_like(score_SPn, dtype=torch.bool).scatter_(0, best, True)
         score_SPn.masked_fill_(~keep, -torch.inf)
     return torch.softmax(score_SPn, 0, out=scratch("weight", scales, prompts, voxels))
 
 
 def _mixture(f_SCn: Tensor, weight_SPn: Tensor | None, prompts: int, scratch: Scratch) -> Tensor:
-    """(P, C, n) = Σ_s weight · f."""
+    """The mixture Σ_s weight · f, (P, C, n)."""
     if weight_SPn is None:
         return f_SCn.expand(prompts, -1, -1)
     scales, channels, voxels = f_SCn.shape
@@ -48,17 +49,15 @@ def _layer(x_PCn: Tensor, w_PCC: Tensor, b_PC: Tensor, negative_slope: float, ou
 
 
 def _before_activation(grad: Tensor, result: Tensor, negative_slope: float) -> Tensor:
-    """The gradient before the activation, in place, from the activation's result: a slope in [0, 1] keeps the sign."""
+    """Replaces the gradient by that before the activation, whose result has the sign of its input (slope in [0, 1))."""
     if negative_slope:
         return torch.ops.aten.leaky_relu_backward.grad_input(grad, result, negative_slope, True, grad_input=grad)
     return torch.ops.aten.threshold_backward.grad_input(grad, result, 0, grad_input=grad)
 
 
-def forward(
-    features: Tensor, query: Tensor, bias: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor,
-    b3: Tensor, top_k: int, negative_slope: float,
-) -> Tensor:  # fmt: skip
+def forward(features: Tensor, head: HeadWeights) -> Tensor:
     """See `mome_kernels.fusion_head`."""
+    query, bias, w1, b1, w2, b2, w3, b3, top_k, negative_slope = head
     batch, scales, channels, voxels = features.shape
     prompts = query.shape[0]
     out = features.new_empty(batch, prompts, voxels)
@@ -79,11 +78,9 @@ def forward(
     return out
 
 
-def backward(
-    grad: Tensor, features: Tensor, query: Tensor, bias: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor,
-    w3: Tensor, b3: Tensor, top_k: int, negative_slope: float,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """Gradients of all nine inputs, in their order."""
+def backward(grad: Tensor, features: Tensor, head: HeadWeights) -> tuple[Tensor, ...]:
+    """Gradients of the features and of the eight tensors of the head, in their order."""
+    query, bias, w1, b1, w2, b2, w3, b3, top_k, negative_slope = head
     batch, scales, channels, voxels = features.shape
     prompts = query.shape[0]
     step = tile_voxels(prompts, channels, features.element_size())
@@ -117,7 +114,7 @@ def backward(
                 torch.sum(d_mixture, 0, out=scratch("d_f", channels, n))
                 d_features[b, 0, :, part] = scratch("d_f", channels, n)
                 continue
-            # ∂weight = Σ_c ∂mixture · f, then through the softmax
+            # ∂weight = Σ_c ∂mixture · f, then the derivative of the softmax
             d_score = scratch("score", scales, prompts, n).zero_()
             for c in range(channels):
                 d_score.addcmul_(d_mixture[:, c], f[:, c, None])

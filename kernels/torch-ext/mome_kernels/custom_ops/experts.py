@@ -1,0 +1,149 @@
+"""Routing and expert layers as torch ops."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import dispatch
+from .._ops import add_op_namespace_prefix
+from ..weights import ExpertWeights
+
+# The fields of `ExpertWeights` as a schema has them.
+_EXPERTS = "Tensor up, Tensor? up_bias, Tensor down, Tensor? down_bias, str activation, bool gated"
+_COUNT = len(ExpertWeights._fields)
+
+
+def _empty_like(tensor: Tensor | None, otherwise: Tensor) -> Tensor:
+    """A contiguous tensor of the same shape, or an empty one where there is none: an op cannot return None."""
+    return otherwise.new_empty(0) if tensor is None else tensor.new_empty(tensor.shape)
+
+
+# -- routing ------------------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op(add_op_namespace_prefix("route"), mutates_args=())
+def route(ids: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    with dispatch.op_context(ids):
+        return dispatch.routing(ids).route(ids, num_experts)
+
+
+@route.register_fake
+def _(ids: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    n = ids.numel()
+    return (
+        ids.new_empty(num_experts, dtype=torch.int32),
+        ids.new_empty(num_experts + 1, dtype=torch.int32),
+        ids.new_empty(n, dtype=torch.int64),
+        ids.new_empty(n, dtype=torch.int64),
+    )
+
+
+# -- feed-forward experts ---------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op(
+    add_op_namespace_prefix("moe_mlp"),
+    mutates_args=(),
+    schema=f"(Tensor x, Tensor ids, Tensor weights, {_EXPERTS}, bool keep_hidden) -> (Tensor, Tensor)",
+)
+def moe_mlp(x: Tensor, ids: Tensor, weights: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    """(T, D) tokens, and z in expert order with `keep_hidden`, else an empty tensor."""
+    experts, (keep_hidden,) = ExpertWeights(*rest[:_COUNT]), rest[_COUNT:]
+    with dispatch.op_context(x):
+        return dispatch.experts(x).mlp_forward(x, ids, weights, experts, keep_hidden)
+
+
+@moe_mlp.register_fake
+def _(x: Tensor, ids: Tensor, weights: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    experts, (keep_hidden,) = ExpertWeights(*rest[:_COUNT]), rest[_COUNT:]
+    hidden = x.new_empty(ids.numel(), experts.up_width) if keep_hidden else x.new_empty(0)
+    return x.new_empty(x.shape[0], experts.out_width), hidden
+
+
+@torch.library.custom_op(
+    add_op_namespace_prefix("moe_mlp_backward"),
+    mutates_args=(),
+    schema=f"(Tensor grad, Tensor x, Tensor ids, Tensor weights, {_EXPERTS}, Tensor hidden)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+def moe_mlp_backward(grad: Tensor, x: Tensor, ids: Tensor, weights: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    """Gradients of x, weights, up, up_bias, down, down_bias; `hidden` is z, or empty where z was not kept."""
+    experts, (hidden,) = ExpertWeights(*rest[:_COUNT]), rest[_COUNT:]
+    with dispatch.op_context(x):
+        return dispatch.experts(x).mlp_backward(grad, x, ids, weights, experts, hidden)
+
+
+@moe_mlp_backward.register_fake
+def _(grad: Tensor, x: Tensor, ids: Tensor, weights: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    experts = ExpertWeights(*rest[:_COUNT])
+    parameters = (experts.up, experts.up_bias, experts.down, experts.down_bias)
+    return tuple(_empty_like(tensor, x) for tensor in (x, weights, *parameters))
+
+
+def _mlp_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.activation, ctx.gated, _ = inputs
+    ctx.save_for_backward(*tensors, output[1])
+    ctx.set_materialize_grads(False)  # the kept z has no gradient
+
+
+def _mlp_gradients(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
+    x, ids, weights, up, up_bias, down, down_bias, hidden = ctx.saved_tensors
+    if grad is None:
+        return (None,) * (3 + _COUNT + 1)
+    experts = ExpertWeights(up, up_bias, down, down_bias, ctx.activation, ctx.gated)
+    d_x, d_weights, d_up, d_up_bias, d_down, d_down_bias = moe_mlp_backward(
+        grad.contiguous(), x, ids, weights, *experts, hidden
+    )
+    return (
+        d_x, None, d_weights, d_up, None if up_bias is None else d_up_bias, d_down,
+        None if down_bias is None else d_down_bias, None, None, None,
+    )  # fmt: skip
+
+
+moe_mlp.register_autograd(_mlp_gradients, setup_context=_mlp_setup)
+
+
+# -- linear experts ---------------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op(add_op_namespace_prefix("moe_linear"), mutates_args=())
+def moe_linear(x: Tensor, ids: Tensor, weights: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    with dispatch.op_context(x):
+        return dispatch.experts(x).linear_forward(x, ids, weights, weight, bias)
+
+
+@moe_linear.register_fake
+def _(x: Tensor, ids: Tensor, weights: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[1])
+
+
+@torch.library.custom_op(add_op_namespace_prefix("moe_linear_backward"), mutates_args=())
+def moe_linear_backward(
+    grad: Tensor, x: Tensor, ids: Tensor, weights: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, weights, weight, bias."""
+    with dispatch.op_context(x):
+        return dispatch.experts(x).linear_backward(grad, x, ids, weights, weight, bias)
+
+
+@moe_linear_backward.register_fake
+def _(
+    grad: Tensor, x: Tensor, ids: Tensor, weights: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _empty_like(x, x), _empty_like(weights, x), _empty_like(weight, x), _empty_like(bias, x)
+
+
+def _linear_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _linear_gradients(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    x, ids, weights, weight, bias = ctx.saved_tensors
+    d_x, d_weights, d_weight, d_bias = moe_linear_backward(grad.contiguous(), x, ids, weights, weight, bias)
+    return d_x, None, d_weights, d_weight, None if bias is None else d_bias
+
+
+moe_linear.register_autograd(_linear_gradients, setup_context=_linear_setup)

@@ -1,0 +1,61 @@
+"""The fusion head as a torch op."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import dispatch
+from .._ops import add_op_namespace_prefix
+from ..weights import HeadWeights
+
+# The fields of `HeadWeights` as a schema has them.
+_HEAD = (
+    "Tensor query, Tensor scale_bias, Tensor w1, Tensor b1, Tensor w2, Tensor b2, Tensor w3, Tensor b3, "
+    "SymInt top_k, float negative_slope"
+)
+
+
+@torch.library.custom_op(
+    add_op_namespace_prefix("fusion_head"), mutates_args=(), schema=f"(Tensor features, {_HEAD}) -> Tensor"
+)
+def fusion_head(features: Tensor, *head: Any) -> Tensor:
+    """Logits (B, P, V)."""
+    with dispatch.op_context(features):
+        return dispatch.head(features).forward(features, HeadWeights(*head))
+
+
+@fusion_head.register_fake
+def _(features: Tensor, *head: Any) -> Tensor:
+    return features.new_empty(features.shape[0], HeadWeights(*head).prompts, features.shape[3])
+
+
+@torch.library.custom_op(
+    add_op_namespace_prefix("fusion_head_backward"),
+    mutates_args=(),
+    schema=f"(Tensor grad, Tensor features, {_HEAD})"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+def fusion_head_backward(grad: Tensor, features: Tensor, *head: Any) -> tuple[Tensor, ...]:
+    """Gradients of the features and of the eight tensors of the head."""
+    with dispatch.op_context(features):
+        return dispatch.head(features).backward(grad, features, HeadWeights(*head))
+
+
+@fusion_head_backward.register_fake
+def _(grad: Tensor, features: Tensor, *head: Any) -> tuple[Tensor, ...]:
+    return tuple(tensor.new_empty(tensor.shape) for tensor in (features, *HeadWeights(*head).tensors))
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.top_k, ctx.negative_slope = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    return *fusion_head_backward(grad.contiguous(), *ctx.saved_tensors, ctx.top_k, ctx.negative_slope), None, None
+
+
+fusion_head.register_autograd(_gradients, setup_context=_setup)

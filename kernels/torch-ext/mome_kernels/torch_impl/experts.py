@@ -1,0 +1,199 @@
+"""Expert layers in torch: rows sorted by expert, computed in blocks that stay in cache.
+
+Of the intermediates at most z, the hidden layer before its activation, is kept for the backward pass. A routing weight
+scales the input and output rows of an expert, which are narrower than its hidden layer; everything in between is linear
+in the weight.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..weights import ExpertWeights
+from .activation import activate, activate_backward
+from .routing import ExpertBlocks
+from .scratch import Scratch
+
+
+class _GradientSum:
+    """The gradient of a stacked parameter, summed block by block; half precision is summed in float32."""
+
+    def __init__(self, parameter: Tensor, counts: list[int]) -> None:
+        wide = torch.promote_types(parameter.dtype, torch.float32)
+        self.dtype = parameter.dtype
+        self.total = torch.empty_like(parameter, dtype=wide, memory_format=torch.contiguous_format)
+        for expert, count in enumerate(counts):
+            if not count:
+                self.total[expert].zero_()
+
+    def add_product(self, expert: int, a: Tensor, b: Tensor, first: bool) -> None:
+        """Sets total[expert] = a @ b for the expert's first block, and adds a @ b for the others."""
+        into = self.total[expert]
+        if into.dtype != a.dtype:
+            self.add_row_sum(expert, (a @ b)[None], first)
+        elif first:
+            torch.mm(a, b, out=into)
+        else:
+            into.addmm_(a, b)
+
+    def add_row_sum(self, expert: int, rows: Tensor, first: bool) -> None:
+        """Adds the sum of rows; `sum` adds pairwise, which a product with a vector of ones would not."""
+        total = rows.sum(0, dtype=self.total.dtype)
+        if first:
+            self.total[expert] = total
+        else:
+            self.total[expert] += total
+
+    def result(self) -> Tensor:
+        return self.total.to(self.dtype)
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
+    """x @ weight.T + bias."""
+    if bias is None:
+        return torch.mm(x, weight.t(), out=out)
+    return torch.addmm(bias, x, weight.t(), out=out)
+
+
+def _of(bias: Tensor | None, expert: int) -> Tensor | None:
+    return None if bias is None else bias[expert]
+
+
+def _in_slot_order(d_weights_N: Tensor, slots: Tensor, weights: Tensor) -> Tensor:
+    """The gradient of the routing weights (T, K) from its values in expert order."""
+    d_weights = torch.empty_like(weights.reshape(-1))
+    d_weights[slots] = d_weights_N.to(d_weights.dtype)
+    return d_weights.view_as(weights)
+
+
+def mlp_forward(
+    x: Tensor, ids: Tensor, weights: Tensor, experts: ExpertWeights, keep_hidden: bool = False
+) -> tuple[Tensor, Tensor]:
+    """See `mome_kernels.moe_mlp`. Also returns z in expert order with `keep_hidden`, else an empty tensor."""
+    up, up_bias, down, down_bias, activation, gated = experts
+    width = experts.hidden_width
+    kept = x.new_empty((ids.numel(), experts.up_width) if keep_hidden else 0)
+    if not ids.numel():
+        return x.new_zeros(x.shape[0], experts.out_width), kept
+    blocks = ExpertBlocks(ids, experts.num_experts, experts.up_width * x.element_size())
+    scratch = Scratch(x, blocks.largest)
+    out_TD = blocks.new_output(x, experts.out_width)
+    weights_N1 = weights.reshape(-1, 1)[blocks.slots].to(x.dtype)
+    ups, downs = up.unbind(0), down.unbind(0)
+    for e, rows, tokens, _ in blocks:
+        n = tokens.shape[0]
+        part = torch.index_select(x, 0, tokens, out=scratch.rows("x", n, x.shape[1]))
+        z = kept[rows] if keep_hidden else scratch.rows("z", n, up.shape[1])
+        _linear(part, ups[e], _of(up_bias, e), z)
+        first = z[:, :width] if gated else z
+        h = activate(first, activation, scratch.rows("h", n, width) if keep_hidden else first)
+        if gated:
+            h = torch.mul(h, z[:, width:], out=scratch.rows("h", n, width))
+        y = _linear(h, downs[e], _of(down_bias, e), scratch.rows("y", n, down.shape[1]))
+        blocks.add_rows(out_TD, tokens, y.mul_(weights_N1[rows]))
+    return out_TD, kept
+
+
+def mlp_backward(
+    grad: Tensor, x: Tensor, ids: Tensor, weights: Tensor, experts: ExpertWeights, hidden: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """Gradients of x, weights, up, up_bias, down, down_bias; that of an absent bias is an empty tensor.
+
+    `hidden` is the z that the forward pass kept; where it is None or empty, z is computed again.
+    """
+    up, up_bias, down, down_bias, activation, gated = experts
+    width = experts.hidden_width
+    blocks = ExpertBlocks(ids, experts.num_experts, experts.up_width * x.element_size())
+    scratch = Scratch(x, blocks.largest)
+    d_up, d_down = _GradientSum(up, blocks.counts), _GradientSum(down, blocks.counts)
+    d_up_bias = None if up_bias is None else _GradientSum(up_bias, blocks.counts)
+    d_down_bias = None if down_bias is None else _GradientSum(down_bias, blocks.counts)
+    d_weights_N = x.new_zeros(ids.numel())
+    d_x = blocks.new_output(x, x.shape[1]) if ids.numel() else x.new_zeros(x.shape)
+    weights_N1 = weights.reshape(-1, 1)[blocks.slots].to(x.dtype)
+    ups, downs = up.unbind(0), down.unbind(0)
+    for e, rows, tokens, is_first in blocks:
+        n, weight = tokens.shape[0], weights_N1[rows]
+        part = torch.index_select(x, 0, tokens, out=scratch.rows("x", n, x.shape[1]))
+        dy = torch.index_select(grad, 0, tokens, out=scratch.rows("dy", n, grad.shape[1]))
+        if hidden is not None and hidden.numel():
+            z = hidden[rows]
+        else:
+            z = _linear(part, ups[e], _of(up_bias, e), scratch.rows("z", n, up.shape[1]))
+        z, value = (z[:, :width], z[:, width:]) if gated else (z, None)
+        dh = torch.mm(dy, downs[e], out=scratch.rows("dh", n, width))
+        a = activate(z, activation, scratch.rows("a", n, width))
+        h = a if value is None else torch.mul(a, value, out=scratch.rows("h", n, width))
+        d_weight = d_weights_N[rows]
+        if down_bias is not None:
+            torch.mv(dy, down_bias[e], out=d_weight)
+        d_down.add_product(e, dy.mul_(weight).t(), h, is_first)
+        if d_down_bias is not None:
+            d_down_bias.add_row_sum(e, dy, is_first)
+        # ⟨dy, W₂ h⟩ = ⟨W₂ᵀ dy, h⟩, so that the expert's output is not computed again
+        d_weight += torch.mul(dh, h, out=scratch.rows("h", n, width) if h is z else h).sum(-1)
+        dz = dh
+        if value is not None:
+            dz = scratch.rows("dz", n, up.shape[1])
+            torch.mul(dh, value, out=dz[:, :width])
+            torch.mul(dh, a, out=dz[:, width:])
+        activate_backward(dz[:, :width], z, activation)
+        if d_up_bias is not None:
+            d_up_bias.add_row_sum(e, torch.mul(dz, weight, out=scratch.rows("weighted dz", *dz.shape)), is_first)
+        d_up.add_product(e, dz.t(), part.mul_(weight), is_first)
+        blocks.add_rows(d_x, tokens, torch.mm(dz, ups[e], out=part).mul_(weight))
+    return (
+        d_x,
+        _in_slot_order(d_weights_N, blocks.slots, weights),
+        d_up.result(),
+        x.new_zeros(0) if d_up_bias is None else d_up_bias.result(),
+        d_down.result(),
+        x.new_zeros(0) if d_down_bias is None else d_down_bias.result(),
+    )
+
+
+def linear_forward(x: Tensor, ids: Tensor, weights: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """See `mome_kernels.moe_linear`."""
+    if not ids.numel():
+        return x.new_zeros(x.shape[0], weight.shape[1])
+    blocks = ExpertBlocks(ids, weight.shape[0], weight.shape[1] * x.element_size())
+    scratch = Scratch(x, blocks.largest)
+    out_TF = blocks.new_output(x, weight.shape[1])
+    weights_N1, matrices = weights.reshape(-1, 1)[blocks.slots].to(x.dtype), weight.unbind(0)
+    for e, rows, tokens, _ in blocks:
+        n = tokens.shape[0]
+        part = torch.index_select(x, 0, tokens, out=scratch.rows("x", n, x.shape[1]))
+        y = _linear(part, matrices[e], _of(bias, e), scratch.rows("y", n, weight.shape[1]))
+        blocks.add_rows(out_TF, tokens, y.mul_(weights_N1[rows]))
+    return out_TF
+
+
+def linear_backward(
+    grad: Tensor, x: Tensor, ids: Tensor, weights: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, ...]:
+    """Gradients of x, weights, weight, bias; that of an absent bias is an empty tensor."""
+    blocks = ExpertBlocks(ids, weight.shape[0], weight.shape[1] * x.element_size())
+    scratch = Scratch(x, blocks.largest)
+    d_weight, d_weights_N = _GradientSum(weight, blocks.counts), x.new_empty(ids.numel())
+    d_bias = None if bias is None else _GradientSum(bias, blocks.counts)
+    d_x = blocks.new_output(x, x.shape[1]) if ids.numel() else x.new_zeros(x.shape)
+    weights_N1, matrices = weights.reshape(-1, 1)[blocks.slots].to(x.dtype), weight.unbind(0)
+    for e, rows, tokens, is_first in blocks:
+        n, scale = tokens.shape[0], weights_N1[rows]
+        part = torch.index_select(x, 0, tokens, out=scratch.rows("x", n, x.shape[1]))
+        dy = torch.index_select(grad, 0, tokens, out=scratch.rows("dy", n, grad.shape[1]))
+        back = torch.mm(dy, matrices[e], out=scratch.rows("dx", n, x.shape[1]))
+        torch.sum(torch.mul(back, part, out=scratch.rows("product", n, x.shape[1])), -1, out=d_weights_N[rows])
+        if bias is not None:
+            d_weights_N[rows] += dy @ bias[e]
+        d_weight.add_product(e, dy.mul_(scale).t(), part, is_first)
+        if d_bias is not None:
+            d_bias.add_row_sum(e, dy, is_first)
+        blocks.add_rows(d_x, tokens, back.mul_(scale))
+    return (
+        d_x,
+        _in_slot_order(d_weights_N, blocks.slots, weights),
+        d_weight.result(),
+        x.new_zeros(0) if d_bias is None else d_bias.result(),
+    )
