@@ -149,14 +149,10 @@ def processor_of(model: Any) -> MoMEProcessor:
 
 def _checked(name: str, value: Any) -> Any:
     """Checks a setting and returns it in the form that is stored."""
+    from mome.volumes.orientation import orientation_letters, parse_orientation
+
     if name == "orientation":
-        letters = value.upper() if isinstance(value, str) else ""
-        if len(letters) != 3 or sorted("RLAPSI".find(letter) // 2 for letter in letters) != [0, 1, 2]:
-            raise InputError(
-                f"orientation is three letters, one of R/L, A/P and S/I each, got {value!r:.60}",
-                hint="orientation='RAS'",
-            )
-        return letters
+        return orientation_letters(parse_orientation(value))
     if name == "padding_hu":
         if not _is_number(value):
             raise InputError(f"padding_hu is a number of HU, got {value!r:.60}")

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
+from mome.module_objects import weights_sha256
 
 if TYPE_CHECKING:
     from mome.modeling import MoME
@@ -20,9 +20,7 @@ def model_fingerprint(model: MoME) -> str:
     """Returns the first 16 hexadecimal digits of the SHA-256 of a model's config and weights (about 1 s per GB)."""
     config = {key: value for key, value in model.config.to_dict().items() if key not in _IGNORED_KEYS}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    digest.update(weights_sha256(model).encode())
     return digest.hexdigest()[:16]
 
 

@@ -75,9 +75,10 @@ class ModelPredictor:
         return next(self.model.parameters()).device
 
     def encode(self, tile_B1DHW: Tensor, origin: tuple[int, int, int]) -> Any:
-        """Returns the model's features of a tile; see `Predictor.encode`. The model does not read `origin` yet."""
+        """Returns the model's features of a tile; see `Predictor.encode`."""
+        origin_B3 = torch.tensor([origin] * tile_B1DHW.shape[0], device=tile_B1DHW.device)
         with self._precision():
-            return self.model.encode(tile_B1DHW)
+            return self.model.encode(tile_B1DHW, origin_B3)
 
     def decode(self, features: Any, text_PT: Tensor) -> Tensor:
         """Returns the model's logits of a tile in float32; see `Predictor.decode`."""

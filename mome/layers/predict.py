@@ -29,9 +29,9 @@ def predict(fusion: Fusion, head: Head, features_BSCV: Tensor, text_PT: Tensor, 
     numbers = fusion.dot_product(text_PT)
     layers = head.layers(text_PT, bottleneck) if numbers is not None else None
     if numbers is not None and layers is not None:
-        *weights, slope = layers
         query_PC, bias_PS, top_k = numbers
-        return fusion_head(features_BSCV, query_PC, bias_PS, *weights, top_k=top_k, negative_slope=slope)
+        slope = layers.negative_slope
+        return fusion_head(features_BSCV, query_PC, bias_PS, *layers[:6], top_k=top_k, negative_slope=slope)
     return predict_in_tiles(fusion, head, features_BSCV, text_PT, bottleneck)
 
 

@@ -21,6 +21,7 @@ from mome.errors import InputError
 from mome.processing import MoMEProcessor
 from mome.training.config import RunConfig, SourceConfig
 from mome.volumes import Grid
+from mome.volumes.orientation import left_right_axis
 
 
 def open_source(
@@ -85,11 +86,6 @@ def patch_dataset(
         run.sampling,
         Augmentation(run.augmentation, run.labels, left_right_axis(processor.orientation)),
     )
-
-
-def left_right_axis(orientation: str) -> int:
-    """The axis of the network grid along which left and right lie, as in 0 for "RAS"."""
-    return next(axis for axis, letter in enumerate(orientation.upper()) if letter in "LR")
 
 
 def _open_case_folder(
