@@ -23,7 +23,7 @@ from mome.volumes import Grid, write_mask
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory) -> str:
-    """A small random model that knows liver and spleen."""
+    """The folder of a small random model for liver and spleen."""
     folder = tmp_path_factory.mktemp("model")
     liver_and_spleen().save_pretrained(folder)
     MoMEProcessor(spacing=[4, 4, 4]).save_pretrained(folder)
@@ -40,7 +40,7 @@ def scan(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def offline(monkeypatch) -> None:
-    """No request to the Hub, whose retries would take half a minute."""
+    """Forbids requests to the Hub; without a connection their retries take half a minute."""
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
@@ -106,7 +106,7 @@ def test_segment_writes_masks_and_says_what_it_was_not_trained_on(
     assert main(["segment", str(scan), "-p", "liver", "-p", "lien", "-m", model_folder, "-o", str(out)]) == 0
     printed = capsys.readouterr().err
     assert "was not trained on 'spleen'" in " ".join(printed.split()) and "ml" in printed
-    assert f"wrote {out}/scan_liver.nii.gz\n" in printed  # whole, however long
+    assert f"wrote {out}/scan_liver.nii.gz\n" in printed  # a long line is not wrapped
     assert {p.name for p in out.iterdir()} == {"scan_liver.nii.gz", "scan_spleen.nii.gz", "report.json"}
     image = nib.load(out / "scan_liver.nii.gz")
     np.testing.assert_array_equal(image.affine, nib.load(scan).affine)
@@ -209,7 +209,7 @@ def test_a_typo_in_a_config_string(capsys, tmp_path: Path) -> None:
 
 @contextlib.contextmanager
 def full_disk() -> Iterator[None]:
-    """Limits the size of files that this process writes: the real writers meet a real error."""
+    """Limits the size of files that this process may write, so that writers meet an error of the system."""
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
@@ -276,7 +276,7 @@ def test_demo(capsys, tmp_path: Path, monkeypatch, overlap: float) -> None:
 
 @pytest.mark.wide
 def test_liver_on_the_torso_scan(capsys, ct_data: Path, tmp_path: Path) -> None:
-    """The bundled model never saw a liver: it must say so. Free of the tower only where the bank has the label."""
+    """The bundled model was not trained on the liver and must say so; its bank has the label, so no tower is needed."""
     path = ct_data / "torso" / "ts_example_ct.nii.gz"
     assert main(["segment", str(path), "-p", "liver", "-o", str(tmp_path), "--overlap", "0"]) == 0
     assert "not trained on 'liver'" in " ".join(capsys.readouterr().err.split())

@@ -1,4 +1,4 @@
-"""Inference: the stream equals the plain computation, masks come back on the scan's grid, folders survive."""
+"""Inference: the stream equals the plain computation, masks lie on the scan's grid, a folder run survives errors."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ AFFINES = {
 
 
 def blobs(grid_affine: np.ndarray, shape: tuple[int, int, int] = (30, 34, 26)) -> Volume:
-    """Smooth random HU."""
+    """Returns a scan of smooth random HU."""
     from scipy.ndimage import gaussian_filter
 
     noise = gaussian_filter(np.random.default_rng(0).standard_normal(shape), 3)
@@ -59,7 +59,7 @@ def blobs(grid_affine: np.ndarray, shape: tuple[int, int, int] = (30, 34, 26)) -
 @pytest.mark.parametrize("name", AFFINES)
 @pytest.mark.parametrize("overlap", [0.0, 0.5])
 def test_stream_equals_the_plain_computation(name: str, overlap: float) -> None:
-    """Whole accumulators, then one resampling: the reference that no large scan could afford."""
+    """The reference keeps all logits and resamples them once, which needs too much memory for a large scan."""
     model, proc, scan = Contrast(), processor(), blobs(AFFINES[name])
     result = Segmenter(model, proc, overlap=overlap).segment(scan, ["liver", "spleen"])
     network, grid = proc.to_network(scan)
@@ -75,7 +75,7 @@ def test_stream_equals_the_plain_computation(name: str, overlap: float) -> None:
 
 
 def test_planes_are_dropped_once_read() -> None:
-    """On a straight grid only a few planes are held, however many there are."""
+    """Where the grids are parallel, only a few planes are held at once."""
     network, output = Grid((200, 8, 8), np.eye(4)), Grid((100, 8, 8), np.diag([2.0, 1, 1, 1]))
     stream, seen = PlaneStream(network, output), []
     for first in range(0, 200, 10):
@@ -101,7 +101,7 @@ def test_sliding_window_agrees_with_monai() -> None:
         theirs = sliding_window_inference(
             volume, PATCH, 1, lambda tile: model(tile, text).logits, overlap=0.5, mode="gaussian"
         )[0]
-    # MONAI steps from the start and clamps its last tile as we do; its Gaussian has the same width
+    # MONAI's tiles start where ours do, and its Gaussian has the same width.
     assert (ours - theirs).abs().max() < 0.02 * theirs.abs().max()
     assert ((ours > 0) == (theirs > 0)).float().mean() > 0.995
 
@@ -141,7 +141,7 @@ def test_masks_on_disk(tmp_path: Path) -> None:
     (multi,) = result.save(tmp_path / "m", "case", multilabel=True)
     ids = {entry["name"]: entry["id"] for entry in read_label_table(multi)}
     numbers = np.asarray(nib.load(multi).dataobj)
-    # the smaller structure lies over the larger, which here contains it
+    # The smaller structure is written over the larger one, which contains it here.
     assert np.array_equal(numbers == ids["spleen"], result.masks["spleen"].astype(bool))
     assert result.label_map()[2] == result.masks["spleen"].sum()
 
@@ -211,7 +211,7 @@ def test_a_scan_smaller_than_a_tile_and_one_slice() -> None:
 
 
 def test_real_scan(ct_data: Path) -> None:
-    """A soft-tissue threshold on the torso scan: most of the body, on the scan's own grid."""
+    """A threshold at soft tissue finds most of the body of the torso scan, on the scan's own grid."""
     path = ct_data / "torso" / "ts_example_ct.nii.gz"
     result = segment(path, ["liver"], Contrast(("liver",), (0.3,)), processor(6.0))
     volume = read_volume(path)

@@ -1,4 +1,4 @@
-"""Runs over many scans lose nothing: no scan, no mask, no entry of the report; and a resumed run is the same run."""
+"""Folder runs never lose a scan, a mask or an entry of the report, and a resumed run gives the same results."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def ct(path: Path, depth: int = 8) -> Path:
 
 
 class Untouched:
-    """A segmenter that understands and must not be run."""
+    """A segmenter that understands prompts and fails the test where a scan is segmented."""
 
     def __init__(self, real: Segmenter) -> None:
         self.model, self.processor = real.model, real.processor
@@ -84,7 +84,7 @@ def test_every_format_that_is_read_is_found(tmp_path: Path) -> None:
     assert find_scans([tmp_path / "notes.txt"]) == [tmp_path / "notes.txt"]  # a file is taken as it is given
 
 
-# -- one file name, one mask ---------------------------------------------------------------------------------
+# -- different masks have different file names ----------------------------------------------------------------
 
 
 def test_names_that_become_one_file_name_are_refused_before_anything_runs(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_names_that_become_one_file_name_are_refused_before_anything_runs(tmp_pa
         segment_folder(untouched, [scan], out, ["odd lesion?", "odd/lesion"])
     with pytest.raises(InputError, match="gives no file name"):
         segment_folder(untouched, [scan], out, ["liver", "???"])
-    # scan "a" with the prompt "b liver" and scan "a_b" with the prompt "liver"
+    # The scan "a" with the prompt "b odd lesion" and the scan "a_b" with "odd lesion" give the same name.
     with pytest.raises(InputError, match="both write a_b_odd_lesion.nii.gz"):
         segment_folder(untouched, [scan, ct(tmp_path / "a_b.nii.gz")], out, ["odd lesion", "b odd lesion"])
     assert not out.exists()
@@ -144,7 +144,7 @@ def test_a_finished_run_is_resumed_without_the_tower(tmp_path: Path, monkeypatch
     monkeypatch.setattr("mome.inference.segmenter.embed_prompts", no_tower)
     (entry,) = segment_folder(made, scans[:1], out, ["liver"], resume=True)
     assert entry["skipped"]
-    with pytest.raises(InputError, match="no tower"):  # once, not for every scan
+    with pytest.raises(InputError, match="no tower"):  # the error ends the run, it is not recorded per scan
         segment_folder(made, scans, out, ["liver"], resume=True)
 
 

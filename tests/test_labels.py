@@ -1,4 +1,4 @@
-"""The class table, the resolver, the data sets' numbers."""
+"""The class table, the resolver of prompts, and the label numbers of data sets."""
 
 from __future__ import annotations
 
@@ -113,7 +113,8 @@ def test_no_phrase_has_two_owners() -> None:
         for phrase in (label.name, *label.synonyms):
             owners.setdefault(normalise(phrase), set()).add(label.name)
     assert [phrase for phrase, names in owners.items() if len(names) > 1] == []
-    assert all(normalise(phrase) == phrase for phrase in TABLE.phrases)  # else it could not be reached
+    # resolving compares normalised text, so a phrase that is not normalised would never be found
+    assert all(normalise(phrase) == phrase for phrase in TABLE.phrases)
 
     def entry(number: int, name: str, *synonyms: str) -> Label:
         rest = {"laterality": None, "mirror": None, "snomed": None, "color": (0, 0, 0)}
@@ -147,7 +148,7 @@ def details(text: str) -> tuple[set[str], list[str]]:
 
 @st.composite
 def misspelt(draw: st.DrawFn) -> tuple[str, str]:
-    """A phrase of the table with letters lost, doubled, swapped or replaced, and maybe its words shuffled."""
+    """Draws a phrase of the table with letters lost, doubled, swapped or replaced, and perhaps its words shuffled."""
     words = draw(st.sampled_from(sorted(TABLE.phrases))).split()
     phrase = " ".join(words)
     free = [i for i, w in enumerate(words) if w not in ("left", "right") and w.isalpha() and len(w) > 3]

@@ -1,4 +1,4 @@
-"""The Segmenter's way in: models with and without processors, passed volumes, advice that must not be lost."""
+"""What the Segmenter accepts: models with and without processors, volumes passed as arrays, prompts and errors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mome.volumes import Volume
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory) -> Path:
-    """A small random model, without its processor."""
+    """The folder of a small random model without a processor."""
     folder = tmp_path_factory.mktemp("model")
     liver_and_spleen().save_pretrained(folder)
     return folder
@@ -33,7 +33,7 @@ def scan() -> Volume:
 
 
 def test_a_loaded_model_brings_its_processor(model_folder: Path, tmp_path: Path) -> None:
-    """The design's first lines: from_pretrained, then segment(path, prompts=…, model=model)."""
+    """`from_pretrained` and then `segment(path, prompts=…, model=model)` work without naming a processor."""
     model = MoME.from_pretrained(model_folder)
     with pytest.raises(InputError, match="preprocessor_config.json is not there"):
         Segmenter(model)
@@ -54,11 +54,11 @@ def test_a_saved_model_keeps_the_right_processor(model_folder: Path, tmp_path: P
     MoMEProcessor(spacing=[5, 5, 5]).save_pretrained(model_folder)
     monkeypatch.chdir(model_folder.parent)
     model = MoME.from_pretrained(Path(model_folder.name))
-    monkeypatch.chdir(tmp_path)  # a relative name means nothing here
+    monkeypatch.chdir(tmp_path)  # the relative name does not lead to the model from here
     model.save_pretrained("copy")
     assert Segmenter("copy").processor.spacing == [5, 5, 5]
     MoMEProcessor(spacing=[2, 2, 2]).save_pretrained("chosen")
-    model.save_pretrained("chosen")  # what lies there was put there
+    model.save_pretrained("chosen")  # saving keeps the processor that is in the folder already
     assert Segmenter("chosen").processor.spacing == [2, 2, 2]
     model.processor = MoMEProcessor(spacing=[3, 3, 3])
     model.save_pretrained("chosen")

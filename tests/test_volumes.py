@@ -1,4 +1,4 @@
-"""Volumes: reading, resampling by affine, writing. Checked against nibabel, scipy, SimpleITK and analytic balls."""
+"""Reading, resampling by affine and writing, checked against nibabel, scipy, SimpleITK and balls of known size."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def oblique(angles: tuple[float, float, float], spacing: tuple[float, float, flo
 
 
 def ball(grid: Grid, radius_mm: float) -> tuple[np.ndarray, np.ndarray]:
-    """A ball at the grid's centre: mask and the centre in mm."""
+    """Returns the mask of a ball at the grid's centre, and the centre in mm."""
     centre = grid.affine @ np.array([*(np.asarray(grid.shape) - 1) / 2, 1.0])
     at = np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij"), -1) @ grid.affine[:3, :3].T
     at = at + grid.affine[:3, 3]
@@ -66,7 +66,7 @@ def test_masks_come_back_exactly_from_every_storage_orientation(code: str) -> No
     assert set(np.unique(there)) <= {0.0, 1.0}
     back = resample(there, network, grid)
     assert np.array_equal(back.numpy() > 0.5, mask)
-    # and nibabel agrees where the voxels went
+    # nibabel moves the voxels to the same places
     expected = nib.as_closest_canonical(nib.Nifti1Image(mask.astype(np.float32), image.affine)).get_fdata()
     assert np.array_equal(there.numpy(), expected)
 
@@ -340,7 +340,7 @@ def test_masks_keep_grid_codes_and_labels(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
-    """A limit on the size of files stands in for the disk: the real writer meets a real error."""
+    """A limit on the size of files stands in for a full disk, so that the writer meets an error of the system."""
     code = f"""
 import resource, signal, numpy as np
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -19,7 +19,7 @@ class NiftiWriter:
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        """It has no settings."""
+        """The writer has no settings."""
 
     ending: ClassVar[str] = ".nii.gz"
     separate: ClassVar[bool] = True
