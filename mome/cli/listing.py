@@ -9,8 +9,10 @@ from typing import Any
 
 from mome.errors import InputError
 from mome.registry import REGISTRIES
+from mome.volumes.writers import WRITERS
 
-KINDS = ("models", *REGISTRIES, "labels")
+_PARTS = {**REGISTRIES, "writers": WRITERS}
+KINDS = ("models", *_PARTS, "labels")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,5 +75,5 @@ def _rows(kind: str, pattern: str) -> list[dict[str, Any]]:
             for name in list_models(pattern, pretrained=True)
         ]
         return rows + bundled
-    registry = REGISTRIES[kind]
+    registry = _PARTS[kind]
     return [{"name": name, "summary": registry.summary(name)} for name in registry.names(pattern)]
