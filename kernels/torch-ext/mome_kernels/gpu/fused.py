@@ -184,7 +184,7 @@ def plan_forward(
 def rows_per_program(machine: Machine, config: dict[str, Any], assignments: int) -> int:
     """Rows that one program walks over.
 
-    More rows load the weights less often; the bound leaves at least two programs for every slot of a multiprocessor.
+    More rows load the weights less often. The bound leaves every multiprocessor twice the programs it can run.
     """
     even = assignments // (machine.processors * config["per_processor"] * 2)
     return config["BM"] * max(1, min(config["walk"], even // config["BM"]))
