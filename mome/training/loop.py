@@ -152,6 +152,7 @@ def train(run: RunConfig, *, resume: bool = True) -> Path:
                     optimizer.step()
                     optimizer.zero_grad()
                 totals += torch.stack([value.detach().float() for value in losses])
+            accelerator.unwrap_model(model).after_step()
             totals = accelerator.reduce(totals, reduction="mean") / config.gradient_accumulation
             loss, segmentation, aux = totals.tolist()
             if not math.isfinite(loss):
