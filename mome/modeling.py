@@ -221,7 +221,7 @@ class MoME(SavedModel):
             if key not in _IGNORED:
                 raise InputError(
                     f"MoME.forward has no argument '{key}'",
-                    hint="arguments: volume, text_PT, targets, supervised_BP",
+                    hint="arguments: volume, text_PT, targets, supervised_BP, origin_B3",
                 )
         features = self.encode(volume, origin_B3)
         logits, routings = self._decode(features, text_PT)

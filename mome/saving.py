@@ -106,6 +106,21 @@ class SavedModel(PreTrainedModel):
         result: Any = (model, info) if report else model
         return result
 
+    @property
+    def _tied_weights_keys(self) -> dict[str, str]:  # type: ignore[override]
+        """The second and later names of a tensor → its first: a module object may stand in several scales."""
+        first: dict[int, str] = {}
+        tied = {}
+        for named in (self.named_parameters, self.named_buffers):
+            for name, tensor in named(remove_duplicate=False):
+                if first.setdefault(id(tensor), name) != name:
+                    tied[name] = first[id(tensor)]
+        return tied
+
+    def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
+        """What transformers reads from `_tied_weights_keys` where `tie_word_embeddings` is set."""
+        return self._tied_weights_keys
+
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
         """Writes safetensors, `config.json`, the label table, the stub for remote-code loading and the processor.
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mome.errors import InputError
+from mome.experts.base import MapExperts, TokenExperts
 from mome.layers.dispatcher import LocalDispatcher
 from mome.map_context import MapContext
 from mome.registry import EXPERTS, ROUTERS, part
@@ -38,7 +39,13 @@ class MixtureOfExperts(nn.Module):
     def __init__(self, config: Config, *, dim: int, text_dim: int | None = None) -> None:
         super().__init__()
         expert_class, _ = EXPERTS.resolve(config.experts)
-        reads = expert_class.reads
+        kind = expert_class if isinstance(expert_class, type) else type(expert_class)
+        if not issubclass(kind, TokenExperts | MapExperts):
+            raise InputError(
+                f"experts of class '{kind.__qualname__}' are no TokenExperts, MapExperts or PromptExperts",
+                hint="derive the class from one of them; CONTRIBUTING.md has an example",
+            )
+        reads = kind.reads
         if reads == "prompt" and text_dim is None:
             raise InputError(
                 f"experts '{config.experts['name']}' read the prompt, which is not known here",
