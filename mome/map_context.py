@@ -25,3 +25,7 @@ class MapContext:
     def at(self, stride: tuple[int, int, int]) -> MapContext:
         """The same patch at the resolution of another map."""
         return replace(self, stride=stride)
+
+
+# A map that begins at voxel 0 and has the resolution of the network grid.
+WHOLE = MapContext()

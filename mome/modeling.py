@@ -141,13 +141,14 @@ class MoME(SavedModel):
                 f"the volume's sides {tuple(volume_B1DHW.shape[2:])} are not multiples of {_sides(divisor)}",
                 hint="pad it, or let mome.inference.segment do so",
             )
-        pyramid = self._checkpointed(self.encoder, volume_B1DHW)
+        context = MapContext(origin_B3)
+        pyramid = self._checkpointed(self.encoder, volume_B1DHW, context)
         maps_BCDHW = pyramid.maps[self.first_scale :]
         experts = cast("list[ScaleExpert]", list(self.scale_experts))
         if any(expert.reads_prompts for expert in experts):
             unmixed = tuple(expert.project(map_BCDHW) for expert, map_BCDHW in zip(experts, maps_BCDHW, strict=True))
             return Features(None, pyramid.bottleneck, pyramid.routings, unmixed, origin_B3)
-        scales_BSCDHW, routings = self._mix(experts, maps_BCDHW, MapContext(origin_B3))
+        scales_BSCDHW, routings = self._mix(experts, maps_BCDHW, context)
         return Features(scales_BSCDHW, pyramid.bottleneck, (*pyramid.routings, *routings))
 
     def decode(self, features: Features, text_PT: Tensor) -> Tensor:
@@ -224,8 +225,12 @@ class MoME(SavedModel):
                     hint="arguments: volume, text_PT, targets, supervised_BP, origin_B3",
                 )
         features = self.encode(volume, origin_B3)
-        logits, routings = self._decode(features, text_PT)
-        aux_loss, aux_losses = _auxiliary_losses([*features.routings, *routings], logits)
+        logits, prompt_routings = self._decode(features, text_PT)
+        routings = [routing for routing in (*features.routings, *prompt_routings) if routing is not None]
+        if self.training:
+            for routing in routings:
+                routing.router.observe(routing)
+        aux_loss, aux_losses = _auxiliary_losses(routings, logits)
         if targets is None:
             return MoMEOutput(logits=logits, aux_loss=aux_loss, aux_losses=aux_losses)
         segmentation = masked_bce_dice(logits, targets, supervised_BP)
@@ -265,9 +270,9 @@ class MoME(SavedModel):
             own(init, self.config.initializer_range)
 
 
-def _auxiliary_losses(routings: Sequence[Routing | None], like: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """The mean over the routers of the sum of their losses, and of each loss by its name."""
-    losses = [routing.losses for routing in routings if routing is not None]
+def _auxiliary_losses(routings: Sequence[Routing], like: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Returns the mean over the routers of the sum of their losses, and of each loss by its name."""
+    losses = [routing.losses for routing in routings]
     zero = like.new_zeros((), dtype=torch.float32)
     if not losses:
         return zero, {}

@@ -45,12 +45,3 @@ def test_the_example_is_complete(scale_expert: str, tmp_path: Path) -> None:
         text = torch.randn(2, 12)
         assert torch.equal(again(volume(), text).logits, model(volume(), text).logits)
     assert again.config.part_strings()["experts"] == "scale(n=3)"
-
-
-def test_both_forms_of_the_example_agree(scale_expert: str) -> None:
-    experts = EXPERTS.build("scale(n=3)", dim=5)
-    torch.nn.init.normal_(experts.scale_EC)
-    rows = torch.randn(7, 5)
-    ids = torch.tensor([0, 0, 1, 1, 1, 2, 2])
-    grouped = experts.grouped(rows, torch.tensor([0, 2, 5, 7]))
-    torch.testing.assert_close(experts(rows, ids[:, None], torch.ones(7, 1)), grouped)

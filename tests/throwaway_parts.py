@@ -14,7 +14,7 @@ from torch import nn
 
 from mome.encoders.base import Encoder, Pyramid
 from mome.experts.base import MapExperts, PromptExperts, TokenExperts
-from mome.map_context import MapContext
+from mome.map_context import WHOLE
 from mome.registry import ENCODERS, EXPERTS, FUSIONS, LAYERS, ROUTERS, part
 from mome.routers.base import Router
 from mome.routers.fusion.base import Fusion
@@ -47,7 +47,7 @@ class ExpertChoiceRouter(Router):
             scores_BTE.flatten(0, 1),
             tokens_N=(index_BEN + first_B[:, None, None]).transpose(0, 1).flatten(),
             weights_N=weights_BEN.transpose(0, 1).flatten(),
-            offsets=torch.arange(self.num_experts + 1, device=x_BDHWC.device) * (batch * taken),
+            experts_N=torch.arange(self.num_experts, device=x_BDHWC.device).repeat_interleave(batch * taken),
             tokens=batch * tokens,
         )
 
@@ -130,10 +130,10 @@ class FlatEncoder(Encoder):
         self.mixture = LAYERS.build(config.layers, dim=deep)
         self.up = nn.ConvTranspose3d(deep, fine, 2, stride=2)
 
-    def forward(self, x_BCDHW):
+    def forward(self, x_BCDHW, context=WHOLE):
         fine = self.stem(x_BCDHW)
         deep = self.norm(self.down(fine.relu())).relu()
-        mixed_BDHWC, routing = self.mixture(deep.movedim(1, -1), MapContext(stride=self.strides[0]))
+        mixed_BDHWC, routing = self.mixture(deep.movedim(1, -1), context.at(self.strides[0]))
         deep = deep + mixed_BDHWC.movedim(-1, 1)
         return Pyramid((deep, fine + self.up(deep)), deep, (routing,) if routing is not None else ())
 
@@ -217,9 +217,6 @@ class OwnExperts(TokenExperts):
 
     def forward(self, x_TC, ids_TK, weights_TK):
         return (weights_TK[..., None] * (x_TC[:, None] + self.shift_EC[ids_TK])).sum(dim=1).to(x_TC.dtype)
-
-    def grouped(self, rows_NC, offsets):
-        return rows_NC + torch.repeat_interleave(self.shift_EC, offsets.diff(), dim=0)
 
 
 PARTS = [

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from mome.map_context import WHOLE, MapContext
 from mome.routers.routing import Routing
 
 Stride = tuple[int, int, int]
@@ -30,7 +31,8 @@ class Encoder(nn.Module):
 
     Attributes:
         channels: C_s of the decoder maps, coarse to fine.
-        strides: Voxels of the volume per voxel of each decoder map along D, H, W, coarse to fine; axes may differ.
+        strides: Voxels of the volume per voxel of each decoder map along D, H, W, coarse to fine; axes may differ. If
+            the finest map is coarser than the volume, logits are interpolated.
         bottleneck_channels: C_b.
         size_divisor: The sides D, H, W of a volume are multiples of these.
     """
@@ -40,7 +42,13 @@ class Encoder(nn.Module):
     bottleneck_channels: int
     size_divisor: Stride
 
-    def forward(self, x_BCDHW: Tensor) -> Pyramid:
+    def forward(self, x_BCDHW: Tensor, context: MapContext = WHOLE) -> Pyramid:
+        """Encodes a volume.
+
+        Args:
+            x_BCDHW: The volume.
+            context: Where the volume lies, for sparse layers inside the encoder (`context.at(stride)`).
+        """
         raise NotImplementedError
 
 

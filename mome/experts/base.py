@@ -39,16 +39,8 @@ class TokenExperts(Experts):
     def forward(self, x_TC: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
         """Σ_k weight · expert(x) for every token: (T, C) → (T, C).
 
-        The signature is that of Hugging Face's experts, which its expert parallelism replaces.
-        """
-        raise NotImplementedError
-
-    def grouped(self, rows_NC: Tensor, offsets: Tensor) -> Tensor:
-        """Expert e on the rows offsets[e] … offsets[e + 1] − 1, without weights: (N, C) → (N, C).
-
-        Args:
-            rows_NC: Rows sorted by expert.
-            offsets: int64 (E + 1,), rising from 0 to N.
+        The signature is that of Hugging Face's experts, which its expert parallelism replaces. Routings that give a
+        token a variable number of experts use it too: each assignment is then a token of its own, with K = 1.
         """
         raise NotImplementedError
 
@@ -65,7 +57,14 @@ class MapExperts(Experts):
     reads: ClassVar[Reads] = "map"
 
     def forward(self, x_BDHWC: Tensor, gates_BDHWE: Tensor, context: MapContext) -> Tensor:
-        """Σ_e gate · expert_e(map): (B, D, H, W, C) → (B, D, H, W, C)."""
+        """Σ_e gate · expert_e(map): (B, D, H, W, C) → (B, D, H, W, C).
+
+        Args:
+            x_BDHWC: The map, channels last.
+            gates_BDHWE: The weight of every expert at every voxel, float32 where a router made them. The result has
+                the type of the map.
+            context: Where the map lies; for prompt experts also `text_BT`.
+        """
         raise NotImplementedError
 
 

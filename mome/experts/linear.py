@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from types import ModuleType
 
 import torch
-from mome_kernels import grouped_linear, moe_linear
+from mome_kernels import moe_linear
 from torch import Tensor, nn
 
 from mome.experts.base import TokenExperts
@@ -34,13 +34,10 @@ class LinearExperts(TokenExperts):
         self.bias_ED = nn.Parameter(torch.empty(config.n, dim))
 
     def forward(self, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
-        if self.num_experts == 1:  # no tokens to sort
+        if self.num_experts == 1:  # a single matrix needs no sorting
             y_TD = nn.functional.linear(x_TD, self.weight_EDD[0], self.bias_ED[0])
             return y_TD * weights_TK.sum(dim=1, keepdim=True).to(y_TD.dtype)
         return moe_linear(x_TD, ids_TK, weights_TK, self.weight_EDD, self.bias_ED)
-
-    def grouped(self, rows_ND: Tensor, offsets: Tensor) -> Tensor:
-        return grouped_linear(rows_ND, self.weight_EDD, offsets, self.bias_ED)
 
     @torch.no_grad()
     def init_weights_(self, init: ModuleType, std: float) -> None:

@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import ClassVar
 
 import torch
-from mome_kernels import grouped_linear, moe_mlp
+from mome_kernels import moe_mlp
 from mome_kernels.checks import ACTIVATIONS
 from torch import Tensor, nn
 
@@ -79,16 +79,6 @@ class FeedForwardExperts(TokenExperts):
             activation=self.activation,
             gated=self.gated,
         )
-
-    def grouped(self, rows_ND: Tensor, offsets: Tensor) -> Tensor:
-        if not self.gated:
-            hidden_NF = grouped_linear(rows_ND, self.up_weight, offsets, self.up_bias, activation=self.activation)
-            return grouped_linear(hidden_NF, self.down_proj, offsets, self.down_bias)
-        gate_weight, up_weight = self.up_weight.chunk(2, dim=1)
-        gate_bias, up_bias = (None, None) if self.up_bias is None else self.up_bias.chunk(2, dim=1)
-        gate_NF = grouped_linear(rows_ND, gate_weight, offsets, gate_bias, activation=self.activation)
-        hidden_NF = gate_NF * grouped_linear(rows_ND, up_weight, offsets, up_bias)
-        return grouped_linear(hidden_NF, self.down_proj, offsets, self.down_bias)
 
     @torch.no_grad()
     def init_weights_(self, init: ModuleType, std: float) -> None:

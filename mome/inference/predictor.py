@@ -71,7 +71,11 @@ class ModelPredictor:
 
     @property
     def device(self) -> torch.device:
-        """The device of the model's first parameter."""
+        """The device that the model computes on; parameters of an offloaded model are elsewhere."""
+        for module in self.model.modules():
+            device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+            if device is not None:
+                return torch.device(device)
         return next(self.model.parameters()).device
 
     def encode(self, tile_B1DHW: Tensor, origin: tuple[int, int, int]) -> Any:

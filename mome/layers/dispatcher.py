@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import torch
 from einops import rearrange
-from torch import Tensor, arange
+from torch import Tensor
 
 from mome.experts.base import Experts, MapExperts, TokenExperts
 from mome.map_context import MapContext
@@ -35,10 +36,10 @@ class LocalDispatcher:
                 return experts.single(x_TC)
             case TokenChoice():
                 return experts(x_TC, routing.ids_TK, routing.weights_TK)
-            case Assignments():
-                y_NC = experts.grouped(x_TC[routing.tokens_N], routing.offsets)
-                weighed_NC = (y_NC * routing.weights_N[:, None]).float()
-                return x_TC.new_zeros(x_TC.shape).float().index_add(0, routing.tokens_N, weighed_NC).to(x_TC.dtype)
+            case Assignments():  # each assignment is a token of its own
+                rows_NC, experts_N1 = x_TC[routing.tokens_N], routing.experts_N[:, None]
+                y_NC = experts(rows_NC, experts_N1, routing.weights_N[:, None])
+                return x_TC.new_zeros(x_TC.shape).index_add(0, routing.tokens_N, y_NC)
             case Slots():
                 return self._slots(experts, x_TC, routing)
         raise TypeError(f"a routing is a TokenChoice, Assignments or Slots, not a {type(routing).__name__}")
@@ -47,8 +48,7 @@ class LocalDispatcher:
         groups, _, slots = routing.dispatch_GMS.shape
         x_GMC = rearrange(x_TC, "(g m) c -> g m c", g=groups)
         slots_GSC = routing.dispatch_GMS.to(x_TC.dtype).transpose(1, 2) @ x_GMC
-        rows_NC = rearrange(slots_GSC, "g (e p) c -> (e g p) c", e=experts.num_experts)
-        offsets = arange(experts.num_experts + 1, device=x_TC.device) * (groups * slots // experts.num_experts)
-        y_NC = experts.grouped(rows_NC, offsets)
-        y_GSC = rearrange(y_NC, "(e g p) c -> g (e p) c", e=experts.num_experts, g=groups)
-        return (routing.combine_GMS.to(x_TC.dtype) @ y_GSC).flatten(0, 1)
+        experts_S1 = torch.arange(slots, device=x_TC.device)[:, None] // (slots // experts.num_experts)
+        experts_N1 = experts_S1.repeat(groups, 1)
+        y_NC = experts(slots_GSC.flatten(0, 1), experts_N1, routing.dispatch_GMS.new_ones(experts_N1.shape))
+        return (routing.combine_GMS.to(x_TC.dtype) @ y_NC.unflatten(0, (groups, slots))).flatten(0, 1)

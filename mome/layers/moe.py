@@ -64,6 +64,9 @@ class MixtureOfExperts(nn.Module):
         self.reads_prompts = reads == "prompt" or (self.router is not None and self.router.reads_prompts)
 
     def forward(self, x_BDHWC: Tensor, context: MapContext) -> tuple[Tensor, Routing | None]:
-        routing = self.router(x_BDHWC, context) if self.router is not None else None
+        routing = None
+        if self.router is not None:
+            routing = self.router(x_BDHWC, context)
+            routing.router = self.router
         y_BDHWC = self.dispatch(self.experts, x_BDHWC, routing, context)
         return y_BDHWC, routing

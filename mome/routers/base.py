@@ -13,8 +13,9 @@ from mome.routers.routing import Assignments, Routing, Slots, TokenChoice
 class Router(nn.Module):
     """Decides which voxels of a map go to which experts.
 
-    A router computes in float32 whatever the model's precision, and is deterministic in eval. Its parameters are its
-    own (`nn.Parameter`), or belong to submodules that it calls: a weight that is read past its module's `forward` is
+    A router computes in float32 whatever the model's precision: it leaves autocast and casts its input. Its parameters
+    stay in float32 when a model is loaded in half precision. It is deterministic in eval. Its parameters are its own
+    (`nn.Parameter`), or belong to submodules that it calls: a weight that is read outside its module's `forward` is
     invisible to offloading and adapters.
 
     Attributes:
@@ -35,5 +36,15 @@ class Router(nn.Module):
         """
         raise NotImplementedError
 
+    def observe(self, routing: Routing) -> None:
+        """Collects statistics of a routing, such as counts, for `after_step`.
+
+        The model calls it in training, once for each routing of a forward pass. It is not called again when activation
+        checkpointing runs the forward a second time, so counts belong here and not in `forward`.
+        """
+
     def after_step(self) -> None:
-        """Updates state that follows the optimiser, such as a balancing bias; called once per optimiser step."""
+        """Updates state that follows the optimiser, such as a balancing bias.
+
+        The training loop calls `MoME.after_step` once per optimiser step, which calls this.
+        """

@@ -7,6 +7,7 @@ expert). The tokens of a map (B, D, H, W, C) are its voxels in that order, T = B
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,11 +21,13 @@ class Routing:
         counts_E: int64, the number of assignments of each expert.
         scores_TE: float32, the router's probability or score of each expert; None where a router has none.
         losses: Auxiliary losses by name, already weighted; empty outside training.
+        router: The router that made it; the layer around the router sets it.
     """
 
     counts_E: Tensor
     scores_TE: Tensor | None = None
     losses: dict[str, Tensor] = field(default_factory=dict)
+    router: Any = None
 
     def gates_TE(self) -> Tensor:
         """The weight of every expert for every token, zero where the expert was not chosen.
@@ -58,25 +61,22 @@ class Assignments(Routing):
     """Every expert gets its own list of tokens; a token may be in none, one or several lists.
 
     Attributes:
-        tokens_N: int64, the token of each assignment, sorted by expert.
+        tokens_N: int64, the token of each assignment, in any order.
+        experts_N: int64, the expert of each assignment.
         weights_N: float32, the weight of each assignment.
-        offsets: int64 (E + 1,), expert e has the assignments offsets[e] … offsets[e + 1] − 1.
         tokens: The number T of tokens.
     """
 
     tokens_N: Tensor
+    experts_N: Tensor
     weights_N: Tensor
-    offsets: Tensor
     tokens: int
 
     def gates_TE(self) -> Tensor:
         """The weights scattered to their tokens' rows and experts' columns."""
-        experts = self.offsets.shape[0] - 1
-        expert_N = torch.repeat_interleave(
-            torch.arange(experts, device=self.offsets.device), self.offsets.diff(), output_size=self.tokens_N.shape[0]
-        )
+        experts = self.counts_E.shape[0]
         gates = self.weights_N.new_zeros(self.tokens * experts)
-        return gates.scatter_add(0, self.tokens_N * experts + expert_N, self.weights_N).view(self.tokens, experts)
+        return gates.scatter_add(0, self.tokens_N * experts + self.experts_N, self.weights_N).view(self.tokens, experts)
 
 
 @dataclass(kw_only=True)
