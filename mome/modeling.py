@@ -148,7 +148,7 @@ class MoME(SavedModel):
         if any(expert.reads_prompts for expert in experts):
             unmixed = tuple(expert.project(map_BCDHW) for expert, map_BCDHW in zip(experts, maps_BCDHW, strict=True))
             return Features(None, pyramid.bottleneck, pyramid.routings, unmixed, origin_B3)
-        scales_BSCDHW, routings = self._mix(experts, maps_BCDHW, context)
+        scales_BSCDHW, routings = self._mix(experts, maps_BCDHW, maps_BCDHW[-1].shape[2:], context)
         return Features(scales_BSCDHW, pyramid.bottleneck, (*pyramid.routings, *routings))
 
     def decode(self, features: Features, text_PT: Tensor) -> Tensor:
@@ -166,7 +166,7 @@ class MoME(SavedModel):
             for text_1T in text_PT.split(1):  # experts that read prompts run once for each of them
                 context = MapContext(features.origin_B3, text_BT=text_1T.expand(features.bottleneck.shape[0], -1))
                 mixers = [cast("ScaleExpert", expert).mix for expert in self.scale_experts]
-                scales_BSCDHW, routed = self._mix(mixers, features.unmixed, context)
+                scales_BSCDHW, routed = self._mix(mixers, features.unmixed, features.unmixed[-1].shape[1:4], context)
                 parts.append(self._predict(scales_BSCDHW, text_1T, features.bottleneck))
                 routings += routed
             logits = torch.cat(parts, dim=1)
@@ -177,21 +177,22 @@ class MoME(SavedModel):
         return logits, routings
 
     def _mix(
-        self, mixers: Sequence[Callable[..., Any]], inputs: Sequence[Tensor], context: MapContext
+        self,
+        mixers: Sequence[Callable[..., Any]],
+        inputs: Sequence[Tensor],
+        finest: torch.Size,
+        context: MapContext,
     ) -> tuple[Tensor, list[Routing | None]]:
-        """Runs the experts of every scale and brings their maps to the finest one: (B, S, C, D, H, W)."""
+        """Runs the experts of every scale and brings their maps to the finest size: (B, S, C, D, H, W)."""
         features: list[Tensor] = []
         routings: list[Routing | None] = []
         for mixer, x, stride in zip(mixers, inputs, self.encoder.strides[self.first_scale :], strict=True):
             feature, routing = self._checkpointed(mixer, x, context.at(stride))
+            if feature.shape[2:] != finest:
+                feature = F.interpolate(feature, size=finest, mode="trilinear", align_corners=False)
             features.append(feature)
             routings.append(routing)
-        finest = features[-1].shape[2:]
-        resized = [
-            f if f.shape[2:] == finest else F.interpolate(f, size=finest, mode="trilinear", align_corners=False)
-            for f in features
-        ]
-        return torch.stack(resized, dim=1), routings
+        return torch.stack(features, dim=1), routings
 
     def _predict(self, scales_BSCDHW: Tensor, text_PT: Tensor, bottleneck: Tensor) -> Tensor:
         logits_BPV = predict(self.fusion, self.head, scales_BSCDHW.flatten(3), text_PT, bottleneck)
