@@ -41,6 +41,9 @@ for name in mome segresnet; do
 done
 ```
 
+## The redesign beside the code before it
+{redesign}
+
 ## GPUs
 Not yet measured.
 
@@ -73,7 +76,14 @@ def main() -> None:
     table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
     training = (HERE / "results" / "openkbp_training.md").read_text().strip()
     long_tests = (HERE / "results" / "long_tests.md").read_text().strip()
-    text = TEXT.format(table=table, training=training, tolerance=first["tolerance_mm"], long_tests=long_tests)
+    redesign = (HERE / "results" / "redesign.md").read_text().strip()
+    text = TEXT.format(
+        table=table,
+        training=training,
+        tolerance=first["tolerance_mm"],
+        long_tests=long_tests,
+        redesign=redesign,
+    )
     (HERE / "RESULTS.md").write_text(text)
 
 

@@ -41,7 +41,8 @@ class MoMEConfig(PreTrainedConfig):
         trained_labels: Names that the weights were trained on; empty for random weights.
         text_dim: Width T of the text rows; found from `text_encoder` where None.
         dim: Width of the voxels inside the scale experts.
-        residual: Whether the scale layers add the experts' result to what the experts read.
+        residual: Whether the scale layers add the experts' result to what the experts read. None means yes, except for
+            `linear` experts, for which x + W x is another W x.
         head_channels: Width C of the fused features (8 in the CLIP-Driven Universal Model).
         in_channels: Channels of the volume, 1 for CT.
         patch_size: Voxels (D, H, W) of a training patch and of an inference tile, on the network grid.
@@ -63,7 +64,7 @@ class MoMEConfig(PreTrainedConfig):
     trained_labels: list[str] | tuple[str, ...] = ()
     text_dim: int | None = None
     dim: int = 48
-    residual: bool = True
+    residual: bool | None = None
     head_channels: int = 8
     in_channels: int = 1
     patch_size: list[int] | tuple[int, ...] = (96, 96, 96)
@@ -80,6 +81,8 @@ class MoMEConfig(PreTrainedConfig):
                 spec = migrate(spec, self.spec_version)
             setattr(self, part, registry.canonical(spec))
         self.spec_version = SPEC_VERSION
+        if self.residual is None:
+            self.residual = self.experts["name"] != "linear"
         self.labels, self.trained_labels = list(self.labels), list(self.trained_labels)
         self.patch_size = list(self.patch_size)
         if self.text_dim is None:
@@ -101,8 +104,8 @@ class MoMEConfig(PreTrainedConfig):
         for key in ("dim", "head_channels", "in_channels", "spec_version"):
             if not _is_count(getattr(self, key)):
                 raise InputError(f"{key} is a whole number of at least 1, got {getattr(self, key)!r:.60}")
-        if not isinstance(self.residual, bool):
-            raise InputError(f"residual is true or false, got {self.residual!r:.60}")
+        if self.residual is not None and not isinstance(self.residual, bool):
+            raise InputError(f"residual is true, false or None, got {self.residual!r:.60}")
         if self.text_dim is not None and not _is_count(self.text_dim):
             raise InputError(f"text_dim is a whole number of at least 1, or None, got {self.text_dim!r:.60}")
         std = self.initializer_range
@@ -113,8 +116,7 @@ class MoMEConfig(PreTrainedConfig):
         """Checks the labels against each other and against the text rows.
 
         Raises:
-            InputError: A label stands twice, a trained one is not stored, or there are more than a text encoder
-                without a tower can tell apart.
+            InputError: A label is repeated, a trained label is missing, or there are more labels than one-hot columns.
         """
         unknown = [name for name in self.trained_labels if name not in self.labels]
         if unknown:
@@ -133,7 +135,7 @@ class MoMEConfig(PreTrainedConfig):
             )
 
     def set_labels(self, labels: list[str], trained_labels: list[str]) -> None:
-        """Changes both lists; where they are refused, neither changes.
+        """Sets both lists, or neither if they are invalid.
 
         Raises:
             InputError: See `check_labels`.

@@ -22,10 +22,10 @@ class MapContext:
     stride: tuple[int, int, int] = (1, 1, 1)
     text_BT: Tensor | None = None
 
-    def at(self, stride: tuple[int, int, int]) -> MapContext:
+    def with_stride(self, stride: tuple[int, int, int]) -> MapContext:
         """The same patch at the resolution of another map."""
         return replace(self, stride=stride)
 
 
 # A map that begins at voxel 0 and has the resolution of the network grid.
-WHOLE = MapContext()
+DEFAULT_CONTEXT = MapContext()

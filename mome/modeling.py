@@ -79,7 +79,7 @@ class MoME(SavedModel):
                 text_dim=text_dim,
                 experts=config.experts,
                 router=config.router,
-                residual=config.residual,
+                residual=bool(config.residual),
             )
             for channels in self.encoder.channels[self.first_scale :]
         )
@@ -146,8 +146,10 @@ class MoME(SavedModel):
         maps_BCDHW = pyramid.maps[self.first_scale :]
         experts = cast("list[ScaleExpert]", list(self.scale_experts))
         if any(expert.reads_prompts for expert in experts):
-            unmixed = tuple(expert.project(map_BCDHW) for expert, map_BCDHW in zip(experts, maps_BCDHW, strict=True))
-            return Features(None, pyramid.bottleneck, pyramid.routings, unmixed, origin_B3)
+            expert_inputs = tuple(
+                expert.project(map_BCDHW) for expert, map_BCDHW in zip(experts, maps_BCDHW, strict=True)
+            )
+            return Features(None, pyramid.bottleneck, pyramid.routings, expert_inputs, origin_B3)
         scales_BSCDHW, routings = self._mix(experts, maps_BCDHW, maps_BCDHW[-1].shape[2:], context)
         return Features(scales_BSCDHW, pyramid.bottleneck, (*pyramid.routings, *routings))
 
@@ -166,7 +168,9 @@ class MoME(SavedModel):
             for text_1T in text_PT.split(1):  # experts that read prompts run once for each of them
                 context = MapContext(features.origin_B3, text_BT=text_1T.expand(features.bottleneck.shape[0], -1))
                 mixers = [cast("ScaleExpert", expert).mix for expert in self.scale_experts]
-                scales_BSCDHW, routed = self._mix(mixers, features.unmixed, features.unmixed[-1].shape[1:4], context)
+                scales_BSCDHW, routed = self._mix(
+                    mixers, features.expert_inputs, features.expert_inputs[-1].shape[1:4], context
+                )
                 parts.append(self._predict(scales_BSCDHW, text_1T, features.bottleneck))
                 routings += routed
             logits = torch.cat(parts, dim=1)
@@ -187,7 +191,7 @@ class MoME(SavedModel):
         features: list[Tensor] = []
         routings: list[Routing | None] = []
         for mixer, x, stride in zip(mixers, inputs, self.encoder.strides[self.first_scale :], strict=True):
-            feature, routing = self._checkpointed(mixer, x, context.at(stride))
+            feature, routing = self._checkpointed(mixer, x, context.with_stride(stride))
             if feature.shape[2:] != finest:
                 feature = F.interpolate(feature, size=finest, mode="trilinear", align_corners=False)
             features.append(feature)
@@ -273,14 +277,22 @@ class MoME(SavedModel):
 
 def _auxiliary_losses(routings: Sequence[Routing], like: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """Returns the mean over the routers of the sum of their losses, and of each loss by its name."""
-    losses = [routing.losses for routing in routings]
     zero = like.new_zeros((), dtype=torch.float32)
-    if not losses:
+    if not routings:
         return zero, {}
-    totals = [sum(named.values(), zero) for named in losses]
-    names = dict.fromkeys(name for named in losses for name in named)
-    by_name = {name: sum((named.get(name, zero) for named in losses), zero) / len(losses) for name in names}
-    return torch.stack(totals).mean(), by_name
+    routers: dict[int, list[dict[str, Tensor]]] = {}
+    for routing in routings:  # a router that reads prompts has one routing for each of them
+        routers.setdefault(id(routing.router), []).append(routing.losses)
+    names = dict.fromkeys(name for routing in routings for name in routing.losses)
+
+    def mean(values: list[Tensor]) -> Tensor:
+        return torch.stack(values).mean()
+
+    total = mean([mean([sum(named.values(), zero) for named in losses]) for losses in routers.values()])
+    by_name = {
+        name: mean([mean([named.get(name, zero) for named in losses]) for losses in routers.values()]) for name in names
+    }
+    return total, by_name
 
 
 def _sides(divisor: Sequence[int]) -> str:

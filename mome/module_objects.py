@@ -1,4 +1,4 @@
-"""Module objects that stand where a config string may: `experts={"name": "whole_model", "model": network}`.
+"""Torch modules given in place of a config string: `experts={"name": "whole_model", "model": network}`.
 
 A config is plain JSON, so it keeps only the class name and the SHA-256 of the weights. The object itself stays with
 the user; this table finds it again by that hash when the model is built. Nothing is ever imported or loaded from a
@@ -7,6 +7,7 @@ path because a config says so. Imports no torch until a module is given.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import weakref
 from typing import Any
@@ -26,19 +27,38 @@ def is_module(value: Any) -> bool:
 
 def is_reference(value: Any) -> bool:
     """Whether the value is what `remember` returned."""
-    return isinstance(value, dict) and value.get("name") == OBJECT
+    return isinstance(value, dict) and value.get("name") == OBJECT and "sha256" in value
 
 
 def weights_sha256(module: Any) -> str:
-    """SHA-256 over the names, types, shapes and bytes of a module's state, in hexadecimal digits."""
+    """SHA-256 over the names, types, shapes and bytes of a module's state, in hexadecimal digits.
+
+    Raises:
+        InputError: The module was built on the meta device and has no values.
+    """
     import torch
 
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(_values(module).items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        if not tensor.is_meta:
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def _values(module: Any) -> dict[str, Any]:
+    """The state of a module; tensors that accelerate has offloaded are read from where they are kept."""
+    state = module.state_dict()
+    if any(tensor.is_meta for tensor in state.values()):
+        from accelerate.utils.modeling import get_state_dict_offloaded_model
+
+        with contextlib.suppress(AttributeError, KeyError, ValueError):  # the module has no hooks of accelerate
+            state = get_state_dict_offloaded_model(module)
+    if any(tensor.is_meta for tensor in state.values()):
+        raise InputError(
+            "the module's weights have no values: it was built on the meta device",
+            hint="load the weights first",
+        )
+    return state
 
 
 def remember(module: Any) -> dict[str, Any]:

@@ -19,14 +19,14 @@ class Features(NamedTuple):
         bottleneck: (B, C_b, D_b, H_b, W_b).
         routings: How the voxels were routed: of sparse layers inside the encoder, then of each scale (None where a
             scale has one expert).
-        unmixed: For experts that read prompts: the voxels (B, D_s, H_s, W_s, dim) of each scale before the experts.
+        expert_inputs: Where experts read prompts: the voxels (B, D_s, H_s, W_s, dim) of each scale before them.
         origin_B3: Where the patches lie; see `MapContext`.
     """
 
     scales_BSCDHW: Tensor | None
     bottleneck: Tensor
     routings: tuple[Routing | None, ...]
-    unmixed: tuple[Tensor, ...] = ()
+    expert_inputs: tuple[Tensor, ...] = ()
     origin_B3: Tensor | None = None
 
 

@@ -53,7 +53,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "universal_ct_tiny": {
         "summary": "the CLIP-Driven Universal Model's parts (finest map, text-made head) on the compact U-Net",
-        "model": {**_TINY, "experts": "linear", "residual": False, "fusion": "last"},
+        "model": {**_TINY, "experts": "linear", "fusion": "last"},
         "processor": _TINY_PROCESSOR,
     },
     "plain_ct_tiny": {
@@ -70,7 +70,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "mome_ct_base": {
         "summary": "Swin UNETR 48, CLIP ViT-B/32 bank, five scale experts, text-guided fusion, 32 classes",
-        "model": {**_BASE, "experts": "linear", "residual": False, "fusion": "text_guided", "head": LEAKY_HEAD},
+        "model": {**_BASE, "experts": "linear", "fusion": "text_guided", "head": LEAKY_HEAD},
         "processor": _BASE_PROCESSOR,
     },
     "mome_ct_base_sparse": {
@@ -86,7 +86,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "universal_ct_base": {
         "summary": "the CLIP-Driven Universal Model's layout: Swin UNETR 48, finest map, text-made head",
-        "model": {**_BASE, "experts": "linear", "residual": False, "fusion": "last"},
+        "model": {**_BASE, "experts": "linear", "fusion": "last"},
         "processor": _BASE_PROCESSOR,
     },
     "plain_ct_base": {

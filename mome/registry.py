@@ -55,10 +55,11 @@ class Registry:
         kind: The word for a part in messages, as in "router".
         package: The package whose import registers the built-in parts.
         group: The entry-point group.
+        contract: "package.module:Class", the base class of every part; None where there is none.
     """
 
-    def __init__(self, kind: str, package: str, group: str) -> None:
-        self.kind, self.package, self.group = kind, package, group
+    def __init__(self, kind: str, package: str, group: str, contract: str | None = None) -> None:
+        self.kind, self.package, self.group, self.contract = kind, package, group, contract
         self._entries: dict[str, _Entry] = {}
         self._deprecated: dict[str, str] = {}
         self._loaded: set[str] = set()
@@ -84,7 +85,7 @@ class Registry:
         if isinstance(target, type):
             self._check_class(name, target)
         held = self._entries.get(name)
-        if held is not None and held.target != target:
+        if held is not None and not _same_target(held.target, target):
             raise InputError(
                 f"two packages register the {self.kind} '{name}': {held.owner} ({held.target}) and {owner} ({target})",
                 hint="rename one of them, or uninstall one of the packages",
@@ -114,9 +115,11 @@ class Registry:
         Raises:
             InputError: Unknown name or argument, wrong type, or a package that is not installed.
         """
-        given = self._given(spec)
+        given = self._as_dict(spec)
         if module_objects.is_reference(given):
-            return module_objects.recall(given, self.kind), None
+            found = module_objects.recall(given, self.kind)
+            self._check_contract(type(found))
+            return found, None
         name = self._current(given["name"])
         cls = self._import(name)
         arguments = {key: value for key, value in given.items() if key != "name"}
@@ -129,7 +132,7 @@ class Registry:
 
     def canonical(self, spec: Any) -> Spec:
         """The validated dict with every default filled in, nested parts included; `name` comes first."""
-        given = self._given(spec)
+        given = self._as_dict(spec)
         if module_objects.is_reference(given):
             return given
         _, config = self.resolve(given)
@@ -226,10 +229,21 @@ class Registry:
                 f"{self.kind} '{name}' is no part: {target!r:.80} has no dataclass called Config",
                 hint="see CONTRIBUTING.md, which has a complete example",
             )
+        self._check_contract(target)
+
+    def _check_contract(self, target: type) -> None:
+        if self.contract is None:
+            return
+        path, _, base = self.contract.partition(":")
+        if not issubclass(target, getattr(importlib.import_module(path), base)):
+            raise InputError(
+                f"the class '{target.__qualname__}' is no {self.kind}: it does not derive from {path}.{base}",
+                hint="CONTRIBUTING.md lists the base class of every kind of part",
+            )
 
     # -- arguments ------------------------------------------------------------------------------------------
 
-    def _given(self, spec: Any) -> Spec:
+    def _as_dict(self, spec: Any) -> Spec:
         if module_objects.is_module(spec):
             return module_objects.remember(spec)
         if dataclasses.is_dataclass(spec) and not isinstance(spec, type):
@@ -293,6 +307,13 @@ def _same(a: Any, b: Any) -> bool:
     return type(a) is type(b) and a == b
 
 
+def _same_target(a: str | type, b: str | type) -> bool:
+    """Whether both are one part. A class that is defined again, as in a notebook, replaces its earlier definition."""
+    if isinstance(a, type) and isinstance(b, type):
+        return (a.__module__, a.__qualname__) == (b.__module__, b.__qualname__)
+    return a == b
+
+
 def _with_article(kind: str) -> str:
     return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
 
@@ -308,12 +329,14 @@ def at_least(least: float, owner: str, **values: float) -> None:
             raise InputError(f"{key} of {owner} is at least {least}, got {value}")
 
 
-ENCODERS = Registry("encoder", "mome.encoders", "mome.encoders")
-TEXT_ENCODERS = Registry("text encoder", "mome.encoders.text", "mome.text_encoders")
-EXPERTS = Registry("expert", "mome.experts", "mome.experts")
-ROUTERS = Registry("router", "mome.routers", "mome.routers")
-FUSIONS = Registry("fusion", "mome.routers.fusion", "mome.fusions")
-HEADS = Registry("head", "mome.layers.heads", "mome.heads")
+ENCODERS = Registry("encoder", "mome.encoders", "mome.encoders", "mome.encoders.base:Encoder")
+TEXT_ENCODERS = Registry(
+    "text encoder", "mome.encoders.text", "mome.text_encoders", "mome.encoders.text.base:TextEncoder"
+)
+EXPERTS = Registry("expert", "mome.experts", "mome.experts", "mome.experts.base:Experts")
+ROUTERS = Registry("router", "mome.routers", "mome.routers", "mome.routers.base:Router")
+FUSIONS = Registry("fusion", "mome.routers.fusion", "mome.fusions", "mome.routers.fusion.base:Fusion")
+HEADS = Registry("head", "mome.layers.heads", "mome.heads", "mome.layers.heads.base:Head")
 LAYERS = Registry("layer", "mome.layers", "mome.layers")
 LOSSES = Registry("loss", "mome.losses", "mome.losses")
 

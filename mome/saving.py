@@ -87,7 +87,7 @@ class SavedModel(PreTrainedModel):
             model.loaded_processor = MoMEProcessor.from_pretrained(place, **hub)
         if revision is not None:  # a processor that is loaded later must be of the same revision
             model.config.name_or_path = f"hf-hub:{place}@{revision}"
-        _leave_the_file(model)
+        _copy_mapped_tensors(model)
         new = {*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])}
         total = len(model.state_dict())
         if not overrides and len(new) > total // 2:
@@ -182,7 +182,7 @@ def _saved_config(name: str | Path, place: str, hub: dict[str, Any]) -> dict[str
     return raw
 
 
-def _leave_the_file(model: PreTrainedModel) -> None:
+def _copy_mapped_tensors(model: PreTrainedModel) -> None:
     """Copies tensors that are views of the mapped file, so that saving over the file does not change the model.
 
     The copies are aligned in memory; results are then equal, bit for bit, to those of the model that was saved.
@@ -198,6 +198,8 @@ def _with_overrides(raw: dict[str, Any], overrides: dict[str, Any]) -> tuple[MoM
     The rows of the bank belong to the saved labels, so the model is loaded with these first. The labels are removed
     from `overrides`.
     """
+    if "experts" in overrides:  # whether a residual fits depends on the experts
+        raw = {key: value for key, value in raw.items() if key != "residual"}
     labels: dict[str, Any] = {key: overrides.pop(key) for key in ("labels", "trained_labels") if key in overrides}
     if "text_encoder" in overrides:
         wanted = TEXT_ENCODERS.canonical(overrides["text_encoder"])

@@ -20,7 +20,7 @@ from typing import Any
 from mome.errors import InputError
 
 # This number rises when arguments of a part are renamed; `migrate` brings older specs up to it.
-SPEC_VERSION = 1
+SPEC_VERSION = 2
 
 Spec = dict[str, Any]
 _WORDS = {"true": True, "false": False, "null": None}
@@ -167,7 +167,7 @@ def _is_name(text: str) -> bool:
     return all(_is_word(part) for part in text.split("."))
 
 
-# Maps a spec version to the function that brings a spec to the next version. Version 1 is the only one so far.
+# Maps a spec version to the function that brings a spec to the next version. Models of version 1 had other tensors.
 _MIGRATIONS: dict[int, Callable[[Spec], Spec]] = {}
 
 
@@ -183,5 +183,10 @@ def migrate(spec: Spec, version: int) -> Spec:
             hint="pip install --upgrade mome",
         )
     for step in range(version, SPEC_VERSION):
+        if step not in _MIGRATIONS:
+            raise SpecError(
+                f"this model was saved with spec version {version}, whose tensors have other names",
+                hint="train it again, or load it with the version of mome that saved it",
+            )
         spec = _MIGRATIONS[step](spec)
     return spec

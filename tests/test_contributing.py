@@ -34,7 +34,7 @@ def test_the_example_is_complete(scale_expert: str, tmp_path: Path) -> None:
     assert "scale" in EXPERTS.names() and TEXT.index("class ScaleExperts") < 3000
     model = small(experts="scale(n=3)", router="topk(k=2)").train()
     optimiser = torch.optim.SGD(model.parameters(), lr=1e-2)
-    scales = [expert.body.experts.scale_EC for expert in model.scale_experts]
+    scales = [expert.body.experts.scale_ED for expert in model.scale_experts]
     before = [scale.detach().clone() for scale in scales]
     model(volume(), torch.randn(2, 12), torch.ones(1, 2, 16, 16, 16)).loss.backward()
     optimiser.step()

@@ -54,7 +54,7 @@ def test_tiles_change_neither_logits_nor_gradients(fusion: str, head: str, monke
     f, h, (features, text, bottleneck) = parts(fusion, head)
     results = []
     for numbers in (10**9, 200):  # one tile, then tiles of eight voxels
-        monkeypatch.setattr(module, "_TILE_NUMBERS", numbers)
+        monkeypatch.setattr(module, "_TILE_ELEMENTS", numbers)
         x = features.clone().requires_grad_()
         logits = predict_in_tiles(f, h, x, text, bottleneck)
         logits.square().sum().backward()

@@ -42,7 +42,7 @@ def test_saved_folder_has_all_that_the_hub_needs(tmp_path: Path) -> None:
         "preprocessor_config.json",
     } <= names
     config = json.loads((tmp_path / "config.json").read_text())
-    assert config["spec_version"] == 1 and config["auto_map"]["AutoModel"] == "modeling_mome.MoME"
+    assert config["spec_version"] == 2 and config["auto_map"]["AutoModel"] == "modeling_mome.MoME"
     assert MoMEProcessor.from_pretrained(tmp_path).hu_window == [-100.0, 300.0]
     labels = json.loads((tmp_path / "labels.json").read_text())
     assert labels["trained"] == ["liver"] and labels["labels"][0]["snomed"] == "10200004"

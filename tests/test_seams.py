@@ -19,7 +19,7 @@ from mome import MoME, MoMEConfig
 from mome.errors import InputError
 from mome.layers import predict
 from mome.map_context import MapContext
-from mome.registry import EXPERTS, FUSIONS, HEADS, PARTS, ROUTERS
+from mome.registry import EXPERTS, FUSIONS, HEADS, LAYERS, PARTS, ROUTERS
 from mome.routers.base import Router
 from mome.routers.routing import TokenChoice, count_assignments
 from mome.training.config_file import load_run_config
@@ -201,7 +201,7 @@ def test_pairs_that_make_no_sense_are_refused() -> None:
         small(encoder="flat(layers=moe(experts=film))")
     with pytest.raises(InputError, match="slots"):
         small(encoder="flat(layers=moe(experts=conv, router=slot))")
-    with pytest.raises(InputError, match="experts of class 'Linear' are no TokenExperts, MapExperts or PromptExperts"):
+    with pytest.raises(InputError, match="the class 'Linear' is no expert: it does not derive from"):
         small(experts=torch.nn.Linear(8, 8))
     conv = EXPERTS.build("conv", dim=8)
     with pytest.raises(InputError, match="experts 'object' read whole maps"):
@@ -261,7 +261,7 @@ def test_a_fusion_without_a_dot_product_equals_its_literal_form_in_tiles_too(
     whole.loss.backward()
     grads = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
-    monkeypatch.setattr(predict, "_TILE_NUMBERS", 2 * 2 * 8 * 700)  # six tiles, the last one shorter
+    monkeypatch.setattr(predict, "_TILE_ELEMENTS", 2 * 2 * 8 * 700)  # six tiles, the last one shorter
     tiled = model(given, rows, torch.ones(2, 2, 16, 16, 16))
     tiled.loss.backward()
     torch.testing.assert_close(tiled.logits, whole.logits)
@@ -332,3 +332,113 @@ def test_a_router_observes_every_routing_once(checkpointing: bool, monkeypatch: 
     assert [router.seen for router in routers] == [8**3, 16**3]
     model.eval()(volume(), torch.ones(2, 12))
     assert [router.seen for router in routers] == [8**3, 16**3]
+
+
+def test_the_load_is_not_doubled_by_checkpointing(parts: None) -> None:
+    model = small(experts="mlp(n=2, hidden=8)", router="place").train()
+    model.gradient_checkpointing_enable()
+    model(volume(), torch.ones(2, 12)).logits.sum().backward()
+    loads = [module.load_E.sum() for module in model.modules() if isinstance(module, throwaway_parts.PlaceRouter)]
+    assert loads == [8**3, 16**3]
+
+
+def test_assignments_run_under_autocast_on_a_float32_map(parts: None) -> None:
+    layer = LAYERS.build("moe(experts=mlp(n=2, hidden=8), router=expert_choice)", dim=4)
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter)
+    with torch.autocast("cpu", torch.bfloat16):
+        result, _ = layer(torch.randn(1, 2, 2, 2, 4), MapContext())
+    assert result.dtype == torch.float32 and torch.isfinite(result).all()
+
+
+def test_every_router_weighs_the_same_in_the_auxiliary_loss(parts: None) -> None:
+    """Prompt experts have a routing for every prompt; the router inside the encoder keeps its share."""
+    model = small(encoder="flat", experts="film", router="topk(k=1)").train()
+    text = torch.ones(4, 12)
+    one, four = model(volume(), text[:1]), model(volume(), text)
+    torch.testing.assert_close(one.aux_loss, four.aux_loss)
+    torch.testing.assert_close(one.aux_losses["load_balance"], four.aux_losses["load_balance"])
+
+
+def test_a_router_that_reads_prompts(parts: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It gets the text's width, runs once for each prompt, and is refused inside an encoder."""
+
+    class PromptRouter(Router):
+        reads_prompts = True
+
+        @dataclass(frozen=True, kw_only=True)
+        class Config:
+            pass
+
+        def __init__(self, config, *, dim, num_experts, text_dim):
+            super().__init__()
+            self.num_experts, self.score = num_experts, torch.nn.Linear(text_dim, num_experts)
+
+        def forward(self, x_BDHWC, context):
+            weights_BE = self.score(context.text_BT.float()).softmax(-1)
+            weights_TK, ids_TK = weights_BE.topk(1)
+            voxels = x_BDHWC[0, ..., 0].numel()
+            ids_TK, weights_TK = ids_TK.repeat_interleave(voxels, 0), weights_TK.repeat_interleave(voxels, 0)
+            return TokenChoice(count_assignments(ids_TK, self.num_experts), ids_TK=ids_TK, weights_TK=weights_TK)
+
+    ROUTERS.register("prompted", PromptRouter)
+    model, text = small(experts="mlp(n=3, hidden=8)", router="prompted"), torch.randn(3, 12)
+    with torch.no_grad():
+        together = model(volume(), text).logits
+        for p in range(3):
+            torch.testing.assert_close(model(volume(), text[p : p + 1]).logits[:, 0], together[:, p])
+    with pytest.raises(InputError, match="router 'prompted' reads the prompt, which is not known inside an encoder"):
+        small(encoder="flat(layers=moe(experts=mlp(n=2), router=prompted))")
+
+
+def test_a_class_that_is_defined_again_replaces_the_earlier_one(parts: None) -> None:
+    def define():
+        class Again(throwaway_parts.ConvExperts):
+            @dataclass(frozen=True, kw_only=True)
+            class Config:
+                n: int = 2
+
+        return Again
+
+    first, second = define(), define()
+    EXPERTS.register("again", first)
+    EXPERTS.register("again", second)
+    assert EXPERTS.resolve("again")[0] is second
+    with pytest.raises(InputError, match="two packages register the expert 'again'"):
+        EXPERTS.register("again", throwaway_parts.ConvExperts)
+
+
+def test_fingerprints_of_offloaded_models_differ() -> None:
+    from mome.inference.fingerprint import model_fingerprint
+
+    models = [small(), small()]
+    with torch.no_grad():
+        models[1].head.controller.weight.add_(1.0)
+    whole = [model_fingerprint(model) for model in models]
+    assert [model_fingerprint(accelerate.cpu_offload(model)) for model in models] == whole and whole[0] != whole[1]
+    with torch.device("meta"):
+        empty = small()
+    with pytest.raises(InputError, match="built on the meta device"):
+        model_fingerprint(empty)
+
+
+def test_residual_follows_the_experts_unless_it_is_given() -> None:
+    assert MoMEConfig(labels=["liver"], experts="linear").residual is False
+    assert MoMEConfig(labels=["liver"], experts="swiglu(n=2)").residual is True
+    assert MoMEConfig(labels=["liver"], experts="linear", residual=True).residual is True
+    with pytest.raises(InputError, match="residual is true, false or None"):
+        MoMEConfig(labels=["liver"], residual="yes")
+
+
+def test_other_experts_of_a_saved_model_bring_their_residual(tmp_path: Path) -> None:
+    small(experts="linear").save_pretrained(tmp_path)
+    assert MoME.from_pretrained(tmp_path).config.residual is False
+    assert MoME.from_pretrained(tmp_path, experts="mlp(n=2, hidden=8)").config.residual is True
+
+
+def test_a_model_of_the_first_layout_is_refused(tmp_path: Path) -> None:
+    small().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "spec_version": 1}))
+    with pytest.raises(InputError, match="saved with spec version 1, whose tensors have other names"):
+        MoME.from_pretrained(tmp_path)

@@ -14,7 +14,7 @@ from torch import nn
 
 from mome.encoders.base import Encoder, Pyramid
 from mome.experts.base import MapExperts, PromptExperts, TokenExperts
-from mome.map_context import WHOLE
+from mome.map_context import DEFAULT_CONTEXT
 from mome.registry import ENCODERS, EXPERTS, FUSIONS, LAYERS, ROUTERS, part
 from mome.routers.base import Router
 from mome.routers.fusion.base import Fusion
@@ -130,10 +130,10 @@ class FlatEncoder(Encoder):
         self.mixture = LAYERS.build(config.layers, dim=deep)
         self.up = nn.ConvTranspose3d(deep, fine, 2, stride=2)
 
-    def forward(self, x_BCDHW, context=WHOLE):
+    def forward(self, x_BCDHW, context=DEFAULT_CONTEXT):
         fine = self.stem(x_BCDHW)
         deep = self.norm(self.down(fine.relu())).relu()
-        mixed_BDHWC, routing = self.mixture(deep.movedim(1, -1), context.at(self.strides[0]))
+        mixed_BDHWC, routing = self.mixture(deep.movedim(1, -1), context.with_stride(self.strides[0]))
         deep = deep + mixed_BDHWC.movedim(-1, 1)
         return Pyramid((deep, fine + self.up(deep)), deep, (routing,) if routing is not None else ())
 
@@ -169,9 +169,11 @@ class PlaceRouter(Router):
         probabilities_TE = scores.flatten(0, 3).softmax(dim=-1)
         ids_TK = (probabilities_TE + self.bias_E).argmax(dim=-1, keepdim=True)
         counts_E = count_assignments(ids_TK, self.num_experts)
-        if self.training:
-            self.load_E += counts_E
         return TokenChoice(counts_E, probabilities_TE, ids_TK=ids_TK, weights_TK=probabilities_TE.gather(1, ids_TK))
+
+    @torch.no_grad()
+    def observe(self, routing):
+        self.load_E += routing.counts_E
 
     @torch.no_grad()
     def after_step(self):

@@ -79,8 +79,9 @@ class PatchDataset(Dataset):
         """One sample.
 
         Returns:
-            `volume` (1, D, H, W) float32 in [0, 1], `targets` (P, D, H, W) uint8 (0 or 1), and `supervised` (P,) bool,
-            which says what is annotated in this case.
+            `volume` (1, D, H, W) float32 in [0, 1], `targets` (P, D, H, W) uint8 (0 or 1), `supervised` (P,) bool,
+            which says what is annotated in this case, and `origin` (3,) int64, the voxel of the case at which the patch
+            begins, before augmentation.
         """
         rng = np.random.default_rng([self.seed, number])
         source = int(np.searchsorted(self.cumulative_weights, rng.random(), side="right"))
@@ -96,6 +97,7 @@ class PatchDataset(Dataset):
             "volume": torch.from_numpy(np.ascontiguousarray(patch))[None],
             "targets": torch.from_numpy(np.ascontiguousarray(targets)).to(torch.uint8),
             "supervised": torch.from_numpy(supervised),
+            "origin": torch.tensor(patch_start(case.volume.shape, centre, self.patch)),
         }
 
     def _choose_centre(self, rng: np.random.Generator, source: int) -> tuple[CachedCase, list[int]]:
@@ -113,6 +115,14 @@ class PatchDataset(Dataset):
         return case, [int(rng.integers(side)) for side in case.volume.shape]
 
 
+def patch_start(shape: Sequence[int], centre: Sequence[int], patch: Sequence[int]) -> list[int]:
+    """The first voxel of the patch around `centre`, shifted to lie inside; negative on axes shorter than the patch."""
+    return [
+        min(max(middle - side // 2, 0), size - side) if size >= side else (size - side) // 2
+        for middle, side, size in zip(centre, patch, shape, strict=True)
+    ]
+
+
 def crop(array: np.ndarray, centre: Sequence[int], patch: Sequence[int]) -> np.ndarray:
     """The patch around `centre`, shifted to lie inside the array. Axes shorter than the patch are padded with 0 (air).
 
@@ -123,8 +133,8 @@ def crop(array: np.ndarray, centre: Sequence[int], patch: Sequence[int]) -> np.n
     """
     out = np.zeros(tuple(patch), dtype=array.dtype)
     read, write = [], []
-    for middle, side, size in zip(centre, patch, array.shape, strict=True):
-        start = min(max(middle - side // 2, 0), size - side) if size >= side else (size - side) // 2
+    starts = patch_start(array.shape, centre, patch)
+    for start, side, size in zip(starts, patch, array.shape, strict=True):
         low, high = max(start, 0), min(start + side, size)
         read.append(slice(low, high))
         write.append(slice(low - start, high - start))

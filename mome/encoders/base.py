@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from mome.map_context import WHOLE, MapContext
+from mome.map_context import DEFAULT_CONTEXT, MapContext
 from mome.routers.routing import Routing
 
 Stride = tuple[int, int, int]
@@ -42,12 +42,12 @@ class Encoder(nn.Module):
     bottleneck_channels: int
     size_divisor: Stride
 
-    def forward(self, x_BCDHW: Tensor, context: MapContext = WHOLE) -> Pyramid:
+    def forward(self, x_BCDHW: Tensor, context: MapContext = DEFAULT_CONTEXT) -> Pyramid:
         """Encodes a volume.
 
         Args:
             x_BCDHW: The volume.
-            context: Where the volume lies, for sparse layers inside the encoder (`context.at(stride)`).
+            context: Where the volume lies, for sparse layers inside the encoder (`context.with_stride(stride)`).
         """
         raise NotImplementedError
 

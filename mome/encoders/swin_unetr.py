@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from mome.encoders.base import Encoder, Pyramid, isotropic
 from mome.errors import InputError
-from mome.map_context import WHOLE, MapContext
+from mome.map_context import DEFAULT_CONTEXT, MapContext
 from mome.registry import at_least
 
 
@@ -68,7 +68,7 @@ class SwinUNETR(Encoder):
         self.bottleneck_channels = 16 * width
         self.size_divisor = (32, 32, 32)
 
-    def forward(self, x_BCDHW: Tensor, context: MapContext = WHOLE) -> Pyramid:
+    def forward(self, x_BCDHW: Tensor, context: MapContext = DEFAULT_CONTEXT) -> Pyramid:
         network = self.network
         hidden = network.swinViT(x_BCDHW, network.normalize)
         bottleneck = network.encoder10(hidden[4])  # stride 32

@@ -14,7 +14,7 @@ from mome.encoders.base import Encoder, Pyramid, isotropic
 from mome.errors import InputError
 from mome.layers.blocks import ConvStack
 from mome.layers.decoder import UNetDecoder
-from mome.map_context import WHOLE, MapContext
+from mome.map_context import DEFAULT_CONTEXT, MapContext
 from mome.registry import at_least
 
 
@@ -65,7 +65,7 @@ class UNet(Encoder):
             norm=config.norm,
         )
 
-    def forward(self, x_BCDHW: Tensor, context: MapContext = WHOLE) -> Pyramid:
+    def forward(self, x_BCDHW: Tensor, context: MapContext = DEFAULT_CONTEXT) -> Pyramid:
         stages = []
         x = x_BCDHW
         for stage in self.stages:

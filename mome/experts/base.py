@@ -1,6 +1,6 @@
 """The contracts of expert bodies. A body says what it reads: tokens, the whole map, or the map and a prompt.
 
-Shapes: T tokens, E experts, K experts per token, N assignments, C the width; D H W the voxels of a scale.
+Shapes: T tokens, D width of a token, E experts, K experts per token; maps are (B, D, H, W, C), channels last.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ class TokenExperts(Experts):
 
     reads: ClassVar[Reads] = "tokens"
 
-    def forward(self, x_TC: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
-        """Σ_k weight · expert(x) for every token: (T, C) → (T, C).
+    def forward(self, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
+        """Σ_k weight · expert(x) for every token: (T, D) → (T, D).
 
         The signature is that of Hugging Face's experts, which its expert parallelism replaces. Routings that give a
         token a variable number of experts use it too: each assignment is then a token of its own, with K = 1.
         """
         raise NotImplementedError
 
-    def single(self, x_TC: Tensor) -> Tensor:
+    def single(self, x_TD: Tensor) -> Tensor:
         """The result where there is one expert, which every token takes with weight one."""
-        ids_TK = torch.zeros(x_TC.shape[0], 1, dtype=torch.int64, device=x_TC.device)
-        weights_TK = torch.ones(x_TC.shape[0], 1, dtype=torch.float32, device=x_TC.device)
-        return self(x_TC, ids_TK, weights_TK)
+        ids_TK = torch.zeros(x_TD.shape[0], 1, dtype=torch.int64, device=x_TD.device)
+        weights_TK = torch.ones(x_TD.shape[0], 1, dtype=torch.float32, device=x_TD.device)
+        return self(x_TD, ids_TK, weights_TK)
 
 
 class MapExperts(Experts):

@@ -33,11 +33,13 @@ class LinearExperts(TokenExperts):
         self.weight_EDD = nn.Parameter(torch.empty(config.n, dim, dim))
         self.bias_ED = nn.Parameter(torch.empty(config.n, dim))
 
-    def forward(self, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
-        if self.num_experts == 1:  # a single matrix needs no sorting
-            y_TD = nn.functional.linear(x_TD, self.weight_EDD[0], self.bias_ED[0])
-            return y_TD * weights_TK.sum(dim=1, keepdim=True).to(y_TD.dtype)
+    def forward(self, x_TD: Tensor, ids_TK: Tensor | None, weights_TK: Tensor | None) -> Tensor:
+        if ids_TK is None or weights_TK is None:  # `single`
+            return nn.functional.linear(x_TD, self.weight_EDD[0], self.bias_ED[0])
         return moe_linear(x_TD, ids_TK, weights_TK, self.weight_EDD, self.bias_ED)
+
+    def single(self, x_TD: Tensor) -> Tensor:
+        return self(x_TD, None, None)  # without sorting and weighing
 
     @torch.no_grad()
     def init_weights_(self, init: ModuleType, std: float) -> None:

@@ -15,7 +15,7 @@ class LocalDispatcher:
     """Runs every expert in this process."""
 
     def __call__(self, experts: Experts, x_BDHWC: Tensor, routing: Routing | None, context: MapContext) -> Tensor:
-        """The weighed results of the experts: (B, D, H, W, C) → (B, D, H, W, C).
+        """The weighted sum of the experts' results: (B, D, H, W, C) → (B, D, H, W, C).
 
         Args:
             experts: The expert body.
@@ -30,25 +30,26 @@ class LocalDispatcher:
         assert isinstance(experts, TokenExperts)
         return self._tokens(experts, x_BDHWC.flatten(0, 3), routing).view(x_BDHWC.shape)
 
-    def _tokens(self, experts: TokenExperts, x_TC: Tensor, routing: Routing | None) -> Tensor:
+    def _tokens(self, experts: TokenExperts, x_TD: Tensor, routing: Routing | None) -> Tensor:
         match routing:
             case None:
-                return experts.single(x_TC)
+                return experts.single(x_TD)
             case TokenChoice():
-                return experts(x_TC, routing.ids_TK, routing.weights_TK)
+                return experts(x_TD, routing.ids_TK, routing.weights_TK)
             case Assignments():  # each assignment is a token of its own
-                rows_NC, experts_N1 = x_TC[routing.tokens_N], routing.experts_N[:, None]
-                y_NC = experts(rows_NC, experts_N1, routing.weights_N[:, None])
-                return x_TC.new_zeros(x_TC.shape).index_add(0, routing.tokens_N, y_NC)
+                rows_ND, experts_N1 = x_TD[routing.tokens_N], routing.experts_N[:, None]
+                y_ND = experts(rows_ND, experts_N1, routing.weights_N[:, None])
+                # unlike index_add, this sums in a fixed order on GPUs too
+                return x_TD.new_zeros(x_TD.shape).index_put((routing.tokens_N,), y_ND.to(x_TD.dtype), accumulate=True)
             case Slots():
-                return self._slots(experts, x_TC, routing)
+                return self._slots(experts, x_TD, routing)
         raise TypeError(f"a routing is a TokenChoice, Assignments or Slots, not a {type(routing).__name__}")
 
-    def _slots(self, experts: TokenExperts, x_TC: Tensor, routing: Slots) -> Tensor:
+    def _slots(self, experts: TokenExperts, x_TD: Tensor, routing: Slots) -> Tensor:
         groups, _, slots = routing.dispatch_GMS.shape
-        x_GMC = rearrange(x_TC, "(g m) c -> g m c", g=groups)
-        slots_GSC = routing.dispatch_GMS.to(x_TC.dtype).transpose(1, 2) @ x_GMC
-        experts_S1 = torch.arange(slots, device=x_TC.device)[:, None] // (slots // experts.num_experts)
+        x_GMD = rearrange(x_TD, "(g m) d -> g m d", g=groups)
+        slots_GSD = routing.dispatch_GMS.to(x_TD.dtype).transpose(1, 2) @ x_GMD
+        experts_S1 = torch.arange(slots, device=x_TD.device)[:, None] // (slots // experts.num_experts)
         experts_N1 = experts_S1.repeat(groups, 1)
-        y_NC = experts(slots_GSC.flatten(0, 1), experts_N1, routing.dispatch_GMS.new_ones(experts_N1.shape))
-        return (routing.combine_GMS.to(x_TC.dtype) @ y_NC.unflatten(0, (groups, slots))).flatten(0, 1)
+        y_ND = experts(slots_GSD.flatten(0, 1), experts_N1, routing.dispatch_GMS.new_ones(experts_N1.shape))
+        return (routing.combine_GMS.to(x_TD.dtype) @ y_ND.unflatten(0, (groups, slots))).flatten(0, 1)

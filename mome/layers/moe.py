@@ -8,10 +8,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from mome.errors import InputError
-from mome.experts.base import MapExperts, TokenExperts
+from mome.experts.base import Experts
 from mome.layers.dispatcher import LocalDispatcher
 from mome.map_context import MapContext
 from mome.registry import EXPERTS, ROUTERS, part
+from mome.routers.base import Router
 from mome.routers.routing import Routing, Slots
 
 
@@ -38,30 +39,13 @@ class MixtureOfExperts(nn.Module):
 
     def __init__(self, config: Config, *, dim: int, text_dim: int | None = None) -> None:
         super().__init__()
-        expert_class, _ = EXPERTS.resolve(config.experts)
-        kind = expert_class if isinstance(expert_class, type) else type(expert_class)
-        if not issubclass(kind, TokenExperts | MapExperts):
-            raise InputError(
-                f"experts of class '{kind.__qualname__}' are no TokenExperts, MapExperts or PromptExperts",
-                hint="derive the class from one of them; CONTRIBUTING.md has an example",
-            )
-        reads = kind.reads
-        if reads == "prompt" and text_dim is None:
-            raise InputError(
-                f"experts '{config.experts['name']}' read the prompt, which is not known here",
-                hint="use them as experts= of the model; inside an encoder take experts that read tokens or the map",
-            )
-        self.experts = EXPERTS.build(config.experts, dim=dim, **({"text_dim": text_dim} if reads == "prompt" else {}))
+        self.experts = _build_experts(config.experts, dim, text_dim)
         several = self.experts.num_experts > 1
-        self.router = ROUTERS.build(config.router, dim=dim, num_experts=self.experts.num_experts) if several else None
-        if self.router is not None and self.router.returns is Slots and reads != "tokens":
-            raise InputError(
-                f"router '{config.router['name']}' mixes voxels into slots, but experts '{config.experts['name']}' "
-                "read whole maps",
-                hint="use a router that gives every voxel its experts, as in router='topk(k=2)'",
-            )
+        self.router = (
+            _build_router(config.router, dim, text_dim, self.experts, config.experts["name"]) if several else None
+        )
         self.dispatch = LocalDispatcher()
-        self.reads_prompts = reads == "prompt" or (self.router is not None and self.router.reads_prompts)
+        self.reads_prompts = self.experts.reads == "prompt" or (self.router is not None and self.router.reads_prompts)
 
     def forward(self, x_BDHWC: Tensor, context: MapContext) -> tuple[Tensor, Routing | None]:
         routing = None
@@ -70,3 +54,30 @@ class MixtureOfExperts(nn.Module):
             routing.router = self.router
         y_BDHWC = self.dispatch(self.experts, x_BDHWC, routing, context)
         return y_BDHWC, routing
+
+
+def _build_experts(spec: dict[str, Any], dim: int, text_dim: int | None) -> Experts:
+    expert_class, _ = EXPERTS.resolve(spec)
+    runtime = {"text_dim": text_dim} if expert_class.reads == "prompt" else {}
+    _check_prompt("experts", spec, expert_class.reads == "prompt", text_dim)
+    return EXPERTS.build(spec, dim=dim, **runtime)
+
+
+def _build_router(spec: dict[str, Any], dim: int, text_dim: int | None, experts: Experts, experts_name: str) -> Router:
+    router_class, _ = ROUTERS.resolve(spec)
+    if router_class.returns is Slots and experts.reads != "tokens":
+        raise InputError(
+            f"router '{spec['name']}' mixes voxels into slots, but experts '{experts_name}' read whole maps",
+            hint="use a router that gives every voxel its experts, as in router='topk(k=2)'",
+        )
+    _check_prompt("router", spec, router_class.reads_prompts, text_dim)
+    runtime = {"text_dim": text_dim} if router_class.reads_prompts else {}
+    return ROUTERS.build(spec, dim=dim, num_experts=experts.num_experts, **runtime)
+
+
+def _check_prompt(kind: str, spec: dict[str, Any], reads_prompt: bool, text_dim: int | None) -> None:
+    if reads_prompt and text_dim is None:
+        raise InputError(
+            f"{kind} '{spec['name']}' reads the prompt, which is not known inside an encoder",
+            hint=f"use it as {kind}= of the model; inside an encoder take one that reads tokens or the map",
+        )

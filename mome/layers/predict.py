@@ -10,8 +10,8 @@ from torch.utils.checkpoint import checkpoint
 from mome.layers.heads.base import Head
 from mome.routers.fusion.base import Fusion
 
-# Numbers in the mixture (B, P, C, V) of one tile of voxels; 64 MB in float32.
-_TILE_NUMBERS = 2**24
+# Elements of the mixture (B, P, C, V) of one tile of voxels; 64 MB in float32.
+_TILE_ELEMENTS = 2**24
 
 
 def predict(fusion: Fusion, head: Head, features_BSCV: Tensor, text_PT: Tensor, bottleneck: Tensor) -> Tensor:
@@ -26,10 +26,10 @@ def predict(fusion: Fusion, head: Head, features_BSCV: Tensor, text_PT: Tensor, 
         text_PT: Text rows of the prompts.
         bottleneck: The encoder's deepest map.
     """
-    numbers = fusion.dot_product(text_PT)
-    layers = head.layers(text_PT, bottleneck) if numbers is not None else None
-    if numbers is not None and layers is not None:
-        query_PC, bias_PS, top_k = numbers
+    dot_product = fusion.dot_product(text_PT)
+    layers = head.layers(text_PT, bottleneck) if dot_product is not None else None
+    if dot_product is not None and layers is not None:
+        query_PC, bias_PS, top_k = dot_product
         slope = layers.negative_slope
         return fusion_head(features_BSCV, query_PC, bias_PS, *layers[:6], top_k=top_k, negative_slope=slope)
     return predict_in_tiles(fusion, head, features_BSCV, text_PT, bottleneck)
@@ -42,11 +42,11 @@ def predict_in_tiles(fusion: Fusion, head: Head, features_BSCV: Tensor, text_PT:
         return head(fusion(features, text), text, deepest)
 
     batch, _, channels, voxels = features_BSCV.shape
-    side = max(1, _TILE_NUMBERS // (batch * text_PT.shape[0] * channels))
-    if voxels <= side:
+    tile_voxels = max(1, _TILE_ELEMENTS // (batch * text_PT.shape[0] * channels))
+    if voxels <= tile_voxels:
         return one_tile(features_BSCV, text_PT, bottleneck)
     tiles = []
-    for tile in features_BSCV.split(side, dim=-1):
+    for tile in features_BSCV.split(tile_voxels, dim=-1):
         if torch.is_grad_enabled():
             tiles.append(checkpoint(one_tile, tile, text_PT, bottleneck, use_reentrant=False))
         else:

@@ -73,7 +73,7 @@ class TextBank(nn.Module):
             rows_LT: One row per label.
             centre_on: Rows (N, T) whose mean becomes zero and whose scale becomes one; usually those of the trained
                 labels. None leaves text rows as they are, which suits one-hot rows. Embeddings of prompts share most
-                of their direction, and their differences would be lost without it. Our choice.
+                of their direction, and their differences would be lost without centring. Our choice.
 
         Raises:
             InputError: The shape is not (labels, width).
@@ -89,7 +89,7 @@ class TextBank(nn.Module):
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Makes the bank that of a new model."""
+        """Resets the bank to its initial state."""
         self.rows_LT.copy_(self._first_rows())
         self.mean_T.zero_()
         self.scale.fill_(1.0)

@@ -39,7 +39,7 @@ class SoftmaxRouter(Router):
         at_least(0, "a router", balance_weight=balance_weight, z_weight=z_weight)
         self.num_experts, self.k, self.normalize = num_experts, k, normalize
         self.balance_weight, self.z_weight = balance_weight, z_weight
-        # nn.Linear draws from the random generator here; a seed gives the same model as before the parameter was bare
+        # made through nn.Linear so that a seed gives the same weights as in earlier versions
         self.weight_EC = nn.Linear(dim, num_experts, bias=False).weight
 
     def logits(self, x_TC: Tensor) -> Tensor:

@@ -127,14 +127,14 @@ def _optimizer_step(
         if config.channels_last:
             volume = volume.contiguous(memory_format=torch.channels_last_3d)
         with accelerator.accumulate(model):
-            output = model(volume=volume, text_PT=text_PT.to(volume.device))
+            output = model(volume=volume, text_PT=text_PT.to(volume.device), origin_B3=batch["origin"])
             segmentation = loss_function(output.logits, batch["targets"], batch["supervised"])
             loss = segmentation + output.aux_loss
             accelerator.backward(loss)
             if accelerator.sync_gradients and config.clip_norm:
                 accelerator.clip_grad_norm_(model.parameters(), config.clip_norm)
             optimizer.step()
-            if accelerator.sync_gradients:
+            if accelerator.sync_gradients and not accelerator.optimizer_step_was_skipped:
                 accelerator.unwrap_model(model).after_step()
             optimizer.zero_grad()
         losses = {"loss": loss, "segmentation_loss": segmentation, "aux_loss": output.aux_loss}

@@ -3,4 +3,4 @@
 from mome.registry import HEADS
 
 HEADS.register("dynamic", "mome.layers.heads.dynamic:DynamicHead", summary="three layers made from text and image")
-HEADS.register("plain", "mome.layers.heads.plain:PlainHead", summary="one linear layer, no text")
+HEADS.register("plain", "mome.layers.heads.plain:PlainHead", summary="one linear layer over the text rows")

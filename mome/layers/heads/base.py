@@ -11,7 +11,7 @@ from mome.errors import InputError
 
 
 class HeadLayers(NamedTuple):
-    """A head as the numbers of the fused op: w₃ · φ(W₂ φ(W₁ m + b₁) + b₂) + b₃ for every image and prompt.
+    """The arguments of the fused op that a head gives: w₃ · φ(W₂ φ(W₁ m + b₁) + b₂) + b₃ for every image and prompt.
 
     φ is ReLU, leaky where `negative_slope` > 0. Matrices are (out, in).
     """

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 
 class DotProduct(NamedTuple):
-    """A fusion as the numbers of the fused op.
+    """The arguments of the fused op that a fusion gives.
 
     weight(p, v, s) = softmax over s of ⟨query_p, f_s(v)⟩ + bias_ps, over the `top_k` best where top_k > 0; the mixture
     is Σ_s weight · f_s(v).
 
     Attributes:
-        query_PC: One query per prompt in the width C of the head; zeros where the voxel does not matter.
+        query_PC: One query per prompt in the width C of the head; zeros where the weights do not depend on
+            the voxel.
         bias_PS: The part of the score that does not depend on the voxel.
         top_k: The number of scales that a voxel keeps; 0 keeps all.
     """
@@ -28,8 +30,8 @@ class Fusion(nn.Module):
     """Mixes the scales for every prompt, voxel by voxel.
 
     A fusion is built with `channels` (C), `text_dim` (T) and `scales` (S). `forward` says what it computes and is the
-    reference; a fusion that is a softmax of dot products also returns its numbers from `dot_product`, for the fused
-    op. Both read weights only through submodules that they call, or `forward` reads its own.
+    reference. A fusion that is a softmax of dot products also returns the arguments of the fused op from `dot_product`.
+    `forward` may use the fusion's own parameters; `dot_product` uses only submodules that it calls.
 
     Attributes:
         finest_only: Whether only the finest scale gets an expert.
@@ -53,13 +55,12 @@ class Fusion(nn.Module):
 
 def mix_by_dot_product(features_BSCV: Tensor, numbers: DotProduct) -> Tensor:
     """The mixture (B, P, C, V) that a `DotProduct` describes: the plain form of what the fused op computes."""
-    scores_BPSV = (numbers.query_PC.to(features_BSCV) @ features_BSCV).transpose(1, 2) + numbers.bias_PS[..., None]
+    scores_BPSV = torch.einsum("pc,bscv->bpsv", numbers.query_PC.to(features_BSCV), features_BSCV)
+    scores_BPSV = scores_BPSV + numbers.bias_PS[..., None]
     if 0 < numbers.top_k < features_BSCV.shape[1]:
         # a stable sort keeps the earlier of equal scores, as the fused op does
         order_BPSV = scores_BPSV.argsort(dim=2, descending=True, stable=True)
         dropped_BPSV = order_BPSV[:, :, numbers.top_k :]
         scores_BPSV = scores_BPSV.scatter(2, dropped_BPSV, float("-inf"))
     weights_BPSV = scores_BPSV.softmax(dim=2)
-    return (weights_BPSV.transpose(2, 3)[..., None, :] @ features_BSCV.permute(0, 3, 1, 2)[:, None])[
-        ..., 0, :
-    ].transpose(2, 3)
+    return torch.einsum("bpsv,bscv->bpcv", weights_BPSV, features_BSCV)

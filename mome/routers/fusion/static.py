@@ -42,7 +42,7 @@ class LastFusion(Fusion):
         self.channels = channels
 
     def forward(self, features_BSCV: Tensor, text_PT: Tensor) -> Tensor:
-        return features_BSCV[:, -1:].contiguous()
+        return features_BSCV[:, -1:].contiguous()  # voxels last in memory, as every other fusion returns them
 
     def dot_product(self, text_PT: Tensor) -> DotProduct:
         prompts = text_PT.shape[0]

@@ -77,7 +77,7 @@ class KeyProjection(nn.Module):
 
     def __init__(self, dim: int, channels: int) -> None:
         super().__init__()
-        # nn.Linear draws from the random generator here; a seed gives the same model as before the parameter was bare
+        # made through nn.Linear so that a seed gives the same weights as in earlier versions
         self.weight_DC = nn.Linear(channels, dim, bias=False).weight
 
     def forward(self, query_PD: Tensor) -> Tensor:
@@ -85,5 +85,5 @@ class KeyProjection(nn.Module):
 
     @torch.no_grad()
     def init_weights_(self, init: ModuleType, std: float) -> None:
-        """Fills the weights with a normal distribution, as for a linear layer."""
+        """Fills the weights as those of any linear layer; `ScaleScores` scales them afterwards."""
         init.normal_(self.weight_DC, mean=0.0, std=std)
