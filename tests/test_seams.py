@@ -387,7 +387,7 @@ def test_a_router_that_reads_prompts(parts: None, monkeypatch: pytest.MonkeyPatc
         together = model(volume(), text).logits
         for p in range(3):
             torch.testing.assert_close(model(volume(), text[p : p + 1]).logits[:, 0], together[:, p])
-    with pytest.raises(InputError, match="router 'prompted' reads the prompt, which is not known inside an encoder"):
+    with pytest.raises(InputError, match="router 'prompted' reads the prompt, which is not known here"):
         small(encoder="flat(layers=moe(experts=mlp(n=2), router=prompted))")
 
 

@@ -78,6 +78,6 @@ def _build_router(spec: dict[str, Any], dim: int, text_dim: int | None, experts:
 def _check_prompt(kind: str, spec: dict[str, Any], reads_prompt: bool, text_dim: int | None) -> None:
     if reads_prompt and text_dim is None:
         raise InputError(
-            f"{kind} '{spec['name']}' reads the prompt, which is not known inside an encoder",
+            f"{kind} '{spec['name']}' read{'' if kind == 'experts' else 's'} the prompt, which is not known here",
             hint=f"use it as {kind}= of the model; inside an encoder take one that reads tokens or the map",
         )
