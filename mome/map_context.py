@@ -1,4 +1,4 @@
-"""What a router or an expert may know of a map beside its values: where it lies, and which prompts are asked."""
+"""The context of a map: its place in the volume, and the prompt. Routers and experts may read it beside the values."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class MapContext:
     text_BT: Tensor | None = None
 
     def with_stride(self, stride: tuple[int, int, int]) -> MapContext:
-        """The same patch at the resolution of another map."""
+        """Returns a copy with another stride."""
         return replace(self, stride=stride)
 
 

@@ -100,11 +100,11 @@ class MoME(SavedModel):
         self.post_init()
 
     def relabel(self, labels: list[str], trained_labels: list[str] | None = None) -> list[str]:
-        """Changes the list of labels; the bank's rows follow their names.
+        """Replaces the list of labels; each label keeps its row.
 
         Args:
             labels: The new list.
-            trained_labels: The labels that the weights know. None keeps those of the present ones that are in `labels`.
+            trained_labels: The labels that the weights know. None keeps the current ones that are also in `labels`.
 
         Returns:
             Names that had no row: their rows are zeros, or one-hot rows that no other label uses.
@@ -253,8 +253,8 @@ class MoME(SavedModel):
         return function(*args)
 
     def _initialize_weights(self, module: nn.Module, *args: Any, **kwargs: Any) -> None:
-        # For classes outside transformers the base class skips modules without parameters of their own. Our recipes
-        # reach into children, and their functions leave loaded tensors alone, so no module is skipped.
+        # The base class skips modules without parameters of their own. Our initialisers also fill child modules and
+        # pass over loaded tensors, so every module is visited.
         super()._initialize_weights(module)
 
     @torch.no_grad()

@@ -108,7 +108,7 @@ class SavedModel(PreTrainedModel):
 
     @property
     def _tied_weights_keys(self) -> dict[str, str]:  # type: ignore[override]
-        """The second and later names of a tensor → its first: a module object may stand in several scales."""
+        """Maps each further name of a shared tensor to its first name; a module object may serve several scales."""
         first: dict[int, str] = {}
         tied = {}
         for named in (self.named_parameters, self.named_buffers):
@@ -118,7 +118,7 @@ class SavedModel(PreTrainedModel):
         return tied
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
-        """What transformers reads from `_tied_weights_keys` where `tie_word_embeddings` is set."""
+        """Returns `_tied_weights_keys`, which transformers would read only if `tie_word_embeddings` were set."""
         return self._tied_weights_keys
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]

@@ -13,7 +13,7 @@ Stride = tuple[int, int, int]
 
 
 class Pyramid(NamedTuple):
-    """What an encoder returns.
+    """The result of an encoder.
 
     Attributes:
         maps: S decoder maps (B, C_s, D_s, H_s, W_s), coarse to fine.

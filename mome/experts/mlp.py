@@ -107,7 +107,7 @@ class SwiGLUExperts(FeedForwardExperts):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(FeedForwardExperts.Config):
-        """The settings of the feed-forward experts; the default ratio keeps the parameters of a four times wide MLP."""
+        """The settings of the feed-forward experts; a ratio of 8/3 gives as many parameters as an MLP of ratio 4."""
 
         ratio: float = 8 / 3
         activation: str = "silu"

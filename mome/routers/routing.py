@@ -1,4 +1,4 @@
-"""What a token router returns. A routing takes one of three forms; all of them carry counts and named losses.
+"""The result of a token router. It takes one of three forms; all of them carry counts and named losses.
 
 Shapes: T tokens, E experts, K experts per token, N assignments; G groups, M tokens of a group, S slots (E · slots per
 expert). The tokens of a map (B, D, H, W, C) are its voxels in that order, T = B · D · H · W.
