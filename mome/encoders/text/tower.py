@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +18,9 @@ from mome.registry import at_least
 
 # The sentence of the CLIP-Driven Universal Model (Liu et al. 2023).
 TEMPLATE = "A computerized tomography of a {}"
+
+# How long the Hub may take to answer the first request, in seconds.
+_TIMEOUT_S = 3.0
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _VOCABULARIES = (
@@ -126,11 +131,42 @@ class TextTower(TextEncoder):
             # a commit never changes, so the cached files are used without asking the Hub, whose retries take minutes
             with contextlib.suppress(OSError, ValueError):
                 return factory.from_pretrained(**wanted, local_files_only=True)
+        is_local = Path(self.model_id).is_dir()
         try:
-            return factory.from_pretrained(**wanted)
+            with contextlib.nullcontext() if is_local or _hub_answers() else _offline():
+                return factory.from_pretrained(**wanted)
         except (OSError, ValueError) as error:
             raise InputError(
                 f"the text tower {self.model_id!r} (revision {self.revision}) cannot be loaded: "
                 + str(error).splitlines()[0][:120],
                 hint=f"hf download {self.model_id} --revision {self.revision}, or use known labels only",
             ) from error
+
+
+def _hub_answers() -> bool:
+    """Whether the Hub answers one request within a few seconds.
+
+    The Hub's library repeats failed requests for most of a minute, so it is only used where this request succeeds.
+    """
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        huggingface_hub.get_session().head(constants.ENDPOINT, timeout=_TIMEOUT_S)
+    except Exception:  # The HTTP library is not a dependency of ours, and its errors have no common base class.
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _offline() -> Iterator[None]:
+    """Makes the Hub's library use its cache only, which still resolves branches and tags."""
+    from huggingface_hub import constants
+
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
