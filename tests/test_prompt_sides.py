@@ -151,7 +151,7 @@ def test_names_of_radiotherapy(prompt: str, name: str) -> None:
         ("leftKidney", "kidney_left"), ("AdrenalGlandR", "adrenal_gland_right"), ("rightlung", "lung_right"),
         ("left kidneys", "kidney_left"), ("vertebra L 5", "vertebrae_L5"), ("L-5", "vertebrae_L5"),
         ("Th12", "vertebrae_T12"), ("lumbar vertebra 3", "vertebrae_L3"), ("Oesophagus", "esophagus"),
-        ("LAA", "atrial_appendage_left"),
+        ("LAA", "atrial_appendage_left"), ("spinal chord", "spinal_cord"), ("the left kidney's", "kidney_left"),
     ],
 )  # fmt: skip
 def test_other_wordings_of_a_side(prompt: str, name: str) -> None:
@@ -241,7 +241,7 @@ def test_one_organ_is_no_typo_of_another(prompt: str) -> None:
         ("left kidny", ("kidney_left",)), ("Kidny_R", ("kidney_right",)), ("kidny", KIDNEYS),
         ("rigth parotid", ("parotid_gland_right",)), ("lef kidney cyst", ("kidney_cyst_left",)),
         ("leftt parottid", ("parotid_gland_left",)), ("kidney righ", ("kidney_right",)),
-        ("bilaterall kidneys", KIDNEYS),
+        ("bilaterall kidneys", KIDNEYS), ("kidnies", KIDNEYS),
     ],
 )  # fmt: skip
 def test_typos_are_corrected_and_said(prompt: str, names: tuple[str, ...]) -> None:
@@ -263,7 +263,7 @@ def test_typos_are_corrected_and_said(prompt: str, names: tuple[str, ...]) -> No
         ("liver and spleen", "several structures"), ("Parotid_Ipsi", "'Ipsi'"),
         ("contralateral kidney", "'contralateral'"), ("left", "names no structure"), ("R", "names no structure"),
         ("kidneyl", "may name the left side"), ("llung", "may name the left side"), ("left rib 13", "left side"),
-        ("A_Carotid_L", "left side"), ("left L5", "no left and right"),
+        ("A_Carotid_L", "left side"), ("left L5", "no left and right"), ("kidney L1", "'L1' may be a side"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_is_refused(prompt: str, words: str) -> None:
@@ -303,7 +303,10 @@ def test_free_text_for_a_paired_structure_names_both_sides() -> None:
     for prompt in ("cochlea", "Cochleas", "optic nerve", "both cochleae", "bilateral lenses"):
         found = TABLE.resolve(prompt)
         assert found.how == "free" and found.free_text.startswith("left and right ") and "both sides" in found.warning
-    for prompt in ("pharynx", "a hypodense lesion", "hepatic artery"):
+    for prompt in ("horseshoe kidney", "superficial parotid", "optic nerve sheath", "let kidney", "lung nodule"):
+        found = TABLE.resolve(prompt)
+        assert found.names == () and found.free_text == f"left and right {prompt}", found
+    for prompt in ("pharynx", "a hypodense lesion", "hepatic artery", "third ventricle", "rib cage"):
         assert TABLE.resolve(prompt).free_text is None
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from mome.labels.spelling import corrections, is_misspelt_side
-from mome.labels.structures import SIDES, Structure, StructureIndex
+from mome.labels.structures import SIDES, Structure, StructureIndex, singulars
 from mome.labels.tokens import Token, split_words
 
 # Unknown words of up to this many letters may be abbreviations (our choice).
@@ -59,7 +59,7 @@ class Reading:
         """Returns the structures that the prompt names once its unknown words are taken for typos."""
         if not 0 < len(self.unknown) <= _MOST_TYPOS:
             return []
-        choices = [corrections(token.text, index.label_words) for token in self.unknown]
+        choices = [_typo_of(token.text, index) for token in self.unknown]
         known = [word for token, word in zip(self.kept, self.words, strict=True) if token not in self.unknown]
         found: list[Structure] = []
         for replaced in itertools.product(*choices):
@@ -101,6 +101,15 @@ def read(prompt: str, index: StructureIndex) -> Reading:
         has_misspelt_side=reader.has_misspelt_side,
         refusal=reader.refusal,
     )
+
+
+def _typo_of(word: str, index: StructureIndex) -> list[str]:
+    """Returns the words of labels that `word` may be a typo of, in singular or plural."""
+    for form in (word, *singulars(word)):
+        found = corrections(form, index.label_words)
+        if found:
+            return found
+    return []
 
 
 def _expand(tokens: list[Token], expanded: dict[str, str]) -> list[Token]:

@@ -130,7 +130,7 @@ def _free_text(prompt: str, reading: Reading, phrases: dict[str, str], index: St
             "refused",
             warning=f"{prompt!r:.80} names the {side} side of a structure that the class table does not have; "
             "free text cannot tell left from right",
-            hint=f"ask for {rest!r} without a side, or see mome list labels" if rest else "name a structure",
+            hint=f"ask for {rest!r:.80} without a side, or see mome list labels",
         )
     unread = reading.unread_abbreviation()
     if unread:
@@ -139,7 +139,15 @@ def _free_text(prompt: str, reading: Reading, phrases: dict[str, str], index: St
             warning=f"{prompt!r:.80}: {unread!r} is no known abbreviation",
             hint="write the words out; mome list labels shows the class table",
         )
-    if reading.sides or index.is_paired_term(reading.words):
+    has_two_sides = index.has_two_sides(reading.words)
+    level = next((token.typed for token in reading.kept if re.fullmatch(r"l\d+", token.text)), None)
+    if level and has_two_sides:
+        return Finding(
+            "refused",
+            warning=f"{prompt!r:.80}: {level!r} may be a side and a number, or a vertebra",
+            hint="write left, or name the vertebra alone",
+        )
+    if reading.sides or has_two_sides:
         wording = f"left and right {rest}"
         warning = f"{prompt!r:.80} is not in the class table and is read as free text for both sides, {wording!r:.80}"
         return Finding("free", warning=warning, free_text=wording)

@@ -90,14 +90,17 @@ class StructureIndex:
         for name, patterns in vocabulary.groups.items():
             self._add_group(name, patterns, labels)
         self._paired_terms = {frozenset(self.words(term)) for term in vocabulary.paired_terms}
+        self._unpaired_terms = {frozenset(self.words(term)) for term in vocabulary.unpaired_terms}
 
     def find(self, words: Iterable[str]) -> Structure | None:
         """Returns the structure that has exactly these words in its name, or None."""
         return self._structures.get(frozenset(words))
 
-    def is_paired_term(self, words: Iterable[str]) -> bool:
-        """Whether these words are an anatomical term that is no label and has a left and a right structure."""
-        return frozenset(words) in self._paired_terms
+    def has_two_sides(self, words: Iterable[str]) -> bool:
+        """Whether free text is about a structure with a left and a right one: a label, or another term of anatomy."""
+        given = frozenset(words)
+        sided = [key for key, structure in self._structures.items() if structure.has_sides]
+        return given not in self._unpaired_terms and any(key <= given for key in [*self._paired_terms, *sided])
 
     def is_known(self, word: str) -> bool:
         """Whether a word, in singular or plural, stands in a label's name or is another term of anatomy."""
@@ -106,7 +109,7 @@ class StructureIndex:
     def canonical(self, word: str) -> str:
         """Returns the form of a word that is compared: one spelling, in the singular where that is a known word."""
         word = self.vocabulary.forms.get(word, word)
-        for singular in _singulars(word):
+        for singular in singulars(word):
             listed = self.vocabulary.forms.get(singular, singular)
             if self._is_listed(listed):
                 return self.canonical(listed)
@@ -164,7 +167,7 @@ def _without_side(name: str) -> str:
     return "_".join(word for word in name.split("_") if word not in SIDES)
 
 
-def _singulars(word: str) -> list[str]:
+def singulars(word: str) -> list[str]:
     """Returns the forms that may be the singular of a word, English and Latin."""
     if word[:-1].isdigit() and word.endswith("s"):
         return [word[:-1]]

@@ -12,6 +12,7 @@ from mome.labels.vocabulary import Vocabulary
 _VESSEL_PREFIX = re.compile(r"^\W*([AV])_(?=[A-Z])")
 _VESSELS = {"A": "artery_", "V": "vein_"}
 _SNOMED_ENDING = re.compile(r"\((body )?structure\)\s*$", re.IGNORECASE)
+_POSSESSIVE = re.compile(r"['’]s\b", re.IGNORECASE)
 
 
 class Token(NamedTuple):
@@ -39,7 +40,7 @@ def split_words(prompt: str, vocabulary: Vocabulary) -> list[Token]:
     """
     decomposed = unicodedata.normalize("NFKD", prompt)
     plain = "".join(letter for letter in decomposed if not unicodedata.combining(letter))
-    plain = _SNOMED_ENDING.sub("", plain)
+    plain = _POSSESSIVE.sub("", _SNOMED_ENDING.sub("", plain))
     plain = _VESSEL_PREFIX.sub(lambda found: _VESSELS[found[1]], plain)
     tokens: list[Token] = []
     for typed in re.findall(r"[^\W_]+", plain):
