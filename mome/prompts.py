@@ -40,8 +40,8 @@ def understand(texts: list[str], model: MoME) -> list[Prompt]:
     """Resolves prompts against the label table and says what the model was not trained on.
 
     A text that names a pair or a group ("kidneys", "ribs") becomes one prompt per label, so that every mask has one
-    label of the class table. Each label is prompted once, also where several texts name it. The first of the prompts
-    that a text becomes carries the warning about the text.
+    label of the class table. Each label is prompted once, also where several texts name it. The warning about a text
+    stands on the first of its labels that no earlier text named.
 
     Raises:
         InputError: There is no prompt, or one is empty, is no text, or is refused: it names a side or uses an
@@ -52,7 +52,7 @@ def understand(texts: list[str], model: MoME) -> list[Prompt]:
     if not texts:
         raise InputError("no prompt was given", hint="name at least one structure, as in -p liver")
     table = load_table()
-    prompts: dict[str, Prompt] = {}
+    prompts: list[Prompt] = []
     has_shown_labels = False
     for text in texts:
         if not isinstance(text, str):
@@ -61,17 +61,20 @@ def understand(texts: list[str], model: MoME) -> list[Prompt]:
         resolved = Resolved(text, text.strip(), None, "exact", None) if own_label else table.resolve(text)
         if resolved.how == "refused":
             raise InputError(str(resolved.warning), hint=resolved.hint)
-        new = [name for name in resolved.names or (text.strip(),) if name not in prompts]
-        for name in new:
+        names = resolved.names or (text.strip(),)
+        earlier = {prompt.name for prompt in prompts}
+        first_new = next((name for name in names if name not in earlier), None)
+        for name in names:
             trained = name in model.config.trained_labels
-            notes = [resolved.warning] if resolved.warning and name == new[0] else []
+            notes = [resolved.warning] if resolved.warning and name == first_new else []
             if not trained:
                 known = ", ".join(model.config.trained_labels) or "nothing: its weights are random"
                 shown = "" if has_shown_labels else f"; it was trained on {known}"
                 notes.append(f"this model was not trained on {name!r}{shown}")
                 has_shown_labels = True
-            prompts[name] = Prompt(text, name, resolved, trained, "; ".join(notes) or None)
-    return list(prompts.values())
+            prompts.append(Prompt(text, name, resolved, trained, "; ".join(notes) or None))
+    # The first prompt of each label is kept, at the place of the last one.
+    return list({prompt.name: prompt for prompt in reversed(prompts)}.values())[::-1]
 
 
 def embed_prompts(prompts: list[Prompt], model: MoME) -> Tensor:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,11 +13,14 @@ from hypothesis import strategies as st
 from small_models import small
 
 from mome.errors import InputError
+from mome.inference.packed import PackedMasks
 from mome.labels import Label, load_table
 from mome.labels.spelling import corrections, edit_distance
 from mome.labels.vocabulary import load_vocabulary
+from mome.metrics import evaluate_folder
 from mome.prompts import embed_prompts, understand
 from mome.registry import TEXT_ENCODERS
+from mome.volumes import Grid, write_mask
 
 TABLE = load_table()
 VOCABULARY = load_vocabulary()
@@ -319,6 +324,8 @@ def test_pairs_become_one_prompt_per_label() -> None:
     assert [p.name for p in prompts] == ["liver", "kidney_left", "kidney_right"]
     assert [p.text for p in prompts] == ["liver", "kidneys", "kidneys"]
     assert [p.warning is not None for p in prompts] == [False, True, False]
+    later = {p.name: p for p in understand(["Kidney_L", "kidneys"], model)}
+    assert later["kidney_left"].warning is None and "both" in later["kidney_right"].warning
     assert torch.equal(embed_prompts(prompts, model), model.text_bank.rows_LT[[2, 0, 1]])
 
 
@@ -376,3 +383,20 @@ def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch: pytest.MonkeyPa
         tower.encode(["liver"])
     assert len(requests) == 1 and constants.HF_HUB_OFFLINE is False and "Retrying" not in caplog.text
     assert len(str(caught.value).splitlines()) <= 3 and "hf download nobody/no-such-tower" in str(caught.value)
+
+
+def test_masks_are_found_by_other_names() -> None:
+    masks = PackedMasks(["kidney_left", "kidney_right"], (4, 4, 4), axis=2)
+    assert masks.name_of("Kidney_L") == masks.name_of("sin. kidney") == "kidney_left" and "kidney (R)" in masks
+    for key in ("kidneys", "kidny left", "Cochlea_L", "SMA"):
+        with pytest.raises(KeyError, match="only of kidney_left, kidney_right"):
+            masks[key]
+
+
+def test_pairs_are_evaluated_as_both_sides(tmp_path: Path) -> None:
+    grid = Grid((6, 6, 6), np.eye(4))
+    for name in ("kidney_left", "kidney_right", "liver"):
+        write_mask(tmp_path / f"a_{name}.nii.gz", np.ones((6, 6, 6), np.uint8), grid)
+    scores = evaluate_folder(tmp_path, tmp_path, structures=["kidneys"])
+    assert sorted(score.structure for score in scores) == ["kidney_left", "kidney_right"]
+    assert [score.structure for score in evaluate_folder(tmp_path, tmp_path, structures="Kidney_R")] == ["kidney_right"]

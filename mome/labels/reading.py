@@ -33,7 +33,6 @@ class Reading:
     """The parts of a prompt.
 
     Attributes:
-        is_empty: Whether the prompt has no word at all.
         sides: `left`, `right`, both of them, or none.
         kept: The words without sides and fillers, with the words that abbreviations stand for.
         words: The same words in the form that `StructureIndex` compares.
@@ -42,7 +41,6 @@ class Reading:
         refusal: Why the prompt cannot be read, or None.
     """
 
-    is_empty: bool
     sides: frozenset[str]
     kept: list[Token]
     words: list[str]
@@ -93,7 +91,6 @@ def read(prompt: str, index: StructureIndex) -> Reading:
     if tokens and not reader.kept and reader.refusal is None:
         reader.refusal = Refusal("names no structure", "name one, as in -p 'left kidney'")
     return Reading(
-        is_empty=not tokens,
         sides=frozenset(reader.sides),
         kept=reader.kept,
         words=[index.canonical(token.text) for token in reader.kept],

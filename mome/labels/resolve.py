@@ -68,9 +68,9 @@ def resolve(prompt: str, phrases: dict[str, str], index: StructureIndex) -> Find
     if text in phrases:
         exact = normalise(phrases[text]) == text
         return Finding("exact" if exact else "synonym", (phrases[text],))
-    reading = read(prompt, index)
-    if reading.is_empty:
+    if not text:
         raise InputError("a prompt is empty", hint="name a structure, as in -p liver")
+    reading = read(prompt, index)
     if reading.refusal:
         return Finding("refused", warning=f"{prompt!r:.80} {reading.refusal.reason}", hint=reading.refusal.hint)
     structure = index.find(reading.words)
