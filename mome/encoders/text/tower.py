@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,7 @@ class TextTower(TextEncoder):
     def _load(self, factory: Any) -> Any:
         wanted = {"pretrained_model_name_or_path": self.model_id, "revision": self.revision}
         if self._is_cached():
-            # a commit never changes, so the cached files are used without asking the Hub, whose retries take minutes
+            # A commit never changes, so the cached files are used without asking the Hub.
             with contextlib.suppress(OSError, ValueError):
                 return factory.from_pretrained(**wanted, local_files_only=True)
         is_local = Path(self.model_id).is_dir()
@@ -144,7 +145,7 @@ class TextTower(TextEncoder):
 
 
 def _hub_answers() -> bool:
-    """Whether the Hub answers one request within a few seconds.
+    """Whether the Hub answers one request within `_TIMEOUT_S` seconds.
 
     The Hub's library repeats failed requests for most of a minute, so it is only used where this request succeeds.
     """
@@ -153,11 +154,18 @@ def _hub_answers() -> bool:
 
     if constants.HF_HUB_OFFLINE:
         return False
-    try:
-        huggingface_hub.get_session().head(constants.ENDPOINT, timeout=_TIMEOUT_S)
-    except Exception:  # The HTTP library is not a dependency of ours, and its errors have no common base class.
-        return False
-    return True
+    answers: list[Any] = []
+
+    def ask() -> None:
+        # The errors of the Hub's HTTP library have no base class that we could import.
+        with contextlib.suppress(Exception):
+            answers.append(huggingface_hub.get_session().head(constants.ENDPOINT, timeout=_TIMEOUT_S))
+
+    # A thread, because the timeout of the request does not cover the search for the Hub's address.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(_TIMEOUT_S)
+    return bool(answers)
 
 
 @contextlib.contextmanager
