@@ -76,8 +76,7 @@ class LabelTable:
     def names_of(self, text: str) -> tuple[str, ...]:
         """Returns the labels that a name, a synonym, a pair or a group stands for; no typo is corrected.
 
-        Args:
-            text: What the user typed; an empty result says that it names no label.
+        The result is empty where the text names no label.
 
         Raises:
             InputError: The text is empty.
