@@ -24,7 +24,7 @@ class Prompt:
     Attributes:
         text: What the user typed.
         name: The label's name, or the text itself where it is free text.
-        resolved: How the label table understood it.
+        resolved: How the label table understood the text.
         trained: Whether the weights were trained on this label.
         warning: What the user should know, or None.
     """
@@ -39,8 +39,13 @@ class Prompt:
 def understand(texts: list[str], model: MoME) -> list[Prompt]:
     """Resolves prompts against the label table and says what the model was not trained on.
 
+    A text that names a pair or a group ("kidneys", "ribs") becomes one prompt per label, so that every mask has one
+    label of the class table. Each label is prompted once, also where several texts name it. The warning about a text
+    stands on the first of its labels that no earlier text named.
+
     Raises:
-        InputError: No prompt at all, an empty one, or one that is no text.
+        InputError: There is no prompt, or one is empty, is no text, or is refused: it names a side or uses an
+            abbreviation that the class table cannot read.
     """
     if isinstance(texts, str):
         texts = [texts]
@@ -48,19 +53,28 @@ def understand(texts: list[str], model: MoME) -> list[Prompt]:
         raise InputError("no prompt was given", hint="name at least one structure, as in -p liver")
     table = load_table()
     prompts: list[Prompt] = []
+    has_shown_labels = False
     for text in texts:
         if not isinstance(text, str):
             raise InputError(f"a prompt is a text, got {text!r:.60}", hint="segment(scan, ['liver'])")
-        resolved = table.resolve(text)
-        name = resolved.name or text.strip()
-        trained = name in model.config.trained_labels
-        notes = [resolved.warning] if resolved.warning else []
-        if not trained:
-            known = ", ".join(model.config.trained_labels) or "nothing: its weights are random"
-            said = any(not prompt.trained for prompt in prompts)  # the list is long, so it is shown once
-            notes.append(f"this model was not trained on {name!r}" + ("" if said else f"; it was trained on {known}"))
-        prompts.append(Prompt(text, name, resolved, trained, "; ".join(notes) or None))
-    return prompts
+        own_label = text.strip() in model.config.labels and text.strip() not in table
+        resolved = Resolved(text, text.strip(), None, "exact", None) if own_label else table.resolve(text)
+        if resolved.how == "refused":
+            raise InputError(str(resolved.warning), hint=resolved.hint)
+        names = resolved.names or (text.strip(),)
+        earlier = {prompt.name for prompt in prompts}
+        first_new = next((name for name in names if name not in earlier), None)
+        for name in names:
+            trained = name in model.config.trained_labels
+            notes = [resolved.warning] if resolved.warning and name == first_new else []
+            if not trained:
+                known = ", ".join(model.config.trained_labels) or "nothing: its weights are random"
+                shown = "" if has_shown_labels else f"; it was trained on {known}"
+                notes.append(f"this model was not trained on {name!r}{shown}")
+                has_shown_labels = True
+            prompts.append(Prompt(text, name, resolved, trained, "; ".join(notes) or None))
+    # The first prompt of each label is kept, at the place of the last one.
+    return list({prompt.name: prompt for prompt in reversed(prompts)}.values())[::-1]
 
 
 def embed_prompts(prompts: list[Prompt], model: MoME) -> Tensor:
@@ -73,14 +87,19 @@ def embed_prompts(prompts: list[Prompt], model: MoME) -> Tensor:
     outside = [p for p in prompts if p.name not in rows]
     if outside:
         try:
-            encoded = _tower(model.config.text_encoder).encode([p.name.replace("_", " ") for p in outside])
+            encoded = _tower(model.config.text_encoder).encode([_wording(p) for p in outside])
         except InputError as error:
-            # the class table's advice ("ask for kidney_left and kidney_right") usually needs no tower
-            advice = [p.resolved.warning for p in outside if p.resolved.warning]
+            # The advice of the class table, such as "ask for kidney_left and kidney_right", often needs no tower.
+            advice = dict.fromkeys(p.resolved.warning for p in outside if p.resolved.warning)
             hint = "; or ".join([*advice, *([error.hint] if error.hint else [])]) or None
             raise InputError(error.what, where=error.where, hint=hint) from error
         rows |= {p.name: row for p, row in zip(outside, encoded, strict=True)}
     return torch.stack([rows[p.name] for p in prompts])
+
+
+def _wording(prompt: Prompt) -> str:
+    """The text that stands for a prompt in the text tower."""
+    return prompt.resolved.free_text or prompt.name.replace("_", " ")
 
 
 def _tower(spec: Any) -> Any:

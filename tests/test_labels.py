@@ -57,7 +57,7 @@ def test_data_sets() -> None:
         ("left kidny", "kidney_left", "close"),
         ("vertebra L3", "vertebrae_L3", "synonym"),
         ("vertebra L8", None, "free"),
-        ("left rib 13", None, "free"),
+        ("left rib 13", None, "refused"),
         ("pancreas tumour", "pancreas_tumor", "synonym"),
         ("a hypodense lesion", None, "free"),
     ],
@@ -80,9 +80,10 @@ def test_close_matches_never_change_sides() -> None:
             assert found.name != label.mirror
 
 
-def test_a_pair_without_its_side_is_free_text_and_says_so() -> None:
+def test_a_pair_without_its_side_is_both_sides_and_says_so() -> None:
     found = TABLE.resolve("kidney")
     assert found.name is None and "kidney_left and kidney_right" in found.warning
+    assert found.how == "pair" and found.names == ("kidney_left", "kidney_right")
 
 
 def test_empty_prompts() -> None:
@@ -134,10 +135,10 @@ def test_the_numbers_of_a_data_set_are_its_own() -> None:
             load_dataset(name)
 
 
-def test_the_side_of_a_parotid_must_be_said() -> None:
+def test_a_parotid_without_its_side_is_both() -> None:
     for prompt in ("parotid gland", "Parotid_Gland"):
         found = TABLE.resolve(prompt)
-        assert (found.name, found.label, found.how) == (None, None, "free")
+        assert (found.name, found.label, found.how) == (None, None, "pair")
         assert "parotid_gland_left and parotid_gland_right" in found.warning
 
 
@@ -202,11 +203,13 @@ def test_close_matches_keep_numbers_in_words(prompt: str) -> None:
     assert TABLE.resolve(prompt).name is None
 
 
-@pytest.mark.parametrize(
-    "prompt", ["hepatic artery", "pulmonary trunk", "liver vein", "thyroid cartilage", "lung middle lobe left"]
-)
+@pytest.mark.parametrize("prompt", ["hepatic artery", "pulmonary trunk", "liver vein", "thyroid cartilage"])
 def test_another_organ_is_never_a_close_match(prompt: str) -> None:
     assert TABLE.resolve(prompt).how == "free"
+
+
+def test_a_side_that_a_structure_lacks_is_refused() -> None:
+    assert TABLE.resolve("lung middle lobe left").how == "refused"
 
 
 def test_a_misspelt_side_keeps_the_side() -> None:

@@ -1,18 +1,15 @@
-"""Maps what a user types to a label: an exact name, a synonym, a corrected typo, or else free text."""
+"""Reads what a user types as labels: sides first, then the structure, and a corrected typo last."""
 
 from __future__ import annotations
 
-import difflib
 import re
 from dataclasses import dataclass
 
-from mome.errors import InputError
+from mome.errors import InputError, did_you_mean
 from mome.labels.label import Label
-
-# Words of one or two letters ("L3", "T1") differ too little for a typo to be told from another word.
-_SHORTEST_CORRECTED = 3
-# Lowest `difflib` ratio at which two words count as spellings of the same word (our choice).
-_LOWEST_RATIO = 0.75
+from mome.labels.reading import Reading, read
+from mome.labels.structures import Structure, StructureIndex
+from mome.labels.tokens import normalise
 
 
 @dataclass(frozen=True)
@@ -21,10 +18,14 @@ class Resolved:
 
     Attributes:
         prompt: The text that the user typed.
-        name: The label's name, or None for free text.
-        label: The label, or None for free text.
-        how: `exact`, `synonym`, `close` (a typo was corrected) or `free`.
-        warning: A sentence for the user, or None.
+        name: The label's name; None where there is not exactly one label.
+        label: The label; None where there is not exactly one.
+        how: `exact`, `synonym`, `pair` (both sides, because no side was named), `group` (several labels under one
+            name), `close` (a typo was corrected), `free` (free text) or `refused`.
+        warning: A sentence for the user, or None. Where the prompt is refused, it gives the reason.
+        names: The names of all labels: one, several for a pair or a group, none for free text.
+        free_text: The wording of free text for the text tower, where it is not the prompt itself.
+        hint: What to ask for instead of a refused prompt.
     """
 
     prompt: str
@@ -32,58 +33,123 @@ class Resolved:
     label: Label | None
     how: str
     warning: str | None
+    names: tuple[str, ...] = ()
+    free_text: str | None = None
+    hint: str | None = None
 
 
-def normalise(text: str) -> str:
-    """Returns `text` in lower case, with single spaces in place of underscores, hyphens, commas and slashes."""
-    return " ".join(re.sub(r"[_\-,/]+", " ", text.lower()).split())
+@dataclass(frozen=True)
+class Finding:
+    """What `resolve` found; see `Resolved` for the attributes."""
+
+    how: str
+    names: tuple[str, ...] = ()
+    warning: str | None = None
+    free_text: str | None = None
+    hint: str | None = None
 
 
-def resolve(prompt: str, phrases: dict[str, str]) -> tuple[str | None, str, str | None]:
-    """Finds the label that a prompt names; returns (name or None, how, warning or None), see `Resolved`.
+def resolve(prompt: str, phrases: dict[str, str], index: StructureIndex) -> Finding:
+    """Finds the labels that a prompt names.
 
-    Only typos are corrected, word by word. A word in the vocabulary is never changed, so sides, vertebral levels,
-    numbers and organs cannot be swapped.
+    A side is read before anything else and never becomes part of free text, because a text tower does not reliably
+    tell left from right. Only typos are corrected, word by word. A word that is known, as part of a label's name or as
+    another term of anatomy, is never changed, so that sides, vertebral levels, numbers and organs cannot be swapped.
 
     Args:
         prompt: The text that the user typed.
         phrases: Normalised phrase → label name.
+        index: The structures of the same labels.
 
     Raises:
         InputError: The prompt is empty.
     """
     text = normalise(prompt)
-    if not text:
-        raise InputError("a prompt is empty", hint="name a structure, as in -p liver")
     if text in phrases:
         exact = normalise(phrases[text]) == text
-        return phrases[text], "exact" if exact else "synonym", None
-    sides = {phrases[f"{text} {side}"] for side in ("left", "right") if f"{text} {side}" in phrases}
-    if sides:
-        return None, "free", f"{prompt!r} has two sides: ask for {' and '.join(sorted(sides))}; read as free text"
-    vocabulary = {word for phrase in phrases for word in phrase.split()}
-    similarity = {phrase: _typo_similarity(text.split(), phrase.split(), vocabulary) for phrase in phrases}
-    best = max(similarity, key=lambda phrase: similarity[phrase])
-    if similarity[best] > 0:
-        name = phrases[best]
-        return name, "close", f"{prompt!r} is read as {name!r}, the closest label"
-    nearest = difflib.get_close_matches(text, list(phrases), n=1, cutoff=0.5)
-    hint = f"; the nearest label is {phrases[nearest[0]]!r}" if nearest else ""
-    return None, "free", f"{prompt!r} is not in the class table and is read as free text{hint}"
+        return Finding("exact" if exact else "synonym", (phrases[text],))
+    if not text:
+        raise InputError("a prompt is empty", hint="name a structure, as in -p liver")
+    reading = read(prompt, index)
+    if reading.refusal:
+        return Finding("refused", warning=f"{prompt!r:.80} {reading.refusal.reason}", hint=reading.refusal.hint)
+    structure = index.find(reading.words)
+    if structure is not None:
+        return _labels(prompt, reading, structure)
+    spelled = reading.corrected_structures(index)
+    if len(spelled) > 1:
+        choices = " or ".join(repr(found.names[0]) for found in spelled[:3])
+        return Finding("refused", warning=f"{prompt!r:.80} may be a typo of {choices}", hint="check the spelling")
+    if spelled:
+        return _labels(prompt, reading, spelled[0], is_corrected=True)
+    return _free_text(prompt, reading, phrases, index)
 
 
-def _typo_similarity(typed: list[str], known: list[str], vocabulary: set[str]) -> float:
-    """Returns the mean similarity of the words, up to 1, or 0 where they differ by more than typos."""
-    if len(typed) != len(known):
-        return 0.0
-    total = 0.0
-    for a, b in zip(typed, known, strict=True):
-        if a == b:
-            total += 1.0
-            continue
-        ratio = difflib.SequenceMatcher(None, a, b).ratio()
-        has_digit = any(c.isdigit() for c in a + b)
-        if a in vocabulary or has_digit or len(a) < _SHORTEST_CORRECTED or ratio < _LOWEST_RATIO:
-            return 0.0
-        total += ratio
-    return total / len(typed)
+def _labels(prompt: str, reading: Reading, structure: Structure, *, is_corrected: bool = False) -> Finding:
+    """The labels of a structure on the sides that the prompt names."""
+    names = structure.take(reading.sides)
+    if not names:
+        side = " and ".join(sorted(reading.sides))
+        if structure.has_sides:
+            what = f"names the {side} side; the class table has {' and '.join(structure.names[:2])} only"
+        else:
+            what = f"names a side ({side}), but {structure.names[0]!r} has no left and right in the class table"
+        return Finding("refused", warning=f"{prompt!r:.80} {what}", hint=f"ask for {structure.names[0]}")
+    shown = names if len(names) <= 3 else (names[0], "…", names[-1])
+    if is_corrected or reading.has_misspelt_side:
+        nearest = " and ".join(repr(name) for name in shown)
+        noun = "label" if len(names) == 1 else "labels"
+        return Finding("close", names, f"{prompt!r:.80} is read as {nearest}, the closest {noun}")
+    if structure.is_group:
+        return Finding("group", names, f"{prompt!r:.80} names {len(names)} labels: {', '.join(shown)}")
+    if len(names) == 2:
+        asked = " and ".join(names)
+        return Finding("pair", names, f"{prompt!r:.80} has two sides and is read as both, as if you ask for {asked}")
+    if structure.has_sides and not reading.sides and names != structure.unsided:
+        return Finding("pair", names, f"{prompt!r:.80} is read as {names[0]!r}, the only side in the class table")
+    return Finding("synonym", names)
+
+
+def _listed_names(prompt: str, index: StructureIndex) -> list[str]:
+    """Returns the parts of a prompt that lists several structures ("liver and spleen"), or nothing."""
+    parts = [part.strip() for part in re.split(r"\band\b|[,;+&]", prompt, flags=re.IGNORECASE)]
+    named = [part for part in parts if part and index.find(read(part, index).words) is not None]
+    return named if len(named) == len(parts) > 1 else []
+
+
+def _free_text(prompt: str, reading: Reading, phrases: dict[str, str], index: StructureIndex) -> Finding:
+    """A prompt that names no label: free text, or refused where its side or an abbreviation would be guessed at."""
+    listed = _listed_names(prompt, index)
+    if listed:
+        hint = "one prompt for each: " + " ".join(f"-p {part!r}" for part in listed[:3])
+        return Finding("refused", warning=f"{prompt!r:.80} names several structures", hint=hint)
+    rest = reading.text
+    if len(reading.sides) == 1:
+        side = next(iter(reading.sides))
+        return Finding(
+            "refused",
+            warning=f"{prompt!r:.80} names the {side} side of a structure that the class table does not have; "
+            "free text cannot tell left from right",
+            hint=f"ask for {rest!r:.80} without a side, or see mome list labels",
+        )
+    unread = reading.unread_abbreviation()
+    if unread:
+        return Finding(
+            "refused",
+            warning=f"{prompt!r:.80}: {unread!r} is no known abbreviation",
+            hint="write the words out; mome list labels shows the class table",
+        )
+    has_two_sides = index.has_two_sides(reading.words)
+    level = next((token.typed for token in reading.kept if re.fullmatch(r"l\d+", token.text)), None)
+    if level and has_two_sides:
+        return Finding(
+            "refused",
+            warning=f"{prompt!r:.80}: {level!r} may be a side and a number, or a vertebra",
+            hint="write left, or name the vertebra alone",
+        )
+    if reading.sides or has_two_sides:
+        wording = f"left and right {rest}"
+        warning = f"{prompt!r:.80} is not in the class table and is read as free text for both sides, {wording!r:.80}"
+        return Finding("free", warning=warning, free_text=wording)
+    nearest = did_you_mean(normalise(prompt), phrases) if reading.unknown else ""
+    return Finding("free", warning=f"{prompt!r:.80} is not in the class table and is read as free text{nearest}")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 from mome.labels.label import Label
 from mome.labels.resolve import Resolved, resolve
+from mome.labels.structures import StructureIndex
+from mome.labels.vocabulary import load_vocabulary
 
 _TABLE = Path(__file__).parent / "table.json"
 
@@ -58,8 +60,33 @@ class LabelTable:
         Raises:
             InputError: The prompt is empty.
         """
-        name, how, warning = resolve(prompt, self.phrases)
-        return Resolved(prompt, name, self[name] if name else None, how, warning)
+        found = resolve(prompt, self.phrases, self._index)
+        name = found.names[0] if len(found.names) == 1 else None
+        return Resolved(
+            prompt,
+            name,
+            self[name] if name else None,
+            found.how,
+            found.warning,
+            found.names,
+            found.free_text,
+            found.hint,
+        )
+
+    def names_of(self, text: str) -> tuple[str, ...]:
+        """Returns the labels that a name, a synonym, a pair or a group stands for; no typo is corrected.
+
+        The result is empty where the text names no label.
+
+        Raises:
+            InputError: The text is empty.
+        """
+        found = self.resolve(text)
+        return found.names if found.how in ("exact", "synonym", "pair", "group") else ()
+
+    @cached_property
+    def _index(self) -> StructureIndex:
+        return StructureIndex(self, load_vocabulary())
 
     def to_json(self) -> dict[str, Any]:
         """Returns the table as plain data for JSON."""

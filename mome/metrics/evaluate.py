@@ -150,11 +150,10 @@ def _available_structures(
 
 
 def _table_names(structures: str | Sequence[str]) -> set[str]:
-    """The names in the class table of names and synonyms; other texts stay as they are."""
-    names = set()
+    """The labels that names, synonyms and pairs stand for in the class table; other texts stay as they are."""
+    names: set[str] = set()
     for text in [structures] if isinstance(structures, str) else structures:
-        resolved = load_table().resolve(text)
-        names.add(resolved.name if resolved.name and resolved.how in ("exact", "synonym") else text)
+        names.update(load_table().names_of(text) or (text,))
     return names
 
 
