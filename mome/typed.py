@@ -12,7 +12,7 @@ from dataclasses import MISSING
 from typing import Any
 
 from mome.errors import InputError, did_you_mean
-from mome.spec import write
+from mome.spec import brief
 
 
 def from_data(cls: Any, data: dict[str, Any], *, owner: str, path: str = "") -> Any:
@@ -33,7 +33,7 @@ def from_data(cls: Any, data: dict[str, Any], *, owner: str, path: str = "") -> 
     for key, value in data.items():
         if key not in known:
             raise InputError(
-                f"{owner} has no argument '{path}{key}'{did_you_mean(str(key), known)}",
+                f"{owner} has no argument '{path}{key!s:.60}'{did_you_mean(str(key)[:60], known)}",
                 hint="arguments: " + (", ".join(known) or "none"),
             )
         values[key] = typed(value, hints[key], owner=owner, path=f"{path}{key}")
@@ -75,7 +75,7 @@ def typed(value: Any, hint: Any, *, owner: str, path: str) -> Any:
         return float(value)
     elif hint in (int, str, bool) and type(value) is hint:
         return value
-    raise InputError(f"{owner}, argument '{path}' is {_type_name(hint)}, got {write(value):.200}")
+    raise InputError(f"{owner}, argument '{path}' is {_type_name(hint)}, got {brief(value)}")
 
 
 def _type_name(hint: Any) -> str:

@@ -10,13 +10,16 @@ A structure that is not in a case's `annotated` list is unknown in this case, no
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mome.errors import InputError, did_you_mean
 from mome.labels import load_dataset
+from mome.text_file import read_json
+
+_FORM = '{"case": {"annotated": ["mandible", …]}, …}'
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,8 @@ class CaseFolder:
         dataset: Name of the label YAML that maps the numbers of the label maps to label names, as in `openkbp`.
 
     Raises:
-        InputError: No `cases.json`, a file that it names is missing, or a structure that the data set does not have.
+        InputError: No `cases.json`, one that lists no case or is of another form, a file that it names is missing, or
+            a structure that the data set does not have.
     """
 
     def __init__(self, folder: str | Path, dataset: str) -> None:
@@ -53,18 +57,14 @@ class CaseFolder:
         index = self.folder / "cases.json"
         if not index.is_file():
             raise InputError("no cases.json, which lists what is annotated in each case", where=str(self.folder))
-        try:
-            listed = json.loads(index.read_text())
-        except json.JSONDecodeError as error:
-            raise InputError(f"cases.json is not valid JSON: {error}", where=str(index)) from error
+        listed = read_json(index, "cases.json", hint=_FORM)
+        if not listed:
+            raise InputError("cases.json lists no case", where=str(index), hint=_FORM)
         self.cases: list[Case] = []
         for name, entry in listed.items():
-            case = Case(
-                name,
-                self.folder / "images" / f"{name}.nii.gz",
-                self.folder / "labels" / f"{name}.nii.gz",
-                tuple(entry["annotated"]),
-            )
+            annotated = _annotated(name, entry, index)
+            image, labels = (self.folder / kind / f"{name}.nii.gz" for kind in ("images", "labels"))
+            case = Case(name, image, labels, annotated)
             for path in (case.image, case.labels):
                 if not path.is_file():
                     raise InputError(f"case {name!r} of cases.json has no file", where=str(path))
@@ -83,3 +83,19 @@ class CaseFolder:
 
     def __iter__(self) -> Iterator[Case]:
         return iter(self.cases)
+
+
+def _annotated(name: str, entry: Any, index: Path) -> tuple[str, ...]:
+    """Checks one case of `cases.json` and returns the structures annotated in it.
+
+    Raises:
+        InputError: The name is a path, or the entry has another form.
+    """
+    if not name or name.startswith(".") or any(c in name for c in "/\\\0"):
+        raise InputError(f"{name!r:.60} is not the name of a case: names are no paths", where=str(index), hint=_FORM)
+    annotated = entry.get("annotated") if isinstance(entry, dict) else None
+    if not isinstance(annotated, list) or not all(isinstance(label, str) for label in annotated):
+        raise InputError(f"case {name!r:.60} has no list 'annotated' of names", where=str(index), hint=_FORM)
+    if len(set(annotated)) != len(annotated):
+        raise InputError(f"case {name!r:.60} lists a structure twice", where=str(index), hint=_FORM)
+    return tuple(annotated)

@@ -43,7 +43,7 @@ class PatchDataset(Dataset):
         augmentation: Changes every patch; None changes none.
 
     Raises:
-        InputError: No source has a positive weight.
+        InputError: No source has a positive weight, or a weight is negative.
     """
 
     def __init__(
@@ -59,6 +59,8 @@ class PatchDataset(Dataset):
     ) -> None:
         if not caches or sum(weights) <= 0:
             raise InputError("there is nothing to train on: no source has a positive weight")
+        if min(weights) < 0:
+            raise InputError(f"the weight of a source is at least 0, got {min(weights):g}")
         self.caches, self.names, self.patch = list(caches), list(names), tuple(patch_size)
         self.cumulative_weights = np.cumsum(np.asarray(weights, dtype=np.float64) / sum(weights))
         self.length, self.seed, self.sampling, self.augmentation = length, seed, sampling, augmentation

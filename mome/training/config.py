@@ -9,6 +9,7 @@ from typing import Any
 from mome.data.augmentation import AugmentationConfig
 from mome.data.sampling import SamplingConfig
 from mome.errors import InputError
+from mome.threads import check_threads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +103,12 @@ class TrainConfig:
         for name, top in (("warmup", 1), ("ema", 1), ("synonyms", 1), ("weight_decay", math.inf)):
             if not 0 <= getattr(self, name) <= top:
                 raise InputError(f"train.{name} is from 0 to {top}, got {getattr(self, name)}")
-        if self.learning_rate <= 0:
+        check_threads(self.threads, "train.threads")
+        check_threads(self.workers, "train.workers")
+        if not 0 < self.learning_rate < math.inf:
             raise InputError(f"train.learning_rate is above 0, got {self.learning_rate}")
+        if not 0 <= self.clip_norm < math.inf:
+            raise InputError(f"train.clip_norm is at least 0, got {self.clip_norm}")
         for name, choices in (("mixed_precision", ("no", "bf16", "fp16")), ("tracker", ("tensorboard", "none"))):
             if getattr(self, name) not in choices:
                 raise InputError(f"train.{name} is one of {', '.join(choices)}, got {getattr(self, name)!r}")
