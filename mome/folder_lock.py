@@ -14,6 +14,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
+_held: set[int] = set()  # descriptors of the folders that this process has locked
+
+
+def _release_in_child() -> None:
+    """Closes the locks that a fork inherits. Else a DataLoader's worker would hold them after its parent was killed."""
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_release_in_child)
+
+
 @contextlib.contextmanager
 def folder_lock(folder: str | Path, *, wait_s: float = 0.0) -> Iterator[bool]:
     """Holds the lock of an existing folder during the block.
@@ -35,6 +49,7 @@ def folder_lock(folder: str | Path, *, wait_s: float = 0.0) -> Iterator[bool]:
     except OSError:
         yield True
         return
+    _held.add(descriptor)
     try:
         free, deadline = True, time.monotonic() + wait_s
         while True:
@@ -50,4 +65,6 @@ def folder_lock(folder: str | Path, *, wait_s: float = 0.0) -> Iterator[bool]:
             break
         yield free
     finally:
-        os.close(descriptor)
+        if descriptor in _held:  # a fork has closed it already
+            _held.remove(descriptor)
+            os.close(descriptor)

@@ -47,7 +47,7 @@ def command(kind: str, folder: Path, out: Path) -> Callable[[], int]:
         return lambda: main([*arguments, "--resume", "--overlap", "0.5", "--threads", "1"])
     from mome.cli.train import main as train
 
-    settings = ["train.steps=24", "train.checkpoint_every=2", "train.validate_every=0", f"train.out={out}"]
+    settings = ["train.steps=16", "train.checkpoint_every=2", "train.validate_every=0", f"train.out={out}"]
     return lambda: train(["--config", str(folder / "run.yaml"), *settings])
 
 

@@ -338,9 +338,13 @@ def test_errors_of_the_system() -> None:
 # -- signals and locales ------------------------------------------------------------------------------------------
 
 
-def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
+def run_python(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, env={**os.environ, **environment}, timeout=60, check=False
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        env={**os.environ, **environment},
+        timeout=60,
+        check=False,
     )
 
 
@@ -388,7 +392,8 @@ def test_commands_under_an_ascii_locale(scan: Path, model_folder: str, tmp_path:
         ["info", "mome_ct_tiny"],
         ["segment", str(tmp_path / "fehlt-ü.nii.gz"), "-p", "liver", "-o", str(out)],
     ):
-        done = run_python(f"from mome.cli.main import main; raise SystemExit(main({arguments!r}))", **ASCII)
+        code = "import sys; from mome.cli.main import main; raise SystemExit(main(sys.argv[1:]))"
+        done = run_python(code, *arguments, **ASCII)
         assert done.returncode == (2 if "fehlt" in arguments[1] else 0), done.stderr
         assert b"Traceback" not in done.stderr
 
