@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-
 _held: set[int] = set()  # descriptors of the folders that this process has locked
 
 

@@ -486,16 +486,21 @@ def test_two_runs_into_one_folder_lose_no_entry(tmp_path: Path) -> None:
     assert len(list(out.glob("*_liver.nii.gz"))) == 4
 
 
+def add_entries(path: Path, letter: str) -> None:
+    report = Report(path)
+    for i in range(20):
+        report.add(f"{letter}{i}", {"name": f"{letter}{i}"})
+
+
 def test_entries_of_many_processes_are_merged(tmp_path: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path; from mome.inference.report import Report\n"
-        "report = Report(Path(sys.argv[1]))\n"
-        "for i in range(20):\n    name = f'{sys.argv[2]}{i}'\n    report.add(name, {'name': name})\n"
-    )
-    path = tmp_path / "report.json"
-    running = [subprocess.Popen([sys.executable, "-c", code, str(path), letter]) for letter in "ab"]
-    assert [process.wait(timeout=120) for process in running] == [0, 0]
-    assert len(Report(path).entries) == 40 and [entry.name for entry in tmp_path.iterdir()] == ["report.json"]
+    path, context = tmp_path / "report.json", multiprocessing.get_context("fork")
+    running = [context.Process(target=add_entries, args=(path, letter)) for letter in "abc"]
+    for process in running:
+        process.start()
+    for process in running:
+        process.join(60)
+        assert process.exitcode == 0
+    assert len(Report(path).entries) == 60 and [entry.name for entry in tmp_path.iterdir()] == ["report.json"]
 
 
 def test_a_scan_that_another_process_finished_meanwhile_is_skipped(tmp_path: Path) -> None:
