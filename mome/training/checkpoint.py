@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from mome.atomic import output_errors
 from mome.errors import InputError
@@ -52,12 +53,12 @@ class TrainingState:
     accelerator: Accelerator
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    average: nn.Module | None = None
+    average: AveragedModel | None = None
     samples_per_step: int = 1
 
     def modules(self) -> dict[str, nn.Module]:
         """File name → module whose tensors the file holds."""
-        found = {"model.safetensors": self.accelerator.unwrap_model(self.model)}
+        found: dict[str, nn.Module] = {"model.safetensors": self.accelerator.unwrap_model(self.model)}
         return found if self.average is None else {**found, "average.safetensors": self.average}
 
 
@@ -216,7 +217,8 @@ def _optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor
 
     The hyperparameters are left out: the run's settings decide them.
     """
-    tensors, values = {}, {}
+    tensors: dict[str, Tensor] = {}
+    values: dict[str, Any] = {}
     for position, entries in optimizer.state_dict()["state"].items():
         for name, value in entries.items():
             (tensors if isinstance(value, Tensor) else values)[f"{position}.{name}"] = value
