@@ -53,7 +53,7 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def _is_write_failure(error: BaseException) -> bool:
-    """Whether the operating system refused a write; an `OutputError` was already translated."""
+    """Says whether the operating system refused a write; an `OutputError` was already translated."""
     if isinstance(error, OSError):
         return not isinstance(error, OutputError)
     # safetensors reports a full disk by its own exception, torch.save by a RuntimeError

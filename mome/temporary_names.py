@@ -52,7 +52,7 @@ def remove_stale_parts(folder: str | Path) -> list[Path]:
 
 
 def _is_stale(path: Path, owner: str) -> bool:
-    """Whether the process that `owner` describes has ended."""
+    """Says whether the process that `owner` describes has ended."""
     if owner[:8] != _host():
         try:
             return time.time() - path.lstat().st_mtime > _FOREIGN_AGE_S
@@ -62,7 +62,7 @@ def _is_stale(path: Path, owner: str) -> bool:
 
 
 def _owner(process: int) -> str:
-    """Host, process and start of the process as 24 hexadecimal digits; the start is 0 where no such process runs."""
+    """Returns host, process and start of the process as 24 hexadecimal digits; the start is 0 where no such process runs."""
     return f"{_host()}{process & 0xFFFFFFFF:08x}{_started(process):08x}"
 
 
@@ -71,7 +71,7 @@ def _host() -> str:
 
 
 def _started(process: int) -> int:
-    """A number that tells apart the processes that had one process id; 0 where the process has ended."""
+    """Returns a number that differs between processes which had the same id; 0 where the process has ended."""
     try:
         # The start in clock ticks since boot is the 20th field after the command's closing parenthesis.
         stat = Path(f"/proc/{process}/stat").read_bytes().rpartition(b")")[2].split()

@@ -72,6 +72,6 @@ def read_json(path: str | Path, what: str, *, hint: str | None = None) -> dict[s
 
 
 def _kind(value: Any) -> str:
-    """The type of a JSON value in words."""
+    """Returns the type of a JSON value in words."""
     words = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}
     return words.get(type(value), "a number")

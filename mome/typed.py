@@ -79,7 +79,7 @@ def typed(value: Any, hint: Any, *, owner: str, path: str) -> Any:
 
 
 def _type_name(hint: Any) -> str:
-    """A type in words, as in "a list of int"."""
+    """Returns a type in words, as in "a list of int"."""
     origin, options = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint) or dict in (hint, origin):
         return "a mapping of keys to values"

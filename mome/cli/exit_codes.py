@@ -99,7 +99,7 @@ def _say(text: str) -> None:
 
 
 def _red(text: str) -> str:
-    """Red text, if stderr is a terminal and the environment variable NO_COLOR is not set."""
+    """Returns red text, if stderr is a terminal and the environment variable NO_COLOR is not set."""
     return f"\033[31m{text}\033[0m" if sys.stderr.isatty() and "NO_COLOR" not in os.environ else text
 
 

@@ -118,7 +118,7 @@ class CaseCache:
         return self._open[i]
 
     def _array(self, entry: dict[str, Any], kind: str) -> np.ndarray:
-        """A memory-mapped array of a case, after its checksum was compared.
+        """Returns a memory-mapped array of a case, after its checksum was compared.
 
         Raises:
             InputError: The file is missing, or is not what was written.
@@ -141,7 +141,7 @@ def _checksum(array: np.ndarray) -> str:
 
 
 def _is_entry(entry: Any, names: list[str]) -> bool:
-    """Whether an entry of an index has the form that `build_cache` writes."""
+    """Says whether an entry of an index has the form that `build_cache` writes."""
     if not isinstance(entry, dict) or not isinstance(entry.get("file"), str) or not isinstance(entry.get("name"), str):
         return False
     lists = [entry.get(key) for key in ("annotated", "shape", "notes")]
@@ -236,7 +236,7 @@ def _write_cache(
 
 
 def _label_map(masks: dict[str, np.ndarray], names: list[str], grid: Grid, target: Grid) -> np.ndarray:
-    """One label map (D, H, W) of all masks on the network grid.
+    """Returns one label map (D, H, W) of all masks on the network grid.
 
     Masks are resampled as soft masks. A voxel gets the structure that covers most of it, if that is at least half.
     """

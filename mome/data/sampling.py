@@ -78,7 +78,7 @@ class PatchDataset(Dataset):
         return self.length
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
-        """One sample.
+        """Makes one sample.
 
         Returns:
             `volume` (1, D, H, W) float32 in [0, 1], `targets` (P, D, H, W) uint8 (0 or 1), `supervised` (P,) bool,
@@ -103,7 +103,7 @@ class PatchDataset(Dataset):
         }
 
     def _choose_centre(self, rng: np.random.Generator, source: int) -> tuple[CachedCase, list[int]]:
-        """A case of the source, and the voxel on which the patch is centred."""
+        """Returns a case of the source, and the voxel on which the patch is centred."""
         cache, structures = self.caches[source], self.cases_by_structure[source]
         if structures and rng.random() < self.sampling.foreground:
             name = list(structures)[rng.integers(len(structures))]
@@ -126,7 +126,9 @@ def patch_start(shape: Sequence[int], centre: Sequence[int], patch: Sequence[int
 
 
 def crop(array: np.ndarray, centre: Sequence[int], patch: Sequence[int]) -> np.ndarray:
-    """The patch around `centre`, shifted to lie inside the array. Axes shorter than the patch are padded with 0 (air).
+    """Returns the patch around `centre`, shifted to lie inside the array.
+
+    Axes shorter than the patch are padded with 0 (air).
 
     Args:
         array: (D, H, W).

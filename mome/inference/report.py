@@ -60,7 +60,7 @@ class Report:
             self._read_at = self._version()
 
     def _version(self) -> tuple[int, ...] | None:
-        """What changes when another process replaces the file; None where there is no file."""
+        """Returns what changes when another process replaces the file; None where there is no file."""
         try:
             found = self.path.stat()
         except OSError:
@@ -104,7 +104,7 @@ def _is_entry(entry: Any) -> bool:
 
 
 def _is_finished(entry: dict[str, Any]) -> bool:
-    """Whether an entry has what is printed of a finished study; a report of another program may lack it."""
+    """Says whether an entry has what is printed of a finished study; a report of another program may lack it."""
     masks: Any = entry.get("masks")
     structures: Any = entry.get("structures")
     return (

@@ -15,7 +15,7 @@ from mome.training.config import TrainConfig
 
 
 def samples_per_step(config: TrainConfig, accelerator: Accelerator) -> int:
-    """Patches of one optimiser step, over all processes and accumulated batches."""
+    """Returns the number of patches of one optimiser step, over all processes and accumulated batches."""
     return config.batch_size * config.gradient_accumulation * accelerator.num_processes
 
 

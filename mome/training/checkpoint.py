@@ -57,7 +57,7 @@ class TrainingState:
     samples_per_step: int = 1
 
     def modules(self) -> dict[str, nn.Module]:
-        """File name → module whose tensors the file holds."""
+        """Returns, for every file of tensors, the module whose tensors it holds."""
         found: dict[str, nn.Module] = {"model.safetensors": self.accelerator.unwrap_model(self.model)}
         return found if self.average is None else {**found, "average.safetensors": self.average}
 
@@ -143,7 +143,7 @@ def remove_partial_states(folder: Path) -> None:
 
 
 def _complete_states(folder: Path) -> list[Path]:
-    """Folders of complete states, from the oldest to the newest."""
+    """Returns the folders of complete states, from the oldest to the newest."""
     found = [path for path in folder.glob("step_*") if _NAME.fullmatch(path.name)]
     return sorted((path for path in found if path.is_dir() and not path.is_symlink()), key=_step)
 
@@ -157,13 +157,13 @@ def _random_file(process: int) -> str:
 
 
 def _file_names(state: TrainingState) -> list[str]:
-    """The files of a state besides `state.json`."""
+    """Returns the names of the files of a state besides `state.json`."""
     processes = range(state.accelerator.num_processes)
     return [*state.modules(), "optimizer.safetensors", *map(_random_file, processes)]
 
 
 def _contents(state: TrainingState, folder: Path, step: int) -> dict[str, Any]:
-    """The contents of `state.json`."""
+    """Returns the contents of `state.json`."""
     accelerator = state.accelerator
     return {
         "format": _FORMAT,
@@ -213,7 +213,7 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The optimiser's state as tensors and JSON values by `<position of the parameter>.<name>`.
+    """Returns the optimiser's state as tensors and JSON values by `<position of the parameter>.<name>`.
 
     The hyperparameters are left out: the run's settings decide them.
     """

@@ -164,7 +164,7 @@ def _optimizer_step(
     text_PT: Tensor,
     config: TrainConfig,
 ) -> dict[str, float]:
-    """One optimiser step over `gradient_accumulation` batches.
+    """Makes one optimiser step over `gradient_accumulation` batches.
 
     Returns:
         `loss`, `segmentation_loss`, `aux_loss` and, as `aux_loss/<name>`, every named auxiliary loss of the routers;
@@ -196,7 +196,7 @@ def _optimizer_step(
 
 
 def _build_accelerator(config: TrainConfig) -> Accelerator:
-    """Accelerate with the run's precision, gradient accumulation and tracker."""
+    """Returns an Accelerator with the run's precision, gradient accumulation and tracker."""
     if config.threads:
         torch.set_num_threads(config.threads)
     out = Path(config.out)

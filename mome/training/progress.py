@@ -42,7 +42,7 @@ class StepLog:
 
 
 def _step_of(line: str) -> int:
-    """The step of a line of the log; 0 for a line that a killed run did not finish."""
+    """Returns the step of a line of the log; 0 for a line that a killed run did not finish."""
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError):

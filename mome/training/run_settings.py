@@ -62,14 +62,14 @@ def check_same_run(folder: Path, run: RunConfig) -> None:
 
 
 def tracker_settings(run: RunConfig) -> dict[str, Any]:
-    """The settings as flat scalars, which is what trackers such as TensorBoard store."""
+    """Returns the settings as flat scalars, which is what trackers such as TensorBoard store."""
     flat: dict[str, Any] = {f"model.{key}": str(value) for key, value in run.model.items()}
     flat |= {f"train.{key}": value for key, value in vars(run.train).items() if isinstance(value, int | float | str)}
     return {"preset": run.preset, **flat}
 
 
 def _fixed_settings(run: RunConfig) -> dict[str, Any]:
-    """The settings that a resumed run must share, as JSON values."""
+    """Returns the settings that a resumed run must share, as JSON values."""
     settings = json.loads(json.dumps(dataclasses.asdict(run)))
     for section in _CHANGEABLE_SECTIONS:
         del settings[section]

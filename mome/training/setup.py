@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def build_model(run: RunConfig) -> tuple[MoME, MoMEProcessor]:
-    """The preset with the run's overrides, or the model of `run.init`, and the processor that goes with it.
+    """Returns the preset with the run's overrides, or the model of `run.init`, and the processor that goes with it.
 
     Random weights depend on `run.train.seed` alone. The text bank is filled by `TextRows`.
 
@@ -81,7 +81,7 @@ def _check_labels(run: RunConfig) -> None:
 
 
 def _bank_labels(run: RunConfig, text_encoder: str | dict[str, Any], stored: list[str]) -> list[str]:
-    """Labels of the text bank: the trained ones first, then the others.
+    """Returns the labels of the text bank: the trained ones first, then the others.
 
     With `bank: table`, the others are the whole class table if the text encoder has a tower to embed them, else the
     labels that the bank `stored` before.

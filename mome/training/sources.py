@@ -33,7 +33,7 @@ def open_source(
     processor: MoMEProcessor,
     progress: Callable[[Iterable[Any]], Iterable[Any]] = lambda items: items,
 ) -> CaseCache:
-    """The cached cases of one source; the cache is built on first use.
+    """Returns the cached cases of one source; the cache is built on first use.
 
     Args:
         source: The source.
@@ -54,7 +54,7 @@ def open_source(
 
 
 def open_all_sources(run: RunConfig, processor: MoMEProcessor, accelerator: Accelerator) -> list[CaseCache]:
-    """The cached cases of all training sources. Validation sources are cached too if the run validates.
+    """Returns the cached cases of all training sources. Validation sources are cached too if the run validates.
 
     The main process builds the caches, the others open them. Notes on the cases are printed.
 
@@ -110,14 +110,14 @@ def _say_what_is_annotated(
 
 
 def _annotated(caches: list[CaseCache]) -> set[str]:
-    """The structures that a case of the caches annotates."""
+    """Returns the structures that a case of the caches annotates."""
     return {name for cache in caches for entry in cache.index for name in entry["annotated"]}
 
 
 def patch_dataset(
     run: RunConfig, caches: list[CaseCache], patch_size: Sequence[int], processor: MoMEProcessor, length: int
 ) -> PatchDataset:
-    """The augmented training patches of a run.
+    """Returns the augmented training patches of a run.
 
     Args:
         run: The run.
@@ -144,7 +144,7 @@ def _open_case_folder(
     processor: MoMEProcessor,
     progress: Callable[[Iterable[Any]], Iterable[Any]],
 ) -> CaseCache:
-    """The cached cases of a folder of scans."""
+    """Returns the cached cases of a folder of scans."""
     if not source.folder or not source.dataset:
         raise InputError("a source of kind 'cases' needs a folder and a dataset", hint="dataset: openkbp")
     folder = Path(os.path.expandvars(source.folder)).expanduser()
@@ -163,7 +163,7 @@ def _open_phantoms(
     processor: MoMEProcessor,
     progress: Callable[[Iterable[Any]], Iterable[Any]],
 ) -> CaseCache:
-    """The cached cases of a source of phantoms."""
+    """Returns the cached cases of a source of phantoms."""
     if source.count < 1:
         raise InputError("a source of kind 'phantom' needs a count of at least 1", hint="count: 32")
     names = list(run.labels)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def start_average(model: nn.Module, decay: float, accelerator: Accelerator) -> AveragedModel | None:
-    """A moving average that starts at the model's weights; None if decay is 0.
+    """Returns a moving average that starts at the model's weights; None if decay is 0.
 
     Buffers are copied from the model, not averaged.
     """
@@ -29,7 +29,7 @@ def start_average(model: nn.Module, decay: float, accelerator: Accelerator) -> A
 
 
 def averaged_model(accelerator: Accelerator, model: nn.Module, average: AveragedModel | None) -> MoME:
-    """The averaged model if there is one, else the model itself without the accelerator's wrappers."""
+    """Returns the averaged model if there is one, else the model itself without the accelerator's wrappers."""
     return cast("MoME", accelerator.unwrap_model(model) if average is None else average.module)
 
 

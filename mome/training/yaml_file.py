@@ -78,7 +78,7 @@ def read_yaml(text: str, where: str | None = None) -> Any:
 
 
 def _count_nodes(node: yaml.Node, counted: dict[int, int], where: str | None, depth: int = 0) -> int:
-    """The number of nodes that `node` stands for, each alias counted in full.
+    """Returns the number of nodes that `node` stands for, each alias counted in full.
 
     Args:
         node: A node of the graph that YAML's composer makes; aliases share their node.
@@ -113,7 +113,7 @@ def _count_nodes(node: yaml.Node, counted: dict[int, int], where: str | None, de
 
 
 def _plain(value: Any, where: str | None) -> Any:
-    """A copy of a value without shared parts.
+    """Returns a copy of a value without shared parts.
 
     Raises:
         InputError: A value is of a type that JSON does not have, a number is not finite, or a key is no text.
