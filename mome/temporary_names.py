@@ -62,7 +62,7 @@ def _is_stale(path: Path, owner: str) -> bool:
 
 
 def _owner(process: int) -> str:
-    """Returns host, process and start of the process as 24 hexadecimal digits; the start is 0 where no such process runs."""
+    """Returns host, process and its start as 24 hexadecimal digits; the start is 0 where no such process runs."""
     return f"{_host()}{process & 0xFFFFFFFF:08x}{_started(process):08x}"
 
 

@@ -12,6 +12,7 @@ from dataclasses import MISSING
 from typing import Any
 
 from mome.errors import InputError, did_you_mean
+from mome.printable import printable
 from mome.spec import brief
 
 
@@ -33,7 +34,7 @@ def from_data(cls: Any, data: dict[str, Any], *, owner: str, path: str = "") -> 
     for key, value in data.items():
         if key not in known:
             raise InputError(
-                f"{owner} has no argument '{path}{key!s:.60}'{did_you_mean(str(key)[:60], known)}",
+                f"{owner} has no argument '{path}{printable(str(key))[:60]}'{did_you_mean(str(key)[:60], known)}",
                 hint="arguments: " + (", ".join(known) or "none"),
             )
         values[key] = typed(value, hints[key], owner=owner, path=f"{path}{key}")
@@ -76,6 +77,17 @@ def typed(value: Any, hint: Any, *, owner: str, path: str) -> Any:
     elif hint in (int, str, bool) and type(value) is hint:
         return value
     raise InputError(f"{owner}, argument '{path}' is {_type_name(hint)}, got {brief(value)}")
+
+
+def check_range(owner: str, low: float, high: float, **values: float) -> None:
+    """Checks that every value lies from `low` to `high`.
+
+    Raises:
+        InputError: A value is outside; the message names it as `<owner>.<name>`.
+    """
+    for name, value in values.items():
+        if not low <= value <= high:
+            raise InputError(f"{owner}.{name} is from {low:,} to {high:,}, got {value}")
 
 
 def _type_name(hint: Any) -> str:

@@ -293,10 +293,22 @@ def test_messages_about_large_values_are_short() -> None:
         ("loss={name: 5}", "named by a string or a dict"),
         ("loss=[1]", "argument 'loss' is"),
         ("sources=[]", "names no sources"),
-        ("sources=[{kind: phantom, count: -1}]", "at least 0"),
-        ("sources=[{kind: phantom, count: 1, weight: -1}, {kind: phantom, count: 1, weight: 2}]", "at least 0"),
+        ("sources=[{kind: phantom, count: -1}]", "a source.count is from 0"),
+        (
+            "sources=[{kind: phantom, count: 1, weight: -1}, {kind: phantom, count: 1, weight: 2}]",
+            "a source.weight is from 0",
+        ),
         ("labels=[]", "names no labels"),
         ("validation=[]", "there are no validation cases"),
+        ("sampling={foreground: 7}", "sampling.foreground is from 0 to 1"),
+        ("sampling={jitter: -1}", "sampling.jitter is from 0"),
+        ("augmentation={noise: -1}", "augmentation.noise is from 0 to 1"),
+        ("augmentation={zoom: 5}", "augmentation.zoom is from 0"),
+        ("sources=[{kind: phantom, count: 1, seed: -5}]", "a source.seed is from 0"),
+        ("train.seed=-1", "train.seed is from 0"),
+        ("train.batch_size=999999999", "train.batch_size is from 1"),
+        ("cache=''", "cache is the path of a folder"),
+        ("cache=/dev/null", "the output folder is not a folder"),
         ("train.threads=100000", "train.threads is at most"),
         ("train.workers=100000", "train.workers is at most"),
         ("train.clip_norm=-1", "train.clip_norm is at least 0"),
@@ -327,7 +339,7 @@ def test_errors_of_the_system() -> None:
     assert describe(FileNotFoundError(2, "No such file", "/a"))[0] == 2
     assert describe(OSError(28, "No space left on device", "/a"))[0] == 1
     assert describe(OutputError("full"))[0] == 1 and describe(InputError("x"))[0] == 2
-    assert describe(KeyError("x"))[0] == 1
+    assert describe(KeyError("x"))[0] == 1 and describe(MemoryError())[0] == 2
     code, lines = describe(UnicodeEncodeError("ascii", "é", 0, 1, "ordinal not in range"))
     assert code == 2 and len(lines) == 3
     for error in (InputError("a", where="b\nc\x1b[31m", hint="d\ne"), OSError(13, "no", "a\nb\x1b]0;x")):

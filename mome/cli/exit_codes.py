@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import sys
 import threading
@@ -23,6 +24,7 @@ from mome.errors import InputError, OutputError
 from mome.printable import printable
 
 INTERRUPTED, TERMINATED = 130, 143
+_LONGEST = 1000  # characters of a line; lists of choices in hints are this long
 
 
 class Terminated(KeyboardInterrupt):
@@ -65,9 +67,9 @@ def guarded(run: Callable[[], int | None], *, debug: bool = False) -> int:
 def describe(error: Exception) -> tuple[int, list[str]]:
     """Returns the exit code of an error and the lines to print."""
     if isinstance(error, InputError | OutputError):
-        lines = printable(error.what, keep="\n").split("\n")
+        lines = [_cut(line) for line in printable(error.what, keep="\n").split("\n")]
         lines += [f"  in: {printable(error.where)}"] if error.where else []
-        lines += [f"  try: {printable(error.hint)}"] if error.hint else []
+        lines += [f"  try: {_cut(printable(error.hint))}"] if error.hint else []
         return (2 if isinstance(error, InputError) else 1), lines
     if isinstance(error, OSError):
         from mome.atomic import NO_SPACE  # here, because `mome --help` needs none of what it imports
@@ -83,11 +85,20 @@ def describe(error: Exception) -> tuple[int, list[str]]:
             f"  in: {printable(error.object[:120])}",
             "  try: set the environment variable PYTHONUTF8=1",
         ]
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        found = re.search(r"allocate (\d+) bytes", str(error))
+        size = f": {int(found[1]) / 1e9:,.0f} GB at once" if found else ""
+        return 2, [f"the memory of this machine is not enough{size}", "  try: a smaller model, patch or scan"]
     first = printable((str(error).strip().splitlines() or [""])[0][:200])
     return 1, [
         f"{type(error).__name__}: {first}",
         "  this is a bug in mome: run again with --debug and report the traceback",
     ]
+
+
+def _cut(line: str) -> str:
+    """Shortens a line that quotes a long text of the user."""
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}…"
 
 
 def _text(name: object) -> str:

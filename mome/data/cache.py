@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mome.atomic import atomic_write, output_errors
+from mome.atomic import atomic_write, check_output_folder, output_errors
 from mome.data.case_folder import Case, CaseFolder
 from mome.data.training_labels import check_image, check_labels, whole_numbers
 from mome.errors import InputError
@@ -178,7 +178,7 @@ def build_cache(
         progress: Wraps the iteration over cases, for a progress bar.
 
     Raises:
-        InputError: More labels than a uint8 map can number, or the cache is damaged.
+        InputError: More labels than a uint8 map can number, the cache is damaged, or its folder cannot be written.
         OutputError: The cache cannot be written; a partial one is removed.
     """
     if len(names) > 254:
@@ -187,6 +187,7 @@ def build_cache(
     folder = Path(root) / f"{source}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     if (folder / "index.json").is_file():
         return CaseCache(folder, names)
+    check_output_folder(root)
     with output_errors(root, "the folder of training caches"):
         Path(root).mkdir(parents=True, exist_ok=True)
     with folder_lock(root, wait_s=_WAIT_S):

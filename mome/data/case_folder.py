@@ -67,12 +67,12 @@ class CaseFolder:
             case = Case(name, image, labels, annotated)
             for path in (case.image, case.labels):
                 if not path.is_file():
-                    raise InputError(f"case {name!r} of cases.json has no file", where=str(path))
+                    raise InputError(f"case {name!r:.60} of cases.json has no file", where=str(path))
             unknown = [label for label in case.annotated if label not in self.ids]
             if unknown:
                 raise InputError(
-                    f"case {name!r} lists {unknown[0]!r}, which data set {dataset!r} does not have"
-                    + did_you_mean(unknown[0], self.ids),
+                    f"case {name!r:.60} lists {unknown[0]!r:.60}, which data set {dataset!r} does not have"
+                    + did_you_mean(unknown[0][:60], self.ids),
                     where=str(index),
                     hint="names: " + ", ".join(self.ids),
                 )

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from mome.data.augmentation import Augmentation
 from mome.data.cache import CachedCase, CaseCache
 from mome.errors import InputError
+from mome.typed import check_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,10 +24,17 @@ class SamplingConfig:
         foreground: Share of the patches that are centred near a voxel of an annotated structure. Every structure is
             chosen equally often, so that small and rarely annotated ones are seen. Our choice.
         jitter: Largest distance of such a centre from the voxel, as a share of the patch's side.
+
+    Raises:
+        InputError: A value is outside its range.
     """
 
     foreground: float = 0.8
     jitter: float = 0.25
+
+    def __post_init__(self) -> None:
+        check_range("sampling", 0, 1, foreground=self.foreground)
+        check_range("sampling", 0, 10, jitter=self.jitter)
 
 
 class PatchDataset(Dataset):
@@ -43,7 +51,7 @@ class PatchDataset(Dataset):
         augmentation: Changes every patch; None changes none.
 
     Raises:
-        InputError: No source has a positive weight, or a weight is negative.
+        InputError: No source has a positive weight.
     """
 
     def __init__(
@@ -59,8 +67,6 @@ class PatchDataset(Dataset):
     ) -> None:
         if not caches or sum(weights) <= 0:
             raise InputError("there is nothing to train on: no source has a positive weight")
-        if min(weights) < 0:
-            raise InputError(f"the weight of a source is at least 0, got {min(weights):g}")
         self.caches, self.names, self.patch = list(caches), list(names), tuple(patch_size)
         self.cumulative_weights = np.cumsum(np.asarray(weights, dtype=np.float64) / sum(weights))
         self.length, self.seed, self.sampling, self.augmentation = length, seed, sampling, augmentation

@@ -196,16 +196,27 @@ def _optimizer_step(
 
 
 def _build_accelerator(config: TrainConfig) -> Accelerator:
-    """Returns an Accelerator with the run's precision, gradient accumulation and tracker."""
+    """Returns an Accelerator with the run's precision, gradient accumulation and tracker.
+
+    Raises:
+        InputError: This machine cannot compute in the run's precision.
+    """
     if config.threads:
         torch.set_num_threads(config.threads)
     out = Path(config.out)
-    return Accelerator(
-        mixed_precision=config.mixed_precision,
-        gradient_accumulation_steps=config.gradient_accumulation,
-        log_with="tensorboard" if config.tracker == "tensorboard" else None,
-        project_config=ProjectConfiguration(project_dir=str(out), logging_dir=str(out / "tensorboard")),
-    )
+    try:
+        return Accelerator(
+            mixed_precision=config.mixed_precision,
+            gradient_accumulation_steps=config.gradient_accumulation,
+            log_with="tensorboard" if config.tracker == "tensorboard" else None,
+            project_config=ProjectConfiguration(project_dir=str(out), logging_dir=str(out / "tensorboard")),
+        )
+    except ValueError as error:
+        first = (str(error).splitlines() or [""])[0][:160]
+        raise InputError(
+            f"train.mixed_precision={config.mixed_precision} cannot be used here: {first}",
+            hint="train.mixed_precision=no",
+        ) from error
 
 
 @contextlib.contextmanager

@@ -44,8 +44,6 @@ def open_source(
     Raises:
         InputError: An unknown kind of source, a missing folder, or cases that cannot be used.
     """
-    if source.count < 0:
-        raise InputError(f"the count of a source is at least 0, got {source.count}", hint="0 uses all cases")
     if source.kind == "phantom":
         return _open_phantoms(source, run, processor, progress)
     if source.kind == "cases":
