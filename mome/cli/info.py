@@ -35,7 +35,7 @@ def _scan(name: str) -> dict[str, Any]:
     """Returns the properties of a scan, by the names that are printed."""
     from mome.volumes import read_label_table, read_volume
 
-    volume = read_volume(name)
+    volume = read_volume(name, any_values=True)
     facts: dict[str, Any] = {
         "shape": list(volume.shape),
         "spacing (mm)": [round(s, 4) for s in volume.spacing],

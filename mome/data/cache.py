@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,11 @@ from mome.atomic import atomic_write
 from mome.data.case_folder import Case, CaseFolder
 from mome.errors import InputError
 from mome.processing import MoMEProcessor
-from mome.volumes import Grid, read_volume, resample
+from mome.volumes import Grid, read_label_map, read_volume, resample
+from mome.volumes.data_files import identity
+from mome.volumes.label_map import listed_values, unnamed_values
+
+logger = logging.getLogger(__name__)
 
 LoadedCase = tuple[np.ndarray, Grid, dict[str, np.ndarray]]
 """HU (i, j, k), its grid, and a mask (i, j, k) for every annotated structure."""
@@ -153,24 +158,53 @@ def cache_case_folder(
 ) -> CaseCache:
     """Opens the cache of a folder of cases; builds it if there is none, or if a file has changed.
 
+    A warning names every case whose label map has values without a name, or has no voxel of an annotated structure.
+
     Args: See `build_cache`.
 
     Raises:
-        InputError: A scan and its label map are on different grids, or a file cannot be read.
+        InputError: A scan and its label map are on different grids, a file cannot be read, a label map holds numbers
+            that are not whole, or it holds other values only and no annotated structure.
         OutputError: The cache cannot be written.
     """
 
     def loader(case: Case) -> Callable[[], LoadedCase]:
         def load() -> LoadedCase:
-            volume, labels = read_volume(case.image), read_volume(case.labels)
-            if volume.array.shape != labels.array.shape or not np.allclose(volume.affine, labels.affine, atol=1e-3):
-                raise InputError("image and label map are on different grids", where=str(case.labels))
-            ids = np.asarray(labels.array)
-            return volume.array, volume.grid, {name: ids == folder.ids[name] for name in case.annotated}
+            volume, labels = read_volume(case.image), read_label_map(case.labels)
+            if not volume.grid.same_as(labels.grid, tolerance=0.01):
+                raise InputError(
+                    "image and label map are on different grids: " + volume.grid.difference(labels.grid),
+                    where=str(case.labels),
+                    hint="resample the label map to the image's grid, by nearest neighbour",
+                )
+            masks = {name: labels.array == folder.ids[name] for name in case.annotated}
+            _say_what_is_odd(case, labels.array, folder.ids, masks)
+            return volume.array, volume.grid, masks
 
         return load
 
     pairs = [(case.name, loader(case)) for case in folder]
-    files = [(path.stat().st_size, path.stat().st_mtime_ns) for case in folder for path in (case.image, case.labels)]
+    files = [list(identity(path).values()) for case in folder for path in (case.image, case.labels)]
     fingerprint = json.dumps([[(case.name, case.annotated) for case in folder], files, folder.ids], sort_keys=True)
     return build_cache(root, source, names, processor, pairs, fingerprint, progress)
+
+
+def _say_what_is_odd(case: Case, array: np.ndarray, ids: dict[str, int], masks: dict[str, np.ndarray]) -> None:
+    """Warns of values without a name and of annotated structures without a voxel.
+
+    Raises:
+        InputError: No annotated structure has a voxel, and the map holds other values: its numbers are another data
+            set's.
+    """
+    unnamed = unnamed_values(array, ids.values())
+    empty = [name for name, mask in masks.items() if not mask.any()]
+    if unnamed and masks and len(empty) == len(masks):
+        raise InputError(
+            f"the label map has no voxel of {', '.join(empty[:3])}; its value {listed_values(unnamed)} has no name",
+            where=str(case.labels),
+            hint="is the dataset of this source right?",
+        )
+    if unnamed:
+        logger.warning("%s: no structure has the value %s, which is left out", case.labels, listed_values(unnamed))
+    if empty:
+        logger.warning("%s: annotated, without a voxel: %s", case.labels, ", ".join(empty))

@@ -1,8 +1,8 @@
 """A folder of partially labelled cases: `images/`, `labels/` and `cases.json`.
 
 ```
-folder/images/<case>.nii.gz     CT in HU
-folder/labels/<case>.nii.gz     label map; its numbers are the data set's own
+folder/images/<case>.nii.gz     CT in HU, or another format that `read_volume` reads
+folder/labels/<case>.nii.gz     label map, likewise; its numbers are the data set's own
 folder/cases.json               {"<case>": {"annotated": ["liver", ...]}, ...}
 ```
 A structure that is not in a case's `annotated` list is unknown in this case, not background.
@@ -10,13 +10,17 @@ A structure that is not in a case's `annotated` list is unknown in this case, no
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from mome.errors import InputError, did_you_mean
 from mome.labels import load_dataset
+from mome.volumes.case_list import read_case_list
+from mome.volumes.scan_files import listed, scan_ending, stem
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,8 @@ class CaseFolder:
         dataset: Name of the label YAML that maps the numbers of the label maps to label names, as in `openkbp`.
 
     Raises:
-        InputError: No `cases.json`, a file that it names is missing, or a structure that the data set does not have.
+        InputError: There is no `cases.json` or it is damaged, a file that it names is missing, it names a structure
+            that the data set does not have, or no case has an annotated structure.
     """
 
     def __init__(self, folder: str | Path, dataset: str) -> None:
@@ -53,21 +58,14 @@ class CaseFolder:
         index = self.folder / "cases.json"
         if not index.is_file():
             raise InputError("no cases.json, which lists what is annotated in each case", where=str(self.folder))
-        try:
-            listed = json.loads(index.read_text())
-        except json.JSONDecodeError as error:
-            raise InputError(f"cases.json is not valid JSON: {error}", where=str(index)) from error
+        images, maps = (_scans_by_name(self.folder / kind) for kind in ("images", "labels"))
         self.cases: list[Case] = []
-        for name, entry in listed.items():
-            case = Case(
-                name,
-                self.folder / "images" / f"{name}.nii.gz",
-                self.folder / "labels" / f"{name}.nii.gz",
-                tuple(entry["annotated"]),
-            )
-            for path in (case.image, case.labels):
-                if not path.is_file():
-                    raise InputError(f"case {name!r} of cases.json has no file", where=str(path))
+        for name, annotated in read_case_list(index).items():
+            for found, kind in ((images, "images"), (maps, "labels")):
+                if name not in found:
+                    missing = self.folder / kind / f"{name}.nii.gz"
+                    raise InputError(f"case {name!r} of cases.json has no file", where=str(missing))
+            case = Case(name, images[name], maps[name], annotated)
             unknown = [label for label in case.annotated if label not in self.ids]
             if unknown:
                 raise InputError(
@@ -76,10 +74,26 @@ class CaseFolder:
                     where=str(index),
                     hint="names: " + ", ".join(self.ids),
                 )
+            if not annotated:
+                logger.warning("case %r of %s has no annotated structure: nothing is learned from it", name, index)
             self.cases.append(case)
+        if not any(case.annotated for case in self.cases):
+            raise InputError("no case has an annotated structure", where=str(index), hint="list them in 'annotated'")
 
     def __len__(self) -> int:
         return len(self.cases)
 
     def __iter__(self) -> Iterator[Case]:
         return iter(self.cases)
+
+
+def _scans_by_name(folder: Path) -> dict[str, Path]:
+    """The scans of a folder by their names without the ending; `.nii.gz` comes first where a name is there twice."""
+    if not folder.is_dir():
+        return {}
+    found: dict[str, Path] = {}
+    for path in listed(folder):
+        ending = scan_ending(path)
+        if ending is not None and (stem(path) not in found or ending == ".nii.gz"):
+            found[stem(path)] = path
+    return found

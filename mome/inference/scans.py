@@ -8,11 +8,14 @@ from pathlib import Path
 from mome.errors import InputError
 from mome.volumes import read_label_table
 from mome.volumes.mask_names import file_part
-from mome.volumes.scan_files import ENDINGS_HINT, is_nifti, scan_ending, stem
+from mome.volumes.scan_files import ENDINGS_HINT, is_nifti, listed, scans_in, stem
 
 
 def find_scans(inputs: Sequence[str | Path]) -> list[Path]:
     """Returns files as they are given, and for a folder its scan files, sorted, without masks that `mome` wrote there.
+
+    Hidden files of a folder are left out. Entries that cannot be read, such as a pipe named like a scan, stay in the
+    list: segmenting them records the error, and the run goes on.
 
     A folder of `.dcm` files is one scan. A folder without files of a known ending is also taken for a DICOM series,
     because such files often have no ending.
@@ -35,9 +38,9 @@ def find_scans(inputs: Sequence[str | Path]) -> list[Path]:
 
 
 def _scans_of_folder(folder: Path) -> list[Path]:
-    volumes = sorted(path for path in folder.iterdir() if scan_ending(path) is not None)
+    volumes = scans_in(folder)
     scans = [path for path in volumes if not _is_mask(path)]
-    if not scans and (volumes or not any(path.is_file() for path in folder.iterdir())):
+    if not scans and (volumes or not any(path.is_file() and not path.name.startswith(".") for path in listed(folder))):
         what = "the folder holds masks only, no scans" if volumes else "the folder holds no scans"
         raise InputError(what, where=str(folder), hint=ENDINGS_HINT)
     return scans or [folder]
