@@ -16,8 +16,8 @@ from scan_mutations import damaged_scan
 from small_scans import patient_hu
 
 from mome.errors import InputError
-from mome.inference.fingerprint import scan_identity
 from mome.volumes import read_label_map, read_label_table, read_volume
+from mome.volumes.data_files import identity
 from mome.volumes.scan_files import is_nifti
 
 SECONDS, MEGABYTES = 5.0, 120.0
@@ -41,7 +41,7 @@ def outcome(path: Path) -> str:
         if read is not read_label_table:
             assert volume.array.ndim == 3 and np.isfinite(volume.array).all()
             assert np.isfinite(volume.affine).all() and abs(np.linalg.det(volume.affine)) > 0
-    scan_identity(path)
+    identity(path)
     return found
 
 

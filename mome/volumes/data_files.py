@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def identity(scan: str | Path) -> dict[str, Any]:
     noticed even if it is older than the others.
     """
     paths = files_of_scan(scan)
-    found = [(path.name, path.stat()) for path in paths if path.exists()]
+    found = [(path.name, stat) for path in paths if (stat := _stat(path)) is not None]
     result: dict[str, Any] = {
         "bytes": sum(stat.st_size for _, stat in found),
         "modified_ns": max((stat.st_mtime_ns for _, stat in found), default=0),
@@ -47,6 +48,14 @@ def identity(scan: str | Path) -> dict[str, Any]:
     if len(paths) > 1:
         result["files"] = _digest([f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}" for name, stat in found])
     return result
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    """The size and times of a file; None where there is none, or its links go in a circle."""
+    try:
+        return path.stat()
+    except (OSError, ValueError):
+        return None
 
 
 def _digest(lines: Sequence[str]) -> str:

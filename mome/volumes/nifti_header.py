@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -64,7 +64,8 @@ def read_nifti_header(stream: Readable, path: Path) -> NiftiHeader:
             complex, or a field has a value that it cannot have.
     """
     start = stream.read(4)
-    sizes = {(order, size): np.array(size, order + "i4").tobytes() for order in "<>" for size in (348, 540)}
+    orders: tuple[Literal["<", ">"], ...] = ("<", ">")
+    sizes = {(order, size): np.array(size, order + "i4").tobytes() for order in orders for size in (348, 540)}
     found = next((key for key, content in sizes.items() if content == start), None)
     if found is None:
         raise _not_nifti(path)

@@ -9,6 +9,8 @@ from typing import BinaryIO
 
 from mome.errors import InputError
 
+_LONGEST_NAME = 255
+
 
 def open_regular(path: str | Path) -> BinaryIO:
     """Opens a regular file for reading.
@@ -36,13 +38,17 @@ def beside(header: str | Path, name: str) -> Path:
     """Returns the path of a data file that a header names.
 
     Raises:
-        InputError: The file lies outside the header's folder (an absolute path, `..`, or a symbolic link that leads
-            out), because a header from elsewhere must not choose which files are read.
+        InputError: The name is empty, too long or holds control characters; or the file lies outside the header's
+            folder (an absolute path, `..`, or a symbolic link that leads out), because a header from elsewhere must not
+            choose which files are read.
     """
     header = Path(header)
-    path = header.parent / name
-    named = Path(name)
-    inside = bool(name.strip()) and not named.is_absolute() and ".." not in named.parts and "\0" not in name
+    if not name.strip() or not name.isprintable() or len(name) > _LONGEST_NAME:
+        raise InputError(
+            f"the header names no data file: {name[:60]!r}", where=str(header), hint="write the scan again, as .nii.gz"
+        )
+    path, named = header.parent / name, Path(name)
+    inside = not named.is_absolute() and ".." not in named.parts
     if not inside or not _is_inside(path, header.parent):
         raise InputError(
             f"the header names a data file outside its own folder: {name[:100]!r}",

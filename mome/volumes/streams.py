@@ -97,7 +97,7 @@ def read_exactly(stream: Readable, count: int) -> np.ndarray:
         EOFError: The stream ends early.
     """
     buffer = np.empty(count, dtype=np.uint8)
-    view, at = memoryview(buffer), 0
+    view, at = buffer.data, 0
     while at < count:
         part = stream.read(min(_CHUNK, count - at))
         if not part:
