@@ -74,6 +74,7 @@ def fuzz(folder: Path, seeds: range) -> dict[str, int]:
     return counts
 
 
+@pytest.mark.filterwarnings("error")
 def test_damaged_scans_are_read_or_refused(tmp_path: Path) -> None:
     folder = tmp_path / "scans"
     folder.mkdir()
@@ -82,6 +83,7 @@ def test_damaged_scans_are_read_or_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.filterwarnings("error")
 @pytest.mark.timeout(3600)
 def test_ten_thousand_damaged_scans(tmp_path: Path) -> None:
     folder = tmp_path / "scans"

@@ -31,6 +31,8 @@ HOPELESS = {
     "8 bit, soft window": windowed(-160, 240, 255).round(),
     "8 bit, wide window": windowed(-1024, 3071, 255).round(),
     "8 bit, not rounded": windowed(-1000, 1000, 255),
+    "z-scored with NaN around": np.where(np.arange(24)[:, None, None] < 2, np.nan, (hu() - 40) / 100),
+    "label map": np.where(hu() > 300, 5.0, 0.0),
     "8 bit, interpolated": windowed(-1000, 1000, 255) - 3,
     "percent": windowed(-1000, 1000, 100),
 }
@@ -42,12 +44,14 @@ def test_normalised_values_and_pictures_are_refused(name: str) -> None:
     with pytest.raises(InputError, match="not the values of a CT: values lie in") as caught:
         checked_volume(values, "ct.nii.gz")
     assert "ct.nii.gz" in str(caught.value) and len(str(caught.value).splitlines()) == 3
-    assert "not HU" in checked_volume(values, any_values=True).notes[0]  # `mome info` shows such files
+    assert "not HU" in checked_volume(values, any_values=True).notes[-1]  # `mome info` shows such files
 
 
 DOUBTFUL = {
     "offset 1024": (hu() + 1024, "offset of 1024"),
     "offset 1000": (hu() + 1100, "offset of 1024"),
+    "offset 1024, padded": (np.where(np.arange(24)[:, None, None] < 2, -2000, hu()) + 1024, "offset of 1024"),
+    "z-scored, padded": (np.where(hu() < -500, -1024, (hu() - 40) / 100), "looks normalised"),
     "offset twice": (hu() - 1024, "another offset or unit"),
     "half the slope": (hu() * 0.4, "air is −1000 HU"),
     "tenth": (hu() / 10, "air is −1000 HU"),
@@ -72,6 +76,7 @@ PLAUSIBLE = {
     "padding of -2000": np.where(np.arange(24)[:, None, None] < 2, -2000, hu()),
     "padding of -3024": np.where(np.arange(24)[:, None, None] < 2, -3024, hu()),
     "inside an organ": np.random.default_rng(0).normal(40, 12, (20, 20, 20)),
+    "spine without air": hu().clip(-150, 150)[9:15, 9:13, :] + np.random.default_rng(0).gamma(1, 180, (6, 4, 20)),
     "fat and muscle": np.where(np.arange(24)[:, None, None] < 10, hu() * 0 - 100, 50)
     + np.random.default_rng(0).normal(0, 12, (24, 22, 20)),
     "body only": hu()[9:15, 9:13, :],

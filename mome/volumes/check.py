@@ -42,13 +42,13 @@ def checked_volume(volume: Volume, where: str | None = None, *, any_values: bool
         raise InputError(
             "no voxel has a finite value", where=where, hint="convert the scan again from its DICOM series"
         )
+    values = array if finite.all() else array[finite]  # padding with NaN says nothing about the other values
     if not finite.all():
-        values = array[finite]
         low, high = float(values.min()), float(values.max())
         array = np.nan_to_num(array, nan=-1024.0, posinf=high, neginf=low)
         notes.append(f"{int((~finite).sum())} voxels were NaN or infinite; NaN is read as air")
     array = np.ascontiguousarray(array, dtype=np.float32)
-    doubt = doubt_about(array)
+    doubt = doubt_about(values.astype(np.float32, copy=False))
     if doubt is not None and doubt.is_hopeless and not any_values:
         raise InputError(
             f"these are not the values of a CT: {doubt.what}",
@@ -60,6 +60,7 @@ def checked_volume(volume: Volume, where: str | None = None, *, any_values: bool
     return replace(volume, array=array, affine=affine, notes=tuple(dict.fromkeys(notes)))
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def check_grid(shape: Sequence[int], affine: np.ndarray, where: str | None) -> None:
     """Checks the shape and the affine of a volume.
 

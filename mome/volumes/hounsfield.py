@@ -33,50 +33,57 @@ class Doubt:
     is_hopeless: bool = False
 
 
-def doubt_about(array: np.ndarray) -> Doubt | None:
+def doubt_about(values: np.ndarray) -> Doubt | None:
     """Returns why the values of a scan cannot be HU; None where they can.
 
     Args:
-        array: (i, j, k), finite.
+        values: All finite values of the scan, in any shape.
     """
-    low, high = float(array.min()), float(array.max())
-    enough = array.size >= _FEWEST_VOXELS and low < high
+    low, high = float(values.min()), float(values.max())
+    enough = values.size >= _FEWEST_VOXELS and low < high
+    between = f"values lie in [{low:.3g}, {high:.3g}]"
     if low >= 0 and high <= 1:
         return Doubt("values lie in [0, 1]: this looks normalised, not HU", enough)
+    sample = _sample(values)
     if low < high and high - low < _NARROWEST:
-        return Doubt(f"values lie in [{low:.3g}, {high:.3g}]: this looks normalised, not HU", enough)
-    if low > -_ROUNDING and high < 256 + _ROUNDING and low < high:
+        kind = "like a label map" if low >= 0 and (sample == np.rint(sample)).all() else "normalised"
+        return Doubt(f"{between}: this looks {kind}, not HU", enough)
+    if low < high and low > -_ROUNDING and high < 256 + _ROUNDING:
         # A crop inside an organ has such values, too, but no peak of air at the lowest one.
-        has_air_peak = enough and _share(array, low, low + _ROUNDING) >= 0.05
-        return (
-            Doubt(f"values lie in [{low:.3g}, {high:.3g}]: this looks like an 8-bit picture, not HU", has_air_peak)
-            if low >= 0 or has_air_peak
-            else None
-        )
-    if enough and low > _SOFT_TISSUE[0] and _share(array, 824, 1224) >= 0.02 and _share(array, low, 150) >= 0.05:
+        has_air_peak = enough and _share(sample, low, low + _ROUNDING) >= 0.05
+        if low >= 0 or has_air_peak:
+            return Doubt(f"{between}: this looks like an 8-bit picture or a label map, not HU", has_air_peak)
+        return None
+    if enough and _has_offset(sample, low):
         return Doubt(
             "air lies near 0 and soft tissue near 1024: the values are HU with an offset of 1024 that the file does "
             "not give; subtract 1024"
         )
-    if low >= 0:
-        return _without_negative(high)
-    if enough:
-        return _by_peaks(array, low, high)
-    return None
-
-
-def _without_negative(high: float) -> Doubt:
-    """Values of 0 and more: HU + 1024, or raw numbers of a detector or a picture."""
-    if high > 900:
+    if low >= 0 and high > 900:
         return Doubt("no value is below 0: HU may be stored with an offset of 1024 that the file does not give")
-    return Doubt(f"values lie in [0, {high:.3g}], so no voxel is air or fat: are they HU?")
+    if low >= 0:
+        return Doubt(f"values lie in [0, {high:.3g}], so no voxel is air or fat: are they HU?")
+    return _by_peaks(sample, low, high) if enough else None
 
 
-def _by_peaks(array: np.ndarray, low: float, high: float) -> Doubt | None:
+def _has_offset(sample: np.ndarray, low: float) -> bool:
+    """Says whether air lies near 24 and soft tissue near 1064. Padding at the lowest value is left aside."""
+    inside = sample[sample > low + 1]
+    soft, air, bone_if_hu = (_share(inside, *span) for span in ((924, 1174), (-150, 150), (200, 800)))
+    return soft >= 0.02 and soft > bone_if_hu and air >= 0.02 and _share(inside, -1100, -850) < 0.01
+
+
+def _by_peaks(sample: np.ndarray, low: float, high: float) -> Doubt | None:
     """Says where the peak of air or of soft tissue is not where HU have it."""
+    inside = sample[sample > low + 1]
+    if inside.size >= _FEWEST_VOXELS and 0 < inside.max() - inside.min() < _NARROWEST:
+        return Doubt(
+            f"apart from {low:.5g}, values lie in [{inside.min():.3g}, {inside.max():.3g}]: this looks normalised, "
+            "not HU"
+        )
     # Near −100 HU, only a peak narrower than that of fat is one of air, or of values that were cut off.
     width = 15 if low > _SOFT_TISSUE[0] else 50
-    soft, lowest = _share(array, *_SOFT_TISSUE), _share(array, low, low + width)
+    soft, lowest = _share(sample, *_SOFT_TISSUE), _share(sample, low, low + width)
     if soft < 0.02:
         return Doubt(
             f"only {soft:.1%} of the voxels lie between −200 and 200, where fat and soft tissue lie in HU: "
@@ -92,8 +99,13 @@ def _by_peaks(array: np.ndarray, low: float, high: float) -> Doubt | None:
     return None
 
 
-def _share(array: np.ndarray, low: float, high: float) -> float:
-    """The share of voxels from `low` to `high`, of every n-th voxel of a large array."""
-    step = max(1, int(np.ceil((array.size / _SAMPLE) ** (1 / 3))))
-    sample = array[::step, ::step, ::step]
-    return float(((sample >= low) & (sample <= high)).mean())
+def _sample(values: np.ndarray) -> np.ndarray:
+    """Every n-th value of a large array, in one dimension."""
+    step = -(-values.size // _SAMPLE)
+    # An odd step does not stay in the same columns of an image.
+    return values.reshape(-1)[:: step + 1 - step % 2]
+
+
+def _share(sample: np.ndarray, low: float, high: float) -> float:
+    """The share of values from `low` to `high`."""
+    return float(((sample >= low) & (sample <= high)).mean()) if sample.size else 0.0

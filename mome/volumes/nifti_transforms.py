@@ -13,8 +13,11 @@ from mome.errors import InputError
 _UNITS = {1: ("metre", 1000.0), 3: ("micrometre", 0.001)}
 # A quaternion's sum of squares exceeds 1 by rounding in float32 only.
 _ROUNDING = 1e-4
+# Programs that write a qform of rounded numbers leave some tenths of a mm at the far corner (our choice).
+_DISAGREEMENT_MM = 0.5
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def affine_of(
     transforms: Mapping[str, Any], shape: Sequence[int], where: str | None = None
 ) -> tuple[np.ndarray, list[str]]:
@@ -41,7 +44,7 @@ def affine_of(
             notes.append("the header's qform is damaged; the sform is used")
         elif has_qform and qform is not None:
             apart = corner_distance(sform, qform, shape) * scale
-            if apart > 1e-2:
+            if apart > _DISAGREEMENT_MM:
                 notes.append(f"sform and qform disagree by {apart:.3g} mm; the sform is used")
     elif has_sform and has_qform and qform is not None and _is_usable(qform):
         affine = qform

@@ -60,7 +60,9 @@ def read_stored(path: str | Path, *, frame: int | None = None) -> StoredVolume:
     ending = scan_ending(path)
     reader = read_nrrd if ending in NRRD_ENDINGS else read_metaimage if ending in METAIMAGE_ENDINGS else read_nifti
     try:
-        return reader(path, frame)
+        # Damaged headers hold numbers that overflow; the checks of the result say so, numpy need not.
+        with np.errstate(over="ignore", invalid="ignore"):
+            return reader(path, frame)
     except InputError:
         raise
     except MemoryError as error:
