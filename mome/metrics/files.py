@@ -126,7 +126,7 @@ def open_masks(files: Files, dataset: str | None = None) -> dict[str, Callable[[
 
 
 def _is_map(file: Path, structure: str, dataset: str | None) -> bool:
-    """Whether a file that is named like a mask of `structure` is a label map."""
+    """Says whether a file that is named like a mask of `structure` is a label map."""
     try:
         table = _label_table(file)
         if len(table) == 1 and int(table[0]["id"]) == 1:  # `mome segment` marks a single mask by `table_id`
@@ -138,12 +138,12 @@ def _is_map(file: Path, structure: str, dataset: str | None) -> bool:
 
 
 def _label_table(file: Path) -> list[dict]:
-    """The label table in a NIfTI file's header; empty for other files."""
+    """Returns the label table in a NIfTI file's header; empty for other files."""
     return read_label_table(file) if is_nifti(file) else []
 
 
 def _map_numbers(files: Files, dataset: str | None) -> dict[str, int]:
-    """Structure → number in the case's label map, from the table in its header, else from the data set.
+    """Returns structure → number in the case's label map, from the table in its header, else from the data set.
 
     It is empty if the case has no label map, or if its numbers have no names.
     """
@@ -154,7 +154,7 @@ def _map_numbers(files: Files, dataset: str | None) -> dict[str, int]:
 
 
 def _several_numbers(array: np.ndarray) -> bool:
-    """Whether an array contains several different numbers above 0."""
+    """Says whether an array contains several different numbers above 0."""
     inside = array[array > 0]
     return bool(inside.size and inside.min() != inside.max())
 
@@ -185,6 +185,6 @@ def _read_map(path: Path, numbers: tuple[int, ...]) -> Volume:
 
 
 def _mask_of_map(read: Callable[[], Volume], number: int) -> Volume:
-    """The mask of one number of a label map."""
+    """Returns the mask of one number of a label map."""
     volume = read()
     return Volume(volume.array == number, volume.affine, volume.header)

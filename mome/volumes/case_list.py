@@ -45,7 +45,7 @@ def read_case_list(path: str | Path) -> dict[str, tuple[str, ...]]:
 
 
 class _RepeatedError(ValueError):
-    """A key that an object has twice."""
+    """An object has a key twice."""
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The files that make up a scan, and what identifies their content without reading it."""
+"""Lists the files that make up a scan, and identifies their content by sizes and times."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def identity(scan: str | Path) -> dict[str, Any]:
 
 
 def _stat(path: Path) -> os.stat_result | None:
-    """The size and times of a file; None where there is none, or its links go in a circle."""
+    """Returns the size and times of a file; None where there is none, or its links go in a circle."""
     try:
         return path.stat()
     except (OSError, ValueError):

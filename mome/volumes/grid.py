@@ -26,12 +26,12 @@ class Grid:
 
     @property
     def spacing(self) -> tuple[float, float, float]:
-        """The voxel size along the three array axes in mm."""
+        """Returns the voxel size along the three array axes in mm."""
         return tuple(float(v) for v in np.linalg.norm(self.affine[:3, :3], axis=0))  # type: ignore[return-value]
 
     @property
     def orientation(self) -> str:
-        """Three letters, as in "RAS": the direction that is closest to each array axis."""
+        """Returns three letters, as in "RAS": the direction that is closest to each array axis."""
         return orientation_letters(closest_axes(self.affine))
 
     def crop(self, axis: int, start: int, stop: int) -> Grid:
@@ -94,17 +94,17 @@ class Volume:
 
     @property
     def grid(self) -> Grid:
-        """The grid of the array."""
+        """Returns the grid of the array."""
         return Grid(tuple(self.array.shape), self.affine)  # type: ignore[arg-type]
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Voxels along the array axes (i, j, k)."""
+        """Returns the voxels along the array axes (i, j, k)."""
         return self.grid.shape
 
     @property
     def spacing(self) -> tuple[float, float, float]:
-        """The voxel size along the three array axes in mm."""
+        """Returns the voxel size along the three array axes in mm."""
         return self.grid.spacing
 
 
@@ -149,12 +149,12 @@ def network_grid(grid: Grid, *, spacing: tuple[float, float, float], orientation
 
 
 def _times(values: Sequence[float]) -> str:
-    """Numbers for a message, as in "1×1×2.5"."""
+    """Returns numbers for a message, as in "1×1×2.5"."""
     return "×".join(f"{value:.6g}" for value in values)
 
 
 def _angle(one: np.ndarray, other: np.ndarray) -> float:
-    """The largest angle between corresponding axes of two affines, in degrees."""
+    """Returns the largest angle between corresponding axes of two affines, in degrees."""
     first, second = (affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0) for affine in (one, other))
     sines = np.linalg.norm(np.cross(first, second, axis=0), axis=0)
     return float(np.degrees(np.arctan2(sines, (first * second).sum(axis=0))).max())

@@ -22,7 +22,7 @@ _LARGEST_HU = 32_767.0
 
 @dataclass(frozen=True)
 class Doubt:
-    """Why values are not HU.
+    """A reason to doubt that values are HU.
 
     Attributes:
         what: A sentence for the user.
@@ -100,12 +100,12 @@ def _by_peaks(sample: np.ndarray, low: float, high: float) -> Doubt | None:
 
 
 def _sample(values: np.ndarray) -> np.ndarray:
-    """Every n-th value of a large array, in one dimension."""
+    """Returns every n-th value of a large array, in one dimension."""
     step = -(-values.size // _SAMPLE)
     # An odd step does not stay in the same columns of an image.
     return values.reshape(-1)[:: step + 1 - step % 2]
 
 
 def _share(sample: np.ndarray, low: float, high: float) -> float:
-    """The share of values from `low` to `high`."""
+    """Returns the share of values from `low` to `high`."""
     return float(((sample >= low) & (sample <= high)).mean()) if sample.size else 0.0

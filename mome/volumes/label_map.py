@@ -53,7 +53,7 @@ def listed_values(values: list[int], most: int = 5) -> str:
 
 
 def _whole_numbers(stored: StoredVolume, where: str) -> np.ndarray:
-    """The values as whole numbers in the smallest type that holds them."""
+    """Returns the values as whole numbers in the smallest type that holds them."""
     array = stored.array
     if array.dtype.kind in "iu" and not stored.is_scaled:
         return np.ascontiguousarray(array, dtype=_smallest(int(array.min()), int(array.max()), where))
@@ -80,7 +80,7 @@ def _whole_numbers(stored: StoredVolume, where: str) -> np.ndarray:
 
 
 def _smallest(low: float, high: float, where: str) -> np.dtype:
-    """The smallest type that holds values from `low` to `high`.
+    """Returns the smallest type that holds values from `low` to `high`.
 
     Raises:
         InputError: Values are outside int32.

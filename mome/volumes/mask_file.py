@@ -96,7 +96,7 @@ def read_label_table(path: str | Path) -> list[dict[str, Any]]:
 
 
 def _table(content: bytes, path: Path) -> list[dict[str, Any]]:
-    """The entries of a label table in JSON.
+    """Returns the entries of a label table in JSON.
 
     Raises:
         InputError: It is no JSON, or of another shape.
@@ -125,7 +125,7 @@ def _damaged_table(path: Path) -> InputError:
 
 
 def _transforms_of(header: Mapping[str, Any], grid: Grid) -> dict[str, Any] | None:
-    """The scan's transforms as its NIfTI header stores them; None where there are none, or the grid is another."""
+    """Returns the scan's transforms as its NIfTI header stores them; None where there are none, or the grid is another."""
     kept = header.get("transforms")
     if kept is None:
         return None

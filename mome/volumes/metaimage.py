@@ -39,7 +39,7 @@ _BIG_ENDIAN = ("binarydatabyteordermsb", "elementbyteordermsb")
 
 @dataclass(frozen=True)
 class MetaImageHeader:
-    """What the header of a MetaImage says.
+    """The content of the header of a MetaImage.
 
     Attributes:
         fields: Field, in lower case → its text.
@@ -151,7 +151,7 @@ def read_metaimage_header(path: Path) -> MetaImageHeader:
 
 
 def _data_files(text: str, listed: list[str], path: Path) -> tuple[str, ...]:
-    """The data files of `ElementDataFile`; none where it is LOCAL."""
+    """Returns the data files of `ElementDataFile`; none where it is LOCAL."""
     words = text.split()
     if text.upper() == "LOCAL":
         return ()
@@ -166,7 +166,7 @@ def _data_files(text: str, listed: list[str], path: Path) -> tuple[str, ...]:
 
 
 def _first(fields: dict[str, str], names: tuple[str, ...]) -> str | None:
-    """The text of the first field there is."""
+    """Returns the text of the first field there is."""
     return next((fields[name] for name in names if name in fields), None)
 
 

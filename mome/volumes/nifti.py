@@ -80,7 +80,7 @@ def nifti_extensions(path: Path) -> list[tuple[int, bytes]]:
 
 
 def _content(file: BinaryIO) -> tuple[Readable, str]:
-    """The stream of a file's content, and how it is encoded."""
+    """Returns the stream of a file's content, and how it is encoded."""
     magic = file.read(2)
     file.seek(0)
     encoding = "zlib" if magic == GZIP_MAGIC else "raw"

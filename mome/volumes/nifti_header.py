@@ -27,7 +27,7 @@ _MOST_EXTENSION_BYTES = 1 << 26
 
 @dataclass(frozen=True)
 class NiftiHeader:
-    """What a NIfTI header says.
+    """The content of a NIfTI header that reading needs.
 
     Attributes:
         shape: Voxels along all axes, two to seven.
@@ -52,12 +52,12 @@ class NiftiHeader:
 
     @property
     def voxel_bytes(self) -> int:
-        """Bytes of all voxels."""
+        """Returns the bytes of all voxels."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 def read_nifti_header(stream: Readable, path: Path) -> NiftiHeader:
-    """Reads a header from the start of a stream and leaves the stream behind it.
+    """Reads a header from the start of a stream; the stream then stands at the byte after the header.
 
     Raises:
         InputError: The stream holds no NIfTI header, its voxels lie in another file, its numbers are colours or
@@ -100,7 +100,7 @@ def read_nifti_header(stream: Readable, path: Path) -> NiftiHeader:
 
 
 def read_extensions(stream: Readable, header: NiftiHeader, path: Path) -> list[tuple[int, bytes]]:
-    """Returns the header's extensions as (code, content), from a stream that stands behind the header.
+    """Returns the header's extensions as (code, content), from a stream that stands at the byte after the header.
 
     Raises:
         InputError: An extension has a size that it cannot have.

@@ -1,4 +1,4 @@
-"""Where the voxels of a NIfTI file are: sform, qform, their codes and units. Source: nifti1.h of the NIfTI group."""
+"""Computes the affine of a NIfTI file from sform, qform, their codes and the unit. Source: nifti1.h."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _sform(transforms: Mapping[str, Any]) -> np.ndarray:
 
 
 def _qform(transforms: Mapping[str, Any]) -> np.ndarray | None:
-    """The affine of the quaternion; None where it is longer than 1, or a voxel size is not above 0."""
+    """Returns the affine of the quaternion; None where it is longer than 1, or a voxel size is not above 0."""
     b, c, d = (float(transforms[f"quatern_{name}"]) for name in "bcd")
     handedness, *sizes = (float(value) for value in transforms["pixdim"])
     squares = b * b + c * c + d * d
@@ -103,7 +103,7 @@ def _qform(transforms: Mapping[str, Any]) -> np.ndarray | None:
 
 
 def _by_voxel_sizes(transforms: Mapping[str, Any], shape: Sequence[int]) -> np.ndarray:
-    """The affine without directions: the volume's centre is the origin and the first axis runs to the left."""
+    """Returns the affine without directions: the volume's centre is the origin and the first axis runs to the left."""
     sizes = np.abs(np.asarray(transforms["pixdim"][1:4], dtype=np.float64)) * (-1, 1, 1)
     affine = np.diag([*sizes, 1.0])
     affine[:3, 3] = -sizes * (np.asarray(shape[:3]) - 1) / 2
@@ -119,7 +119,7 @@ def _is_usable(affine: np.ndarray) -> bool:
 
 
 def _unit(code: int) -> tuple[float, list[str]]:
-    """The unit in mm, with a note where it is not mm."""
+    """Returns the unit in mm, with a note where it is not mm."""
     if code in _UNITS:
         name, scale = _UNITS[code]
         return scale, [f"the header's unit is the {name}; it is converted to mm"]

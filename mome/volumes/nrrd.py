@@ -55,7 +55,7 @@ _COLOURS = ("rgb-color", "rgba-color", "hsv-color", "xyz-color", "3-color", "4-c
 
 @dataclass(frozen=True)
 class NrrdHeader:
-    """What the header of a NRRD file says.
+    """The content of the header of a NRRD file.
 
     Attributes:
         fields: Field, in lower case → its text.
@@ -120,7 +120,7 @@ def read_nrrd_header(path: Path) -> NrrdHeader:
 
 
 def _fields(lines: list[str], path: Path) -> tuple[dict[str, str], tuple[str, ...]]:
-    """The fields of a header, and the file names that follow `data file: LIST`."""
+    """Returns the fields of a header, and the file names that follow `data file: LIST`."""
     fields: dict[str, str] = {}
     for number, line in enumerate(lines):
         if line.startswith("#") or re.match(r"[^:]*:=", line):
@@ -139,7 +139,7 @@ def _fields(lines: list[str], path: Path) -> tuple[dict[str, str], tuple[str, ..
 
 
 def _data_files(fields: dict[str, str], path: Path) -> tuple[str, ...]:
-    """The data files of a field `data file`: none, a name, or a pattern with its range."""
+    """Returns the data files of a field `data file`: none, a name, or a pattern with its range."""
     text = fields.get("data file", fields.get("datafile"))
     if text is None:
         if path.name.lower().endswith(".nhdr"):
@@ -153,7 +153,7 @@ def _data_files(fields: dict[str, str], path: Path) -> tuple[str, ...]:
 
 
 def _vectors(text: str) -> list[list[float] | None] | None:
-    """The vectors of a field such as `(1,0,0) none (0,1,0)`; None where the text is something else."""
+    """Returns the vectors of a field such as `(1,0,0) none (0,1,0)`; None where the text is something else."""
     found: list[list[float] | None] = []
     for match in re.finditer(r"\s*(?:\(([^()]{0,400})\)|(none))\s*|(.)", text):
         inside, none, other = match.groups()
@@ -167,7 +167,7 @@ def _vectors(text: str) -> list[list[float] | None] | None:
 
 
 def _spatial_axes(header: NrrdHeader, path: Path) -> tuple[list[int], list[list[float] | None] | None]:
-    """The three axes of space, and the direction of every axis where the header has them."""
+    """Returns the three axes of space, and the direction of every axis where the header has them."""
     fields, dimension = header.fields, len(header.data.shape)
     kinds = [word.lower() for word in fields.get("kinds", "").split()]
     if kinds and len(kinds) != dimension:
@@ -201,7 +201,7 @@ def _spatial_axes(header: NrrdHeader, path: Path) -> tuple[list[int], list[list[
 def _affine(
     header: NrrdHeader, spatial: list[int], directions: list[list[float] | None] | None, path: Path
 ) -> tuple[np.ndarray, list[str]]:
-    """The affine to RAS mm, and notes on what the header leaves open."""
+    """Returns the affine to RAS mm, and notes on what the header leaves open."""
     fields, notes = header.fields, []
     dimension = len(header.data.shape)
     space = re.sub(r"(-time|(?<=^...)t)$", "", fields.get("space", "").lower())
@@ -243,13 +243,13 @@ def _affine(
 
 
 def _per_axis(fields: dict[str, str], names: tuple[str, ...], dimension: int, path: Path) -> list[float] | None:
-    """The numbers of a field with one number per axis; None where there is no such field."""
+    """Returns the numbers of a field with one number per axis; None where there is no such field."""
     name = next((name for name in names if name in fields), None)
     return None if name is None else numbers(fields[name], dimension, name, path)
 
 
 def _unit(fields: dict[str, str], notes: list[str]) -> float:
-    """The unit of space in mm. A note is added where it is not mm."""
+    """Returns the unit of space in mm. A note is added where it is not mm."""
     units = {unit.strip().lower() for unit in re.findall(r'"([^"]*)"', fields.get("space units", ""))} - {""}
     if not units or units == {"mm"}:
         return 1.0

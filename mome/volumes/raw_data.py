@@ -1,4 +1,4 @@
-"""The voxels of NRRD and MetaImage files: in the header's file, or in one or several data files beside it."""
+"""Reads the voxels of NRRD and MetaImage files, which follow the header or lie in data files beside it."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class RawData:
 
 
 def header_lines(file: BinaryIO, path: Path) -> list[str]:
-    """Returns the lines of a text header up to an empty line or the end of the file, and leaves the file behind them.
+    """Returns the lines of a text header up to an empty line or the end of the file, and leaves the file at the byte after them.
 
     Raises:
         InputError: The header is longer than 1 MiB.
@@ -167,7 +167,7 @@ def sizes(text: str, count: int, field: str, path: Path) -> tuple[int, ...]:
 
 
 def damaged(what: str, path: Path) -> InputError:
-    """An error for a header that a field makes unreadable."""
+    """Returns an error for a header that a field makes unreadable."""
     return InputError(f"the header is damaged: {what}", where=str(path), hint="write the scan again, as .nii.gz")
 
 

@@ -1,4 +1,4 @@
-"""One estimate of the size of a volume before anything is allocated. Readers and the network grid use it."""
+"""Estimates the size of a volume before anything is allocated. Every reader and the network grid call this function."""
 
 from __future__ import annotations
 

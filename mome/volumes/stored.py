@@ -1,4 +1,4 @@
-"""A volume as a file stores it: numbers of the file's own type with their scaling, before they are read as HU."""
+"""Holds a volume as its file stores it: numbers of the file's own type with their scaling, not yet HU."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class StoredVolume:
 
     @property
     def is_scaled(self) -> bool:
-        """Whether values differ from the stored numbers."""
+        """Says whether values differ from the stored numbers."""
         return self.slope != 1 or self.intercept != 0
 
     def converted(self, dtype: np.dtype | type, change: Callable[[np.ndarray, int], np.ndarray]) -> np.ndarray:
