@@ -160,6 +160,14 @@ def test_masks_of_scans_with_spaces_pair_with_their_reference(tmp_path: Path) ->
                 path.unlink()
 
 
+@pytest.mark.parametrize(("low", "high"), [(-1, 0), (0, 0.4), (-1, 1)])
+def test_masks_of_other_values_than_0_and_one_number_are_refused(low: float, high: float, tmp_path: Path) -> None:
+    for side in "pr":
+        save_map(tmp_path / side / "c_larynx.nii.gz", np.where(labels() == 7, high, low).astype(np.float32))
+    with pytest.raises(InputError, match="c_larynx.nii.gz"):
+        evaluate_folder(tmp_path / "p", tmp_path / "r")
+
+
 def test_a_mask_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     for name in ("c_larynx.nii.gz", "c_larynx.nii"):
         save_map(tmp_path / "p" / name, (labels() == 7).astype(np.uint8))

@@ -88,7 +88,7 @@ class CaseFolder:
 
 
 def _scans_by_name(folder: Path) -> dict[str, Path]:
-    """Returns the scans of a folder by their names without the ending; `.nii.gz` comes first where a name is there twice."""
+    """Returns the scans of a folder by their names without the ending. Of equal names, `.nii.gz` is taken."""
     if not folder.is_dir():
         return {}
     found: dict[str, Path] = {}

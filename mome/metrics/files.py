@@ -163,9 +163,15 @@ def _read_mask(path: Path) -> Volume:
     """Reads a file of 0 and one other number as a mask.
 
     Raises:
-        InputError: It contains several numbers, or cannot be read.
+        InputError: It contains several numbers or a negative one, or cannot be read.
     """
     volume = read_label_map(path)
+    if volume.array.min() < 0:
+        raise InputError(
+            f"a mask holds no negative values, this file holds {volume.array.min()}",
+            where=str(path),
+            hint="write the structure as 1 and everything else as 0",
+        )
     if _several_numbers(volume.array):
         raise InputError(
             "a mask holds 0 and one other number, this file holds several: it is a map without a label table",

@@ -125,7 +125,7 @@ def _damaged_table(path: Path) -> InputError:
 
 
 def _transforms_of(header: Mapping[str, Any], grid: Grid) -> dict[str, Any] | None:
-    """Returns the scan's transforms as its NIfTI header stores them; None where there are none, or the grid is another."""
+    """Returns the transforms of the scan's NIfTI header; None where it has none, or `grid` is not the scan's."""
     kept = header.get("transforms")
     if kept is None:
         return None

@@ -109,7 +109,9 @@ class RawData:
 
 
 def header_lines(file: BinaryIO, path: Path) -> list[str]:
-    """Returns the lines of a text header up to an empty line or the end of the file, and leaves the file at the byte after them.
+    """Returns the lines of a text header, which ends at an empty line or with the file.
+
+    The file then stands at the byte after the header.
 
     Raises:
         InputError: The header is longer than 1 MiB.
