@@ -49,7 +49,7 @@ class CaseFolder:
 
     Raises:
         InputError: There is no `cases.json` or it is damaged, a file that it names is missing, it names a structure
-            that the data set does not have, or no case has an annotated structure.
+            that the data set does not have, or it lists no case.
     """
 
     def __init__(self, folder: str | Path, dataset: str) -> None:
@@ -77,8 +77,8 @@ class CaseFolder:
             if not annotated:
                 logger.warning("case %r of %s has no annotated structure: nothing is learned from it", name, index)
             self.cases.append(case)
-        if not any(case.annotated for case in self.cases):
-            raise InputError("no case has an annotated structure", where=str(index), hint="list them in 'annotated'")
+        if not self.cases:
+            raise InputError("cases.json lists no case", where=str(index), hint='{"<case>": {"annotated": ["liver"]}}')
 
     def __len__(self) -> int:
         return len(self.cases)

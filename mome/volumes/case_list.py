@@ -60,11 +60,17 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _annotated(name: str, entry: Any, path: Path) -> tuple[str, ...]:
     if not name or name in (".", "..") or any(mark in name for mark in "/\\\0"):
         raise InputError(
-            f"{name!r:.80} is no name of a case", where=str(path), hint="cases are file names without folder and ending"
+            f"{name!r:.60} is not the name of a case: names are no paths",
+            where=str(path),
+            hint="cases are file names without folder and ending",
         )
     annotated = entry.get("annotated") if isinstance(entry, dict) else None
     if not isinstance(annotated, list) or not all(isinstance(label, str) for label in annotated):
         raise InputError(
-            f"{_SHAPE}: case {name!r:.80}", where=str(path), hint='write {"annotated": ["liver"]}, in brackets'
+            f"{_SHAPE}: case {name!r:.60} has no list 'annotated' of names",
+            where=str(path),
+            hint='write {"annotated": ["liver"]}, in brackets',
         )
+    if len(set(annotated)) != len(annotated):
+        raise InputError(f"case {name!r:.60} lists a structure twice", where=str(path), hint="list it once")
     return tuple(annotated)
