@@ -1,4 +1,4 @@
-"""Reading a CT: NIfTI through nibabel; NRRD, MetaImage and a DICOM series through SimpleITK."""
+"""Reading a CT: NIfTI through nibabel, NRRD and MetaImage through SimpleITK, DICOM through pydicom."""
 
 from __future__ import annotations
 
@@ -9,35 +9,43 @@ import numpy as np
 
 from mome.errors import InputError
 from mome.volumes.check import checked_volume
+from mome.volumes.dicom.options import DEFAULT_DICOM, DicomOptions
 from mome.volumes.grid import Volume
-from mome.volumes.scan_files import ENDINGS_HINT, is_nifti, scan_ending
+from mome.volumes.scan_files import DICOM_ENDINGS, ENDINGS_HINT, has_dicom_prefix, is_nifti, scan_ending
 
 
-def read_volume(path: str | Path, *, frame: int | None = None) -> Volume:
+def read_volume(path: str | Path, *, frame: int | None = None, dicom: DicomOptions = DEFAULT_DICOM) -> Volume:
     """Reads a CT as float32 HU.
 
     The affine is the sform where its code is set, else the qform. A note says so where both are set and disagree,
     and where the sform is used because the qform is damaged. `mome.volumes.check` lists the other repairs and notes.
 
     Args:
-        path: `.nii`, `.nii.gz`, `.nrrd`, `.nhdr`, `.mha`, `.mhd`, or a folder that holds one DICOM series.
+        path: `.nii`, `.nii.gz`, `.nrrd`, `.nhdr`, `.mha`, `.mhd`, a folder that holds a DICOM series, or a DICOM file
+            of several frames.
         frame: The volume to take from a 4-D file, from 0. It may be left out where the file holds one volume; a 3-D
             file ignores it.
+        dicom: Which DICOM series is read and what is accepted; see `DicomOptions`.
 
     Raises:
         InputError: The file is missing, of another format, truncated, 2-D or in colour; it holds several volumes and
-            `frame` is None; its affine is damaged or cannot be inverted; or SimpleITK is needed and not installed.
+            `frame` is None; its affine is damaged or cannot be inverted; or the package that reads it is not installed.
+            `mome.volumes.dicom.read` lists what is refused of DICOM.
     """
     path = Path(path)
     if not path.exists():
         raise InputError("no such file", where=str(path), hint="check the path")
     if is_nifti(path) and not path.is_dir():
         return _read_nifti(path, frame)
-    if not path.is_dir() and scan_ending(path) is None:
+    if path.is_dir() or path.suffix.lower() in DICOM_ENDINGS or (scan_ending(path) is None and has_dicom_prefix(path)):
+        from mome.volumes.dicom.read import read_dicom
+
+        return read_dicom(path, dicom, frame=frame)
+    if scan_ending(path) is None:
         raise InputError(
             f"cannot read {path.suffix or 'a file without an ending'}",
             where=str(path),
-            hint=f"give {ENDINGS_HINT}, or a folder with one DICOM series",
+            hint=f"give {ENDINGS_HINT}, or a folder with a DICOM series",
         )
     return _read_itk(path)
 
@@ -119,22 +127,12 @@ def _read_itk(path: Path) -> Volume:
         import SimpleITK as sitk
     except ImportError as error:
         raise InputError(
-            "NRRD, MetaImage and DICOM are read through SimpleITK, which is not installed",
+            "NRRD and MetaImage are read through SimpleITK, which is not installed",
             where=str(path),
             hint='pip install "mome[dicom]", or convert the scan to .nii.gz',
         ) from error
     try:
-        if path.is_dir():
-            series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(path))
-            if len(series) != 1:
-                raise InputError(
-                    f"the folder holds {len(series)} DICOM series, not one",
-                    where=str(path),
-                    hint="one series per folder",
-                )
-            image = sitk.ReadImage(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(path), series[0]))
-        else:
-            image = sitk.ReadImage(str(path))
+        image = sitk.ReadImage(str(path))
     except RuntimeError as error:
         raise InputError("the file is truncated or damaged", where=str(path), hint="copy it again") from error
     if image.GetNumberOfComponentsPerPixel() != 1 or image.GetDimension() != 3:

@@ -1,0 +1,135 @@
+"""Pixels of slices as HU: decoding, padding, and the rescale slope and intercept of each slice."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mome.errors import InputError
+from mome.volumes.dicom.planes import AIR
+from mome.volumes.dicom.slices import Slice
+
+# Transfer syntax UID → the packages that decode it.
+_PACKAGES = {
+    "1.2.840.10008.1.2.4.50": "python-gdcm",
+    "1.2.840.10008.1.2.4.51": "python-gdcm",
+    "1.2.840.10008.1.2.4.57": "python-gdcm",
+    "1.2.840.10008.1.2.4.70": "python-gdcm",
+    "1.2.840.10008.1.2.4.80": "pyjpegls",
+    "1.2.840.10008.1.2.4.81": "pyjpegls",
+    "1.2.840.10008.1.2.4.90": "pylibjpeg pylibjpeg-openjpeg",
+    "1.2.840.10008.1.2.4.91": "pylibjpeg pylibjpeg-openjpeg",
+    "1.2.840.10008.1.2.4.201": "pylibjpeg pylibjpeg-openjpeg",
+    "1.2.840.10008.1.2.4.202": "pylibjpeg pylibjpeg-openjpeg",
+    "1.2.840.10008.1.2.4.203": "pylibjpeg pylibjpeg-openjpeg",
+}
+
+
+def read_pixels(slices: Sequence[Slice]) -> tuple[np.ndarray, dict[int, str], int]:
+    """Decodes slices of one size.
+
+    Args:
+        slices: Each file is opened once; frames of a multi-frame file may come in any order.
+
+    Returns:
+        HU (slices, rows, columns) as float32; index of each damaged slice → what is wrong with it; the number of
+        pixels that held the padding value and are air now.
+
+    Raises:
+        InputError: The package that decodes the pixels is not installed.
+    """
+    header = slices[0].header
+    array = np.empty((len(slices), header.rows, header.columns), dtype=np.float32)
+    by_file: dict[Path, list[int]] = {}
+    for index, piece in enumerate(slices):
+        by_file.setdefault(piece.header.file, []).append(index)
+    damaged: dict[int, str] = {}
+    padded = 0
+    for indices in by_file.values():
+        done = 0
+        try:
+            for index, stored in zip(indices, _decoded([slices[i] for i in indices]), strict=True):
+                padded += _store_hu(array[index], stored, slices[index])
+                done += 1
+        except InputError:
+            raise
+        except Exception:  # decoders raise errors of many types for damaged data
+            damaged.update(dict.fromkeys(indices[done:], "truncated or damaged pixels"))
+    return array, damaged, padded
+
+
+def _store_hu(out: np.ndarray, stored: tuple[np.ndarray, np.ndarray], piece: Slice) -> int:
+    """Writes HU into `out` and returns the number of padded pixels.
+
+    Args:
+        out: (rows, columns) float32.
+        stored: The values before and after unused bits are removed; the padding value may use these bits.
+        piece: The slice, with its slope and intercept.
+    """
+    raw, values = stored
+    if values.shape != out.shape:
+        raise ValueError(f"the pixels have shape {values.shape}, the header says {out.shape}")
+    out[:] = values
+    out *= 1.0 if piece.slope is None else piece.slope
+    out += piece.intercept or 0.0
+    if piece.header.padding is None:
+        return 0
+    low, high = piece.header.padding
+    padding = ((raw >= low) & (raw <= high)) | ((values >= low) & (values <= high))
+    out[padding] = AIR
+    return int(padding.sum())
+
+
+def _decoded(slices: Sequence[Slice]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields the stored values of slices of one file, before and after unused bits are removed."""
+    import pydicom
+    from pydicom.pixels import get_decoder
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom's warnings quote values, which may be the patient's
+        dataset = pydicom.dcmread(slices[0].header.file, force=True)
+        syntax = _transfer_syntax(dataset)
+        try:
+            decoder = get_decoder(syntax)
+        except NotImplementedError as error:
+            raise InputError(
+                f"the pixels are compressed as {syntax.name}, which cannot be decoded",
+                where=slices[0].header.file.name,
+                hint="convert the series to uncompressed DICOM",
+            ) from error
+        if not decoder.is_available:
+            package = _PACKAGES.get(str(syntax), "pylibjpeg")
+            raise InputError(
+                f"the pixels are compressed as {syntax.name}, and the package that decodes them is not installed",
+                where=slices[0].header.file.name,
+                hint=f'pip install "mome[dicom]", or pip install {package}',
+            )
+        is_native = not syntax.is_encapsulated
+        frames = decoder.iter_array(
+            dataset, indices=[piece.frame for piece in slices], raw=True, correct_unused_bits=not is_native
+        )
+        for raw, _ in frames:
+            yield raw, _without_unused_bits(raw, dataset) if is_native else raw
+
+
+def _transfer_syntax(dataset: Any) -> Any:
+    """Returns the transfer syntax, or the one the file was read as where it has no file meta information."""
+    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+    syntax = getattr(dataset, "file_meta", {}).get("TransferSyntaxUID")
+    if syntax:
+        return syntax
+    is_implicit, is_little = dataset.original_encoding
+    if is_implicit:
+        return ImplicitVRLittleEndian
+    return ExplicitVRLittleEndian if is_little else ExplicitVRBigEndian
+
+
+def _without_unused_bits(raw: np.ndarray, dataset: Any) -> np.ndarray:
+    """Returns values whose bits above BitsStored, where old files keep overlays, repeat the sign or are 0."""
+    unused = int(dataset.BitsAllocated) - int(dataset.BitsStored)
+    return raw if unused <= 0 else (raw << unused) >> unused
