@@ -6,11 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
-
-pydicom = pytest.importorskip("pydicom")
-
-from dicom_series import COLUMNS, ROWS, along_z, dataset, largest_hu_error, series, write
+from dicom_series import AXIAL, COLUMNS, ROWS, along_z, dataset, largest_hu_error, series, slice_hu, write
 from pydicom.uid import UID
 
 from mome.errors import InputError
@@ -181,7 +179,10 @@ def test_compressed_pixels(tmp_path: Path, syntax: str, signed: int) -> None:
     if syntax in (JPEG_LS, JPEG_2000):
         pytest.importorskip("jpeg_ls" if syntax == JPEG_LS else "openjpeg")
     intercept = 0 if signed else -1024
-    made = series(POSITIONS, PixelRepresentation=signed, RescaleIntercept=intercept)
+    made = [
+        dataset(p, hu=slice_hu(p, AXIAL, 64, 48), PixelRepresentation=signed, RescaleIntercept=intercept)
+        for p in POSITIONS
+    ]
     for piece in made:
         if syntax == "1.2.840.10008.1.2.1.99":
             piece.file_meta.TransferSyntaxUID = UID(syntax)

@@ -76,8 +76,10 @@ def _read_file(path: Path, found: DicomFiles) -> None:
         header, dataset = read_header(path)
         series = header.series_uid
         if reason_not_ct(header) is not None:
-            if header.has_pixels or header.is_truncated:
+            if header.has_pixels:
                 found.others.append(header)
+            elif header.is_truncated:
+                raise DamagedFile("truncated")
             else:
                 found.objects[header.modality[:16] or "unknown"] += 1
             return

@@ -6,13 +6,13 @@ import math
 import os
 import re
 import struct
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mome.errors import InputError
 from mome.volumes.dicom.elements import integer, printable
+from mome.volumes.dicom.quiet import quiet_decoders
 
 # Attributes that are read only to recognise them in the description of a series. They are not kept.
 _IDENTIFYING = (
@@ -138,9 +138,7 @@ def read_header(path: Path) -> tuple[ImageHeader, Any]:
     if size == 0:
         raise DamagedFile("0 bytes")
     try:
-        # pydicom's warnings quote values, which may be the patient's.
-        with warnings.catch_warnings(), open(path, "rb") as file:
-            warnings.simplefilter("ignore")
+        with quiet_decoders(), open(path, "rb") as file:
             dataset = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=list(_KEYWORDS))
             header = _image_header(path, dataset, *_pixel_data(file, size, dataset))
     except Exception as error:  # pydicom raises errors of many types for damaged files
@@ -151,15 +149,22 @@ def read_header(path: Path) -> tuple[ImageHeader, Any]:
 
 
 def _pixel_data(file: Any, size: int, dataset: Any) -> tuple[bool, bool]:
-    """Says whether pixel data follow the header that was read from `file`, and whether they are shorter than it says."""
+    """Says whether pixel data follow the header, and whether the header or the pixel data end too early.
+
+    Args:
+        file: The open file, at the place where the header ended.
+        size: The size of the file in bytes.
+        dataset: The header.
+    """
     syntax = getattr(dataset, "file_meta", {}).get("TransferSyntaxUID")
     if syntax is not None and syntax.is_deflated:
         return True, False  # The whole file was inflated in memory, so the place in the file says nothing.
     start = file.tell()
     element = file.read(12)
     if len(element) < 12:
-        # Elements are skipped by their length, so the place is beyond the end where the file ends within one.
-        return False, start > size or len(element) > 0
+        # An element that is skipped by its length ends beyond the end of a truncated file; one that is read is short.
+        short = any(_is_short(dataset.get_item(tag)) for tag in dataset.keys())
+        return False, start > size or len(element) > 0 or short
     is_implicit, is_little = dataset.original_encoding
     encoding = "<I" if is_little else ">I"
     length = struct.unpack(encoding, element[4:8] if is_implicit else element[8:12])[0]
@@ -169,6 +174,12 @@ def _pixel_data(file: Any, size: int, dataset: Any) -> tuple[bool, bool]:
     pixels = [integer(dataset, keyword) or 1 for keyword in ("Rows", "Columns", "NumberOfFrames")]
     expected = math.prod(pixels) * ((integer(dataset, "BitsAllocated") or 8) // 8)
     return True, start + header_length + length > size or length < expected
+
+
+def _is_short(element: Any) -> bool:
+    """Says whether the value of an element, as pydicom read it, has fewer bytes than its length."""
+    value, length = getattr(element, "value", None), getattr(element, "length", _UNDEFINED_LENGTH)
+    return isinstance(value, bytes) and length != _UNDEFINED_LENGTH and len(value) < length
 
 
 def _image_header(path: Path, dataset: Any, has_pixels: bool, is_truncated: bool) -> ImageHeader:

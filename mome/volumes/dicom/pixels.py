@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 
 from mome.errors import InputError
 from mome.volumes.dicom.planes import AIR
+from mome.volumes.dicom.quiet import quiet_decoders
 from mome.volumes.dicom.slices import Slice
 
 # Transfer syntax UID → the packages that decode it.
@@ -89,8 +89,7 @@ def _decoded(slices: Sequence[Slice]) -> Iterator[tuple[np.ndarray, np.ndarray]]
     import pydicom
     from pydicom.pixels import get_decoder
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pydicom's warnings quote values, which may be the patient's
+    with quiet_decoders():
         dataset = pydicom.dcmread(slices[0].header.file, force=True)
         syntax = _transfer_syntax(dataset)
         try:

@@ -137,7 +137,7 @@ def _one_per_place(
         several = f"{min(counts)} time points or reconstructions" if len(counts) == 1 else "several acquisitions"
         choose = f"choose one from 0 to {min(counts) - 1}: mome segment --frame 0, in Python frame=0"
         raise InputError(
-            f"{len(different)} of {len(layout.places)} places have several different images: the series holds {several}",
+            f"{len(different)} of {len(layout.places)} places have several different images: there are {several}",
             where=str(path),
             hint=choose if len(counts) == 1 else "put each acquisition into a folder of its own",
         )
@@ -161,10 +161,10 @@ def _check_gaps(layout: Layout, options: DicomOptions, path: Path) -> None:
     gaps = large_gaps(layout)
     if gaps and not options.allow_gaps:
         steps = np.diff(layout.distances)
+        largest, after = steps.max(), int(steps.argmax()) + 1
         raise InputError(
-            f"slices are missing: a gap of {steps[gaps].max():.4g} mm after slice {gaps[int(steps[gaps].argmax())] + 1} of "
-            f"{len(steps) + 1}, where they are {layout.typical_step:.4g} mm apart; up to "
-            f"{largest_small_gap(layout):.4g} mm are interpolated",
+            f"slices are missing: a gap of {largest:.4g} mm after slice {after} of {len(steps) + 1}, where they are "
+            f"{layout.typical_step:.4g} mm apart; up to {largest_small_gap(layout):.4g} mm are interpolated",
             where=str(path),
             hint="copy the series again, or --allow-gaps (in Python DicomOptions(allow_gaps=True)) for air in the gap",
         )
