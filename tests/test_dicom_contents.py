@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +132,48 @@ def test_truncated_slices_are_named_and_refused_unless_asked(tmp_path: Path, kep
     assert largest_hu_error(volume.array, volume.affine) < 1.1
 
 
+def test_entries_that_are_no_files_are_named(tmp_path: Path) -> None:
+    write(tmp_path, series(POSITIONS))
+    os.mkfifo(tmp_path / "pipe.dcm")
+    (tmp_path / "link.dcm").symlink_to("nowhere")
+    (tmp_path / "folder.dcm").mkdir()
+    refused(tmp_path, r"2 slices cannot be read: link.dcm \(no regular file\); pipe.dcm")
+
+
+def test_a_damaged_element_is_no_crash(tmp_path: Path) -> None:
+    """pydicom converts an element only when it is used, and then raises errors of many types."""
+    write(tmp_path, series(POSITIONS))
+    path, whole = tmp_path / "003.dcm", (tmp_path / "003.dcm").read_bytes()
+    random = np.random.default_rng(0)
+    for _ in range(60):
+        broken = bytearray(whole)
+        for place in random.integers(140, len(whole), random.integers(1, 8)):
+            broken[place] = random.integers(256)
+        path.write_bytes(broken)
+        with contextlib.suppress(InputError):
+            read_volume(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value")  # by pydicom, of what is written here
+def test_escape_sequences_are_not_printed(tmp_path: Path) -> None:
+    refused(write(tmp_path / "a", series(POSITIONS, Modality="\x1b[31mM")), r"not a CT but \?\[31MM")
+    write(tmp_path / "b", series(POSITIONS))
+    (tmp_path / "b" / "\x1b[2J\n.dcm").write_bytes(b"")
+    refused(tmp_path / "b", r"\?\[2J\?.dcm \(0 bytes\)")
+
+
+def test_a_size_beyond_its_pixels_takes_no_memory(tmp_path: Path) -> None:
+    made = series(POSITIONS)
+    for piece in made:
+        piece.Rows = piece.Columns = 65535
+    refused(write(tmp_path / "native", made), "001.dcm \\(truncated")
+    made = series(POSITIONS)
+    for piece in made:
+        piece.compress(UID(RLE), generate_instance_uid=False)
+        piece.Rows = piece.Columns = 65535
+    refused(write(tmp_path / "rle", made), "has 65535 × 65535 × 6 voxels, more than can be read")
+
+
 def test_a_folder_of_damaged_files(tmp_path: Path) -> None:
     for name in ("a.dcm", "b.dcm"):
         (tmp_path / name).write_bytes(b"")
@@ -240,6 +284,13 @@ def test_slope_and_intercept_of_each_slice(tmp_path: Path) -> None:
     volume = read_volume(write(tmp_path / "b", series(POSITIONS, RescaleSlope=None, RescaleIntercept=None)))
     assert any("slope 1 and intercept 0" in note for note in volume.notes)
     assert largest_hu_error(volume.array, volume.affine) < 1.1
+
+
+def test_one_slice_without_a_slope_is_damaged(tmp_path: Path) -> None:
+    for keyword in ("RescaleSlope", "RescaleIntercept"):
+        made = series(POSITIONS)
+        delattr(made[2], keyword)
+        refused(write(tmp_path / keyword, made), r"1 slice cannot be read: 004.dcm \(no valid RescaleSlope or")
 
 
 @pytest.mark.parametrize(("signed", "value"), [(1, -2000), (0, 63536), (0, 0)])

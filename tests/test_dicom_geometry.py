@@ -118,6 +118,12 @@ def test_ten_slices_missing_are_refused_unless_asked(tmp_path: Path) -> None:
     np.testing.assert_allclose(scanned, np.stack([slice_hu(p, AXIAL).T for p in positions], axis=2), atol=0.51)
 
 
+@pytest.mark.parametrize("heights", [[0, 3, 36], [0, 33, 36], [0, 3, 6, 39, 42], [0, 30, 33, 63, 66, 69]])
+def test_gaps_of_short_series_are_refused(tmp_path: Path, heights: list[float]) -> None:
+    with pytest.raises(InputError, match="slices are missing: a gap of 3[03] mm"):
+        read_volume(write(tmp_path, series(along_z(heights))))
+
+
 @pytest.mark.parametrize("step", [5.0, 7.5, 10.0])
 def test_thick_slices_have_no_gaps(tmp_path: Path, step: float) -> None:
     assert read_volume(write(tmp_path, series(along_z(np.arange(6) * step)))).spacing[2] == pytest.approx(step)

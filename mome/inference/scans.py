@@ -35,7 +35,7 @@ def find_scans(inputs: Sequence[str | Path]) -> list[Path]:
 
 
 def _scans_of_folder(folder: Path) -> list[Path]:
-    if any(path.suffix.lower() in DICOM_ENDINGS for path in folder.iterdir()):
+    if any(path.suffix.lower() in DICOM_ENDINGS and path.is_file() for path in folder.iterdir()):
         return [folder]
     volumes = sorted(path for path in folder.iterdir() if scan_ending(path) is not None)
     scans = [path for path in volumes if not _is_mask(path)]

@@ -39,9 +39,9 @@ def is_dicom_folder(path: str | Path) -> bool:
     """Says whether a folder holds DICOM files, by their endings or their content."""
     path = Path(path)
     return path.is_dir() and any(
-        entry.suffix.lower() in DICOM_ENDINGS or (scan_ending(entry) is None and has_dicom_prefix(entry))
+        entry.is_file() and (entry.suffix.lower() in DICOM_ENDINGS or has_dicom_prefix(entry))
         for entry in path.iterdir()
-        if not entry.name.startswith(".")
+        if not entry.name.startswith(".") and scan_ending(entry) is None
     )
 
 

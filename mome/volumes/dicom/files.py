@@ -6,9 +6,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mome.errors import InputError
 from mome.volumes.dicom.elements import printable
 from mome.volumes.dicom.headers import DamagedFile, ImageHeader, read_header
 from mome.volumes.dicom.kinds import reason_not_ct
+from mome.volumes.dicom.quiet import quiet_decoders
 from mome.volumes.dicom.slices import Slice, slices_of
 from mome.volumes.scan_files import DICOM_ENDINGS, has_dicom_prefix
 
@@ -54,25 +56,37 @@ def read_files(paths: list[Path]) -> DicomFiles:
     """Reads the headers of files. A file that is no DICOM by its content and its name is skipped."""
     found = DicomFiles()
     endings = {_ending(path) for path in paths if has_dicom_prefix(path)} | set(DICOM_ENDINGS)
-    for path in paths:
-        if has_dicom_prefix(path) or (_ending(path) in endings and _could_be_a_slice(path)):
-            _read_file(path, found)
+    with quiet_decoders():
+        for path in paths:
+            if has_dicom_prefix(path) or (_ending(path) in endings and _could_be_a_slice(path)):
+                _read_file(path, found)
     return found
 
 
 def folder_files(folder: Path) -> list[Path]:
-    """Returns the regular files of a folder, sorted, without hidden files and those of media and operating systems."""
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.is_file() and not path.name.startswith(".") and path.name.lower() not in _OTHER_FILES
-    )
+    """Returns the entries of a folder that are no folders, sorted, without hidden files and those of media and systems.
+
+    Raises:
+        InputError: The folder cannot be read.
+    """
+    try:
+        return sorted(
+            path
+            for path in folder.iterdir()
+            if not path.name.startswith(".") and path.name.lower() not in _OTHER_FILES and not path.is_dir()
+        )
+    except OSError as error:
+        raise InputError(
+            f"the folder cannot be read: {error.strerror}", where=str(folder), hint="check its permissions"
+        ) from error
 
 
 def _read_file(path: Path, found: DicomFiles) -> None:
     """Reads the header of a file and adds what it holds to `found`."""
     series: str | None = None
     try:
+        if not path.is_file():
+            raise DamagedFile("no regular file")
         header, dataset = read_header(path)
         series = header.series_uid
         if reason_not_ct(header) is not None:
@@ -108,6 +122,8 @@ def _could_be_a_slice(path: Path) -> bool:
     if path.suffix.lower() in DICOM_ENDINGS:
         return True
     try:
+        if not path.is_file():
+            return False
         with open(path, "rb") as file:
             start = file.read(512)
     except OSError:

@@ -48,8 +48,9 @@ class Layout:
 
     @property
     def typical_step(self) -> float:
-        """The median distance between slices in mm."""
-        return float(np.median(np.diff(self.distances))) if len(self.distances) > 1 else float(self.step or 0)
+        """The median distance between slices in mm, the lower one of an even number."""
+        steps = np.sort(np.diff(self.distances))
+        return float(steps[(len(steps) - 1) // 2]) if len(steps) else float(self.step or 0)
 
     @property
     def tilt(self) -> float:

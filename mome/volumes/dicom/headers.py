@@ -12,7 +12,6 @@ from typing import Any
 
 from mome.errors import InputError
 from mome.volumes.dicom.elements import integer, printable
-from mome.volumes.dicom.quiet import quiet_decoders
 
 # Attributes that are read only to recognise them in the description of a series. They are not kept.
 _IDENTIFYING = (
@@ -126,6 +125,8 @@ def require_pydicom(where: str | None = None) -> None:
 def read_header(path: Path) -> tuple[ImageHeader, Any]:
     """Reads the header of a file, without its pixels.
 
+    pydicom's warnings quote values, so callers read inside `quiet_decoders`.
+
     Returns:
         The header and the pydicom data set it was read from.
 
@@ -138,7 +139,7 @@ def read_header(path: Path) -> tuple[ImageHeader, Any]:
     if size == 0:
         raise DamagedFile("0 bytes")
     try:
-        with quiet_decoders(), open(path, "rb") as file:
+        with open(path, "rb") as file:
             dataset = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=list(_KEYWORDS))
             header = _image_header(path, dataset, *_pixel_data(file, size, dataset))
     except Exception as error:  # pydicom raises errors of many types for damaged files

@@ -41,11 +41,12 @@ def reason_not_hu(slices: Sequence[Slice]) -> str | None:
 
 
 def _class_name(header: ImageHeader) -> str:
+    from pydicom.config import IGNORE
     from pydicom.uid import UID
 
-    name = str(UID(header.sop_class).name)
+    name = str(UID(header.sop_class, IGNORE).name)  # a check of the UID would print it
     if name == header.sop_class:  # The class is not in the standard.
-        return header.modality[:16] or "an unknown kind of object"
+        return f"an object of an unknown class{f' ({header.modality[:16]})' if header.modality else ''}"
     for ending in (" Storage", " Image"):
         name = name.removesuffix(ending)
     return name

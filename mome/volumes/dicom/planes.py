@@ -122,9 +122,8 @@ def layout_notes(layout: Layout, step: float) -> list[str]:
 def _missing(steps: np.ndarray, typical: float) -> dict[int, int]:
     """Returns how many slices seem to be missing after a slice, by its index.
 
-    Three large steps in a row are no missing slices but another distance between slices.
+    Three large steps in a row, or more than a third of all, are no missing slices but other distances between slices.
     """
-    counts = [round(float(step) / typical) - 1 if step > 1.5 * typical else 0 for step in steps]
-    if any(all(counts[k : k + 3]) for k in range(len(counts) - 2)):
-        return {}
-    return {k: count for k, count in enumerate(counts) if count}
+    counts = {k: round(float(step) / typical) - 1 for k, step in enumerate(steps) if step > 1.5 * typical}
+    in_a_row = any(k + 1 in counts and k + 2 in counts for k in counts)
+    return {} if in_a_row or 3 * len(counts) > len(steps) else counts

@@ -71,9 +71,14 @@ def read_dicom(path: Path, options: DicomOptions = DEFAULT_DICOM, *, frame: int 
         raise InputError(
             f"the series is no CT in HU: {reason}", where=str(path), hint="give a series whose values are HU"
         )
-    if any(piece.slope is None or piece.intercept is None for piece in stack.slices):
-        notes.append("slices without RescaleSlope or RescaleIntercept: slope 1 and intercept 0 are used")
-    slices = stack.slices
+    bare = [piece for piece in stack.slices if piece.slope is None or piece.intercept is None]
+    if len(bare) == len(stack.slices):
+        notes.append("the slices have no RescaleSlope or no RescaleIntercept: slope 1 and intercept 0 are used")
+        bare = []
+    notes += _left_out(
+        [UnusableFile(piece.name, "no valid RescaleSlope or RescaleIntercept") for piece in bare], options, path
+    )
+    slices = [piece for piece in stack.slices if piece not in bare]
     _check_size(slices, path)
     _check_gaps(lay_out(slices, path), options, path)  # before pixels are decoded
     array, damaged, padded = read_pixels(slices)

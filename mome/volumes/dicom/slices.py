@@ -70,8 +70,17 @@ def slices_of(header: ImageHeader, dataset: Any) -> list[Slice]:
     PS3.3 C.7.6.16).
 
     Raises:
-        DamagedFile: A multi-frame file does not describe each of its frames.
+        DamagedFile: A multi-frame file does not describe each of its frames, or an element cannot be read.
     """
+    try:
+        return _all_slices(header, dataset)
+    except DamagedFile:
+        raise
+    except Exception as error:  # pydicom converts elements when they are used, with errors of many types
+        raise DamagedFile("its header cannot be read") from error
+
+
+def _all_slices(header: ImageHeader, dataset: Any) -> list[Slice]:
     shared = (dataset.get("SharedFunctionalGroupsSequence") or [None])[0]
     per_frame = dataset.get("PerFrameFunctionalGroupsSequence") or []
     if header.frames != max(1, len(per_frame)):

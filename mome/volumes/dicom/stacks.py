@@ -96,8 +96,10 @@ def choose_stack(stacks: list[Stack], series: str | int | None, where: Path) -> 
             where=str(where),
             hint="only CT is segmented: give a CT series",
         )
-    several = len({stack.header.series_uid for stack in chosen}) == 1
-    what = "one series of images of several sizes or orientations" if several else f"{len(chosen)} DICOM series"
+    what = f"{len(chosen)} DICOM series"
+    if len({stack.header.series_uid for stack in chosen}) == 1:
+        mixed = any(stack.not_ct for stack in chosen)
+        what = "one series of " + ("CT and other images" if mixed else "images of several sizes or orientations")
     raise InputError(
         f"the folder holds {what}, not one stack of slices: {_listed(stacks)}",
         where=str(where),
