@@ -95,8 +95,8 @@ def write(folder: Path, slices: list[FileDataset], ending: str = ".dcm") -> Path
     """Writes slices as files, numbered against their order in the list."""
     folder.mkdir(parents=True, exist_ok=True)
     count = len(list(folder.iterdir()))
-    for number, piece in enumerate(slices):
-        piece.save_as(folder / f"{count + len(slices) - number:03d}{ending}", enforce_file_format=True)
+    for number, image in enumerate(slices):
+        image.save_as(folder / f"{count + len(slices) - number:03d}{ending}", enforce_file_format=True)
     return folder
 
 

@@ -95,6 +95,24 @@ def test_the_command_passes_options(tmp_path: Path, monkeypatch) -> None:
     assert given["dicom"] == DicomOptions(series="2", allow_gaps=True, allow_damaged=True)
 
 
+def test_errors_take_three_lines_and_code_2(capsys, tmp_path: Path) -> None:
+    gaps = write(tmp_path / "gaps", series(along_z(np.delete(np.arange(20) * 3.0, range(5, 12)))))
+    empty = write(tmp_path / "empty", series(POSITIONS))
+    (empty / "004.dcm").write_bytes(b"")
+    for folder, words in ((gaps, "--allow-gaps"), (empty, "004.dcm (0 bytes)")):
+        assert main(["info", str(folder)]) == 0
+        assert main(["demo", str(folder), "-o", str(tmp_path / "o")]) == 2
+        printed = capsys.readouterr().err.strip()
+        assert words in printed and len(printed.splitlines()) <= 3
+
+
+def test_folders_of_series_are_named(tmp_path: Path) -> None:
+    for name in "ab":
+        write(tmp_path / "study" / name, series(POSITIONS))
+    with pytest.raises(InputError, match=r"no scans\n.*\n.*DICOM series are in its folders.*study/\*"):
+        find_scans([tmp_path / "study"])
+
+
 def test_info_lists_series(capsys, tmp_path: Path) -> None:
     write(tmp_path, series(POSITIONS, tilted(10), SeriesInstanceUID="1.2.1", SeriesNumber=1))
     gap = np.delete(POSITIONS, 3, axis=0)

@@ -31,11 +31,11 @@ def refused(folder: Path, words: str, **options: Any) -> None:
 
 KINDS = {
     "MR": ("1.2.840.10008.5.1.4.1.1.4", "MR", {}),
-    "Nuclear Medicine": ("1.2.840.10008.5.1.4.1.1.20", "NM", {"NumberOfFrames": 1}),
+    r"Nuclear Medicine \(NM\)": ("1.2.840.10008.5.1.4.1.1.20", "NM", {"NumberOfFrames": 1}),
     "Positron": ("1.2.840.10008.5.1.4.1.1.128", "PT", {}),
-    "Segmentation": ("1.2.840.10008.5.1.4.1.1.66.4", "SEG", {}),
-    "Secondary Capture": ("1.2.840.10008.5.1.4.1.1.7", "CT", {}),
-    "RT Dose": ("1.2.840.10008.5.1.4.1.1.481.2", "RTDOSE", {}),
+    r"Segmentation \(SEG\)": ("1.2.840.10008.5.1.4.1.1.66.4", "SEG", {}),
+    r"Secondary Capture \(CT\)": ("1.2.840.10008.5.1.4.1.1.7", "CT", {}),
+    r"RT Dose \(RTDOSE\)": ("1.2.840.10008.5.1.4.1.1.481.2", "RTDOSE", {}),
     "X-Ray 3D": ("1.2.840.10008.5.1.4.1.1.13.1.1", "XA", {}),
     "MR$|MR,": ("1.2.840.10008.5.1.4.1.1.2", "MR", {}),
 }
@@ -50,18 +50,18 @@ def test_what_is_no_ct_is_refused(tmp_path: Path, name: str) -> None:
 
 def test_colour_is_refused(tmp_path: Path) -> None:
     made = series(POSITIONS)
-    for piece in made:
-        piece.SamplesPerPixel, piece.PhotometricInterpretation, piece.PlanarConfiguration = 3, "RGB", 0
-        piece.BitsAllocated = piece.BitsStored = 8
-        piece.HighBit, piece.PixelRepresentation = 7, 0
-        piece.PixelData = bytes(ROWS * COLUMNS * 3)
+    for image in made:
+        image.SamplesPerPixel, image.PhotometricInterpretation, image.PlanarConfiguration = 3, "RGB", 0
+        image.BitsAllocated = image.BitsStored = 8
+        image.HighBit, image.PixelRepresentation = 7, 0
+        image.PixelData = bytes(ROWS * COLUMNS * 3)
     refused(write(tmp_path, made), "not a CT but a colour image, RGB")
 
 
 def test_a_multi_frame_image_that_is_no_ct(tmp_path: Path) -> None:
-    piece = dataset(POSITIONS[0], SOPClassUID="1.2.840.10008.5.1.4.1.1.20", Modality="NM", NumberOfFrames=2)
-    piece.PixelData = piece.PixelData * 2
-    refused(write(tmp_path, [piece]), "not a CT but Nuclear Medicine")
+    image = dataset(POSITIONS[0], SOPClassUID="1.2.840.10008.5.1.4.1.1.20", Modality="NM", NumberOfFrames=2)
+    image.PixelData = image.PixelData * 2
+    refused(write(tmp_path, [image]), "not a CT but Nuclear Medicine")
 
 
 def test_maps_of_other_quantities_are_refused(tmp_path: Path) -> None:
@@ -89,8 +89,8 @@ def test_objects_without_an_image_do_not_count_as_series(tmp_path: Path) -> None
     del structures.PixelData
     write(tmp_path, [*series(POSITIONS), structures])
     volume = read_volume(tmp_path)
-    assert volume.shape[2] == 6 and "files without an image are not read: 1 RTSTRUCT" in volume.notes
-    refused(write(tmp_path / "alone", [structures]), "not a CT: the folder holds RTSTRUCT")
+    assert volume.shape[2] == 6 and "files without an image are not read: 1 RT Structure Set (RTSTRUCT)" in volume.notes
+    refused(write(tmp_path / "alone", [structures]), r"not a CT but RT Structure Set \(RTSTRUCT\), without an image")
 
 
 def test_other_files_are_no_slices(tmp_path: Path) -> None:
@@ -164,13 +164,13 @@ def test_escape_sequences_are_not_printed(tmp_path: Path) -> None:
 
 def test_a_size_beyond_its_pixels_takes_no_memory(tmp_path: Path) -> None:
     made = series(POSITIONS)
-    for piece in made:
-        piece.Rows = piece.Columns = 65535
+    for image in made:
+        image.Rows = image.Columns = 65535
     refused(write(tmp_path / "native", made), "001.dcm \\(truncated")
     made = series(POSITIONS)
-    for piece in made:
-        piece.compress(UID(RLE), generate_instance_uid=False)
-        piece.Rows = piece.Columns = 65535
+    for image in made:
+        image.compress(UID(RLE), generate_instance_uid=False)
+        image.Rows = image.Columns = 65535
     refused(write(tmp_path / "rle", made), "has 65535 × 65535 × 6 voxels, more than can be read")
 
 
@@ -227,11 +227,11 @@ def test_compressed_pixels(tmp_path: Path, syntax: str, signed: int) -> None:
         dataset(p, hu=slice_hu(p, AXIAL, 64, 48), PixelRepresentation=signed, RescaleIntercept=intercept)
         for p in POSITIONS
     ]
-    for piece in made:
+    for image in made:
         if syntax == "1.2.840.10008.1.2.1.99":
-            piece.file_meta.TransferSyntaxUID = UID(syntax)
+            image.file_meta.TransferSyntaxUID = UID(syntax)
         elif syntax != JPEG_LOSSLESS:
-            piece.compress(UID(syntax), generate_instance_uid=False)
+            image.compress(UID(syntax), generate_instance_uid=False)
     write(tmp_path, made)
     if syntax == JPEG_LOSSLESS:
         for path in tmp_path.iterdir():
@@ -250,10 +250,10 @@ def test_compressed_pixels(tmp_path: Path, syntax: str, signed: int) -> None:
 )
 def test_a_missing_decoder_is_named(tmp_path: Path, monkeypatch, syntax: str, package: str) -> None:
     made = series(POSITIONS)
-    for piece in made:
-        piece.file_meta.TransferSyntaxUID = UID(syntax)
-        piece.PixelData = pydicom.encaps.encapsulate([b"\0" * 40])
-        piece["PixelData"].is_undefined_length = True
+    for image in made:
+        image.file_meta.TransferSyntaxUID = UID(syntax)
+        image.PixelData = pydicom.encaps.encapsulate([b"\0" * 40])
+        image["PixelData"].is_undefined_length = True
     write(tmp_path, made)
     monkeypatch.setattr(pydicom.pixels.get_decoder(syntax), "_available", {})
     refused(tmp_path, rf"the package that decodes them is not installed\n.*\n.*{package}")
@@ -261,10 +261,10 @@ def test_a_missing_decoder_is_named(tmp_path: Path, monkeypatch, syntax: str, pa
 
 def test_an_unknown_compression_is_named(tmp_path: Path) -> None:
     made = series(POSITIONS)
-    for piece in made:
-        piece.file_meta.TransferSyntaxUID = UID("1.2.840.10008.1.2.4.100")  # MPEG2
-        piece.PixelData = pydicom.encaps.encapsulate([b"\0" * 40])
-        piece["PixelData"].is_undefined_length = True
+    for image in made:
+        image.file_meta.TransferSyntaxUID = UID("1.2.840.10008.1.2.4.100")  # MPEG2
+        image.PixelData = pydicom.encaps.encapsulate([b"\0" * 40])
+        image["PixelData"].is_undefined_length = True
     refused(write(tmp_path, made), "compressed as MPEG2.*cannot be decoded")
 
 
@@ -296,13 +296,13 @@ def test_one_slice_without_a_slope_is_damaged(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("signed", "value"), [(1, -2000), (0, 63536), (0, 0)])
 def test_padding_is_air(tmp_path: Path, signed: int, value: int) -> None:
     made = series(POSITIONS, PixelRepresentation=signed)
-    for piece in made:
-        piece.add_new("PixelPaddingValue", "SS" if signed else "US", value)
-        stored = np.frombuffer(piece.PixelData, "<u2").copy()
+    for image in made:
+        image.add_new("PixelPaddingValue", "SS" if signed else "US", value)
+        stored = np.frombuffer(image.PixelData, "<u2").copy()
         stored[:5] = value % 65536
-        piece.PixelData = stored.tobytes()
+        image.PixelData = stored.tobytes()
         if not signed:
-            piece.BitsStored, piece.HighBit = 12, 11  # 63536 uses bits above those that are stored
+            image.BitsStored, image.HighBit = 12, 11  # 63536 uses bits above those that are stored
     volume = read_volume(write(tmp_path, made))
     assert (volume.array[:5, 0] == -1024).all() and (volume.array[5:, 0] > -1024).all()
     assert any("30 pixels have the padding value" in note for note in volume.notes)
@@ -310,19 +310,19 @@ def test_padding_is_air(tmp_path: Path, signed: int, value: int) -> None:
 
 def test_a_range_of_padding_and_a_value_of_the_wrong_sign(tmp_path: Path) -> None:
     made = series(POSITIONS)
-    for piece in made:
-        piece.add_new("PixelPaddingValue", "US", 63536)  # −2000 in the type of unsigned pixels
-        piece.add_new("PixelPaddingRangeLimit", "US", 63530)
-        stored = np.frombuffer(piece.PixelData, "<i2").copy()
+    for image in made:
+        image.add_new("PixelPaddingValue", "US", 63536)  # −2000 in the type of unsigned pixels
+        image.add_new("PixelPaddingRangeLimit", "US", 63530)
+        stored = np.frombuffer(image.PixelData, "<i2").copy()
         stored[:3] = (-2000, -2003, -2006)
-        piece.PixelData = stored.tobytes()
+        image.PixelData = stored.tobytes()
     volume = read_volume(write(tmp_path, made))
     assert (volume.array[:3, 0] == -1024).all() and volume.array[3:, 0].min() > -1024
 
 
 def test_overlays_in_unused_bits_are_no_values(tmp_path: Path) -> None:
     made = series(POSITIONS, PixelRepresentation=0, BitsStored=12, HighBit=11)
-    for piece in made:
-        piece.PixelData = (np.frombuffer(piece.PixelData, "<u2") | 0x8000).tobytes()
+    for image in made:
+        image.PixelData = (np.frombuffer(image.PixelData, "<u2") | 0x8000).tobytes()
     volume = read_volume(write(tmp_path, made))
     assert largest_hu_error(volume.array, volume.affine) < 1.1

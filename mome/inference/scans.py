@@ -43,7 +43,9 @@ def _scans_of_folder(folder: Path) -> list[Path]:
         return [folder]
     if not scans and (volumes or not any(path.is_file() for path in folder.iterdir())):
         what = "the folder holds masks only, no scans" if volumes else "the folder holds no scans"
-        raise InputError(what, where=str(folder), hint=ENDINGS_HINT)
+        has_series = any(map(is_dicom_folder, folder.iterdir()))
+        hint = f"DICOM series are in its folders: {folder}/*" if has_series else ENDINGS_HINT
+        raise InputError(what, where=str(folder), hint=hint)
     return scans or [folder]
 
 

@@ -38,11 +38,14 @@ def has_dicom_prefix(path: str | Path) -> bool:
 def is_dicom_folder(path: str | Path) -> bool:
     """Says whether a folder holds DICOM files, by their endings or their content."""
     path = Path(path)
-    return path.is_dir() and any(
-        entry.is_file() and (entry.suffix.lower() in DICOM_ENDINGS or has_dicom_prefix(entry))
-        for entry in path.iterdir()
-        if not entry.name.startswith(".") and scan_ending(entry) is None
-    )
+    try:
+        return path.is_dir() and any(
+            entry.is_file() and (entry.suffix.lower() in DICOM_ENDINGS or has_dicom_prefix(entry))
+            for entry in path.iterdir()
+            if not entry.name.startswith(".") and scan_ending(entry) is None
+        )
+    except OSError:
+        return False
 
 
 def stem(path: str | Path) -> str:

@@ -42,7 +42,7 @@ class DicomFiles:
         others: The headers of images that are no CT.
         damaged: Files that are truncated or cannot be read.
         unplaced: CT images whose headers do not say where they lie.
-        objects: Modality → number of files without an image, such as RTSTRUCT.
+        objects: Kind → number of files without an image, such as RT structure sets.
     """
 
     slices: list[Slice] = field(default_factory=list)
@@ -89,13 +89,14 @@ def _read_file(path: Path, found: DicomFiles) -> None:
             raise DamagedFile("no regular file")
         header, dataset = read_header(path)
         series = header.series_uid
-        if reason_not_ct(header) is not None:
+        not_ct = reason_not_ct(header)
+        if not_ct is not None:
             if header.has_pixels:
                 found.others.append(header)
             elif header.is_truncated:
                 raise DamagedFile("truncated")
             else:
-                found.objects[header.modality[:16] or "unknown"] += 1
+                found.objects[not_ct] += 1
             return
         if header.is_truncated or not header.has_pixels:
             raise DamagedFile("truncated")
@@ -105,8 +106,8 @@ def _read_file(path: Path, found: DicomFiles) -> None:
     except DamagedFile as error:
         found.damaged.append(UnusableFile(printable(path.name, 200), str(error), series))
         return
-    found.slices += [piece for piece in slices if piece.missing_geometry is None]
-    missing = [piece.missing_geometry for piece in slices if piece.missing_geometry and not piece.is_localizer]
+    found.slices += [image for image in slices if image.missing_geometry is None]
+    missing = [image.missing_geometry for image in slices if image.missing_geometry and not image.is_localizer]
     if missing:
         found.unplaced.append(UnusableFile(printable(path.name, 200), f"no valid {missing[0]}", series))
 

@@ -59,6 +59,11 @@ class Layout:
         cosine = self.direction @ normal / np.linalg.norm(normal)
         return float(np.degrees(np.arccos(np.clip(cosine, -1, 1))))
 
+    @property
+    def is_sheared(self) -> bool:
+        """Whether the tilt moves the last slice by more than the tolerance."""
+        return bool(np.sin(np.radians(self.tilt)) * self.distances[-1] > TOLERANCE)
+
     def affine(self, step: float) -> np.ndarray:
         """Returns the (4, 4) affine from (column, row, plane) to RAS mm, for planes `step` mm apart."""
         affine = np.eye(4)
@@ -77,9 +82,9 @@ def lay_out(slices: Sequence[Slice], where: Path) -> Layout:
         InputError: The positions are not on one line, or orientations differ, by more than 0.08 mm at a corner; the
             line is not that of a CT; a single slice has no thickness.
     """
-    positions = np.stack([piece.position for piece in slices]).astype(np.float64)  # type: ignore[misc]
-    orientations = np.stack([piece.orientation for piece in slices]).astype(np.float64)  # type: ignore[misc]
-    spacings = np.stack([piece.pixel_spacing for piece in slices]).astype(np.float64)  # type: ignore[misc]
+    positions = np.stack([image.position for image in slices]).astype(np.float64)  # type: ignore[misc]
+    orientations = np.stack([image.orientation for image in slices]).astype(np.float64)  # type: ignore[misc]
+    spacings = np.stack([image.pixel_spacing for image in slices]).astype(np.float64)  # type: ignore[misc]
     row, column = orientations[:, :3].mean(0), orientations[:, 3:].mean(0)
     row_spacing, column_spacing = spacings.mean(0)
     normal = np.cross(row, column)
@@ -176,12 +181,12 @@ def _check_corners(layout: Layout, slices: Sequence[Slice], where: Path) -> None
         expected = layout.origin + distance * layout.direction
         expected = expected + corners @ np.stack([layout.column_step, layout.row_step])
         for index in place:
-            piece = slices[index]
-            assert piece.position is not None and piece.orientation is not None and piece.pixel_spacing is not None
-            steps = piece.orientation.reshape(2, 3) * piece.pixel_spacing[::-1, None]
-            error = float(np.linalg.norm(piece.position + corners @ steps - expected, axis=1).max())
+            image = slices[index]
+            assert image.position is not None and image.orientation is not None and image.pixel_spacing is not None
+            steps = image.orientation.reshape(2, 3) * image.pixel_spacing[::-1, None]
+            error = float(np.linalg.norm(image.position + corners @ steps - expected, axis=1).max())
             if error > worst:
-                worst, worst_slice = error, piece
+                worst, worst_slice = error, image
     if worst > TOLERANCE:
         raise InputError(
             f"slices are shifted or turned in their plane by up to {worst:.2f} mm, as {worst_slice.name}",

@@ -16,7 +16,7 @@ _CT_CLASSES = (
 
 
 def reason_not_ct(header: ImageHeader) -> str | None:
-    """Returns what an object is instead of a CT, as in "MR" or "Secondary Capture", or None where it is a CT."""
+    """Returns what an object is instead of a CT, as in "MR" or "Segmentation (SEG)", or None where it is a CT."""
     if header.sop_class and header.sop_class not in _CT_CLASSES:
         return _class_name(header)
     if header.modality not in ("CT", ""):
@@ -32,12 +32,12 @@ def reason_not_hu(slices: Sequence[Slice]) -> str | None:
     Spectral scanners store maps of other quantities, such as electron density, as CT; RescaleType names the quantity
     (DICOM PS3.3 C.11.1.1.2). "US" stands for an unspecified one.
     """
-    types = {piece.rescale_type for piece in slices} - {"HU", "HU_MOD", "US"}
+    types = {image.rescale_type for image in slices} - {"HU", "HU_MOD", "US"}
     if types:
         return f"its values are not HU but {', '.join(sorted(types))[:40]}"
-    if any(piece.has_lookup_table for piece in slices):
+    if any(image.has_lookup_table for image in slices):
         return "a lookup table instead of a slope and an intercept converts its values"
-    return "its rescale slope is 0" if any(piece.slope == 0 for piece in slices) else None
+    return "its rescale slope is 0" if any(image.slope == 0 for image in slices) else None
 
 
 def _class_name(header: ImageHeader) -> str:
@@ -49,4 +49,4 @@ def _class_name(header: ImageHeader) -> str:
         return f"an object of an unknown class{f' ({header.modality[:16]})' if header.modality else ''}"
     for ending in (" Storage", " Image"):
         name = name.removesuffix(ending)
-    return name
+    return f"{name} ({header.modality[:16]})" if header.modality and header.modality not in name else name

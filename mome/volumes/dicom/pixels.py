@@ -45,16 +45,17 @@ def read_pixels(slices: Sequence[Slice]) -> tuple[np.ndarray, dict[int, str], in
     header = slices[0].header
     array = np.empty((len(slices), header.rows, header.columns), dtype=np.float32)
     by_file: dict[Path, list[int]] = {}
-    for index, piece in enumerate(slices):
-        by_file.setdefault(piece.header.file, []).append(index)
+    for index, image in enumerate(slices):
+        by_file.setdefault(image.header.file, []).append(index)
     damaged: dict[int, str] = {}
     padded = 0
     for indices in by_file.values():
         done = 0
         try:
-            for index, stored in zip(indices, _decoded([slices[i] for i in indices]), strict=True):
-                padded += _store_hu(array[index], stored, slices[index])
-                done += 1
+            with quiet_decoders():
+                for index, stored in zip(indices, _decoded([slices[i] for i in indices]), strict=True):
+                    padded += _store_hu(array[index], stored, slices[index])
+                    done += 1
         except InputError:
             raise
         except Exception:  # decoders raise errors of many types for damaged data
@@ -62,23 +63,23 @@ def read_pixels(slices: Sequence[Slice]) -> tuple[np.ndarray, dict[int, str], in
     return array, damaged, padded
 
 
-def _store_hu(out: np.ndarray, stored: tuple[np.ndarray, np.ndarray], piece: Slice) -> int:
+def _store_hu(out: np.ndarray, stored: tuple[np.ndarray, np.ndarray], image: Slice) -> int:
     """Writes HU into `out` and returns the number of padded pixels.
 
     Args:
         out: (rows, columns) float32.
         stored: The values before and after unused bits are removed; the padding value may use these bits.
-        piece: The slice, with its slope and intercept.
+        image: The slice, with its slope and intercept.
     """
     raw, values = stored
     if values.shape != out.shape:
         raise ValueError(f"the pixels have shape {values.shape}, the header says {out.shape}")
     out[:] = values
-    out *= 1.0 if piece.slope is None else piece.slope
-    out += piece.intercept or 0.0
-    if piece.header.padding is None:
+    out *= 1.0 if image.slope is None else image.slope
+    out += image.intercept or 0.0
+    if image.header.padding is None:
         return 0
-    low, high = piece.header.padding
+    low, high = image.header.padding
     padding = ((raw >= low) & (raw <= high)) | ((values >= low) & (values <= high))
     out[padding] = AIR
     return int(padding.sum())
@@ -89,30 +90,29 @@ def _decoded(slices: Sequence[Slice]) -> Iterator[tuple[np.ndarray, np.ndarray]]
     import pydicom
     from pydicom.pixels import get_decoder
 
-    with quiet_decoders():
-        dataset = pydicom.dcmread(slices[0].header.file, force=True)
-        syntax = _transfer_syntax(dataset)
-        try:
-            decoder = get_decoder(syntax)
-        except NotImplementedError as error:
-            raise InputError(
-                f"the pixels are compressed as {syntax.name}, which cannot be decoded",
-                where=slices[0].header.file.name,
-                hint="convert the series to uncompressed DICOM",
-            ) from error
-        if not decoder.is_available:
-            package = _PACKAGES.get(str(syntax), "pylibjpeg")
-            raise InputError(
-                f"the pixels are compressed as {syntax.name}, and the package that decodes them is not installed",
-                where=slices[0].header.file.name,
-                hint=f'pip install "mome[dicom]", or pip install {package}',
-            )
-        is_native = not syntax.is_encapsulated
-        frames = decoder.iter_array(
-            dataset, indices=[piece.frame for piece in slices], raw=True, correct_unused_bits=not is_native
+    dataset = pydicom.dcmread(slices[0].header.file, force=True)
+    syntax = _transfer_syntax(dataset)
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError as error:
+        raise InputError(
+            f"the pixels are compressed as {syntax.name}, which cannot be decoded",
+            where=str(slices[0].header.file),
+            hint="convert the series to uncompressed DICOM",
+        ) from error
+    if not decoder.is_available:
+        package = _PACKAGES.get(str(syntax), "pylibjpeg")
+        raise InputError(
+            f"the pixels are compressed as {syntax.name}, and the package that decodes them is not installed",
+            where=str(slices[0].header.file),
+            hint=f'pip install "mome[dicom]", or pip install {package}',
         )
-        for raw, _ in frames:
-            yield raw, _without_unused_bits(raw, dataset) if is_native else raw
+    is_native = not syntax.is_encapsulated
+    frames = decoder.iter_array(
+        dataset, indices=[image.frame for image in slices], raw=True, correct_unused_bits=not is_native
+    )
+    for raw, _ in frames:
+        yield raw, _without_unused_bits(raw, dataset) if is_native else raw
 
 
 def _transfer_syntax(dataset: Any) -> Any:

@@ -99,7 +99,10 @@ def layout_notes(layout: Layout, step: float) -> list[str]:
     """Returns sentences about the tilt of the gantry, irregular steps and gaps."""
     notes = []
     if layout.tilt > 0.1:
-        notes.append(f"the gantry is tilted by {layout.tilt:.1f}°: the volume and its masks have a sheared affine")
+        notes.append(
+            f"the gantry is tilted by {layout.tilt:.1f}°: the volume and its masks have a sheared affine, which "
+            "viewers based on ITK refuse"
+        )
     if layout.step is None:
         steps, typical = np.diff(layout.distances), layout.typical_step
         notes.append(

@@ -71,14 +71,14 @@ def read_dicom(path: Path, options: DicomOptions = DEFAULT_DICOM, *, frame: int 
         raise InputError(
             f"the series is no CT in HU: {reason}", where=str(path), hint="give a series whose values are HU"
         )
-    bare = [piece for piece in stack.slices if piece.slope is None or piece.intercept is None]
+    bare = [image for image in stack.slices if image.slope is None or image.intercept is None]
     if len(bare) == len(stack.slices):
         notes.append("the slices have no RescaleSlope or no RescaleIntercept: slope 1 and intercept 0 are used")
         bare = []
     notes += _left_out(
-        [UnusableFile(piece.name, "no valid RescaleSlope or RescaleIntercept") for piece in bare], options, path
+        [UnusableFile(image.name, "no valid RescaleSlope or RescaleIntercept") for image in bare], options, path
     )
-    slices = [piece for piece in stack.slices if piece not in bare]
+    slices = [image for image in stack.slices if image not in bare]
     _check_size(slices, path)
     _check_gaps(lay_out(slices, path), options, path)  # before pixels are decoded
     array, damaged, padded = read_pixels(slices)
@@ -121,7 +121,7 @@ def _volume(
         notes.append(f"the series has one slice; its thickness, {step:.4g} mm, is the size of its voxels")
     notes += layout_notes(layout, step)
     # A qform cannot hold shear; code 0 tells readers to take the sform alone.
-    header = {"sform_code": 1, "qform_code": 0 if layout.tilt > 0.01 else 1, "xyzt_units": 2}
+    header = {"sform_code": 1, "qform_code": 0 if layout.is_sheared else 1, "xyzt_units": 2}
     return checked_volume(Volume(voxels, layout.affine(step), header, tuple(notes)), str(path))
 
 
@@ -213,9 +213,7 @@ def _nothing_to_read(files: DicomFiles, path: Path) -> InputError:
         )
     if files.objects:
         kinds = ", ".join(sorted(files.objects))
-        return InputError(
-            f"not a CT: the folder holds {kinds} without images", where=str(path), hint="give a CT series"
-        )
+        return InputError(f"not a CT but {kinds}, without an image", where=str(path), hint="give a CT series")
     return InputError(
         "the folder holds no DICOM images" if path.is_dir() else "not a DICOM image",
         where=str(path),

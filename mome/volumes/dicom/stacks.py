@@ -52,9 +52,9 @@ def stacks_of(files: DicomFiles) -> list[Stack]:
     left out; a note of the large stack says so.
     """
     groups: dict[str, list[Slice]] = {}
-    for piece in files.slices:
-        groups.setdefault(piece.header.series_uid, []).append(piece)
-    stacks = [stack for pieces in groups.values() for stack in _split(pieces)]
+    for image in files.slices:
+        groups.setdefault(image.header.series_uid, []).append(image)
+    stacks = [stack for images in groups.values() for stack in _split(images)]
     others: dict[str, list[ImageHeader]] = {}
     for header in files.others:
         others.setdefault(header.series_uid, []).append(header)
@@ -107,20 +107,20 @@ def choose_stack(stacks: list[Stack], series: str | int | None, where: Path) -> 
     )
 
 
-def _split(pieces: list[Slice]) -> list[Stack]:
+def _split(images: list[Slice]) -> list[Stack]:
     """Splits the slices of one series by size, pixel spacing and orientation."""
-    localizers = [piece for piece in pieces if piece.is_localizer]
-    if len(localizers) == len(pieces):
-        return [Stack(pieces[0].header, [], "localizer images", len(pieces))]
+    localizers = [image for image in images if image.is_localizer]
+    if len(localizers) == len(images):
+        return [Stack(images[0].header, [], "localizer images", len(images))]
     groups: list[list[Slice]] = []
-    for piece in pieces:
-        if piece.is_localizer:
+    for image in images:
+        if image.is_localizer:
             continue
-        home = next((group for group in groups if _belong_together(group[0], piece)), None)
+        home = next((group for group in groups if _belong_together(group[0], image)), None)
         if home is None:
-            groups.append([piece])
+            groups.append([image])
         else:
-            home.append(piece)
+            home.append(image)
     groups.sort(key=len, reverse=True)
     few = [group for group in groups[1:] if len(group) <= _FEW and 4 * len(group) <= len(groups[0])]
     stacks = [Stack(group[0].header, group, images=len(group)) for group in groups if group not in few]
