@@ -63,6 +63,7 @@ _KEYWORDS = (
     *_IDENTIFYING,
 )
 _UNDEFINED_LENGTH = 0xFFFFFFFF
+_DEFLATED = "1.2.840.10008.1.2.1.99"
 
 
 @dataclass(frozen=True)
@@ -157,8 +158,7 @@ def _pixel_data(file: Any, size: int, dataset: Any) -> tuple[bool, bool]:
         size: The size of the file in bytes.
         dataset: The header.
     """
-    syntax = getattr(dataset, "file_meta", {}).get("TransferSyntaxUID")
-    if syntax is not None and syntax.is_deflated:
+    if str(getattr(dataset, "file_meta", {}).get("TransferSyntaxUID")) == _DEFLATED:
         return True, False  # The whole file was inflated in memory, so the place in the file says nothing.
     start = file.tell()
     element = file.read(12)

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from mome.errors import InputError
+from mome.volumes.dicom.decoder import DecoderProcess, choose_plugin
+from mome.volumes.dicom.elements import integer, printable
 from mome.volumes.dicom.planes import AIR
 from mome.volumes.dicom.quiet import quiet_decoders
 from mome.volumes.dicom.slices import Slice
@@ -27,6 +29,9 @@ _PACKAGES = {
     "1.2.840.10008.1.2.4.202": "pylibjpeg pylibjpeg-openjpeg",
     "1.2.840.10008.1.2.4.203": "pylibjpeg pylibjpeg-openjpeg",
 }
+_JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
+# pydicom decodes RLE itself, in Python.
+_RLE = "1.2.840.10008.1.2.5"
 
 
 def read_pixels(slices: Sequence[Slice]) -> tuple[np.ndarray, dict[int, str], int]:
@@ -49,17 +54,18 @@ def read_pixels(slices: Sequence[Slice]) -> tuple[np.ndarray, dict[int, str], in
         by_file.setdefault(image.header.file, []).append(index)
     damaged: dict[int, str] = {}
     padded = 0
-    for indices in by_file.values():
-        done = 0
-        try:
-            with quiet_decoders():
-                for index, stored in zip(indices, _decoded([slices[i] for i in indices]), strict=True):
+    with DecoderProcess((header.rows, header.columns)) as process, quiet_decoders():
+        for indices in by_file.values():
+            done = 0
+            try:
+                frames = _decoded([slices[index] for index in indices], process)
+                for index, stored in zip(indices, frames, strict=True):
                     padded += _store_hu(array[index], stored, slices[index])
                     done += 1
-        except InputError:
-            raise
-        except Exception:  # decoders raise errors of many types for damaged data
-            damaged.update(dict.fromkeys(indices[done:], "truncated or damaged pixels"))
+            except InputError:
+                raise
+            except Exception:  # pydicom raises errors of many types for damaged data
+                damaged.update(dict.fromkeys(indices[done:], "truncated or damaged pixels"))
     return array, damaged, padded
 
 
@@ -85,34 +91,51 @@ def _store_hu(out: np.ndarray, stored: tuple[np.ndarray, np.ndarray], image: Sli
     return int(padding.sum())
 
 
-def _decoded(slices: Sequence[Slice]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _decoded(slices: Sequence[Slice], process: DecoderProcess) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields the stored values of slices of one file, before and after unused bits are removed."""
     import pydicom
+
+    file, frames = slices[0].header.file, [image.frame for image in slices]
+    dataset = pydicom.dcmread(file, force=True)
+    syntax = _transfer_syntax(dataset)
+    decoder = _decoder(syntax, dataset, file)
+    if syntax.is_encapsulated and str(syntax) != _RLE:
+        for values in process.decode(file, frames, choose_plugin(decoder.available_plugins)):
+            yield values, values
+        return
+    is_native = not syntax.is_encapsulated
+    for raw, _ in decoder.iter_array(dataset, indices=frames, raw=True, correct_unused_bits=not is_native):
+        yield raw, _without_unused_bits(raw, dataset) if is_native else raw
+
+
+def _decoder(syntax: Any, dataset: Any, file: Path) -> Any:
+    """Returns pydicom's decoder of a transfer syntax.
+
+    Raises:
+        InputError: pydicom knows none, or the package that it needs is not installed.
+    """
     from pydicom.pixels import get_decoder
 
-    dataset = pydicom.dcmread(slices[0].header.file, force=True)
-    syntax = _transfer_syntax(dataset)
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError as error:
         raise InputError(
-            f"the pixels are compressed as {syntax.name}, which cannot be decoded",
-            where=str(slices[0].header.file),
+            f"the pixels are compressed as {printable(syntax.name)}, which cannot be decoded",
+            where=str(file),
             hint="convert the series to uncompressed DICOM",
         ) from error
-    if not decoder.is_available:
-        package = _PACKAGES.get(str(syntax), "pylibjpeg")
+    package = _PACKAGES.get(str(syntax), "pylibjpeg")
+    is_available = decoder.is_available
+    if str(syntax) == _JPEG_EXTENDED and (integer(dataset, "BitsStored") or 8) > 8:
+        # gdcm and Pillow decode only 8 bits. The package that decodes 12 has another licence, so no extra installs it.
+        is_available, package = "pylibjpeg" in decoder.available_plugins, "pylibjpeg-libjpeg (GPL)"
+    if not is_available:
         raise InputError(
             f"the pixels are compressed as {syntax.name}, and the package that decodes them is not installed",
-            where=str(slices[0].header.file),
+            where=str(file),
             hint=f'pip install "mome[dicom]", or pip install {package}',
         )
-    is_native = not syntax.is_encapsulated
-    frames = decoder.iter_array(
-        dataset, indices=[image.frame for image in slices], raw=True, correct_unused_bits=not is_native
-    )
-    for raw, _ in frames:
-        yield raw, _without_unused_bits(raw, dataset) if is_native else raw
+    return decoder
 
 
 def _transfer_syntax(dataset: Any) -> Any:
