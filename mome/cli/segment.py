@@ -23,6 +23,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="skip scans that an earlier run finished")
     parser.add_argument("--frame", type=int, help="the volume to take from a 4-D file, from 0")
     parser.add_argument(
+        "--series", help="the DICOM series of a folder with several: its number in `mome info`, or its UID"
+    )
+    parser.add_argument(
+        "--allow-gaps", action="store_true", help="read a DICOM series in which many slices are missing"
+    )
+    parser.add_argument("--allow-damaged", action="store_true", help="leave out DICOM slices that are damaged")
+    parser.add_argument(
         "--overlap", type=float, default=0.5, help="share of a tile that its neighbour covers too, 0 to 0.9"
     )
     parser.add_argument("--device", help="cpu, cuda or cuda:1; default cpu")
@@ -45,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
 
     from mome.cli.quiet import quiet_libraries
     from mome.inference import Segmenter, segment_folder
+    from mome.volumes.dicom import DicomOptions
 
     quiet_libraries()
     if args.threads:
@@ -73,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
             writer=args.writer,
             resume=args.resume,
             frame=args.frame,
+            dicom=DicomOptions(series=args.series, allow_gaps=args.allow_gaps, allow_damaged=args.allow_damaged),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
             on_done=on_done,
             debug=args.debug,

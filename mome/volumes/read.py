@@ -1,4 +1,4 @@
-"""Reading a CT: NIfTI, NRRD, MetaImage, and a DICOM series."""
+"""Reading a CT: NIfTI, NRRD and MetaImage by readers of this package, DICOM through pydicom."""
 
 from __future__ import annotations
 
@@ -10,15 +10,30 @@ import numpy as np
 
 from mome.errors import InputError
 from mome.volumes.check import checked_volume
+from mome.volumes.dicom.options import DEFAULT_DICOM, DicomOptions
 from mome.volumes.grid import Volume
 from mome.volumes.metaimage import read_metaimage
 from mome.volumes.nifti import read_nifti
 from mome.volumes.nrrd import read_nrrd
-from mome.volumes.scan_files import APPLE_DOUBLE, ENDINGS_HINT, METAIMAGE_ENDINGS, NRRD_ENDINGS, scan_ending
+from mome.volumes.scan_files import (
+    APPLE_DOUBLE,
+    DICOM_ENDINGS,
+    ENDINGS_HINT,
+    METAIMAGE_ENDINGS,
+    NRRD_ENDINGS,
+    has_dicom_prefix,
+    scan_ending,
+)
 from mome.volumes.stored import StoredVolume
 
 
-def read_volume(path: str | Path, *, frame: int | None = None, any_values: bool = False) -> Volume:
+def read_volume(
+    path: str | Path,
+    *,
+    frame: int | None = None,
+    dicom: DicomOptions = DEFAULT_DICOM,
+    any_values: bool = False,
+) -> Volume:
     """Reads a CT as float32 HU.
 
     The affine of a NIfTI file is the sform where its code is set, else the qform. A note says so where both are set
@@ -26,20 +41,26 @@ def read_volume(path: str | Path, *, frame: int | None = None, any_values: bool 
     `mome.volumes.check` lists the other repairs and notes.
 
     Args:
-        path: `.nii`, `.nii.gz`, `.nrrd`, `.nhdr`, `.mha`, `.mhd`, or a folder that holds one DICOM series.
+        path: `.nii`, `.nii.gz`, `.nrrd`, `.nhdr`, `.mha`, `.mhd`, a folder that holds a DICOM series, or a DICOM file
+            of several frames.
         frame: The volume to take from a 4-D file, from 0. It may be left out where the file holds one volume; a 3-D
             file ignores it.
+        dicom: Which DICOM series is read and what is accepted; see `DicomOptions`.
         any_values: Give a note where the values cannot be HU, and no error; for showing what a file holds.
 
     Raises:
         InputError: The file is missing, not a regular file, of another format, truncated, 2-D or in colour; its
             compressed stream fails its checksum; it holds several volumes and `frame` is None; its affine is damaged
             or cannot be inverted; it names a data file outside its folder; it is too large (`mome.volumes.sizes`); or
-            its values cannot be HU (`mome.volumes.hounsfield`).
+            its values cannot be HU (`mome.volumes.hounsfield`). `mome.volumes.dicom.read` lists what is refused of
+            DICOM.
     """
     path = Path(path)
-    if path.is_dir():
-        return checked_volume(_read_dicom_series(path), str(path), any_values=any_values)
+    is_dicom = path.suffix.lower() in DICOM_ENDINGS or (scan_ending(path) is None and has_dicom_prefix(path))
+    if path.is_dir() or (is_dicom and path.is_file()):
+        from mome.volumes.dicom.read import read_dicom
+
+        return read_dicom(path, dicom, frame=frame)
     stored = read_stored(path, frame=frame)
     volume = Volume(stored.as_float32(), stored.affine, stored.header, stored.notes)
     return checked_volume(volume, str(path), any_values=any_values)
@@ -96,34 +117,5 @@ def _check_readable(path: Path) -> None:
         raise InputError(
             f"cannot read {'a folder here' if path.is_dir() else path.suffix or 'a file without an ending'}",
             where=str(path),
-            hint=f"give {ENDINGS_HINT}, or a folder with one DICOM series",
+            hint=f"give {ENDINGS_HINT}, or a folder with a DICOM series",
         )
-
-
-def _read_dicom_series(path: Path) -> Volume:
-    """Reads a folder that holds one DICOM series."""
-    try:
-        import SimpleITK as sitk
-    except ImportError as error:
-        raise InputError(
-            "DICOM is read through SimpleITK, which is not installed",
-            where=str(path),
-            hint='pip install "mome[dicom]", or convert the scan to .nii.gz',
-        ) from error
-    series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(path))
-    if len(series) != 1:
-        raise InputError(
-            f"the folder holds {len(series)} DICOM series, not one", where=str(path), hint="one series per folder"
-        )
-    try:
-        image = sitk.ReadImage(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(path), series[0]))
-    except RuntimeError as error:
-        raise InputError("the file is truncated or damaged", where=str(path), hint="copy it again") from error
-    if image.GetNumberOfComponentsPerPixel() != 1 or image.GetDimension() != 3:
-        raise InputError("this is not a CT of three dimensions and one channel", where=str(path))
-    affine = np.eye(4)
-    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * np.asarray(image.GetSpacing())
-    affine[:3, 3] = image.GetOrigin()
-    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # ITK's world is LPS
-    array = sitk.GetArrayFromImage(image).astype(np.float32).transpose(2, 1, 0)
-    return Volume(array, affine, {"sform_code": 1, "qform_code": 1, "xyzt_units": 2})
