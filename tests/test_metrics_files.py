@@ -55,8 +55,8 @@ def test_a_map_is_read_once(tmp_path: Path, monkeypatch) -> None:
 
     for side in ("p", "r"):
         write_mask(tmp_path / side / "c.nii.gz", numbers(), GRID, labels=TABLE)
-    read, paths = files.read_volume, []
-    monkeypatch.setattr(files, "read_volume", lambda path: paths.append(path) or read(path))
+    read, paths = files.read_label_map, []
+    monkeypatch.setattr(files, "read_label_map", lambda path: paths.append(path) or read(path))
     assert len(evaluate_folder(tmp_path / "p", tmp_path / "r")) == 2
     assert sorted(paths) == [tmp_path / "p" / "c.nii.gz", tmp_path / "r" / "c.nii.gz"]
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
+from small_scans import save_mha, save_nrrd
 
 from mome.errors import InputError, OutputError
 from mome.volumes import (
@@ -274,10 +275,15 @@ def test_a_passed_volume_is_checked_as_a_file_is() -> None:
 
 
 def test_the_extra_for_dicom_is_named(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setitem(sys.modules, "SimpleITK", None)
-    (tmp_path / "a.mha").write_bytes(b"")
+    for module in ("SimpleITK", "pydicom"):
+        monkeypatch.setitem(sys.modules, module, None)
+    (tmp_path / "series").mkdir()
+    (tmp_path / "series" / "a.dcm").write_bytes(b"\0" * 128 + b"DICM")
     with pytest.raises(InputError, match=r'pip install "mome\[dicom\]"'):
-        read_volume(tmp_path / "a.mha")
+        read_volume(tmp_path / "series")
+    # NRRD and MetaImage are read without another package.
+    save_mha(tmp_path / "a.mha"), save_nrrd(tmp_path / "a.nrrd")
+    assert np.array_equal(read_volume(tmp_path / "a.mha").array, read_volume(tmp_path / "a.nrrd").array)
 
 
 @pytest.mark.parametrize("ending", [".nrrd", ".nhdr", ".mha", ".mhd"])

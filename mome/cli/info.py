@@ -1,4 +1,4 @@
-"""`mome info`: the parts of a model, or the properties of a scan."""
+"""`mome info`: the parts of a model, the properties of a scan, or the series of a DICOM folder."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mome.volumes.scan_files import is_nifti, scan_ending
+from mome.volumes.scan_files import is_dicom_folder, is_nifti, scan_ending
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the command."""
-    parser.add_argument("what", help="a model (folder, bundled name, preset, Hub id) or a scan")
+    parser.add_argument("what", help="a model (folder, bundled name, preset, Hub id), a scan or a DICOM folder")
     parser.add_argument("--json", action="store_true", help="print for programs")
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command and returns its exit code."""
     path = Path(args.what)
+    if not (path / "config.json").is_file() and is_dicom_folder(path):
+        return _series(path, as_json=args.json)
     is_scan = path.is_file() or scan_ending(path) is not None
     facts = _scan(args.what) if is_scan else _model(args.what)
     if args.json:
@@ -31,11 +33,37 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _series(folder: Path, *, as_json: bool) -> int:
+    """Prints the series of a DICOM folder and returns the exit code."""
+    from mome.volumes.dicom.describe import list_series
+
+    facts = list_series(folder)
+    if as_json:
+        print(json.dumps(facts, indent=1))
+        return 0
+    for entry in facts.pop("series"):
+        size = " × ".join(map(str, entry.get("size", [])))
+        spacing = " × ".join(f"{value:g}" for value in entry.get("spacing (mm)", []))
+        parts = [
+            entry["kind"],
+            f"{entry['images']} {'image' if entry['images'] == 1 else 'images'}" + (f" of {size}" if size else ""),
+            f"{spacing} mm" if spacing else "",
+            entry.get("description", ""),
+        ]
+        print(f"series {entry['number']}  " + ", ".join(filter(None, parts)))
+        for note in entry.get("notes", []):
+            print(f"  note: {note}")
+    for key, values in facts.items():
+        for value in values:
+            print(f"{key}  {value}")
+    return 0
+
+
 def _scan(name: str) -> dict[str, Any]:
     """Returns the properties of a scan, by the names that are printed."""
     from mome.volumes import read_label_table, read_volume
 
-    volume = read_volume(name)
+    volume = read_volume(name, any_values=True)
     facts: dict[str, Any] = {
         "shape": list(volume.shape),
         "spacing (mm)": [round(s, 4) for s in volume.spacing],

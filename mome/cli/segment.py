@@ -26,6 +26,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace masks of another scan of the same name")
     parser.add_argument("--frame", type=int, help="the volume to take from a 4-D file, from 0")
     parser.add_argument(
+        "--series", help="the DICOM series of a folder with several: its number in `mome info`, or its UID"
+    )
+    parser.add_argument(
+        "--allow-gaps", action="store_true", help="read a DICOM series in which many slices are missing"
+    )
+    parser.add_argument("--allow-damaged", action="store_true", help="leave out DICOM slices that are damaged")
+    parser.add_argument(
         "--overlap", type=float, default=0.5, help="share of a tile that its neighbour covers too, 0 to 0.9"
     )
     parser.add_argument("--device", help="cpu, cuda or cuda:1; default cpu")
@@ -49,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
 
     from mome.cli.quiet import quiet_libraries, quiet_readers
     from mome.inference import Segmenter, segment_folder
+    from mome.volumes.dicom import DicomOptions
 
     quiet_libraries()
     quiet_readers(args.inputs)
@@ -79,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
             resume=args.resume,
             overwrite=args.overwrite,
             frame=args.frame,
+            dicom=DicomOptions(series=args.series, allow_gaps=args.allow_gaps, allow_damaged=args.allow_damaged),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
             on_done=on_done,
             debug=args.debug,

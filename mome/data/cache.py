@@ -19,13 +19,14 @@ import torch
 
 from mome.atomic import atomic_write, check_output_folder, output_errors
 from mome.data.case_folder import Case, CaseFolder
-from mome.data.training_labels import check_image, check_labels, whole_numbers
+from mome.data.training_labels import check_image, check_labels
 from mome.errors import InputError
 from mome.folder_lock import folder_lock
 from mome.processing import MoMEProcessor
 from mome.temporary_names import remove_stale_parts
 from mome.text_file import read_json
-from mome.volumes import Grid, read_volume, resample
+from mome.volumes import Grid, read_label_map, read_volume, resample
+from mome.volumes.data_files import identity
 
 _VERSION = 2  # of the files in a cache; part of the hash
 _WAIT_S = 3600.0  # for another process that builds a cache in the same folder
@@ -273,11 +274,15 @@ def cache_case_folder(
 
     def loader(case: Case) -> Callable[[], LoadedCase]:
         def load() -> LoadedCase:
-            volume, labels = read_volume(case.image), read_volume(case.labels)
-            if volume.array.shape != labels.array.shape or not np.allclose(volume.affine, labels.affine, atol=1e-3):
-                raise InputError("image and label map are on different grids", where=str(case.labels))
+            volume, labels = read_volume(case.image), read_label_map(case.labels)
+            if not volume.grid.same_as(labels.grid, tolerance=0.01):
+                raise InputError(
+                    "image and label map are on different grids: " + volume.grid.difference(labels.grid),
+                    where=str(case.labels),
+                    hint="resample the label map to the image's grid, by nearest neighbour",
+                )
             check_image(volume.array, case.name, case.image)
-            ids = whole_numbers(labels.array, case.labels)
+            ids = np.asarray(labels.array)
             annotated = {name: folder.ids[name] for name in case.annotated}
             notes = check_labels(ids, annotated, folder.ids, case.name, case.labels)
             if not set(case.annotated) & set(names):
@@ -288,6 +293,6 @@ def cache_case_folder(
         return load
 
     pairs = [(case.name, loader(case)) for case in folder]
-    files = [(path.stat().st_size, path.stat().st_mtime_ns) for case in folder for path in (case.image, case.labels)]
+    files = [list(identity(path).values()) for case in folder for path in (case.image, case.labels)]
     fingerprint = json.dumps([[(case.name, case.annotated) for case in folder], files, folder.ids], sort_keys=True)
     return build_cache(root, source, names, processor, pairs, fingerprint, progress)

@@ -1,8 +1,8 @@
 """A folder of partially labelled cases: `images/`, `labels/` and `cases.json`.
 
 ```
-folder/images/<case>.nii.gz     CT in HU
-folder/labels/<case>.nii.gz     label map; its numbers are the data set's own
+folder/images/<case>.nii.gz     CT in HU, or another format that `read_volume` reads
+folder/labels/<case>.nii.gz     label map, likewise; its numbers are the data set's own
 folder/cases.json               {"<case>": {"annotated": ["liver", ...]}, ...}
 ```
 A structure that is not in a case's `annotated` list is unknown in this case, not background.
@@ -10,16 +10,17 @@ A structure that is not in a case's `annotated` list is unknown in this case, no
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mome.errors import InputError, did_you_mean
 from mome.labels import load_dataset
-from mome.text_file import read_json
+from mome.volumes.case_list import read_case_list
+from mome.volumes.scan_files import listed, scan_ending, stem
 
-_FORM = '{"case": {"annotated": ["mandible", …]}, …}'
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ class CaseFolder:
         dataset: Name of the label YAML that maps the numbers of the label maps to label names, as in `openkbp`.
 
     Raises:
-        InputError: No `cases.json`, one that lists no case or is of another form, a file that it names is missing, or
-            a structure that the data set does not have.
+        InputError: There is no `cases.json` or it is damaged, a file that it names is missing, it names a structure
+            that the data set does not have, or it lists no case.
     """
 
     def __init__(self, folder: str | Path, dataset: str) -> None:
@@ -57,17 +58,14 @@ class CaseFolder:
         index = self.folder / "cases.json"
         if not index.is_file():
             raise InputError("no cases.json, which lists what is annotated in each case", where=str(self.folder))
-        listed = read_json(index, "cases.json", hint=_FORM)
-        if not listed:
-            raise InputError("cases.json lists no case", where=str(index), hint=_FORM)
+        images, maps = (_scans_by_name(self.folder / kind) for kind in ("images", "labels"))
         self.cases: list[Case] = []
-        for name, entry in listed.items():
-            annotated = _annotated(name, entry, index)
-            image, labels = (self.folder / kind / f"{name}.nii.gz" for kind in ("images", "labels"))
-            case = Case(name, image, labels, annotated)
-            for path in (case.image, case.labels):
-                if not path.is_file():
-                    raise InputError(f"case {name!r:.60} of cases.json has no file", where=str(path))
+        for name, annotated in read_case_list(index).items():
+            for found, kind in ((images, "images"), (maps, "labels")):
+                if name not in found:
+                    missing = self.folder / kind / f"{name}.nii.gz"
+                    raise InputError(f"case {name!r:.60} of cases.json has no file", where=str(missing))
+            case = Case(name, images[name], maps[name], annotated)
             unknown = [label for label in case.annotated if label not in self.ids]
             if unknown:
                 raise InputError(
@@ -76,7 +74,11 @@ class CaseFolder:
                     where=str(index),
                     hint="names: " + ", ".join(self.ids),
                 )
+            if not annotated:
+                logger.warning("case %r of %s has no annotated structure: nothing is learned from it", name, index)
             self.cases.append(case)
+        if not self.cases:
+            raise InputError("cases.json lists no case", where=str(index), hint='{"<case>": {"annotated": ["liver"]}}')
 
     def __len__(self) -> int:
         return len(self.cases)
@@ -85,17 +87,13 @@ class CaseFolder:
         return iter(self.cases)
 
 
-def _annotated(name: str, entry: Any, index: Path) -> tuple[str, ...]:
-    """Checks one case of `cases.json` and returns the structures annotated in it.
-
-    Raises:
-        InputError: The name is a path, or the entry has another form.
-    """
-    if not name or name.startswith(".") or any(c in name for c in "/\\\0"):
-        raise InputError(f"{name!r:.60} is not the name of a case: names are no paths", where=str(index), hint=_FORM)
-    annotated = entry.get("annotated") if isinstance(entry, dict) else None
-    if not isinstance(annotated, list) or not all(isinstance(label, str) for label in annotated):
-        raise InputError(f"case {name!r:.60} has no list 'annotated' of names", where=str(index), hint=_FORM)
-    if len(set(annotated)) != len(annotated):
-        raise InputError(f"case {name!r:.60} lists a structure twice", where=str(index), hint=_FORM)
-    return tuple(annotated)
+def _scans_by_name(folder: Path) -> dict[str, Path]:
+    """Returns the scans of a folder by their names without the ending. Of equal names, `.nii.gz` is taken."""
+    if not folder.is_dir():
+        return {}
+    found: dict[str, Path] = {}
+    for path in listed(folder):
+        ending = scan_ending(path)
+        if ending is not None and (stem(path) not in found or ending == ".nii.gz"):
+            found[stem(path)] = path
+    return found

@@ -9,42 +9,6 @@ import numpy as np
 
 from mome.errors import InputError
 
-# Label values stored with a slope come back as 5.00005.
-_ROUNDING = 1e-3
-
-
-def whole_numbers(values: np.ndarray, where: Path) -> np.ndarray:
-    """Returns a label map as integers; values within 1e-3 of a whole number are rounded.
-
-    Args:
-        values: (i, j, k) of any real type.
-        where: The file, named in errors.
-
-    Raises:
-        InputError: A value is not finite, negative, or no whole number.
-    """
-    array = np.asarray(values)
-    if array.dtype.kind in "ui":
-        rounded = array
-    else:
-        if not np.isfinite(array).all():
-            raise InputError("the label map holds NaN or infinity", where=str(where), hint="store whole numbers")
-        rounded = np.rint(array)
-        wrong = np.abs(array - rounded) > _ROUNDING
-        if wrong.any():
-            raise InputError(
-                f"the label map holds {float(array[wrong][0]):g}, and labels are whole numbers",
-                where=str(where),
-                hint="is it a probability map? Threshold it first",
-            )
-    if array.size and rounded.min() < 0:
-        raise InputError(
-            f"the label map holds {int(rounded.min())}, and labels are at least 0",
-            where=str(where),
-            hint="0 is background",
-        )
-    return rounded.astype(np.int64)
-
 
 def check_labels(
     labels: np.ndarray, annotated: Mapping[str, int], dataset: Mapping[str, int], case: str, where: Path

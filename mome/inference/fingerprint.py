@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mome.module_objects import weights_sha256
+from mome.volumes.data_files import identity
 
 if TYPE_CHECKING:
     from mome.modeling import MoME
@@ -25,10 +26,5 @@ def model_fingerprint(model: MoME) -> str:
 
 
 def scan_identity(scan: Path) -> dict[str, Any]:
-    """Returns the bytes and the time of the last change (ns) of a file, or of all files in a DICOM folder."""
-    files = [path for path in scan.iterdir() if path.is_file()] if scan.is_dir() else [scan]
-    found = [path.stat() for path in files if path.exists()]
-    return {
-        "bytes": sum(stat.st_size for stat in found),
-        "modified_ns": max((stat.st_mtime_ns for stat in found), default=0),
-    }
+    """Returns the bytes and the time of the last change (ns) of a scan: a file with its data files, or a folder."""
+    return identity(scan)

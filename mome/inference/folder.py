@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from mome.inference.scans import find_scans
 from mome.inference.segmenter import Segmenter
 from mome.temporary_names import remove_stale_parts
 from mome.volumes import WRITERS
+from mome.volumes.dicom import DEFAULT_DICOM, DicomOptions
 from mome.volumes.mask_names import file_part, mask_paths, refuse_to_overwrite
 from mome.volumes.scan_files import stem
 from mome.volumes.writers.base import MaskWriter, one_file_per_structure
@@ -35,6 +37,7 @@ def segment_folder(
     resume: bool = False,
     overwrite: bool = False,
     frame: int | None = None,
+    dicom: DicomOptions = DEFAULT_DICOM,
     progress: Callable[[int, int], None] | None = None,
     on_done: Callable[[dict[str, Any]], None] | None = None,
     debug: bool = False,
@@ -57,6 +60,7 @@ def segment_folder(
         overwrite: Replace masks of another scan, and files that the report does not know. Without it, and without
             `resume`, only masks of the same scan are replaced.
         frame: The volume to take from 4-D files, from 0.
+        dicom: Which DICOM series are read and what is accepted.
         progress: Called with (tiles done, number of tiles) of the current scan.
         on_done: Called with each entry.
         debug: Raise errors that are not the user's, with their traceback, instead of recording them.
@@ -90,6 +94,7 @@ def segment_folder(
             "overlap": segmenter.overlap,
             "precision": segmenter.precision,
             "frame": frame,
+            "dicom": asdict(dicom),
             "processor": segmenter.processor.settings(),
         },
     }
@@ -105,7 +110,7 @@ def segment_folder(
         else:
             # Embedding waits for the first scan that needs it: a finished run is resumed without the text encoder.
             prepared = prepared or segmenter.prepare(understood)
-            entry = _segment_study(segmenter, scan, out, prepared, study, chosen, progress, debug)
+            entry = _segment_study(segmenter, scan, out, prepared, study, chosen, dicom, progress, debug)
         entries.append(entry)
         if entry["status"] == "done" or len(scans) > 1 or report.entries:
             report.add(name, entry)
@@ -160,6 +165,7 @@ def _segment_study(
     prompts: PreparedPrompts,
     study: dict[str, Any],
     writer: MaskWriter,
+    dicom: DicomOptions,
     progress: Callable[[int, int], None] | None,
     debug: bool,
 ) -> dict[str, Any]:
@@ -168,7 +174,7 @@ def _segment_study(
     multilabel = study["multilabel"]
     try:
         writer.check_source(scan)
-        result = segmenter.segment(scan, prompts, frame=study["settings"]["frame"], progress=progress)
+        result = segmenter.segment(scan, prompts, frame=study["settings"]["frame"], dicom=dicom, progress=progress)
         paths = result.save(out, file_part(study["name"]), multilabel=multilabel, writer=study["writer"])
         overlap = result.label_map()[2] if multilabel else None
     except OutputError:

@@ -8,21 +8,24 @@ from pathlib import Path
 from mome.errors import InputError
 from mome.volumes import read_label_table
 from mome.volumes.mask_names import file_part
-from mome.volumes.scan_files import ENDINGS_HINT, is_nifti, scan_ending, stem
+from mome.volumes.scan_files import DICOM_ENDINGS, ENDINGS_HINT, is_dicom_folder, is_nifti, listed, scans_in, stem
 
 
 def find_scans(inputs: Sequence[str | Path]) -> list[Path]:
     """Returns files as they are given, and for a folder its scan files, sorted, without masks that `mome` wrote there.
 
-    A folder of `.dcm` files is one scan. A folder without files of a known ending is also taken for a DICOM series,
-    because such files often have no ending.
+    A folder of `.dcm` files is one scan. So is a folder of DICOM files without an ending, and a folder without files of
+    a known ending; reading it says what is wrong with it.
+
+    Hidden files of a folder are left out. Entries that cannot be read, such as a pipe named like a scan, stay in the
+    list: segmenting them records the error, and the run goes on.
 
     Raises:
         InputError: A folder holds no scans, or the masks of two scans would have the same name.
     """
     scans: list[Path] = []
     for given in map(Path, inputs):
-        scans += _scans_of_folder(given) if given.is_dir() and not any(given.glob("*.dcm")) else [given]
+        scans += _scans_of_folder(given) if given.is_dir() else [given]
     owners: dict[str, Path] = {}
     for scan in scans:
         part = file_part(stem(scan))
@@ -35,11 +38,18 @@ def find_scans(inputs: Sequence[str | Path]) -> list[Path]:
 
 
 def _scans_of_folder(folder: Path) -> list[Path]:
-    volumes = sorted(path for path in folder.iterdir() if scan_ending(path) is not None)
+    files = [path for path in listed(folder) if path.is_file() and not path.name.startswith(".")]
+    if any(path.suffix.lower() in DICOM_ENDINGS for path in files):
+        return [folder]
+    volumes = scans_in(folder)
     scans = [path for path in volumes if not _is_mask(path)]
-    if not scans and (volumes or not any(path.is_file() for path in folder.iterdir())):
+    if not scans and is_dicom_folder(folder):
+        return [folder]
+    if not scans and (volumes or not files):
         what = "the folder holds masks only, no scans" if volumes else "the folder holds no scans"
-        raise InputError(what, where=str(folder), hint=ENDINGS_HINT)
+        has_series = any(map(is_dicom_folder, listed(folder)))
+        hint = f"DICOM series are in its folders: {folder}/*" if has_series else ENDINGS_HINT
+        raise InputError(what, where=str(folder), hint=hint)
     return scans or [folder]
 
 

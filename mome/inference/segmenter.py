@@ -17,6 +17,7 @@ from mome.inference.result import Segmentation
 from mome.processing import MoMEProcessor, processor_of
 from mome.prompts import Prompt, embed_prompts, understand
 from mome.volumes import Volume, checked_volume, read_volume
+from mome.volumes.dicom import DEFAULT_DICOM, DicomOptions
 from mome.volumes.mask_names import structure_parts
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ class Segmenter:
         prompts: str | Sequence[str] | PreparedPrompts,
         *,
         frame: int | None = None,
+        dicom: DicomOptions = DEFAULT_DICOM,
         progress: Callable[[int, int], None] | None = None,
     ) -> Segmentation:
         """Returns masks of the prompts on the scan's own grid.
@@ -119,6 +121,7 @@ class Segmenter:
             scan: A file or DICOM folder (see `mome.volumes.read_volume`), or a Volume in HU.
             prompts: Names, synonyms, free text where the model's text encoder can embed it, or what `prepare` returned.
             frame: The volume to take from a 4-D file, from 0.
+            dicom: Which DICOM series is read and what is accepted.
             progress: Called with (tiles done, number of tiles).
 
         Raises:
@@ -128,7 +131,7 @@ class Segmenter:
         phases = Phases()
         prepared = prompts if isinstance(prompts, PreparedPrompts) else self.prepare(prompts)
         phases.end("prompts")
-        volume = checked_volume(scan) if isinstance(scan, Volume) else read_volume(scan, frame=frame)
+        volume = checked_volume(scan) if isinstance(scan, Volume) else read_volume(scan, frame=frame, dicom=dicom)
         phases.end("read")
         array, network = self.processor.to_network(volume)
         phases.end("resample")
@@ -158,13 +161,14 @@ def segment(
     precision: str = "fp32",
     prompt_chunk: int = 32,
     frame: int | None = None,
+    dicom: DicomOptions = DEFAULT_DICOM,
     progress: Callable[[int, int], None] | None = None,
 ) -> Segmentation:
     """Segments one scan; see `Segmenter`, which keeps the model for more scans."""
     segmenter = Segmenter(
         model, processor, overlap=overlap, device=device, precision=precision, prompt_chunk=prompt_chunk
     )
-    return segmenter.segment(scan, prompts, frame=frame, progress=progress)
+    return segmenter.segment(scan, prompts, frame=frame, dicom=dicom, progress=progress)
 
 
 def _device(device: str | torch.device) -> torch.device:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,9 @@ from mome.metrics.files import Files, find_masks, open_masks, pair_files
 from mome.metrics.overlap import dice
 from mome.metrics.surface import bounding_box, hausdorff95, normalized_surface_dice
 from mome.volumes import Volume
+from mome.volumes.case_list import read_case_list
 
+logger = logging.getLogger(__name__)
 _HINT_PARTIAL = "evaluate -p NAME scores a structure alone, --partial what was predicted"
 
 
@@ -118,7 +120,10 @@ def evaluate_folder(
                     hint="is the dataset name right?",
                 )
             if structure in predictions:
-                scores.append(_score(case, structure, predictions[structure](), references[structure](), tolerance))
+                wanted_mask = references[structure]()
+                if cases is not None and not wanted_mask.array.any():
+                    logger.warning("case %r: %r is annotated, and its reference has no voxel", case, structure)
+                scores.append(_score(case, structure, predictions[structure](), wanted_mask, tolerance))
             elif on_missing is not None:
                 on_missing(case, structure)
             else:
@@ -140,7 +145,7 @@ def _available_structures(
     Raises:
         InputError: A case of the reference is not in the list, or its label map has no names.
     """
-    annotated = _read_annotated(cases)
+    annotated = None if cases is None else read_case_list(cases)
     available = {}
     for case, files in wanted.items():
         if annotated is not None and case not in annotated:
@@ -166,7 +171,7 @@ def _score(case: str, structure: str, prediction: Volume, reference: Volume, tol
     if not prediction.grid.same_as(reference.grid, tolerance=0.01):
         raise InputError(
             f"prediction and reference of {structure!r} in {case!r} are on different grids: "
-            f"{prediction.shape} at {_spacing_text(prediction)} and {reference.shape} at {_spacing_text(reference)}",
+            + prediction.grid.difference(reference.grid),
             hint="mome segment keeps the scan's grid; was the reference resampled?",
         )
     p, r, spacing = prediction.array, reference.array, reference.spacing
@@ -175,28 +180,6 @@ def _score(case: str, structure: str, prediction: Volume, reference: Volume, tol
         p, r = p[box], r[box]
     surface_dice = normalized_surface_dice(p, r, spacing, tolerance)
     return Score(case, structure, dice(p, r), surface_dice, hausdorff95(p, r, spacing))
-
-
-def _spacing_text(volume: Volume) -> str:
-    """The voxel size for a message, as in "1×1×2.5 mm"."""
-    return "×".join(f"{s:.3g}" for s in volume.spacing) + " mm"
-
-
-def _read_annotated(cases: str | Path | None) -> dict[str, list[str]] | None:
-    """The `annotated` lists of a `cases.json`.
-
-    Raises:
-        InputError: No such file, or another content.
-    """
-    if cases is None:
-        return None
-    path = Path(cases)
-    if not path.is_file():
-        raise InputError("no such list of cases", where=str(path))
-    try:
-        return {name: list(entry["annotated"]) for name, entry in json.loads(path.read_text()).items()}
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise InputError("the list of cases is not {case: {annotated: [...]}}", where=str(path)) from error
 
 
 def summarise(scores: list[Score], *, seed: int = 0, resamples: int = 2000) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import zlib
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,9 +11,12 @@ import numpy as np
 
 from mome.errors import InputError
 from mome.labels import load_dataset, load_table
-from mome.volumes import Volume, read_label_table, read_volume
-from mome.volumes.mask_names import split_mask_name
-from mome.volumes.scan_files import NIFTI_ENDINGS, is_nifti, stem
+from mome.volumes import Volume, read_label_map, read_label_table
+from mome.volumes.label_map import listed_values, unnamed_values
+from mome.volumes.mask_names import file_part, safe_characters, split_mask_name
+from mome.volumes.scan_files import is_nifti, scans_in, stem
+
+logger = logging.getLogger(__name__)
 
 Files = dict[str | None, Path]
 """The files of one case. The key is a structure for a mask, or None for a label map."""
@@ -25,10 +28,10 @@ def find_masks(place: str | Path, *, dataset: str | None = None, cases: Sequence
     A file `<case>_<structure>` is a mask if the structure is in the class table, or if the case is one of `cases`; the
     structure is then free text. Such a file is a label map instead if its whole name is one of `cases`, if the table in
     its header is not that of one mask, or if it contains several numbers and `dataset` names them. All other files are
-    label maps.
+    label maps. A case is also found by the name that `mome segment` gives its masks, in which a space is an underscore.
 
     Args:
-        place: Folder or file.
+        place: Folder or file; files have any ending of a scan, in either case, and hidden files are left out.
         dataset: Name of the label YAML for label maps without a table.
         cases: Known names of cases.
 
@@ -36,22 +39,41 @@ def find_masks(place: str | Path, *, dataset: str | None = None, cases: Sequence
         Case → its files.
 
     Raises:
-        InputError: No such file or folder.
+        InputError: No such file or folder, or two files are the same mask.
     """
     place = Path(place)
     if not place.exists():
         raise InputError("no such file or folder", where=str(place))
-    files = (
-        [place] if place.is_file() else [file for ending in NIFTI_ENDINGS for file in sorted(place.glob(f"*{ending}"))]
-    )
+    files = scans_in(place) if place.is_dir() else [place]
     names = load_table().names()
     found: dict[str, Files] = {}
     for file in files:
-        case, structure = split_mask_name(stem(file), names, cases)
+        case, structure = _split(stem(file), names, cases)
         if structure is not None and _is_map(file, structure, dataset):
             case, structure = stem(file), None
-        found.setdefault(case, {})[structure] = file
+        other = found.setdefault(case, {}).setdefault(structure, file)
+        if other is not file:
+            what = "label map" if structure is None else f"mask of {structure!r}"
+            raise InputError(
+                f"case {case!r} has more than one {what}", where=f"{other} and {file}", hint="move one of them away"
+            )
     return found
+
+
+def _split(name: str, structures: Sequence[str], cases: Sequence[str]) -> tuple[str, str | None]:
+    """Splits the name of a file into its case and its structure, see `split_mask_name`.
+
+    Where no case has this name, a case is looked for whose name is written like this in the names of masks.
+    """
+    case, structure = split_mask_name(name, structures, cases)
+    if case in cases:
+        return case, structure
+    written: dict[str, str] = {}
+    for known in cases:
+        if safe_characters(known):
+            written.setdefault(file_part(known), known)
+    as_written, part = split_mask_name(safe_characters(name), structures, list(written))
+    return (written[as_written], part) if as_written in written else (case, structure)
 
 
 def pair_files(
@@ -83,8 +105,8 @@ def open_masks(files: Files, dataset: str | None = None) -> dict[str, Callable[[
         Structure → function that returns its mask, a volume of bool.
 
     Raises:
-        InputError: A label map whose numbers have no names. A call of a function raises what `read_volume` raises, or
-            an `InputError` for a mask that contains several numbers.
+        InputError: A label map whose numbers have no names. A call of a function raises what `read_label_map`
+            raises, or an `InputError` for a mask that contains several numbers.
     """
     masks: dict[str, Callable[[], Volume]] = {
         name: functools.partial(_read_mask, path) for name, path in files.items() if name is not None
@@ -97,31 +119,31 @@ def open_masks(files: Files, dataset: str | None = None) -> dict[str, Callable[[
                 where=str(files[None]),
                 hint="say whose numbers they are, as in --labels openkbp",
             )
-        read = functools.cache(functools.partial(read_volume, files[None]))
+        read = functools.cache(functools.partial(_read_map, files[None], tuple(numbers.values())))
         for name, number in numbers.items():
             masks.setdefault(name, functools.partial(_mask_of_map, read, number))
     return masks
 
 
 def _is_map(file: Path, structure: str, dataset: str | None) -> bool:
-    """Whether a file that is named like a mask of `structure` is a label map."""
+    """Says whether a file that is named like a mask of `structure` is a label map."""
     try:
         table = _label_table(file)
         if len(table) == 1 and int(table[0]["id"]) == 1:  # `mome segment` marks a single mask by `table_id`
             return "table_id" not in table[0] and table[0]["name"] != structure
         # Without a data set the numbers would have no names, so the voxels need not be read.
-        return bool(table) or (dataset is not None and _several_numbers(read_volume(file).array))
-    except (InputError, OSError, EOFError, zlib.error):
+        return bool(table) or (dataset is not None and _several_numbers(read_label_map(file).array))
+    except InputError:
         return False  # a damaged file raises its error when its mask is read, which may never happen
 
 
 def _label_table(file: Path) -> list[dict]:
-    """The label table in a NIfTI file's header; empty for other files."""
+    """Returns the label table in a NIfTI file's header; empty for other files."""
     return read_label_table(file) if is_nifti(file) else []
 
 
 def _map_numbers(files: Files, dataset: str | None) -> dict[str, int]:
-    """Structure → number in the case's label map, from the table in its header, else from the data set.
+    """Returns structure → number in the case's label map, from the table in its header, else from the data set.
 
     It is empty if the case has no label map, or if its numbers have no names.
     """
@@ -132,7 +154,7 @@ def _map_numbers(files: Files, dataset: str | None) -> dict[str, int]:
 
 
 def _several_numbers(array: np.ndarray) -> bool:
-    """Whether an array contains several different numbers above 0."""
+    """Says whether an array contains several different numbers above 0."""
     inside = array[array > 0]
     return bool(inside.size and inside.min() != inside.max())
 
@@ -141,9 +163,15 @@ def _read_mask(path: Path) -> Volume:
     """Reads a file of 0 and one other number as a mask.
 
     Raises:
-        InputError: It contains several numbers, or cannot be read.
+        InputError: It contains several numbers or a negative one, or cannot be read.
     """
-    volume = read_volume(path)
+    volume = read_label_map(path)
+    if volume.array.min() < 0:
+        raise InputError(
+            f"a mask holds no negative values, this file holds {volume.array.min()}",
+            where=str(path),
+            hint="write the structure as 1 and everything else as 0",
+        )
     if _several_numbers(volume.array):
         raise InputError(
             "a mask holds 0 and one other number, this file holds several: it is a map without a label table",
@@ -153,7 +181,16 @@ def _read_mask(path: Path) -> Volume:
     return Volume(volume.array > 0, volume.affine, volume.header)
 
 
+def _read_map(path: Path, numbers: tuple[int, ...]) -> Volume:
+    """Reads a label map and says which of its values have no name."""
+    volume = read_label_map(path)
+    unnamed = unnamed_values(volume.array, numbers)
+    if unnamed:
+        logger.warning("%s: no structure has the value %s, which is not scored", path, listed_values(unnamed))
+    return volume
+
+
 def _mask_of_map(read: Callable[[], Volume], number: int) -> Volume:
-    """The mask of one number of a label map."""
+    """Returns the mask of one number of a label map."""
     volume = read()
     return Volume(volume.array == number, volume.affine, volume.header)

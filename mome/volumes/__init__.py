@@ -14,6 +14,7 @@ _LAZY = {
     "Volume": "mome.volumes.grid",
     "checked_volume": "mome.volumes.check",
     "network_grid": "mome.volumes.grid",
+    "read_label_map": "mome.volumes.label_map",
     "read_label_table": "mome.volumes.mask_file",
     "read_volume": "mome.volumes.read",
     "resample": "mome.volumes.resampling",
@@ -25,6 +26,7 @@ __all__ = [
     "Volume",
     "checked_volume",
     "network_grid",
+    "read_label_map",
     "read_label_table",
     "read_volume",
     "resample",
@@ -34,6 +36,7 @@ __all__ = [
 if TYPE_CHECKING:
     from mome.volumes.check import checked_volume
     from mome.volumes.grid import Grid, Volume, network_grid
+    from mome.volumes.label_map import read_label_map
     from mome.volumes.mask_file import read_label_table, write_mask
     from mome.volumes.read import read_volume
     from mome.volumes.resampling import resample

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from mome.errors import InputError
 from mome.volumes.grid import Volume
+from mome.volumes.hounsfield import doubt_about
+from mome.volumes.sizes import check_size
 
 
-def checked_volume(volume: Volume, where: str | None = None) -> Volume:
+def checked_volume(volume: Volume, where: str | None = None, *, any_values: bool = False) -> Volume:
     """Returns the volume as finite float32 HU, with notes on repairs and on values that look wrong.
 
     NaN becomes air (−1024 HU); +Inf and −Inf become the largest and the smallest finite value. A note that the
@@ -19,23 +22,14 @@ def checked_volume(volume: Volume, where: str | None = None) -> Volume:
     Args:
         volume: An array (i, j, k) of HU and its affine.
         where: The file that errors name.
+        any_values: Give a note where the values cannot be HU, and no error.
 
     Raises:
-        InputError: The array has not three dimensions or no voxel, or the affine cannot be inverted.
+        InputError: The array has not three dimensions, no voxel or no finite value; the affine cannot be inverted; the
+            volume is too large (see `mome.volumes.sizes`); or its values cannot be HU (see `mome.volumes.hounsfield`).
     """
     array, affine = np.asarray(volume.array), np.asarray(volume.affine, dtype=np.float64)
-    if array.ndim != 3 or min(array.shape) < 1:
-        raise InputError(
-            f"a CT is a volume of three dimensions, this has shape {tuple(array.shape)}",
-            where=where,
-            hint="give the whole stack of slices",
-        )
-    if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        raise InputError(
-            "the affine cannot be inverted: it does not say where the voxels are",
-            where=where,
-            hint="convert the scan again from its DICOM series",
-        )
+    check_grid(array.shape, affine, where)
     notes = list(volume.notes)
     directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     shear = np.abs(directions.T @ directions - np.eye(3)).max()
@@ -44,19 +38,55 @@ def checked_volume(volume: Volume, where: str | None = None) -> Volume:
             f"the axes are not at right angles (cosine {shear:.3f}: gantry tilt?); the affine is kept as it is"
         )
     finite = np.isfinite(array)
+    if not finite.any():
+        raise InputError(
+            "no voxel has a finite value", where=where, hint="convert the scan again from its DICOM series"
+        )
+    values = array if finite.all() else array[finite]  # padding with NaN says nothing about the other values
     if not finite.all():
-        values = array[finite]
-        low, high = (float(values.min()), float(values.max())) if values.size else (-1024.0, -1024.0)
+        low, high = float(values.min()), float(values.max())
         array = np.nan_to_num(array, nan=-1024.0, posinf=high, neginf=low)
         notes.append(f"{int((~finite).sum())} voxels were NaN or infinite; NaN is read as air")
-    if array.min() >= 0:
-        if array.max() <= 1.0:
-            notes.append("values lie in [0, 1]: this looks normalised, not HU")
-        elif array.max() > 900:
-            notes.append("no value is below 0: HU may be stored with an offset of 1024 that the file does not give")
-    return replace(
-        volume,
-        array=np.ascontiguousarray(array, dtype=np.float32),
-        affine=affine,
-        notes=tuple(dict.fromkeys(notes)),
-    )
+    array = np.ascontiguousarray(array, dtype=np.float32)
+    doubt = doubt_about(values.astype(np.float32, copy=False))
+    if doubt is not None and doubt.is_hopeless and not any_values:
+        raise InputError(
+            f"these are not the values of a CT: {doubt.what}",
+            where=where,
+            hint="give the scan in HU (air −1000, water 0), as its DICOM series has it",
+        )
+    if doubt is not None:
+        notes.append(doubt.what)
+    return replace(volume, array=array, affine=affine, notes=tuple(dict.fromkeys(notes)))
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def check_grid(shape: Sequence[int], affine: np.ndarray, where: str | None) -> None:
+    """Checks the shape and the affine of a volume.
+
+    Raises:
+        InputError: There are not three dimensions or no voxel, the affine cannot be inverted, or the volume is too
+            large or too small for a patient.
+    """
+    if len(shape) != 3 or min(shape) < 1:
+        raise InputError(
+            f"a CT is a volume of three dimensions, this has shape {tuple(shape)}",
+            where=where,
+            hint="give the whole stack of slices",
+        )
+    if not _can_be_inverted(affine):
+        raise InputError(
+            "the affine cannot be inverted: it does not say where the voxels are",
+            where=where,
+            hint="convert the scan again from its DICOM series",
+        )
+    check_size(shape, affine=affine, where=where)
+
+
+def _can_be_inverted(affine: np.ndarray) -> bool:
+    if affine.shape != (4, 4) or not np.isfinite(affine).all():
+        return False
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.isfinite(lengths).all() or lengths.min() < 1e-9:
+        return False
+    return bool(abs(np.linalg.det(affine[:3, :3] / lengths)) > 1e-6)

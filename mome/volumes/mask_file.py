@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ import numpy as np
 from mome.atomic import atomic_write
 from mome.errors import InputError
 from mome.volumes.grid import Grid
+from mome.volumes.nifti import nifti_extensions
+from mome.volumes.nifti_transforms import affine_of
 
 # The NIfTI header extension of code 6 is a plain comment, which every reader may show or skip.
 _COMMENT = 6
@@ -31,7 +33,9 @@ def write_mask(
         path: A `.nii.gz` or `.nii` file; missing folders are made.
         array: (i, j, k) of integers, stored as uint8, or as uint16 where a value is above 255.
         grid: The scan's grid.
-        header: `Volume.header` of the scan; its sform and qform codes and its units are kept.
+        header: `Volume.header` of the scan. If the scan is NIfTI, the mask gets its sform, its qform, both codes and
+            its unit as they are, so that every program sees mask and scan in the same place. Otherwise both
+            transforms are made of the grid's affine.
         labels: Entries `{"id", "name", …}`, stored as JSON in the file's header.
 
     Returns:
@@ -47,11 +51,20 @@ def write_mask(
     if tuple(array.shape) != tuple(grid.shape):
         raise ValueError(f"mask of shape {array.shape} for a grid of shape {grid.shape}")
     kind = np.uint16 if array.size and array.max() > 255 else np.uint8
-    image = nib.Nifti1Image(np.asarray(array, dtype=kind), grid.affine)
-    sform, qform = header.get("sform_code", 1), header.get("qform_code", 1)
-    image.set_sform(grid.affine, code=sform if sform or qform else 1)
-    image.set_qform(grid.affine, code=qform)
-    image.header["xyzt_units"] = header.get("xyzt_units", 2) or 2
+    kept = _transforms_of(header, grid)
+    # With an affine, nibabel would replace transforms that differ from it.
+    image = nib.Nifti1Image(np.asarray(array, dtype=kind), grid.affine if kept is None else None)
+    if kept is None:
+        sform, qform = header.get("sform_code", 1), header.get("qform_code", 1)
+        image.set_sform(grid.affine, code=sform if sform or qform else 1)
+        image.set_qform(grid.affine, code=qform)
+        image.header["xyzt_units"] = header.get("xyzt_units", 2) or 2
+    else:
+        for name, value in kept.items():
+            if name == "pixdim":
+                image.header["pixdim"][:4] = value
+            else:
+                image.header[name] = value
     if labels:
         table = json.dumps({"mome_labels": list(labels)}).encode()
         image.header.extensions.append(nib.nifti1.Nifti1Extension(_COMMENT, table))
@@ -63,26 +76,62 @@ def write_mask(
 def read_label_table(path: str | Path) -> list[dict[str, Any]]:
     """Returns the label table in the header of a NIfTI file; an empty list where there is none.
 
-    Raises:
-        InputError: The file cannot be read.
-    """
-    import nibabel as nib
-    from nibabel.filebasedimages import ImageFileError
-    from nibabel.spatialimages import HeaderDataError
+    Returns:
+        Entries with an `id`, a whole number, a `name`, and whatever else they hold.
 
+    Raises:
+        InputError: The file cannot be read, or its table is damaged.
+    """
+    path = Path(path)
     try:
-        image = nib.load(path)
-    except (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError) as error:
-        raise InputError("not a NIfTI file", where=str(path)) from error
-    for extension in getattr(image.header, "extensions", []):
-        if extension.get_code() != _COMMENT:
-            continue
-        content = extension.get_content()
-        text = content.decode(errors="replace") if isinstance(content, bytes) else str(content)
-        try:
-            table = json.loads(text.rstrip("\0"))
-        except json.JSONDecodeError:
-            continue
-        if isinstance(table, dict) and "mome_labels" in table:
-            return table["mome_labels"]
+        extensions = nifti_extensions(path)
+    except InputError:
+        raise
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise InputError("the file is truncated or damaged", where=str(path), hint="copy it again") from error
+    for code, content in extensions:
+        if code == _COMMENT and b"mome_labels" in content:
+            return _table(content, path)
     return []
+
+
+def _table(content: bytes, path: Path) -> list[dict[str, Any]]:
+    """Returns the entries of a label table in JSON.
+
+    Raises:
+        InputError: It is no JSON, or of another shape.
+    """
+    try:
+        table = json.loads(content.rstrip(b"\0"))
+    except (ValueError, RecursionError) as error:
+        raise _damaged_table(path) from error
+    if not isinstance(table, dict) or "mome_labels" not in table:
+        return []  # a comment of another program that contains the words
+    entries = table["mome_labels"]
+    if not isinstance(entries, list) or not all(_is_entry(entry) for entry in entries):
+        raise _damaged_table(path)
+    return entries
+
+
+def _is_entry(entry: Any) -> bool:
+    number = entry.get("id") if isinstance(entry, dict) else None
+    return isinstance(number, int) and not isinstance(number, bool) and isinstance(entry.get("name"), str)
+
+
+def _damaged_table(path: Path) -> InputError:
+    return InputError(
+        "the label table in the header is damaged", where=str(path), hint="write the masks again with mome segment"
+    )
+
+
+def _transforms_of(header: Mapping[str, Any], grid: Grid) -> dict[str, Any] | None:
+    """Returns the transforms of the scan's NIfTI header; None where it has none, or `grid` is not the scan's."""
+    kept = header.get("transforms")
+    if kept is None:
+        return None
+    try:
+        affine, _ = affine_of(kept, grid.shape)
+    except InputError:
+        return None
+    same = np.isfinite(affine).all() and abs(np.linalg.det(affine)) > 0 and grid.same_as(Grid(grid.shape, affine))
+    return dict(kept) if same else None

@@ -5,7 +5,9 @@ This module writes these names and parses them. It knows no class table: callers
 
 from __future__ import annotations
 
+import os
 import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,10 +22,19 @@ def file_part(text: str) -> str:
     Raises:
         InputError: No usable character is left.
     """
-    safe = re.sub(r"[^\w.+-]+", "_", text.strip().replace(" ", "_")).strip("._")[:_LONGEST]
+    safe = safe_characters(text)[:_LONGEST]
     if not safe:
         raise InputError(f"{text!r} gives no file name", hint="use letters or digits")
     return safe
+
+
+def safe_characters(text: str) -> str:
+    """Returns a name in the characters that mask files have: letters, digits and `_.+-`, with accents composed.
+
+    macOS writes an accented letter as two characters; composed, the same name is the same on every system.
+    """
+    composed = unicodedata.normalize("NFC", text)
+    return re.sub(r"[^\w.+-]+", "_", composed.strip().replace(" ", "_")).strip("._")
 
 
 def structure_parts(structures: Sequence[str]) -> list[str]:
@@ -101,9 +112,10 @@ def refuse_to_overwrite(scans: Sequence[Path], masks: Sequence[Path]) -> None:
     Raises:
         InputError: A path of `masks` is one of the scans, after symbolic links are followed.
     """
-    resolved = {scan.resolve() for scan in scans}
+    # `Path.resolve` raises an error for a circle of symbolic links.
+    resolved = {os.path.realpath(scan) for scan in scans}
     for path in masks:
-        if path.resolve() in resolved:
+        if os.path.realpath(path) in resolved:
             raise InputError(
                 "a mask would overwrite its scan", where=str(path), hint="choose another folder for the masks"
             )

@@ -1,7 +1,8 @@
-"""Reading a CT: NIfTI through nibabel; NRRD, MetaImage and a DICOM series through SimpleITK."""
+"""Reading a CT: NIfTI, NRRD and MetaImage by readers of this package, DICOM through pydicom."""
 
 from __future__ import annotations
 
+import os
 import zlib
 from pathlib import Path
 
@@ -9,140 +10,112 @@ import numpy as np
 
 from mome.errors import InputError
 from mome.volumes.check import checked_volume
+from mome.volumes.dicom.options import DEFAULT_DICOM, DicomOptions
 from mome.volumes.grid import Volume
-from mome.volumes.scan_files import ENDINGS_HINT, is_nifti, scan_ending
+from mome.volumes.metaimage import read_metaimage
+from mome.volumes.nifti import read_nifti
+from mome.volumes.nrrd import read_nrrd
+from mome.volumes.scan_files import (
+    APPLE_DOUBLE,
+    DICOM_ENDINGS,
+    ENDINGS_HINT,
+    METAIMAGE_ENDINGS,
+    NRRD_ENDINGS,
+    has_dicom_prefix,
+    scan_ending,
+)
+from mome.volumes.stored import StoredVolume
 
 
-def read_volume(path: str | Path, *, frame: int | None = None) -> Volume:
+def read_volume(
+    path: str | Path,
+    *,
+    frame: int | None = None,
+    dicom: DicomOptions = DEFAULT_DICOM,
+    any_values: bool = False,
+) -> Volume:
     """Reads a CT as float32 HU.
 
-    The affine is the sform where its code is set, else the qform. A note says so where both are set and disagree,
-    and where the sform is used because the qform is damaged. `mome.volumes.check` lists the other repairs and notes.
+    The affine of a NIfTI file is the sform where its code is set, else the qform. A note says so where both are set
+    and disagree, where one is damaged, and where neither is set; metres and micrometres become mm.
+    `mome.volumes.check` lists the other repairs and notes.
 
     Args:
-        path: `.nii`, `.nii.gz`, `.nrrd`, `.nhdr`, `.mha`, `.mhd`, or a folder that holds one DICOM series.
+        path: `.nii`, `.nii.gz`, `.nrrd`, `.nhdr`, `.mha`, `.mhd`, a folder that holds a DICOM series, or a DICOM file
+            of several frames.
         frame: The volume to take from a 4-D file, from 0. It may be left out where the file holds one volume; a 3-D
             file ignores it.
+        dicom: Which DICOM series is read and what is accepted; see `DicomOptions`.
+        any_values: Give a note where the values cannot be HU, and no error; for showing what a file holds.
 
     Raises:
-        InputError: The file is missing, of another format, truncated, 2-D or in colour; it holds several volumes and
-            `frame` is None; its affine is damaged or cannot be inverted; or SimpleITK is needed and not installed.
+        InputError: The file is missing, not a regular file, of another format, truncated, 2-D or in colour; its
+            compressed stream fails its checksum; it holds several volumes and `frame` is None; its affine is damaged
+            or cannot be inverted; it names a data file outside its folder; it is too large (`mome.volumes.sizes`); or
+            its values cannot be HU (`mome.volumes.hounsfield`). `mome.volumes.dicom.read` lists what is refused of
+            DICOM.
     """
     path = Path(path)
-    if not path.exists():
-        raise InputError("no such file", where=str(path), hint="check the path")
-    if is_nifti(path) and not path.is_dir():
-        return _read_nifti(path, frame)
-    if not path.is_dir() and scan_ending(path) is None:
-        raise InputError(
-            f"cannot read {path.suffix or 'a file without an ending'}",
-            where=str(path),
-            hint=f"give {ENDINGS_HINT}, or a folder with one DICOM series",
-        )
-    return _read_itk(path)
+    is_dicom = path.suffix.lower() in DICOM_ENDINGS or (scan_ending(path) is None and has_dicom_prefix(path))
+    if path.is_dir() or (is_dicom and path.is_file()):
+        from mome.volumes.dicom.read import read_dicom
+
+        return read_dicom(path, dicom, frame=frame)
+    stored = read_stored(path, frame=frame)
+    volume = Volume(stored.as_float32(), stored.affine, stored.header, stored.notes)
+    return checked_volume(volume, str(path), any_values=any_values)
 
 
-def _read_nifti(path: Path, frame: int | None) -> Volume:
-    import nibabel as nib
-    from nibabel.filebasedimages import ImageFileError
-    from nibabel.spatialimages import HeaderDataError
+def read_stored(path: str | Path, *, frame: int | None = None) -> StoredVolume:
+    """Reads a file as it stores its voxels, without a check of its values and its affine.
 
+    Args:
+        path: A file; see `read_volume`.
+        frame: See `read_volume`.
+
+    Raises:
+        InputError: As for `read_volume`.
+    """
+    path = Path(path)
+    _check_readable(path)
+    ending = scan_ending(path)
+    reader = read_nrrd if ending in NRRD_ENDINGS else read_metaimage if ending in METAIMAGE_ENDINGS else read_nifti
     try:
-        image = nib.load(path)
-        if not isinstance(image, nib.Nifti1Image | nib.Nifti2Image):
-            raise ImageFileError(type(image).__name__)
-        if image.get_data_dtype().names is not None:
-            raise InputError("this is a colour image, not a CT", where=str(path), hint="give a volume in HU")
-        array = image.get_fdata(dtype=np.float32, caching="unchanged")
+        # Damaged headers hold numbers that overflow; the checks of the result say so, numpy need not.
+        with np.errstate(over="ignore", invalid="ignore"):
+            return reader(path, frame)
     except InputError:
         raise
-    except (ImageFileError, HeaderDataError) as error:
-        raise InputError("not a NIfTI file", where=str(path), hint="is it named .nii by mistake?") from error
-    except (EOFError, OSError, ValueError, zlib.error) as error:
-        if "w2 should be positive" in str(error):  # nibabel's message for a quaternion longer than 1
-            raise InputError(
-                "the header's qform is damaged and there is no sform: the file does not say where its voxels are",
-                where=str(path),
-                hint="convert the scan again from its DICOM series",
-            ) from error
+    except MemoryError as error:
+        raise InputError("the memory is not enough for this scan", where=str(path)) from error
+    except (EOFError, OSError, ValueError, OverflowError, zlib.error) as error:
+        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
         raise InputError(
-            "the file is truncated or damaged", where=str(path), hint="copy or download it again"
+            f"the file is truncated or damaged: {reason}", where=str(path), hint="copy or download it again"
         ) from error
-    notes: list[str] = []
-    array = _three_dimensions(array, path, frame)
-    header = image.header
-    affine = np.asarray(image.affine, dtype=np.float64)
-    if header["sform_code"] > 0 and header["qform_code"] > 0:
-        try:
-            apart = np.abs(header.get_sform() - header.get_qform()).max()
-        except (ValueError, HeaderDataError):  # for a quaternion longer than 1 or a negative voxel size
-            notes.append("the header's qform is damaged; the sform is used")
-        else:
-            if apart > 1e-2:
-                notes.append(f"sform and qform disagree by {apart:.3g} mm; the sform is used")
-    keep = {
-        "sform_code": int(header["sform_code"]),
-        "qform_code": int(header["qform_code"]),
-        "xyzt_units": int(header["xyzt_units"]),
-    }
-    return checked_volume(Volume(array, affine, keep, tuple(notes)), str(path))
 
 
-def _three_dimensions(array: np.ndarray, path: Path, frame: int | None) -> np.ndarray:
-    while array.ndim > 4 and array.shape[-1] == 1:
-        array = array[..., 0]
-    if array.ndim == 4:
-        count = array.shape[3]
-        if frame is None and count > 1:
+def _check_readable(path: Path) -> None:
+    """Checks that a path is a file with the ending of a scan.
+
+    Raises:
+        InputError: It is not, or there is no such file.
+    """
+    if not path.exists():
+        if os.path.islink(path):
             raise InputError(
-                f"the file holds {count} volumes",
-                where=str(path),
-                hint=f"choose one from 0 to {count - 1}: mome segment --frame 0, in Python frame=0",
+                "this symbolic link leads to no file", where=str(path), hint="give the file that it should lead to"
             )
-        chosen = frame or 0
-        if not 0 <= chosen < count:
-            raise InputError(
-                f"frame {chosen} of {count} does not exist", where=str(path), hint=f"frames are 0 to {count - 1}"
-            )
-        array = array[..., chosen]
-    if array.ndim != 3:
+        raise InputError("no such file", where=str(path), hint="check the path")
+    if path.name.startswith(APPLE_DOUBLE):
         raise InputError(
-            f"a CT is a volume of three dimensions, this has shape {tuple(array.shape)}",
+            "this is a file of macOS's attributes, not the scan",
             where=str(path),
-            hint="give the whole stack of slices",
+            hint=f"give {path.name[len(APPLE_DOUBLE) :]}",
         )
-    return array
-
-
-def _read_itk(path: Path) -> Volume:
-    try:
-        import SimpleITK as sitk
-    except ImportError as error:
+    if scan_ending(path) is None or path.is_dir():
         raise InputError(
-            "NRRD, MetaImage and DICOM are read through SimpleITK, which is not installed",
+            f"cannot read {'a folder here' if path.is_dir() else path.suffix or 'a file without an ending'}",
             where=str(path),
-            hint='pip install "mome[dicom]", or convert the scan to .nii.gz',
-        ) from error
-    try:
-        if path.is_dir():
-            series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(path))
-            if len(series) != 1:
-                raise InputError(
-                    f"the folder holds {len(series)} DICOM series, not one",
-                    where=str(path),
-                    hint="one series per folder",
-                )
-            image = sitk.ReadImage(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(path), series[0]))
-        else:
-            image = sitk.ReadImage(str(path))
-    except RuntimeError as error:
-        raise InputError("the file is truncated or damaged", where=str(path), hint="copy it again") from error
-    if image.GetNumberOfComponentsPerPixel() != 1 or image.GetDimension() != 3:
-        raise InputError("this is not a CT of three dimensions and one channel", where=str(path))
-    affine = np.eye(4)
-    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * np.asarray(image.GetSpacing())
-    affine[:3, 3] = image.GetOrigin()
-    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # ITK's world is LPS
-    array = sitk.GetArrayFromImage(image).astype(np.float32).transpose(2, 1, 0)
-    header = {"sform_code": 1, "qform_code": 1, "xyzt_units": 2}
-    return checked_volume(Volume(array, affine, header), str(path))
+            hint=f"give {ENDINGS_HINT}, or a folder with a DICOM series",
+        )

@@ -1,0 +1,230 @@
+"""Headers of DICOM files: what kind of image a file holds and whether it is complete."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mome.errors import InputError
+from mome.volumes.dicom.elements import integer, printable
+
+# Attributes that are read only to recognise them in the description of a series. They are not kept.
+_IDENTIFYING = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientBirthName",
+    "OtherPatientIDs",
+    "OtherPatientNames",
+    "AccessionNumber",
+    "StudyID",
+    "StudyDate",
+    "ReferringPhysicianName",
+    "PerformingPhysicianName",
+    "OperatorsName",
+    "InstitutionName",
+)
+_KEYWORDS = (
+    "SpecificCharacterSet",
+    "SOPClassUID",
+    "Modality",
+    "ImageType",
+    "SeriesInstanceUID",
+    "SeriesNumber",
+    "SeriesDescription",
+    "AcquisitionNumber",
+    "TemporalPositionIdentifier",
+    "ContentTime",
+    "InstanceNumber",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "PixelSpacing",
+    "SliceThickness",
+    "Rows",
+    "Columns",
+    "NumberOfFrames",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "BitsAllocated",
+    "PixelRepresentation",
+    "PixelPaddingValue",
+    "PixelPaddingRangeLimit",
+    "RescaleSlope",
+    "RescaleIntercept",
+    "RescaleType",
+    "ModalityLUTSequence",
+    "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence",
+    *_IDENTIFYING,
+)
+_UNDEFINED_LENGTH = 0xFFFFFFFF
+_DEFLATED = "1.2.840.10008.1.2.1.99"
+
+
+@dataclass(frozen=True)
+class ImageHeader:
+    """What the header of one file says about its image or images.
+
+    Attributes:
+        file: The file.
+        series_uid: SeriesInstanceUID.
+        series_number: SeriesNumber, 0 where it is missing.
+        description: SeriesDescription, empty where it could identify the patient.
+        sop_class: SOPClassUID, which says what kind of object the file holds.
+        modality: Modality, as in "CT".
+        samples: Samples per pixel; 3 for colour.
+        photometric: PhotometricInterpretation, as in "MONOCHROME2".
+        rows: Pixels along a column.
+        columns: Pixels along a row.
+        frames: Number of frames.
+        padding: The lowest and the highest stored value that marks pixels outside the image, or None.
+        has_pixels: Whether pixel data follow the header.
+        is_truncated: Whether the file ends before its pixel data do.
+    """
+
+    file: Path
+    series_uid: str
+    series_number: int
+    description: str
+    sop_class: str
+    modality: str
+    samples: int
+    photometric: str
+    rows: int
+    columns: int
+    frames: int
+    padding: tuple[int, int] | None
+    has_pixels: bool
+    is_truncated: bool
+
+
+class DamagedFile(Exception):
+    """A file that cannot be read; the message is the reason."""
+
+
+def require_pydicom(where: str | None = None) -> None:
+    """Checks that pydicom is installed.
+
+    Raises:
+        InputError: It is not.
+    """
+    try:
+        import pydicom  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            "DICOM is read through pydicom, which is not installed",
+            where=where,
+            hint='pip install "mome[dicom]", or convert the scan to .nii.gz',
+        ) from error
+
+
+def read_header(path: Path) -> tuple[ImageHeader, Any]:
+    """Reads the header of a file, without its pixels.
+
+    pydicom's warnings quote values, so callers read inside `quiet_decoders`.
+
+    Returns:
+        The header and the pydicom data set it was read from.
+
+    Raises:
+        DamagedFile: The file is empty, ends within its header, or is no DICOM file.
+    """
+    import pydicom
+
+    size = os.path.getsize(path)
+    if size == 0:
+        raise DamagedFile("0 bytes")
+    try:
+        with open(path, "rb") as file:
+            dataset = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=list(_KEYWORDS))
+            header = _image_header(path, dataset, *_pixel_data(file, size, dataset))
+    except Exception as error:  # pydicom raises errors of many types for damaged files
+        raise DamagedFile("its header cannot be read") from error
+    if not header.sop_class and not header.modality:
+        raise DamagedFile("truncated, or no DICOM file")
+    return header, dataset
+
+
+def _pixel_data(file: Any, size: int, dataset: Any) -> tuple[bool, bool]:
+    """Says whether pixel data follow the header, and whether the header or the pixel data end too early.
+
+    Args:
+        file: The open file, at the place where the header ended.
+        size: The size of the file in bytes.
+        dataset: The header.
+    """
+    if str(getattr(dataset, "file_meta", {}).get("TransferSyntaxUID")) == _DEFLATED:
+        return True, False  # The whole file was inflated in memory, so the place in the file says nothing.
+    start = file.tell()
+    element = file.read(12)
+    if len(element) < 12:
+        # An element that is skipped by its length ends beyond the end of a truncated file; one that is read is short.
+        short = any(_is_short(dataset.get_item(tag)) for tag in dataset.keys())
+        return False, start > size or len(element) > 0 or short
+    is_implicit, is_little = dataset.original_encoding
+    encoding = "<I" if is_little else ">I"
+    length = struct.unpack(encoding, element[4:8] if is_implicit else element[8:12])[0]
+    header_length = 8 if is_implicit else 12
+    if length == _UNDEFINED_LENGTH:
+        return True, False
+    pixels = [integer(dataset, keyword) or 1 for keyword in ("Rows", "Columns", "NumberOfFrames")]
+    expected = math.prod(pixels) * ((integer(dataset, "BitsAllocated") or 8) // 8)
+    return True, start + header_length + length > size or length < expected
+
+
+def _is_short(element: Any) -> bool:
+    """Says whether the value of an element, as pydicom read it, has fewer bytes than its length."""
+    value, length = getattr(element, "value", None), getattr(element, "length", _UNDEFINED_LENGTH)
+    return isinstance(value, bytes) and length != _UNDEFINED_LENGTH and len(value) < length
+
+
+def _image_header(path: Path, dataset: Any, has_pixels: bool, is_truncated: bool) -> ImageHeader:
+    meta = getattr(dataset, "file_meta", {})
+    return ImageHeader(
+        file=path,
+        series_uid=str(dataset.get("SeriesInstanceUID") or ""),
+        series_number=integer(dataset, "SeriesNumber") or 0,
+        description=_description(dataset),
+        sop_class=str(dataset.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID") or ""),
+        modality=printable(dataset.get("Modality")).upper(),
+        samples=integer(dataset, "SamplesPerPixel") or 1,
+        photometric=printable(dataset.get("PhotometricInterpretation")).upper(),
+        rows=integer(dataset, "Rows") or 0,
+        columns=integer(dataset, "Columns") or 0,
+        frames=max(1, integer(dataset, "NumberOfFrames") or 1),
+        padding=_padding(dataset),
+        has_pixels=has_pixels,
+        is_truncated=is_truncated,
+    )
+
+
+def _description(dataset: Any) -> str:
+    """Returns the description of the series, or an empty text where it holds a name, an id or a date."""
+    text = printable(dataset.get("SeriesDescription"))
+    lower = text.lower()
+    for keyword in _IDENTIFYING:
+        words = re.split(r"[\W_]+", str(dataset.get(keyword) or "").lower())
+        if any(len(word) > 2 and word in lower for word in words):
+            return ""
+    return "" if re.search(r"\d{5,}|\d{1,4}[-./]\d{1,2}[-./]\d{1,4}", text) else text
+
+
+def _padding(dataset: Any) -> tuple[int, int] | None:
+    """Returns the range of stored values that mark pixels outside the image, with the sign of the pixels."""
+    bits, is_signed = integer(dataset, "BitsAllocated") or 16, integer(dataset, "PixelRepresentation") == 1
+    limits: list[int] = []
+    for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit"):
+        value = dataset.get(keyword)
+        if isinstance(value, bytes):  # The type is "US or SS" where pydicom does not know the sign.
+            value = int.from_bytes(value, "little" if dataset.original_encoding[1] else "big")
+        if isinstance(value, int):
+            value %= 1 << bits
+            limits.append(value - (1 << bits) if is_signed and value >= 1 << (bits - 1) else value)
+        elif not limits:
+            return None
+    return min(limits), max(limits)

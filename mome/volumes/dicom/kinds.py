@@ -1,0 +1,52 @@
+"""What kind of image a DICOM file holds. Only CT is segmented."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mome.volumes.dicom.headers import ImageHeader
+from mome.volumes.dicom.slices import Slice
+
+# CT, enhanced CT, and CT that was converted from single slices to a multi-frame file (DICOM PS3.4, table B.5-1).
+_CT_CLASSES = (
+    "1.2.840.10008.5.1.4.1.1.2",
+    "1.2.840.10008.5.1.4.1.1.2.1",
+    "1.2.840.10008.5.1.4.1.1.2.2",
+)
+
+
+def reason_not_ct(header: ImageHeader) -> str | None:
+    """Returns what an object is instead of a CT, as in "MR" or "Segmentation (SEG)", or None where it is a CT."""
+    if header.sop_class and header.sop_class not in _CT_CLASSES:
+        return _class_name(header)
+    if header.modality not in ("CT", ""):
+        return header.modality[:16]
+    if header.samples != 1 or (header.photometric and not header.photometric.startswith("MONOCHROME")):
+        return f"a colour image, {header.photometric[:16] or 'RGB'}"
+    return None
+
+
+def reason_not_hu(slices: Sequence[Slice]) -> str | None:
+    """Returns why the values of a CT cannot be converted to HU, or None where they can.
+
+    Spectral scanners store maps of other quantities, such as electron density, as CT; RescaleType names the quantity
+    (DICOM PS3.3 C.11.1.1.2). "US" stands for an unspecified one.
+    """
+    types = {image.rescale_type for image in slices} - {"HU", "HU_MOD", "US"}
+    if types:
+        return f"its values are not HU but {', '.join(sorted(types))[:40]}"
+    if any(image.has_lookup_table for image in slices):
+        return "a lookup table instead of a slope and an intercept converts its values"
+    return "its rescale slope is 0" if any(image.slope == 0 for image in slices) else None
+
+
+def _class_name(header: ImageHeader) -> str:
+    from pydicom.config import IGNORE
+    from pydicom.uid import UID
+
+    name = str(UID(header.sop_class, IGNORE).name)  # a check of the UID would print it
+    if name == header.sop_class:  # The class is not in the standard.
+        return f"an object of an unknown class{f' ({header.modality[:16]})' if header.modality else ''}"
+    for ending in (" Storage", " Image"):
+        name = name.removesuffix(ending)
+    return f"{name} ({header.modality[:16]})" if header.modality and header.modality not in name else name

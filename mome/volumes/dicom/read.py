@@ -1,0 +1,221 @@
+"""A DICOM series, or a multi-frame file, as a volume in HU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mome.errors import InputError
+from mome.volumes.check import checked_volume
+from mome.volumes.dicom.files import DicomFiles, UnusableFile, folder_files, read_files
+from mome.volumes.dicom.geometry import Layout, lay_out
+from mome.volumes.dicom.headers import require_pydicom
+from mome.volumes.dicom.kinds import reason_not_hu
+from mome.volumes.dicom.options import DEFAULT_DICOM, DicomOptions
+from mome.volumes.dicom.pixels import read_pixels
+from mome.volumes.dicom.planes import (
+    MOST_VOXELS,
+    large_gaps,
+    largest_small_gap,
+    layout_notes,
+    regular_step,
+    resample_planes,
+)
+from mome.volumes.dicom.slices import Slice
+from mome.volumes.dicom.stacks import choose_stack, stacks_of
+from mome.volumes.grid import Volume
+from mome.volumes.scan_files import ENDINGS_HINT
+
+_MOST_NAMED = 5
+
+
+def read_dicom(path: Path, options: DicomOptions = DEFAULT_DICOM, *, frame: int | None = None) -> Volume:
+    """Reads the CT series of a folder, or a multi-frame CT file, as float32 HU.
+
+    The affine comes from ImagePositionPatient, ImageOrientationPatient and PixelSpacing of every slice; a gantry tilt
+    stays in it as shear. Where the steps between slices differ, slices are interpolated linearly from where they lie
+    to planes of equal steps. Duplicates and localizers are left out. `Volume.notes` says what was done.
+
+    Args:
+        path: A folder or a file.
+        options: What to read and what to accept.
+        frame: The time point, from 0, of a series that has several images at every place.
+
+    Raises:
+        InputError: There is no CT, or there are several series and none is chosen; a slice is damaged or does not say
+            where it lies; slices are shifted in their plane; there is a gap that could hide a structure; values are not
+            HU; or a package is not installed.
+    """
+    require_pydicom(str(path))
+    files = read_files(folder_files(path) if path.is_dir() else [path])
+    stacks = stacks_of(files)
+    if not stacks:
+        raise _nothing_to_read(files, path)
+    stack = choose_stack(stacks, options.series, path)
+    if path.is_file() and stack.header.frames == 1:
+        raise InputError(
+            "the file holds one slice of a series", where=str(path), hint="give the folder that holds the whole series"
+        )
+    notes = list(stack.notes)
+    unusable = [
+        file for file in files.damaged + files.unplaced if file.series_uid in (None, "", stack.header.series_uid)
+    ]
+    notes += _left_out(unusable, options, path)
+    if files.objects:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(files.objects.items()))
+        notes.append(f"files without an image are not read: {kinds}")
+    reason = reason_not_hu(stack.slices)
+    if reason is not None:
+        raise InputError(
+            f"the series is no CT in HU: {reason}", where=str(path), hint="give a series whose values are HU"
+        )
+    bare = [image for image in stack.slices if image.slope is None or image.intercept is None]
+    if len(bare) == len(stack.slices):
+        notes.append("the slices have no RescaleSlope or no RescaleIntercept: slope 1 and intercept 0 are used")
+        bare = []
+    notes += _left_out(
+        [UnusableFile(image.name, "no valid RescaleSlope or RescaleIntercept") for image in bare], options, path
+    )
+    slices = [image for image in stack.slices if image not in bare]
+    _check_size(slices, path)
+    _check_gaps(lay_out(slices, path), options, path)  # before pixels are decoded
+    array, damaged, padded = read_pixels(slices)
+    notes += _left_out([UnusableFile(slices[k].name, why) for k, why in damaged.items()], options, path)
+    kept = [k for k in range(len(slices)) if k not in damaged]
+    if not kept:
+        raise InputError("no slice of the series can be read", where=str(path), hint="copy or download it again")
+    if damaged:
+        slices, array = [slices[k] for k in kept], array[kept]
+    if padded:
+        notes.append(f"{padded} pixels have the padding value and are read as air")
+    return _volume(slices, array, options, path, frame, notes)
+
+
+def _volume(
+    slices: list[Slice], array: np.ndarray, options: DicomOptions, path: Path, frame: int | None, notes: list[str]
+) -> Volume:
+    """Puts decoded slices onto a regular grid.
+
+    Args:
+        slices: The slices in any order.
+        array: (slices, rows, columns), HU.
+        options: What to accept.
+        path: The folder, for errors.
+        frame: The time point of a series that has several.
+        notes: Notes so far.
+    """
+    layout = lay_out(slices, path)
+    _check_gaps(layout, options, path)
+    chosen = _one_per_place(layout, slices, array, frame, path, notes)
+    if chosen != list(range(len(slices))):
+        array = array[chosen]
+    if layout.step is None:
+        step = regular_step(layout.distances)
+        voxels = resample_planes(array, layout, step, path)
+    else:
+        step = layout.step
+        voxels = np.ascontiguousarray(array.transpose(2, 1, 0))
+    if len(layout.places) == 1:
+        notes.append(f"the series has one slice; its thickness, {step:.4g} mm, is the size of its voxels")
+    notes += layout_notes(layout, step)
+    # A qform cannot hold shear; code 0 tells readers to take the sform alone.
+    header = {"sform_code": 1, "qform_code": 0 if layout.is_sheared else 1, "xyzt_units": 2}
+    return checked_volume(Volume(voxels, layout.affine(step), header, tuple(notes)), str(path))
+
+
+def _one_per_place(
+    layout: Layout, slices: Sequence[Slice], array: np.ndarray, frame: int | None, path: Path, notes: list[str]
+) -> list[int]:
+    """Returns the index of one slice for every place: the only one, the first of copies, or that of a time point."""
+    counts = {len(place) for place in layout.places}
+    if counts == {1}:
+        return [place[0] for place in layout.places]
+    different = [
+        place for place in layout.places if any(not np.array_equal(array[place[0]], array[k]) for k in place[1:])
+    ]
+    if different:
+        if len(counts) == 1 and frame is not None and 0 <= frame < min(counts):
+            notes.append(f"the series has {min(counts)} images at every place; time point {frame} is read")
+            return [place[frame] for place in layout.places]
+        several = f"{min(counts)} time points or reconstructions" if len(counts) == 1 else "several acquisitions"
+        choose = f"choose one from 0 to {min(counts) - 1}: mome segment --frame 0, in Python frame=0"
+        raise InputError(
+            f"{len(different)} of {len(layout.places)} places have several different images: there are {several}",
+            where=str(path),
+            hint=choose if len(counts) == 1 else "put each acquisition into a folder of its own",
+        )
+    dropped = sum(len(place) - 1 for place in layout.places)
+    notes.append(f"{dropped} duplicate slices, with the same place and the same pixels as others, are left out")
+    return [place[0] for place in layout.places]
+
+
+def _check_size(slices: Sequence[Slice], path: Path) -> None:
+    """Refuses a size that cannot be that of a CT before memory is taken for it."""
+    header = slices[0].header
+    if header.rows * header.columns * len(slices) > MOST_VOXELS:
+        raise InputError(
+            f"the series has {header.columns} × {header.rows} × {len(slices)} voxels, more than can be read",
+            where=str(path),
+            hint="check Rows and Columns in its headers, or split the series",
+        )
+
+
+def _check_gaps(layout: Layout, options: DicomOptions, path: Path) -> None:
+    gaps = large_gaps(layout)
+    if gaps and not options.allow_gaps:
+        steps = np.diff(layout.distances)
+        largest, after = steps.max(), int(steps.argmax()) + 1
+        raise InputError(
+            f"slices are missing: a gap of {largest:.4g} mm after slice {after} of {len(steps) + 1}, where they are "
+            f"{layout.typical_step:.4g} mm apart; up to {largest_small_gap(layout):.4g} mm are interpolated",
+            where=str(path),
+            hint="copy the series again, or --allow-gaps (in Python DicomOptions(allow_gaps=True)) for air in the gap",
+        )
+
+
+def _left_out(unusable: Sequence[UnusableFile], options: DicomOptions, path: Path) -> list[str]:
+    """Returns notes about files that are left out.
+
+    Raises:
+        InputError: There are such files and `allow_damaged` is not set.
+    """
+    if not unusable:
+        return []
+    named = "; ".join(f"{file.name} ({file.reason})" for file in unusable[:_MOST_NAMED])
+    more = f"; and {len(unusable) - _MOST_NAMED} more" if len(unusable) > _MOST_NAMED else ""
+    count = "1 slice" if len(unusable) == 1 else f"{len(unusable)} slices"
+    if not options.allow_damaged:
+        raise InputError(
+            f"{count} cannot be read: {named}{more}",
+            where=str(path),
+            hint="copy or export the series again, or --allow-damaged (in Python DicomOptions(allow_damaged=True))",
+        )
+    return [f"{count} left out: {named}{more}"]
+
+
+def _nothing_to_read(files: DicomFiles, path: Path) -> InputError:
+    """Returns the error for a folder without images that could be read."""
+    if files.unplaced:
+        file = files.unplaced[0]
+        return InputError(
+            f"the series does not say where its slices lie: {len(files.unplaced)} files have {file.reason}",
+            where=str(path),
+            hint="export the series again from the archive or the scanner",
+        )
+    if files.damaged:
+        file = files.damaged[0]
+        return InputError(
+            f"no DICOM image can be read: {file.name} ({file.reason})",
+            where=str(path),
+            hint="copy or export the series again",
+        )
+    if files.objects:
+        kinds = ", ".join(sorted(files.objects))
+        return InputError(f"not a CT but {kinds}, without an image", where=str(path), hint="give a CT series")
+    return InputError(
+        "the folder holds no DICOM images" if path.is_dir() else "not a DICOM image",
+        where=str(path),
+        hint=f"give a DICOM series, or {ENDINGS_HINT}",
+    )
