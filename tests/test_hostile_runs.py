@@ -355,7 +355,7 @@ def test_an_image_that_shows_nothing(tmp_path: Path, capsys, value: float) -> No
     path = tmp_path / "data" / "images" / "c2.nii.gz"
     image = nib.load(path)
     nib.save(nib.Nifti1Image(np.full(image.shape, value, np.float32), image.affine), path)
-    assert str(path) in train_in(tmp_path, capsys, 2, "case 'c2'", *SHORT)
+    assert str(path) in train_in(tmp_path, capsys, 2, "c2", *SHORT)
 
 
 def test_a_validation_without_a_case(tmp_path: Path, capsys) -> None:
