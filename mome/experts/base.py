@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor, nn
 
 from mome.map_context import MapContext
@@ -43,12 +42,6 @@ class TokenExperts(Experts):
         token a variable number of experts use it too: each assignment is then a token of its own, with K = 1.
         """
         raise NotImplementedError
-
-    def single(self, x_TD: Tensor) -> Tensor:
-        """The result where there is one expert, which every token takes with weight one."""
-        ids_TK = torch.zeros(x_TD.shape[0], 1, dtype=torch.int64, device=x_TD.device)
-        weights_TK = torch.ones(x_TD.shape[0], 1, dtype=torch.float32, device=x_TD.device)
-        return self(x_TD, ids_TK, weights_TK)
 
 
 class MapExperts(Experts):
