@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -34,34 +35,52 @@ def build_within_limits(build: Callable[[], _Built]) -> _Built:
         build: Makes modules; it is called twice unless the default device is meta.
 
     Raises:
-        InputError: There would be more than 20 billion parameters or more than 20,000 modules.
+        InputError: There would be more than 20 billion parameters, more than the machine's memory holds, or more than
+            20,000 modules.
     """
-    is_meta = torch.empty(0).device.type == "meta"
-    with torch.device("meta"), _counted():
+    kind = torch.empty(0).device.type
+    with torch.device("meta"), _counted() as count:
         built = build()
-    return built if is_meta else build()
+    if kind == "meta":
+        return built
+    if kind == "cpu":
+        check_memory(count["parameters"])
+    return build()
+
+
+def check_memory(numbers: int) -> None:
+    """Checks that the machine has the memory for so many numbers in float32.
+
+    Raises:
+        InputError: They need more than all of it.
+    """
+    needed, there = 4 * numbers, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        raise InputError(
+            f"the model's {numbers:,} parameters need {needed / 2**30:,.1f} GiB, the machine has {there / 2**30:,.1f}",
+            hint=_HINT,
+        )
 
 
 @contextlib.contextmanager
-def _counted() -> Iterator[None]:
+def _counted() -> Iterator[dict[str, int]]:
     """Counts what this thread's modules register inside the block, and stops the build at the first excess."""
-    parameters = modules = 0
+    count = {"parameters": 0, "modules": 0}
     thread = threading.get_ident()
 
     def on_tensor(module: nn.Module, name: str, tensor: Tensor | None) -> None:
-        nonlocal parameters
         if tensor is not None and threading.get_ident() == thread:
-            parameters += tensor.numel()
-            if parameters > MAX_PARAMETERS:
+            count["parameters"] += tensor.numel()
+            if count["parameters"] > MAX_PARAMETERS:
                 raise InputError(
-                    f"the model has more than {parameters:,} parameters, the limit is {MAX_PARAMETERS:,}", hint=_HINT
+                    f"the model has more than {count['parameters']:,} parameters, the limit is {MAX_PARAMETERS:,}",
+                    hint=_HINT,
                 )
 
     def on_module(module: nn.Module, name: str, child: nn.Module | None) -> None:
-        nonlocal modules
         if threading.get_ident() == thread:
-            modules += 1
-            if modules > MAX_MODULES:
+            count["modules"] += 1
+            if count["modules"] > MAX_MODULES:
                 raise InputError(f"the model has more than {MAX_MODULES:,} layers, which is the limit", hint=_HINT)
 
     handles = [
@@ -70,7 +89,7 @@ def _counted() -> Iterator[None]:
         hooks.register_module_module_registration_hook(on_module),
     ]
     try:
-        yield
+        yield count
     except RuntimeError as error:
         if "overflow" not in str(error):
             raise

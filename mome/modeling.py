@@ -231,7 +231,7 @@ class MoME(SavedModel):
         """Returns an empty module: the model embeds no tokens, but quantisers and adapters ask for their embeddings."""
         return nn.Identity()
 
-    def _set_gradient_checkpointing(
+    def _set_gradient_checkpointing(  # type: ignore[override]
         self, enable: bool = True, gradient_checkpointing_func: Callable[..., Any] = checkpoint, **kwargs: Any
     ) -> None:
         """Switches activation checkpointing; called by `gradient_checkpointing_enable`.

@@ -206,8 +206,8 @@ def _checked(name: str, value: Any) -> Any:
         return float(value)
     numbers = list(value) if hasattr(value, "__iter__") and not isinstance(value, str | dict) else []
     real = all(_is_number(item) for item in numbers)
-    if name == "spacing" and not (real and len(numbers) == 3 and min(numbers) > 0):
-        raise InputError(f"spacing is three positive numbers of mm, got {value!r:.60}")
+    if name == "spacing" and not (real and len(numbers) == 3 and min(numbers) >= 0.01 and max(numbers) <= 1000):
+        raise InputError(f"spacing is three positive numbers of mm from 0.01 to 1000, got {value!r:.60}")
     if name == "hu_window" and not (real and len(numbers) == 2 and numbers[0] < numbers[1]):
         raise InputError(f"hu_window is (low, high) in HU with low < high, got {value!r:.60}")
     return [float(item) for item in numbers]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import secrets
@@ -12,7 +13,7 @@ from typing import Any, Self
 
 import torch
 from transformers import PreTrainedModel
-from transformers.utils import logging
+from transformers.utils import find_adapter_config_file, logging
 
 from mome.atomic import check_output_folder, output_errors
 from mome.configuration import MoMEConfig
@@ -21,6 +22,7 @@ from mome.hub import locate
 from mome.labels import load_table
 from mome.layers.text_bank import TextBank
 from mome.loading import errors_for_people, floating_type, saved_config, with_overrides
+from mome.model_size import check_memory
 from mome.processing import MoMEProcessor
 from mome.weights_file import StoredTensor, check_tensors, described, shapes_on_meta, stored_tensors
 
@@ -94,6 +96,7 @@ class SavedModel(PreTrainedModel):
                 config, labels, new_text = with_overrides(saved, overrides)
             if not isinstance(config, MoMEConfig):
                 raise InputError("without a name, config= is a MoMEConfig", hint="config=MoMEConfig(…), state_dict=…")
+            _refuse_adapter(place, hub)
             stored = _stored(place, hub, kwargs)
             if stored is not None:
                 expected = shapes_on_meta(cls, config)
@@ -105,6 +108,8 @@ class SavedModel(PreTrainedModel):
                     allow_missing=allow_missing,
                     allow_mismatched=ignore_mismatched,
                 )
+                if kwargs.get("device_map") is None:
+                    check_memory(sum(math.prod(tensor.shape) for tensor in expected.values()))
             loaded: Any = super().from_pretrained(
                 place,
                 *args,
@@ -205,15 +210,19 @@ def _source(name: str | Path | None, kwargs: dict[str, Any]) -> tuple[str | None
     place, revision = locate(name, kwargs.pop("revision", None), kwargs.get("subfolder"))
     if os.path.isdir(place):
         kwargs.pop("subfolder", None)  # it is part of the place now
-        if (Path(place) / "adapter_config.json").exists():
-            raise InputError(
-                "the folder holds an adapter of PEFT, which would change the model",
-                where=place,
-                hint="move adapter_config.json away; then peft.PeftModel.from_pretrained(model, its folder)",
-            )
     if revision is not None:
         kwargs["revision"] = revision
     return place, revision, {key: kwargs[key] for key in _HUB_ARGUMENTS if key in kwargs}
+
+
+def _refuse_adapter(place: str | None, hub: dict[str, Any]) -> None:
+    """Refuses a checkpoint with an adapter of PEFT: transformers would load the base model that the adapter names."""
+    if place is not None and find_adapter_config_file(place, **hub) is not None:
+        raise InputError(
+            "the checkpoint holds adapter_config.json, an adapter of PEFT, which would change the model",
+            where=place,
+            hint="load the model without that file, then peft.PeftModel.from_pretrained(model, …)",
+        )
 
 
 def _saved(name: str, place: str, hub: dict[str, Any], *, needed: bool) -> dict[str, Any] | None:

@@ -130,7 +130,7 @@ def test_pickled_weights_are_not_read(folder: Path) -> None:
 
 def test_an_adapter_inside_the_folder_is_refused(folder: Path) -> None:
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "../elsewhere"}')
-    refused("holds an adapter", lambda: MoME.from_pretrained(folder))
+    refused("an adapter of PEFT", lambda: MoME.from_pretrained(folder))
 
 
 # -- config.json -----------------------------------------------------------------------------------------------
