@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import resource
 import stat
 from collections.abc import Callable, Iterator
@@ -300,3 +301,58 @@ def test_weights_of_an_earlier_model_do_not_stay(folder: Path) -> None:
     text = torch.ones(1, 12)
     with torch.no_grad():
         assert torch.equal(MoME.from_pretrained(folder).eval()(volume(), text).logits, small()(volume(), text).logits)
+
+
+def test_a_model_larger_than_the_memory_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mome.model_size.os.sysconf", lambda name: 100)
+    for build in (lambda: MoME.from_pretrained(folder), small):
+        refused("parameters need .* GiB, the machine has 0.0", build)
+
+
+# -- chance ----------------------------------------------------------------------------------------------------
+
+STRANGE = [
+    None, True, 0, -1, 2**31, 10**40, 0.5, 1e308, float("nan"), float("inf"), "", "unet", "../x", "a" * 300, [], [1],
+    [[]], ["x"], {}, {"name": "unet"}, {"name": 5}, {"a": {"b": {}}}, [10**9] * 3, {"name": "object", "sha256": "x"},
+    "swiglu(n=", "hf(model='../../x')",
+]  # fmt: skip
+
+
+def places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Every container inside a JSON value with every key or index of it."""
+    if isinstance(value, dict | list):
+        for key in value if isinstance(value, dict) else range(len(value)):
+            yield value, key
+            yield from places(value[key])
+
+
+@pytest.mark.wide
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
+def test_changed_files_load_or_are_refused(folder: Path, name: str) -> None:
+    before, draw = (folder / name).read_text(), random.Random(0)
+    load: Callable[[Path], Any] = MoME.from_pretrained if name == "config.json" else MoMEProcessor.from_pretrained
+    for _ in range(150):
+        changed = json.loads(before)
+        container, key = draw.choice(list(places(changed)))
+        container[key] = draw.choice(STRANGE)
+        (folder / name).write_text(json.dumps(changed))
+        try:
+            load(folder)
+        except InputError as error:
+            assert len(str(error).splitlines()) <= 3 and len(str(error)) < 1000, error
+
+
+@pytest.mark.wide
+def test_changed_weight_files_load_or_are_refused(folder: Path) -> None:
+    path, draw = folder / "model.safetensors", random.Random(0)
+    before = path.read_bytes()
+    header = 8 + int.from_bytes(before[:8], "little")
+    for _ in range(150):
+        changed = bytearray(before)
+        for _ in range(draw.choice([1, 3])):
+            changed[draw.randrange(header)] = draw.choice([0, 34, 48, 57, 91, 123, 125, 255, draw.randrange(256)])
+        path.write_bytes(changed)
+        try:
+            MoME.from_pretrained(folder)
+        except InputError as error:
+            assert len(str(error).splitlines()) <= 3 and len(str(error)) < 1000, error
