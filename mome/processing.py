@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 # Written into preprocessor_config.json, so that AutoProcessor finds this class.
 _AUTO_MAP = {"AutoProcessor": "modeling_mome.MoMEProcessor"}
-# The most voxels of a network grid; 2³¹ of them are 8 GiB in float32. Our choice.
-_MAX_VOXELS = 2**31
 _SETTINGS = ("spacing", "orientation", "hu_window", "padding_hu")
 # Keys that transformers writes into preprocessor_config.json or sets on the object.
 _HUGGING_FACE_KEYS = ("image_processor_type", "feature_extractor_type", "processor_class", "auto_map", "backend")
@@ -146,20 +144,12 @@ class MoMEProcessor(ImageProcessingMixin):
         """Returns the network grid that covers `grid`.
 
         Raises:
-            InputError: It would have more than 2³¹ voxels.
+            InputError: It is larger than `mome.volumes` allows.
         """
         from mome.volumes import network_grid
 
         x, y, z = self.spacing
-        network = network_grid(grid, spacing=(x, y, z), orientation=self.orientation)
-        voxels = math.prod(int(side) for side in network.shape)
-        if voxels > _MAX_VOXELS:
-            raise InputError(
-                f"at a spacing of {self.spacing} mm the scan has {voxels:,} voxels {tuple(network.shape)}, the limit "
-                f"is {_MAX_VOXELS:,}",
-                hint="is the spacing in the scan's header right? A processor with a larger spacing makes fewer voxels",
-            )
-        return network
+        return network_grid(grid, spacing=(x, y, z), orientation=self.orientation)
 
     def window(self, hu: Tensor) -> Tensor:
         """Maps HU to [0, 1]; any shape."""
