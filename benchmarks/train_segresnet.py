@@ -28,7 +28,7 @@ from mome.data.case_folder import CaseFolder
 from mome.errors import InputError
 from mome.processing import MoMEProcessor
 from mome.registry import LOSSES
-from mome.training.checkpoint import latest_checkpoint, save_checkpoint
+from mome.training.checkpoint import TrainingState, latest_checkpoint, load_checkpoint, save_checkpoint
 from mome.training.config import RunConfig
 from mome.training.config_file import load_run_config
 from mome.training.optimizer import build_optimizer, learning_rate, set_learning_rate
@@ -71,10 +71,11 @@ def fit(run: RunConfig, out: Path, peak: float) -> None:
     accelerator = Accelerator(cpu=True)
     model, optimizer = accelerator.prepare(model, optimizer)
     average = start_average(model, train.ema, accelerator)
+    state = TrainingState(accelerator, model, optimizer, average, train.batch_size)
     newest = latest_checkpoint(out / "checkpoints")
     start = 0
     if newest is not None:
-        accelerator.load_state(str(newest[0]))
+        load_checkpoint(state, newest[0])
         start = newest[1]
     out.mkdir(parents=True, exist_ok=True)
     began, recent = time.perf_counter(), []
@@ -98,7 +99,7 @@ def fit(run: RunConfig, out: Path, peak: float) -> None:
                 f"step {step + 1}/{steps} loss {np.mean(recent[-50:]):.4f} {time.perf_counter() - began:.0f} s",
                 flush=True,
             )
-            save_checkpoint(accelerator, out / "checkpoints", step + 1, train.keep_checkpoints)
+            save_checkpoint(state, out / "checkpoints", step + 1, train.keep_checkpoints)
     final = model if average is None else average.module
     weights = {key: value.contiguous() for key, value in final.state_dict().items()}
     save_file(weights, out / "model.safetensors")

@@ -14,7 +14,9 @@ from __future__ import annotations
 import ast
 import json
 import math
-from collections.abc import Callable
+import reprlib
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from mome.errors import InputError
@@ -39,7 +41,8 @@ def parse(text: str) -> Spec:
     if len(text) > 10_000:
         raise SpecError(f"a config string of {len(text)} characters is too long", hint="use a dict")
     try:
-        tree = ast.parse(text.strip(), mode="eval").body
+        with warnings.catch_warnings(action="ignore"):  # Python warns of odd escapes and calls in the text
+            tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         column = (getattr(error, "offset", None) or 1) - 1
         raise _at(text, column, f"not a config string: {getattr(error, 'msg', None) or error}") from None
@@ -77,6 +80,8 @@ def _constant(node: ast.Constant, text: str) -> Any:
     value = node.value
     if isinstance(value, float) and not math.isfinite(value):
         raise _at(text, node.col_offset, "a number is too large")
+    if isinstance(value, int) and value >= 2**63:
+        raise _at(text, node.col_offset, "a number has more than 64 bits")
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise _at(text, node.col_offset, f"a {type(value).__name__} cannot stand here")
@@ -132,12 +137,14 @@ def canonical(spec: str | Spec) -> Spec:
         return parse(spec)
     if not isinstance(spec, dict) or not isinstance(spec.get("name"), str):
         raise SpecError(
-            f"a part is named by a string or a dict with a name, got {spec!r:.60}", hint="experts='mlp(n=4)'"
+            f"a part is named by a string or a dict with a name, got {brief(spec, 60)}", hint="experts='mlp(n=4)'"
         )
     try:
         return json.loads(json.dumps({"name": spec["name"], **spec}, allow_nan=False))
     except (TypeError, ValueError) as error:
-        raise SpecError(f"the spec of '{spec['name']}' holds what JSON cannot: {error}") from None
+        raise SpecError(f"the spec of '{spec['name']:.60}' holds what JSON cannot: {error!s:.120}") from None
+    except RecursionError:
+        raise SpecError(f"the spec of '{spec['name']:.60}' nests too deeply") from None
 
 
 def dump(spec: Spec, registry: Any = None) -> str:
@@ -147,20 +154,53 @@ def dump(spec: Spec, registry: Any = None) -> str:
 
 def write(value: Any) -> str:
     """Returns a JSON value as the grammar spells it; a dict with a name becomes `name(key=value)`."""
+    return "".join(_pieces(value))
+
+
+def brief(value: Any, limit: int = 200) -> str:
+    """Returns the beginning of `write(value)` for a message: one line of at most `limit` characters.
+
+    Only this beginning is computed, so that a value that repeats one part millions of times costs nothing.
+    """
+    text = ""
+    for piece in _pieces(value):
+        text += piece
+        if len(text) > limit:
+            return text[: limit - 1] + "…"
+    return text
+
+
+def _pieces(value: Any) -> Iterator[str]:
+    """Yields the text of `write(value)` in pieces."""
     if isinstance(value, dict):
-        if isinstance(value.get("name"), str) and _is_name(value["name"]) and all(_is_word(k) for k in value):
-            arguments = ", ".join(f"{k}={write(v)}" for k, v in value.items() if k != "name")
-            return value["name"] + (f"({arguments})" if arguments else "")
-        return "{" + ", ".join(f"{k!r}: {write(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(write(item) for item in value) + "]"
-    return repr(value)
+        name = value.get("name")
+        is_spec = isinstance(name, str) and _is_name(name) and all(_is_word(key) for key in value)
+        arguments = [(key, item) for key, item in value.items() if not (is_spec and key == "name")]
+        if is_spec:
+            yield str(name)
+        if arguments or not is_spec:
+            yield "(" if is_spec else "{"
+            for i, (key, item) in enumerate(arguments):
+                yield ", " if i else ""
+                yield f"{key}=" if is_spec else f"{repr(key) if isinstance(key, str) else reprlib.repr(key)}: "
+                yield from _pieces(item)
+            yield ")" if is_spec else "}"
+    elif isinstance(value, list | tuple):
+        yield "["
+        for i, item in enumerate(value):
+            yield ", " if i else ""
+            yield from _pieces(item)
+        yield "]"
+    elif isinstance(value, str | int | float) or value is None:
+        yield repr(value)
+    else:
+        yield reprlib.repr(value)
 
 
-def _is_word(text: str) -> bool:
+def _is_word(text: Any) -> bool:
     import keyword
 
-    return text.isidentifier() and not keyword.iskeyword(text) and text not in _WORDS
+    return isinstance(text, str) and text.isidentifier() and not keyword.iskeyword(text) and text not in _WORDS
 
 
 def _is_name(text: str) -> bool:

@@ -12,7 +12,8 @@ from dataclasses import MISSING
 from typing import Any
 
 from mome.errors import InputError, did_you_mean
-from mome.spec import write
+from mome.printable import printable
+from mome.spec import brief
 
 
 def from_data(cls: Any, data: dict[str, Any], *, owner: str, path: str = "") -> Any:
@@ -33,7 +34,7 @@ def from_data(cls: Any, data: dict[str, Any], *, owner: str, path: str = "") -> 
     for key, value in data.items():
         if key not in known:
             raise InputError(
-                f"{owner} has no argument '{path}{key}'{did_you_mean(str(key), known)}",
+                f"{owner} has no argument '{path}{printable(str(key))[:60]}'{did_you_mean(str(key)[:60], known)}",
                 hint="arguments: " + (", ".join(known) or "none"),
             )
         values[key] = typed(value, hints[key], owner=owner, path=f"{path}{key}")
@@ -75,11 +76,22 @@ def typed(value: Any, hint: Any, *, owner: str, path: str) -> Any:
         return float(value)
     elif hint in (int, str, bool) and type(value) is hint:
         return value
-    raise InputError(f"{owner}, argument '{path}' is {_type_name(hint)}, got {write(value):.200}")
+    raise InputError(f"{owner}, argument '{path}' is {_type_name(hint)}, got {brief(value)}")
+
+
+def check_range(owner: str, low: float, high: float, **values: float) -> None:
+    """Checks that every value lies from `low` to `high`.
+
+    Raises:
+        InputError: A value is outside; the message names it as `<owner>.<name>`.
+    """
+    for name, value in values.items():
+        if not low <= value <= high:
+            raise InputError(f"{owner}.{name} is from {low:,} to {high:,}, got {value}")
 
 
 def _type_name(hint: Any) -> str:
-    """A type in words, as in "a list of int"."""
+    """Returns a type in words, as in "a list of int"."""
     origin, options = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint) or dict in (hint, origin):
         return "a mapping of keys to values"

@@ -12,7 +12,18 @@ ROOT = Path(mome.__file__).parent
 
 # From the ground up. A module imports from its own layer and from those before it.
 LAYERS = [
-    ["errors", "spec", "atomic", "typed", "module_objects"],
+    [
+        "errors",
+        "spec",
+        "temporary_names",
+        "folder_lock",
+        "text_file",
+        "printable",
+        "threads",
+        "atomic",
+        "typed",
+        "module_objects",
+    ],
     ["registry", "presets", "map_context", "volumes", "labels", "metrics", "losses"],
     ["routers", "experts", "encoders.text"],
     ["layers"],

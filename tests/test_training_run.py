@@ -16,7 +16,8 @@ from accelerate import Accelerator
 from training_runs import RECIPE, command, losses, write_recipe
 
 from mome.errors import InputError, OutputError
-from mome.training.checkpoint import latest_checkpoint, save_checkpoint
+from mome.training import checkpoint
+from mome.training.checkpoint import TrainingState, latest_checkpoint, save_checkpoint
 from mome.training.config_file import load_run_config
 from mome.training.loop import train
 from mome.training.run_settings import check_same_run, save_run_settings
@@ -86,16 +87,16 @@ def test_a_run_that_cannot_start_leaves_nothing_behind(tmp_path: Path, override:
 def test_a_full_disk_leaves_the_earlier_state(tmp_path: Path, monkeypatch) -> None:
     accelerator = Accelerator(cpu=True)
     model = accelerator.prepare(torch.nn.Linear(2, 2))
-    save_checkpoint(accelerator, tmp_path, 1, keep=1)
+    state = TrainingState(accelerator, model, accelerator.prepare(torch.optim.AdamW(model.parameters())))
+    save_checkpoint(state, tmp_path, 1, keep=1)
 
-    def full(path: str) -> None:
-        Path(path).mkdir()
-        (Path(path) / "model.safetensors").write_bytes(b"half")
+    def full(path: Path, *arguments: object) -> None:
+        path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(accelerator, "save_state", full)
+    monkeypatch.setattr(checkpoint, "write_tensors", full)
     with pytest.raises(OutputError, match="the training state could not be written: No space left") as caught:
-        save_checkpoint(accelerator, tmp_path, 2, keep=1)
+        save_checkpoint(state, tmp_path, 2, keep=1)
     assert len(str(caught.value).splitlines()) == 3 and model is not None
     assert [path.name for path in tmp_path.iterdir()] == ["step_00000001"]
     assert latest_checkpoint(tmp_path) == (tmp_path / "step_00000001", 1)

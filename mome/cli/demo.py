@@ -8,7 +8,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from mome.atomic import check_output_folder
 from mome.errors import InputError
+from mome.printable import printable
 
 MODEL = "mome-ct-tiny"
 
@@ -32,18 +34,25 @@ def run(args: argparse.Namespace) -> int:
     """Runs the command and returns its exit code."""
     if args.ct is not None and not args.ct.exists():
         raise InputError("no such file", where=str(args.ct), hint="check the path, or give no file for a synthetic CT")
+    if args.seed < 0:
+        raise InputError(f"--seed is at least 0, got {args.seed}")
+    check_output_folder(args.out)
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
     from rich.table import Table
 
-    from mome.cli.quiet import quiet_libraries
+    from mome.cli.quiet import quiet_libraries, quiet_readers
     from mome.inference import Segmenter
     from mome.metrics import dice
+    from mome.temporary_names import remove_stale_parts
     from mome.viz.preview import save_preview
     from mome.volumes.mask_names import mask_name
     from mome.volumes.scan_files import stem
 
     quiet_libraries()
+    quiet_readers([args.ct] if args.ct else [])
+    remove_stale_parts(args.out)
     began = time.perf_counter()
     console = Console(stderr=args.json)
     volume, truth = _scan(args)
@@ -75,22 +84,23 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(report, indent=1))
         return 0
-    table = Table(title="synthetic head and neck" if args.ct is None else name, title_style="dim")
+    title = "synthetic head and neck" if args.ct is None else escape(printable(name))
+    table = Table(title=title, title_style="dim")
     table.add_column("structure")
     table.add_column("volume (ml)", justify="right")
     if truth:
         table.add_column("Dice", justify="right")
     for row in rows:
         cells = [] if not truth else ["–" if row["dice"] is None else f"{row['dice']:.3f}"]
-        table.add_row(row["structure"], f"{row['volume_ml']:.1f}", *cells)
+        table.add_row(escape(printable(row["structure"])), f"{row['volume_ml']:.1f}", *cells)
     console.print(table)
     for warning in dict.fromkeys(result.warnings):
-        console.print(f"[yellow]warning: {warning}[/yellow]", highlight=False)
+        console.print(f"[yellow]warning: {escape(printable(warning))}[/yellow]", highlight=False)
     console.print(f"{seconds:.1f} s in all, {result.seconds.get('network', 0):.1f} s of it the network")
-    console.print(f"masks    {args.out / mask_name(name, '*')}", highlight=False, soft_wrap=True)
-    if args.ct is None:
-        console.print(f"CT       {paths[0]}", highlight=False, soft_wrap=True)
-    console.print(f"preview  {paths[-1]}", highlight=False, soft_wrap=True)
+    files = {"masks": args.out / mask_name(name, "*"), "CT": paths[0], "preview": paths[-1]}
+    for what, path in files.items():
+        if what != "CT" or args.ct is None:
+            console.print(f"{what:<8} {escape(printable(str(path)))}", highlight=False, soft_wrap=True)
     console.print("Research software, not a medical device.", style="dim")
     return 0
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mome.atomic import atomic_write
 from mome.errors import InputError
+from mome.printable import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -44,10 +45,12 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import track
 
+    from mome.cli.quiet import quiet_readers
     from mome.metrics import evaluate_folder, summarise
 
     if args.out and args.out.suffix not in (".csv", ".json"):
         raise InputError(f"scores are written as .csv or .json, not {args.out.suffix!r}", where=str(args.out))
+    quiet_readers()
     error = Console(stderr=True)
     missing: list[tuple[str, str | None]] = []
     scores = evaluate_folder(
@@ -96,6 +99,7 @@ def _show(rows: list[dict[str, Any]], tolerance: float) -> None:
 def _table(rows: list[dict[str, Any]], tolerance: float, separator: str) -> Table:
     """The table; `separator` stands between the median and the interval of a cell."""
     from rich import box
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(
@@ -112,7 +116,7 @@ def _table(rows: list[dict[str, Any]], tolerance: float, separator: str) -> Tabl
     for row in rows:
         style = "bold" if row["structure"] == "mean" else None
         cells = [_cell(row[metric], digits, separator) for metric, digits in (("dice", 3), ("nsd", 3), ("hd95", 1))]
-        table.add_row(row["structure"], str(row["n"]), *cells, style=style)
+        table.add_row(escape(printable(row["structure"])), str(row["n"]), *cells, style=style)
     return table
 
 
@@ -147,7 +151,7 @@ def _write(path: Path, scores: list[Score]) -> None:
         if path.suffix == ".json":
             part.write_text(json.dumps(_nan_as_null([vars(score) for score in scores]), indent=1) + "\n")
         else:
-            with part.open("w", newline="") as file:
+            with part.open("w", newline="", encoding="utf-8") as file:
                 writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(Score)])
                 writer.writeheader()
                 writer.writerows(vars(score) for score in scores)

@@ -8,6 +8,7 @@ import json
 from typing import Any
 
 from mome.errors import InputError
+from mome.printable import printable
 from mome.registry import REGISTRIES
 from mome.volumes.writers import WRITERS
 
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         width = max(len(row["name"]) for row in rows)
         for row in rows:
             size = f"{row['parameters'] / 1e6:6.1f} M  " if "parameters" in row else ""
-            print(f"  {row['name']:<{width}}  {size}{row['summary']}")
+            print(printable(f"  {row['name']:<{width}}  {size}{row['summary']}"))
     return 0
 
 

@@ -20,4 +20,4 @@ class Parser(argparse.ArgumentParser):
         Raises:
             InputError: Always.
         """
-        raise InputError(message, hint=f"{self.prog} --help")
+        raise InputError(" ".join(message.split())[:300], hint=f"{self.prog} --help")

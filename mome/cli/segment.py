@@ -10,6 +10,8 @@ from typing import Any
 
 from mome.atomic import check_output_folder
 from mome.errors import InputError
+from mome.printable import printable
+from mome.threads import check_threads
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--multilabel", action="store_true", help="one map of the class table's ids")
     parser.add_argument("--writer", default="nifti", help="file format of the masks")
     parser.add_argument("--resume", action="store_true", help="skip scans that an earlier run finished")
+    parser.add_argument("--overwrite", action="store_true", help="replace masks of another scan of the same name")
     parser.add_argument("--frame", type=int, help="the volume to take from a 4-D file, from 0")
     parser.add_argument(
         "--series", help="the DICOM series of a folder with several: its number in `mome info`, or its UID"
@@ -45,16 +48,18 @@ def run(args: argparse.Namespace) -> int:
     for given in args.inputs:
         if not given.exists():
             raise InputError("no such file", where=str(given), hint="check the path")
+    check_threads(args.threads, "--threads")
     check_output_folder(args.out)
     import torch
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from mome.cli.quiet import quiet_libraries
+    from mome.cli.quiet import quiet_libraries, quiet_readers
     from mome.inference import Segmenter, segment_folder
     from mome.volumes.dicom import DicomOptions
 
     quiet_libraries()
+    quiet_readers(args.inputs)
     if args.threads:
         torch.set_num_threads(args.threads)
     console = Console(stderr=True)
@@ -80,6 +85,7 @@ def run(args: argparse.Namespace) -> int:
             multilabel=args.multilabel,
             writer=args.writer,
             resume=args.resume,
+            overwrite=args.overwrite,
             frame=args.frame,
             dicom=DicomOptions(series=args.series, allow_gaps=args.allow_gaps, allow_damaged=args.allow_damaged),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
@@ -92,10 +98,8 @@ def run(args: argparse.Namespace) -> int:
     if len(entries) == 1 and failed:
         raise InputError(failed[0]["error"])
     if failed:
-        print(
-            f"{len(failed)} of {len(entries)} scans failed; {args.out / 'report.json'} says why",
-            file=sys.stderr,
-        )
+        report = printable(str(args.out / "report.json"))
+        print(f"{len(failed)} of {len(entries)} scans failed; {report} says why", file=sys.stderr)
     return 2 if failed else 0
 
 
@@ -108,11 +112,16 @@ def _print_study(entry: dict[str, Any], out: Path, console: Any, printed: set[st
         console: A rich console.
         printed: Warnings about prompts that an earlier study printed; they are not repeated.
     """
-    from rich.markup import escape  # without it, rich would take "mome[dicom]" for a style and drop "[dicom]"
+    from rich.markup import escape as escape_markup  # rich would take "mome[dicom]" for a style and drop "[dicom]"
+
+    def escape(text: str, keep: str = "") -> str:
+        return escape_markup(printable(text, keep=keep))
 
     name = escape(entry["name"])
     if entry["status"] == "failed":
-        console.print(f"[bold]{name}[/bold]  [red]failed:[/red] {escape(entry['error'])}", highlight=False)
+        console.print(
+            f"[bold]{name}[/bold]  [red]failed:[/red] {escape(entry['error'], keep=chr(10))}", highlight=False
+        )
         return
     again = " (from an earlier run)" if entry.get("skipped") else ""
     console.print(f"[bold]{name}[/bold]  {entry['seconds']:.1f} s{again}", highlight=False)

@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from mome.cli.main import guarded
+from mome.cli.exit_codes import guarded
 from mome.cli.parser import Parser
 
 
@@ -25,6 +25,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: The configuration or the data cannot be used.
     """
+    from mome.printable import printable
     from mome.training.config_file import load_run_config
 
     config = load_run_config(args.config, args.overrides)
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     quiet_libraries()
     folder = train(config, resume=not args.restart)
     if os.environ.get("RANK", "0") == "0":  # of several processes, only the main one prints
-        print(f"saved {folder}; every step's loss is in {folder.parent / 'log.jsonl'}")
+        print(printable(f"saved {folder}; every step's loss is in {folder.parent / 'log.jsonl'}"))
     return 0
 
 

@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from mome.labels import load_table
+from mome.typed import check_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,9 @@ class AugmentationConfig:
         zoom: Largest relative zoom, as in 0.15 for 85 % to 115 %.
         intensity: Largest relative change of contrast; the brightness shifts by up to half of it.
         noise: Largest standard deviation of the noise; 1 is the width of the HU window.
+
+    Raises:
+        InputError: A value is outside its range.
     """
 
     mirror: float = 0.5
@@ -31,6 +35,12 @@ class AugmentationConfig:
     zoom: float = 0.15
     intensity: float = 0.1
     noise: float = 0.05
+
+    def __post_init__(self) -> None:
+        owner = "augmentation"
+        check_range(owner, 0, 1, mirror=self.mirror, affine=self.affine, intensity=self.intensity, noise=self.noise)
+        check_range(owner, 0, 180, rotate=self.rotate)
+        check_range(owner, 0, 0.9, zoom=self.zoom)  # at 1, the smallest patch would have no extent
 
 
 class Augmentation:

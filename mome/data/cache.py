@@ -1,14 +1,14 @@
 """Training cases on the network grid, windowed to uint8, as memory-mapped arrays on disk.
 
 There is one folder per data set and settings. Its name contains a hash of both, so that a changed spacing, HU window or
-scan gets a new cache.
+scan gets a new cache. `index.json` holds a checksum of every array, which is compared when the array is first used.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,18 +17,37 @@ from typing import Any
 import numpy as np
 import torch
 
-from mome.atomic import atomic_write
+from mome.atomic import atomic_write, check_output_folder, output_errors
 from mome.data.case_folder import Case, CaseFolder
+from mome.data.training_labels import check_image, check_labels
 from mome.errors import InputError
+from mome.folder_lock import folder_lock
 from mome.processing import MoMEProcessor
+from mome.temporary_names import remove_stale_parts
+from mome.text_file import read_json
 from mome.volumes import Grid, read_label_map, read_volume, resample
 from mome.volumes.data_files import identity
-from mome.volumes.label_map import listed_values, unnamed_values
 
-logger = logging.getLogger(__name__)
+_VERSION = 2  # of the files in a cache; part of the hash
+_WAIT_S = 3600.0  # for another process that builds a cache in the same folder
+_REBUILD = "remove this folder; the next run builds it again"
 
-LoadedCase = tuple[np.ndarray, Grid, dict[str, np.ndarray]]
-"""HU (i, j, k), its grid, and a mask (i, j, k) for every annotated structure."""
+
+@dataclass(frozen=True)
+class LoadedCase:
+    """One case on its own grid.
+
+    Attributes:
+        hu: HU (i, j, k).
+        grid: The grid of `hu`.
+        masks: For every annotated structure, a mask (i, j, k).
+        notes: Sentences for the user about the case.
+    """
+
+    hu: np.ndarray
+    grid: Grid
+    masks: dict[str, np.ndarray]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,30 +75,87 @@ class CaseCache:
     Args:
         folder: Folder of the cache. Only its index is read; arrays are opened when a case is asked for.
         names: Labels that the cache numbers from 1.
+
+    Attributes:
+        index: For every case: `file`, `name`, `annotated`, `shape`, `notes` and `checksums`.
+
+    Raises:
+        InputError: The index is damaged.
     """
 
     def __init__(self, folder: Path, names: list[str]) -> None:
         self.folder = folder
         self.label_names = names
-        self.index: list[dict[str, Any]] = json.loads((folder / "index.json").read_text())["cases"]
+        path = folder / "index.json"
+        cases = read_json(path, "the index of a training cache", hint=_REBUILD).get("cases")
+        if not isinstance(cases, list) or not all(_is_entry(entry, names) for entry in cases):
+            raise InputError("the index of a training cache is damaged", where=str(path), hint=_REBUILD)
+        self.index: list[dict[str, Any]] = cases
         self._open: dict[int, CachedCase] = {}
 
     def __len__(self) -> int:
         return len(self.index)
 
+    @property
+    def notes(self) -> list[str]:
+        """Sentences for the user about the cases, such as annotated structures without a voxel."""
+        return [note for entry in self.index for note in entry["notes"]]
+
     def __getitem__(self, i: int) -> CachedCase:
+        """Returns a case.
+
+        Raises:
+            InputError: Its arrays are damaged or missing.
+        """
         if i not in self._open:
             entry = self.index[i]
-            path = self.folder / entry["file"]
-            labels = np.load(path.with_suffix(".labels.npy"), mmap_mode="r")
+            labels, volume = self._array(entry, "labels"), self._array(entry, "volume")
             flat = np.asarray(labels).ravel()
             voxels = {
                 name: np.flatnonzero(flat == self.label_names.index(name) + 1).astype(np.int32)
                 for name in entry["annotated"]
             }
-            volume = np.load(path.with_suffix(".volume.npy"), mmap_mode="r")
             self._open[i] = CachedCase(entry["name"], volume, labels, tuple(entry["annotated"]), voxels)
         return self._open[i]
+
+    def _array(self, entry: dict[str, Any], kind: str) -> np.ndarray:
+        """Returns a memory-mapped array of a case, after its checksum was compared.
+
+        Raises:
+            InputError: The file is missing, or is not what was written.
+        """
+        path = self.folder / f"{entry['file']}.{kind}.npy"
+        try:
+            array = np.load(path, mmap_mode="r")
+        except (OSError, ValueError, EOFError, SyntaxError) as error:
+            raise InputError(
+                "a file of a training cache is damaged or missing", where=str(path), hint=_REBUILD
+            ) from error
+        expected = (np.uint8, entry["shape"], entry["checksums"][kind])
+        if (array.dtype, list(array.shape), _checksum(array)) != expected:
+            raise InputError("a file of a training cache has changed", where=str(path), hint=_REBUILD)
+        return array
+
+
+def _checksum(array: np.ndarray) -> str:
+    return hashlib.blake2b(np.ascontiguousarray(array).data, digest_size=16).hexdigest()
+
+
+def _is_entry(entry: Any, names: list[str]) -> bool:
+    """Says whether an entry of an index has the form that `build_cache` writes."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("file"), str) or not isinstance(entry.get("name"), str):
+        return False
+    lists = [entry.get(key) for key in ("annotated", "shape", "notes")]
+    sums = entry.get("checksums")
+    if not all(isinstance(value, list) for value in lists) or not isinstance(sums, dict):
+        return False
+    return (
+        re.fullmatch(r"\d{5,}", entry["file"]) is not None  # the name of a file in the cache, never a path
+        and all(name in names for name in entry["annotated"])
+        and len(entry["shape"]) == 3
+        and all(isinstance(note, str) for note in entry["notes"])
+        and {"labels", "volume"} <= set(sums)
+    )
 
 
 def build_cache(
@@ -103,36 +179,66 @@ def build_cache(
         progress: Wraps the iteration over cases, for a progress bar.
 
     Raises:
-        InputError: More labels than a uint8 map can number.
+        InputError: More labels than a uint8 map can number, the cache is damaged, or its folder cannot be written.
         OutputError: The cache cannot be written; a partial one is removed.
     """
     if len(names) > 254:
         raise InputError(f"a cache holds at most 254 labels, got {len(names)}", hint="train on fewer structures")
-    key = json.dumps([processor.settings(), names, fingerprint], sort_keys=True)
+    key = json.dumps([_VERSION, processor.settings(), names, fingerprint], sort_keys=True)
     folder = Path(root) / f"{source}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     if (folder / "index.json").is_file():
         return CaseCache(folder, names)
-    index = []
-    with atomic_write(folder, "the cache of training cases") as part:
-        part.mkdir()
-        for number, (name, load) in enumerate(progress(list(cases))):
-            hu, grid, masks = load()
-            target = processor.network_grid(grid)
-            array = torch.as_tensor(hu, dtype=torch.float32)
-            volume = processor.window(resample(array, grid, target, fill=processor.padding_hu))
-            labels = _label_map(masks, names, grid, target)
-            file = f"{number:05d}"  # not the case's name, which may identify the patient
-            np.save(part / f"{file}.volume.npy", (volume * 255).round().to(torch.uint8).numpy())
-            np.save(part / f"{file}.labels.npy", labels)
-            annotated = [label for label in names if label in masks]
-            index.append({"file": file, "name": name, "annotated": annotated, "shape": list(labels.shape)})
-        settings = {"settings": processor.settings(), "names": names, "cases": index}
-        (part / "index.json").write_text(json.dumps(settings))
+    check_output_folder(root)
+    with output_errors(root, "the folder of training caches"):
+        Path(root).mkdir(parents=True, exist_ok=True)
+    with folder_lock(root, wait_s=_WAIT_S):
+        remove_stale_parts(root)
+        if not (folder / "index.json").is_file():  # another process may have built it while this one waited
+            _write_cache(folder, names, processor, progress(list(cases)))
     return CaseCache(folder, names)
 
 
+def _write_cache(
+    folder: Path,
+    names: list[str],
+    processor: MoMEProcessor,
+    cases: Iterable[tuple[str, Callable[[], LoadedCase]]],
+) -> None:
+    """Writes the cache of all cases.
+
+    Raises:
+        InputError: A case cannot be used.
+        OutputError: The cache cannot be written; a partial one is removed.
+    """
+    index = []
+    with atomic_write(folder, "the cache of training cases") as part:
+        part.mkdir()
+        for number, (name, load) in enumerate(cases):
+            case = load()
+            target = processor.network_grid(case.grid)
+            array = torch.as_tensor(case.hu, dtype=torch.float32)
+            windowed = processor.window(resample(array, case.grid, target, fill=processor.padding_hu))
+            volume = (windowed * 255).round().to(torch.uint8).numpy()
+            labels = _label_map(case.masks, names, case.grid, target)
+            file = f"{number:05d}"  # not the case's name, which may identify the patient
+            np.save(part / f"{file}.volume.npy", volume)
+            np.save(part / f"{file}.labels.npy", labels)
+            index.append(
+                {
+                    "file": file,
+                    "name": name,
+                    "annotated": [label for label in names if label in case.masks],
+                    "shape": list(labels.shape),
+                    "notes": list(case.notes),
+                    "checksums": {"volume": _checksum(volume), "labels": _checksum(labels)},
+                }
+            )
+        settings = {"settings": processor.settings(), "names": names, "cases": index}
+        (part / "index.json").write_text(json.dumps(settings))
+
+
 def _label_map(masks: dict[str, np.ndarray], names: list[str], grid: Grid, target: Grid) -> np.ndarray:
-    """One label map (D, H, W) of all masks on the network grid.
+    """Returns one label map (D, H, W) of all masks on the network grid.
 
     Masks are resampled as soft masks. A voxel gets the structure that covers most of it, if that is at least half.
     """
@@ -158,13 +264,11 @@ def cache_case_folder(
 ) -> CaseCache:
     """Opens the cache of a folder of cases; builds it if there is none, or if a file has changed.
 
-    A warning names every case whose label map has values without a name, or has no voxel of an annotated structure.
-
     Args: See `build_cache`.
 
     Raises:
-        InputError: A scan and its label map are on different grids, a file cannot be read, a label map holds numbers
-            that are not whole, or it holds other values only and no annotated structure.
+        InputError: A scan and its label map are on different grids, a file cannot be read, a scan has one value only,
+            labels are no whole numbers, or no structure annotated in a case has a voxel.
         OutputError: The cache cannot be written.
     """
 
@@ -177,9 +281,14 @@ def cache_case_folder(
                     where=str(case.labels),
                     hint="resample the label map to the image's grid, by nearest neighbour",
                 )
-            masks = {name: labels.array == folder.ids[name] for name in case.annotated}
-            _say_what_is_odd(case, labels.array, folder.ids, masks)
-            return volume.array, volume.grid, masks
+            check_image(volume.array, case.name, case.image)
+            ids = np.asarray(labels.array)
+            annotated = {name: folder.ids[name] for name in case.annotated}
+            notes = check_labels(ids, annotated, folder.ids, case.name, case.labels)
+            if not set(case.annotated) & set(names):
+                notes.append(f"case {case.name!r}: none of the trained structures is annotated")
+            masks = {name: ids == number for name, number in annotated.items()}
+            return LoadedCase(volume.array, volume.grid, masks, tuple(notes))
 
         return load
 
@@ -187,24 +296,3 @@ def cache_case_folder(
     files = [list(identity(path).values()) for case in folder for path in (case.image, case.labels)]
     fingerprint = json.dumps([[(case.name, case.annotated) for case in folder], files, folder.ids], sort_keys=True)
     return build_cache(root, source, names, processor, pairs, fingerprint, progress)
-
-
-def _say_what_is_odd(case: Case, array: np.ndarray, ids: dict[str, int], masks: dict[str, np.ndarray]) -> None:
-    """Warns of values without a name and of annotated structures without a voxel.
-
-    Raises:
-        InputError: No annotated structure has a voxel, and the map holds other values: its numbers are another data
-            set's.
-    """
-    unnamed = unnamed_values(array, ids.values())
-    empty = [name for name, mask in masks.items() if not mask.any()]
-    if unnamed and masks and len(empty) == len(masks):
-        raise InputError(
-            f"the label map has no voxel of {', '.join(empty[:3])}; its value {listed_values(unnamed)} has no name",
-            where=str(case.labels),
-            hint="is the dataset of this source right?",
-        )
-    if unnamed:
-        logger.warning("%s: no structure has the value %s, which is left out", case.labels, listed_values(unnamed))
-    if empty:
-        logger.warning("%s: annotated, without a voxel: %s", case.labels, ", ".join(empty))

@@ -64,13 +64,13 @@ class CaseFolder:
             for found, kind in ((images, "images"), (maps, "labels")):
                 if name not in found:
                     missing = self.folder / kind / f"{name}.nii.gz"
-                    raise InputError(f"case {name!r} of cases.json has no file", where=str(missing))
+                    raise InputError(f"case {name!r:.60} of cases.json has no file", where=str(missing))
             case = Case(name, images[name], maps[name], annotated)
             unknown = [label for label in case.annotated if label not in self.ids]
             if unknown:
                 raise InputError(
-                    f"case {name!r} lists {unknown[0]!r}, which data set {dataset!r} does not have"
-                    + did_you_mean(unknown[0], self.ids),
+                    f"case {name!r:.60} lists {unknown[0]!r:.60}, which data set {dataset!r} does not have"
+                    + did_you_mean(unknown[0][:60], self.ids),
                     where=str(index),
                     hint="names: " + ", ".join(self.ids),
                 )

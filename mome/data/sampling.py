@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from mome.data.augmentation import Augmentation
 from mome.data.cache import CachedCase, CaseCache
 from mome.errors import InputError
+from mome.typed import check_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,10 +24,17 @@ class SamplingConfig:
         foreground: Share of the patches that are centred near a voxel of an annotated structure. Every structure is
             chosen equally often, so that small and rarely annotated ones are seen. Our choice.
         jitter: Largest distance of such a centre from the voxel, as a share of the patch's side.
+
+    Raises:
+        InputError: A value is outside its range.
     """
 
     foreground: float = 0.8
     jitter: float = 0.25
+
+    def __post_init__(self) -> None:
+        check_range("sampling", 0, 1, foreground=self.foreground)
+        check_range("sampling", 0, 10, jitter=self.jitter)
 
 
 class PatchDataset(Dataset):
@@ -76,7 +84,7 @@ class PatchDataset(Dataset):
         return self.length
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
-        """One sample.
+        """Makes one sample.
 
         Returns:
             `volume` (1, D, H, W) float32 in [0, 1], `targets` (P, D, H, W) uint8 (0 or 1), `supervised` (P,) bool,
@@ -101,7 +109,7 @@ class PatchDataset(Dataset):
         }
 
     def _choose_centre(self, rng: np.random.Generator, source: int) -> tuple[CachedCase, list[int]]:
-        """A case of the source, and the voxel on which the patch is centred."""
+        """Returns a case of the source, and the voxel on which the patch is centred."""
         cache, structures = self.caches[source], self.cases_by_structure[source]
         if structures and rng.random() < self.sampling.foreground:
             name = list(structures)[rng.integers(len(structures))]
@@ -124,7 +132,9 @@ def patch_start(shape: Sequence[int], centre: Sequence[int], patch: Sequence[int
 
 
 def crop(array: np.ndarray, centre: Sequence[int], patch: Sequence[int]) -> np.ndarray:
-    """The patch around `centre`, shifted to lie inside the array. Axes shorter than the patch are padded with 0 (air).
+    """Returns the patch around `centre`, shifted to lie inside the array.
+
+    Axes shorter than the patch are padded with 0 (air).
 
     Args:
         array: (D, H, W).

@@ -13,9 +13,10 @@ from mome.atomic import check_output_folder
 from mome.errors import InputError, OutputError
 from mome.inference.fingerprint import model_fingerprint, scan_identity
 from mome.inference.prepared import PreparedPrompts
-from mome.inference.report import is_complete, read_report, write_report
+from mome.inference.report import Report, is_complete
 from mome.inference.scans import find_scans
 from mome.inference.segmenter import Segmenter
+from mome.temporary_names import remove_stale_parts
 from mome.volumes import WRITERS
 from mome.volumes.dicom import DEFAULT_DICOM, DicomOptions
 from mome.volumes.mask_names import file_part, mask_paths, refuse_to_overwrite
@@ -34,6 +35,7 @@ def segment_folder(
     multilabel: bool = False,
     writer: str = "nifti",
     resume: bool = False,
+    overwrite: bool = False,
     frame: int | None = None,
     dicom: DicomOptions = DEFAULT_DICOM,
     progress: Callable[[int, int], None] | None = None,
@@ -43,7 +45,8 @@ def segment_folder(
     """Segments every scan and keeps `<out>/report.json` up to date with one entry per study.
 
     Entries of an earlier run stay in the report until a scan of the same name is segmented again. No report is begun
-    where there is one scan only and it fails.
+    where there is one scan only and it fails. Several processes may write into one folder; each keeps the entries of
+    the others. Temporary files that a killed run left in the folder are removed.
 
     Args:
         segmenter: The model; it is kept between scans.
@@ -54,6 +57,8 @@ def segment_folder(
         writer: A name from `mome.volumes.WRITERS`.
         resume: Skip studies that the report calls done for the same prompts, model, settings and scan, and whose
             masks are there.
+        overwrite: Replace masks of another scan, and files that the report does not know. Without it, and without
+            `resume`, only masks of the same scan are replaced.
         frame: The volume to take from 4-D files, from 0.
         dicom: Which DICOM series are read and what is accepted.
         progress: Called with (tiles done, number of tiles) of the current scan.
@@ -66,7 +71,8 @@ def segment_folder(
 
     Raises:
         InputError: Before any scan is segmented: the folder cannot be written, the report cannot be read, there is no
-            such writer, a mask would overwrite a scan or another mask, or a prompt cannot be embedded.
+            such writer, a mask would overwrite a scan, another scan's mask or a file of unknown origin, or a prompt
+            cannot be embedded.
         OutputError: A mask or the report cannot be written.
     """
     check_output_folder(out)
@@ -74,9 +80,11 @@ def segment_folder(
     chosen: MaskWriter = WRITERS.build(writer)
     separate = one_file_per_structure(chosen, multilabel=multilabel)
     understood = segmenter.understand(prompts)
-    _check_outputs(scans, out, [prompt.name for prompt in understood], chosen.ending, separate)
-    report_path = out / "report.json"
-    earlier = read_report(report_path)
+    owners = _check_outputs(scans, out, [prompt.name for prompt in understood], chosen.ending, separate)
+    report = Report(out / "report.json")
+    if not (resume or overwrite):
+        _refuse_masks_of_others(owners, report)
+    remove_stale_parts(out)
     request = {
         "prompts": list(prompts),
         "multilabel": multilabel,
@@ -90,28 +98,34 @@ def segment_folder(
             "processor": segmenter.processor.settings(),
         },
     }
-    entries, report = [], dict(earlier)
+    entries = []
     prepared: PreparedPrompts | None = None
     for scan in scans:
         name = stem(scan)
         study = {"name": name, **request, "scan": scan_identity(scan)}
-        if resume and name in earlier and is_complete(earlier[name], out, study):
-            entry = {**earlier[name], "skipped": True}
+        if resume:  # another process may have finished the scan meanwhile
+            report.refresh()
+        if resume and name in report.entries and is_complete(report.entries[name], out, study):
+            entry = {**report.entries[name], "skipped": True}
         else:
             # Embedding waits for the first scan that needs it: a finished run is resumed without the text encoder.
             prepared = prepared or segmenter.prepare(understood)
             entry = _segment_study(segmenter, scan, out, prepared, study, chosen, dicom, progress, debug)
         entries.append(entry)
-        report[name] = entry
-        if entry["status"] == "done" or len(scans) > 1 or earlier:
-            write_report(report_path, report)
+        if entry["status"] == "done" or len(scans) > 1 or report.entries:
+            report.add(name, entry)
         if on_done is not None:
             on_done(entry)
     return entries
 
 
-def _check_outputs(scans: Sequence[Path], out: Path, names: list[str], ending: str, separate: bool) -> None:
-    """Checks that no mask replaces a scan or another scan's mask (`a` with `b_liver`, and `a_b` with `liver`)."""
+def _check_outputs(scans: Sequence[Path], out: Path, names: list[str], ending: str, separate: bool) -> dict[Path, Path]:
+    """Returns the scan of every mask that will be written.
+
+    Raises:
+        InputError: A mask would replace a scan, or the mask of another scan of this run (`a` with the prompt
+            `b_liver`, and `a_b` with `liver`).
+    """
     owners: dict[Path, Path] = {}
     for scan in scans:
         for path in mask_paths(out, file_part(stem(scan)), names, ending=ending, separate=separate):
@@ -121,6 +135,27 @@ def _check_outputs(scans: Sequence[Path], out: Path, names: list[str], ending: s
                     f"two scans would both write {path.name}", where=f"{other} and {scan}", hint="rename one"
                 )
     refuse_to_overwrite(scans, list(owners))
+    return owners
+
+
+def _refuse_masks_of_others(owners: dict[Path, Path], report: Report) -> None:
+    """Checks that the masks which are there already are of the same scans.
+
+    Raises:
+        InputError: A file would be replaced that is of another scan, or that the report does not know.
+    """
+    for path, scan in owners.items():
+        if not path.exists():
+            continue
+        entry = report.entries.get(stem(scan), {})
+        masks = entry.get("masks")
+        if entry.get("scan") == scan_identity(scan) and isinstance(masks, list) and path.name in masks:
+            continue
+        raise InputError(
+            "the file is there already, and is not a mask of this scan",
+            where=f"{path}, of {scan}",
+            hint="--overwrite (in Python overwrite=True), --resume, or another folder",
+        )
 
 
 def _segment_study(

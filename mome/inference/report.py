@@ -6,8 +6,66 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mome.atomic import atomic_write
+from mome.atomic import atomic_write, output_errors
 from mome.errors import InputError
+from mome.folder_lock import folder_lock
+from mome.text_file import read_json
+
+_LOCK_WAIT_S = 30.0
+_HINT = "move it away, or choose another folder"
+
+
+class Report:
+    """The report in an output folder. Several processes may add entries to one report; none is lost.
+
+    Args:
+        path: The file; it is read if it is there.
+
+    Attributes:
+        entries: Study → entry, in the order of the file.
+
+    Raises:
+        InputError: The file is not a report.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.entries: dict[str, dict[str, Any]] = {}
+        self._read_at: tuple[int, ...] | None = None
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Reads the entries again if another process has changed the file.
+
+        Raises:
+            InputError: The file is not a report.
+        """
+        version = self._version()
+        if version != self._read_at:
+            self.entries, self._read_at = read_report(self.path), version
+
+    def add(self, name: str, entry: dict[str, Any]) -> None:
+        """Adds the entry of a study to the file, or replaces it; entries of other processes stay.
+
+        Raises:
+            OutputError: The file cannot be written; the earlier report stays.
+        """
+        with output_errors(self.path, "the report"):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        with folder_lock(self.path.parent, wait_s=_LOCK_WAIT_S):
+            self.refresh()
+            self.entries[name] = entry
+            with atomic_write(self.path, "the report") as temporary:
+                temporary.write_text(json.dumps({"studies": list(self.entries.values())}, indent=1) + "\n")
+            self._read_at = self._version()
+
+    def _version(self) -> tuple[int, ...] | None:
+        """Returns what changes when another process replaces the file; None where there is no file."""
+        try:
+            found = self.path.stat()
+        except OSError:
+            return None
+        return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def read_report(path: Path) -> dict[str, dict[str, Any]]:
@@ -16,28 +74,57 @@ def read_report(path: Path) -> dict[str, dict[str, Any]]:
     Raises:
         InputError: The file is not a report.
     """
-    if not path.is_file():
+    if not path.exists():
         return {}
     try:
-        return {entry["name"]: entry for entry in json.loads(path.read_text())["studies"]}
-    except (ValueError, KeyError, TypeError) as error:
+        studies = read_json(path, "the report", hint=_HINT).get("studies")
+    except InputError as error:
+        reason = error.what.removeprefix("the report ")
         raise InputError(
-            "there is a report here that cannot be read", where=str(path), hint="move it away, or another folder"
+            f"there is a report here that cannot be read: it {reason}", where=str(path), hint=_HINT
         ) from error
-
-
-def write_report(path: Path, entries: dict[str, dict[str, Any]]) -> None:
-    """Replaces the report.
-
-    Raises:
-        OutputError: The file cannot be written; the earlier report stays.
-    """
-    with atomic_write(path, "the report") as temporary:
-        temporary.write_text(json.dumps({"studies": list(entries.values())}, indent=1) + "\n")
+    if not isinstance(studies, list) or not all(_is_entry(entry) for entry in studies):
+        raise InputError(
+            "there is a report here that cannot be read: it does not list studies", where=str(path), hint=_HINT
+        )
+    return {entry["name"]: entry for entry in studies}
 
 
 def is_complete(entry: dict[str, Any], folder: Path, request: dict[str, Any]) -> bool:
     """Says whether an earlier entry answers the same request and all its masks are in `folder`."""
     earlier = {"writer": "nifti", **entry}  # Reports from before there were other writers do not name one.
     same = all(earlier.get(key) == value for key, value in request.items())
-    return same and entry.get("status") == "done" and all((folder / mask).is_file() for mask in entry["masks"])
+    if not same or entry.get("status") != "done" or not _is_finished(entry):
+        return False
+    return all((folder / mask).is_file() for mask in entry["masks"])
+
+
+def _is_entry(entry: Any) -> bool:
+    return isinstance(entry, dict) and isinstance(entry.get("name"), str)
+
+
+def _is_finished(entry: dict[str, Any]) -> bool:
+    """Says whether an entry has what is printed of a finished study; a report of another program may lack it."""
+    masks: Any = entry.get("masks")
+    structures: Any = entry.get("structures")
+    return (
+        _is_list_of(masks, str)
+        and all(Path(mask).name == mask for mask in masks)  # the name of a file in the folder, never a path
+        and _is_list_of(entry.get("notes"), str)
+        and _is_list_of(structures, dict)
+        and all(_is_structure(structure) for structure in structures)
+        and isinstance(entry.get("seconds"), int | float)
+        and isinstance(entry.get("overlapping_voxels"), int | None)
+    )
+
+
+def _is_structure(structure: dict[str, Any]) -> bool:
+    return (
+        isinstance(structure.get("name"), str)
+        and isinstance(structure.get("volume_ml"), int | float)
+        and isinstance(structure.get("warning"), str | None)
+    )
+
+
+def _is_list_of(value: Any, kind: type) -> bool:
+    return isinstance(value, list) and all(isinstance(item, kind) for item in value)

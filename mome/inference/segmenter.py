@@ -55,6 +55,7 @@ class Segmenter:
         precision: str = "fp32",
         prompt_chunk: int = 32,
     ) -> None:
+        chosen = None if device is None else _device(device)  # before the model is loaded, which takes longer
         if isinstance(model, str | Path):
             from mome.modeling import MoME
 
@@ -71,8 +72,8 @@ class Segmenter:
                 f"precision is one of {', '.join(_PRECISIONS)}, got {precision!r}"
                 f"{did_you_mean(str(precision), _PRECISIONS)}"
             )
-        if device is not None:
-            torch.nn.Module.to(network, _device(device))
+        if chosen is not None:
+            torch.nn.Module.to(network, chosen)
         self.model, self.processor = network.eval(), processor
         self.overlap, self.precision, self.prompt_chunk = overlap, precision, max(1, prompt_chunk)
         self.predictor: Predictor = ModelPredictor(self.model, _PRECISIONS[precision])
@@ -171,10 +172,22 @@ def segment(
 
 
 def _device(device: str | torch.device) -> torch.device:
+    """Returns a device that computes.
+
+    Raises:
+        InputError: There is no such device here, or it holds no numbers, as `meta`.
+    """
     try:
         chosen = torch.device(device)
-    except RuntimeError as error:
-        raise InputError(f"no such device: {device!r}", hint="cpu, cuda, cuda:1") from error
+    except (RuntimeError, TypeError) as error:
+        raise InputError(f"no such device: {device!r:.60}", hint="cpu, cuda, cuda:1") from error
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise InputError("there is no CUDA device here", hint="device='cpu'")
+    try:
+        computes = torch.ones(1, device=chosen).add(1).item() == 2
+    except Exception as error:  # backends raise errors of many types
+        first = (str(error).splitlines() or [""])[0][:120]
+        raise InputError(f"the device {str(chosen)!r} cannot be used: {first}", hint="device='cpu'") from error
+    if not computes:
+        raise InputError(f"the device {str(chosen)!r} does not compute", hint="device='cpu'")
     return chosen

@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mome.data.sampling import PatchDataset
+from mome.errors import InputError
 from mome.training.config import TrainConfig
 
 
 def samples_per_step(config: TrainConfig, accelerator: Accelerator) -> int:
-    """Patches of one optimiser step, over all processes and accumulated batches."""
+    """Returns the number of patches of one optimiser step, over all processes and accumulated batches."""
     return config.batch_size * config.gradient_accumulation * accelerator.num_processes
 
 
@@ -31,7 +32,8 @@ def batches_from(
         accelerator: Knows the number of processes and this one's index.
 
     Returns:
-        An iterator over what `PatchDataset` returns, stacked along a batch axis, on the accelerator's device.
+        An iterator over what `PatchDataset` returns, stacked along a batch axis, on the accelerator's device. It
+        raises the `InputError` of a damaged cache.
     """
     size, processes, rank = config.batch_size, accelerator.num_processes, accelerator.process_index
     accumulated = config.gradient_accumulation
@@ -43,4 +45,15 @@ def batches_from(
     # once more than an uninterrupted one, and everything random after it would differ.
     loader = DataLoader(dataset, batch_sampler=numbers, num_workers=config.workers, generator=torch.Generator())
     started = iter(loader)  # forks the workers before the progress bar starts its thread
-    return ({key: value.to(accelerator.device) for key, value in batch.items()} for batch in started)
+    return ({key: value.to(accelerator.device) for key, value in batch.items()} for batch in _plain_errors(started))
+
+
+def _plain_errors(batches: Iterator[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+    """Yields the batches; removes the traceback that a DataLoader writes into the error of a worker process."""
+    try:
+        yield from batches
+    except InputError as error:
+        _, worker, message = str(error).rpartition("mome.errors.InputError: ")
+        if not worker:
+            raise
+        raise InputError(message.strip()) from error

@@ -9,6 +9,8 @@ from typing import Any
 from mome.data.augmentation import AugmentationConfig
 from mome.data.sampling import SamplingConfig
 from mome.errors import InputError
+from mome.threads import check_threads
+from mome.typed import check_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +24,9 @@ class SourceConfig:
         weight: How often this source is drawn, relative to the other sources.
         count: Number of phantoms. For `cases`, only the first `count` cases are used; 0 uses all.
         seed: Seed of the first phantom; each further phantom adds one.
+
+    Raises:
+        InputError: A number is negative or too large.
     """
 
     kind: str = "cases"
@@ -30,6 +35,9 @@ class SourceConfig:
     weight: float = 1.0
     count: int = 0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_range("a source", 0, 2**31, count=self.count, seed=self.seed, weight=self.weight)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +110,14 @@ class TrainConfig:
         for name, top in (("warmup", 1), ("ema", 1), ("synonyms", 1), ("weight_decay", math.inf)):
             if not 0 <= getattr(self, name) <= top:
                 raise InputError(f"train.{name} is from 0 to {top}, got {getattr(self, name)}")
-        if self.learning_rate <= 0:
+        check_range("train", 0, 2**31, seed=self.seed, samples=self.samples, steps=self.steps or 0)
+        check_range("train", 1, 2**16, batch_size=self.batch_size, gradient_accumulation=self.gradient_accumulation)
+        check_threads(self.threads, "train.threads")
+        check_threads(self.workers, "train.workers")
+        if not 0 < self.learning_rate < math.inf:
             raise InputError(f"train.learning_rate is above 0, got {self.learning_rate}")
+        if not 0 <= self.clip_norm < math.inf:
+            raise InputError(f"train.clip_norm is at least 0, got {self.clip_norm}")
         for name, choices in (("mixed_precision", ("no", "bf16", "fp16")), ("tracker", ("tensorboard", "none"))):
             if getattr(self, name) not in choices:
                 raise InputError(f"train.{name} is one of {', '.join(choices)}, got {getattr(self, name)!r}")
@@ -143,3 +157,8 @@ class RunConfig:
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     loss: str | dict[str, Any] = "bce_dice"
     train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        for name, folder in (("cache", self.cache), ("train.out", self.train.out)):
+            if not folder.strip():
+                raise InputError(f"{name} is the path of a folder, got an empty text", hint=f"{name}=runs/a")

@@ -6,6 +6,7 @@ that was killed therefore continues from its newest checkpoint with the same los
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
 from collections.abc import Iterator
@@ -16,10 +17,21 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, set_seed
 from torch import Tensor, nn
 
+from mome.atomic import check_output_folder, output_errors
+from mome.data.sampling import PatchDataset
 from mome.errors import InputError
+from mome.folder_lock import folder_lock
+from mome.processing import MoMEProcessor
 from mome.registry import LOSSES
+from mome.temporary_names import remove_stale_parts
 from mome.training.batches import batches_from, samples_per_step
-from mome.training.checkpoint import latest_checkpoint, save_checkpoint
+from mome.training.checkpoint import (
+    TrainingState,
+    latest_checkpoint,
+    load_checkpoint,
+    remove_partial_states,
+    save_checkpoint,
+)
 from mome.training.config import RunConfig, TrainConfig
 from mome.training.optimizer import build_optimizer, learning_rate, set_learning_rate
 from mome.training.progress import StepReporter
@@ -29,6 +41,10 @@ from mome.training.sources import open_all_sources, patch_dataset
 from mome.training.text_rows import TextRows
 from mome.training.validation import validate
 from mome.training.weight_average import averaged_model, save_model, start_average
+
+
+class LossNotFinite(InputError, FloatingPointError):
+    """The loss became NaN or infinite: the training diverged."""
 
 
 def train(run: RunConfig, *, resume: bool = True) -> Path:
@@ -43,15 +59,17 @@ def train(run: RunConfig, *, resume: bool = True) -> Path:
         The folder of the saved model, `<out>/model`.
 
     Raises:
-        InputError: The configuration or the data cannot be used.
+        InputError: The configuration, the data or the training state cannot be used, or another process trains in
+            this folder.
+        LossNotFinite: The loss is NaN or infinite; an `InputError` and a `FloatingPointError`.
         OutputError: A checkpoint or the model cannot be written.
-        FloatingPointError: The loss is not finite.
     """
     config, out = run.train, Path(run.train.out)
-    checkpoints = out / "checkpoints"
+    check_output_folder(out)
+    if resume:
+        check_same_run(out, run)
     accelerator = _build_accelerator(config)
     model, processor = build_model(run)
-    _prepare_folder(accelerator, run, resume)
     loss_function = LOSSES.build(run.loss)
     text = TextRows(model, list(run.labels), config.synonyms, config.seed)
     if config.gradient_checkpointing:
@@ -69,10 +87,41 @@ def train(run: RunConfig, *, resume: bool = True) -> Path:
 
     # Every process draws its own router noise; all else depends on the seed and the step.
     set_seed(config.seed + accelerator.process_index)
-    start = _load_newest(accelerator, checkpoints, steps) if resume else 0
+    state = TrainingState(accelerator, model, optimizer, average, per_step)
     # Only now the folder becomes this run's: bad settings and bad data have raised their errors above.
-    if accelerator.is_main_process:
-        save_run_settings(out, run)
+    with _own_folder(accelerator, out):
+        if not resume:
+            _remove_earlier_run(accelerator, out)
+        else:  # the folder may have become another run's while the data was read
+            check_same_run(out, run)
+        start = _load_newest(state, out, steps)
+        if accelerator.is_main_process:
+            save_run_settings(out, run)
+        _run_steps(state, run, processor, loss_function, text, dataset, start, steps)
+        save_model(accelerator, model, average, processor, out / "model")
+        accelerator.end_training()
+    return out / "model"
+
+
+def _run_steps(
+    state: TrainingState,
+    run: RunConfig,
+    processor: MoMEProcessor,
+    loss_function: nn.Module,
+    text: TextRows,
+    dataset: PatchDataset,
+    start: int,
+    steps: int,
+) -> None:
+    """Trains from step `start` to `steps`, with checkpoints and validations on the way, and saves the last state.
+
+    Raises:
+        LossNotFinite: The loss is NaN or infinite.
+        OutputError: A checkpoint cannot be written.
+    """
+    config, out = run.train, Path(run.train.out)
+    checkpoints = out / "checkpoints"
+    accelerator, model, optimizer, average = state.accelerator, state.model, state.optimizer, state.average
     reporter = StepReporter(accelerator, out, start, steps, config.log_every)
     if config.tracker == "tensorboard":
         accelerator.init_trackers("mome", config=tracker_settings(run))
@@ -87,22 +136,23 @@ def train(run: RunConfig, *, resume: bool = True) -> Path:
             set_learning_rate(optimizer, rate)
             losses = _optimizer_step(accelerator, model, optimizer, loss_function, batches, text.at(step), config)
             if not math.isfinite(losses["loss"]):
-                raise FloatingPointError(f"the loss is {losses['loss']} at step {step + 1}; try a lower learning rate")
+                raise LossNotFinite(
+                    f"the loss is {losses['loss']} at step {step + 1}: the training diverged",
+                    where=str(out),
+                    hint="a lower train.learning_rate, and train.mixed_precision=no if it is fp16",
+                )
             if average is not None:
                 average.update_parameters(accelerator.unwrap_model(model))
             done = step + 1
             reporter.step(done, losses, rate)
             if config.checkpoint_every and done % config.checkpoint_every == 0 and done < steps:
-                save_checkpoint(accelerator, checkpoints, done, config.keep_checkpoints)
+                save_checkpoint(state, checkpoints, done, config.keep_checkpoints)
             if config.validate_every and (done % config.validate_every == 0 or done == steps):
                 scored = averaged_model(accelerator, model, average)
                 reporter.validation(done, validate(scored, run, processor, accelerator))
                 model.train()
     if steps > start:
-        save_checkpoint(accelerator, checkpoints, steps, config.keep_checkpoints)
-    save_model(accelerator, model, average, processor, out / "model")
-    accelerator.end_training()
-    return out / "model"
+        save_checkpoint(state, checkpoints, steps, config.keep_checkpoints)
 
 
 def _optimizer_step(
@@ -114,7 +164,7 @@ def _optimizer_step(
     text_PT: Tensor,
     config: TrainConfig,
 ) -> dict[str, float]:
-    """One optimiser step over `gradient_accumulation` batches.
+    """Makes one optimiser step over `gradient_accumulation` batches.
 
     Returns:
         `loss`, `segmentation_loss`, `aux_loss` and, as `aux_loss/<name>`, every named auxiliary loss of the routers;
@@ -146,43 +196,73 @@ def _optimizer_step(
 
 
 def _build_accelerator(config: TrainConfig) -> Accelerator:
-    """Accelerate with the run's precision, gradient accumulation and tracker."""
+    """Returns an Accelerator with the run's precision, gradient accumulation and tracker.
+
+    Raises:
+        InputError: This machine cannot compute in the run's precision.
+    """
     if config.threads:
         torch.set_num_threads(config.threads)
     out = Path(config.out)
-    return Accelerator(
-        mixed_precision=config.mixed_precision,
-        gradient_accumulation_steps=config.gradient_accumulation,
-        log_with="tensorboard" if config.tracker == "tensorboard" else None,
-        project_config=ProjectConfiguration(project_dir=str(out), logging_dir=str(out / "tensorboard")),
-    )
+    try:
+        return Accelerator(
+            mixed_precision=config.mixed_precision,
+            gradient_accumulation_steps=config.gradient_accumulation,
+            log_with="tensorboard" if config.tracker == "tensorboard" else None,
+            project_config=ProjectConfiguration(project_dir=str(out), logging_dir=str(out / "tensorboard")),
+        )
+    except ValueError as error:
+        first = (str(error).splitlines() or [""])[0][:160]
+        raise InputError(
+            f"train.mixed_precision={config.mixed_precision} cannot be used here: {first}",
+            hint="train.mixed_precision=no",
+        ) from error
 
 
-def _prepare_folder(accelerator: Accelerator, run: RunConfig, resume: bool) -> None:
-    """Removes an earlier run from the folder if this one does not resume it, else checks that it is the same run."""
-    out = Path(run.train.out)
+@contextlib.contextmanager
+def _own_folder(accelerator: Accelerator, out: Path) -> Iterator[None]:
+    """Keeps the run's folder to this run, and removes temporary files that a killed run left in it.
+
+    Raises:
+        InputError: Another process trains in the folder.
+        OutputError: The folder cannot be made.
+    """
+    with contextlib.ExitStack() as stack:
+        if accelerator.is_main_process:
+            with output_errors(out, "the run"):
+                out.mkdir(parents=True, exist_ok=True)
+            if not stack.enter_context(folder_lock(out)):
+                raise InputError(
+                    "another process trains in this folder", where=str(out), hint="wait for it, or another train.out=…"
+                )
+            remove_stale_parts(out)
+            remove_partial_states(out / "checkpoints")
+        accelerator.wait_for_everyone()
+        yield
+
+
+def _remove_earlier_run(accelerator: Accelerator, out: Path) -> None:
+    """Removes the training states and the settings of an earlier run."""
     if accelerator.is_main_process:
-        if not resume:
-            shutil.rmtree(out / "checkpoints", ignore_errors=True)
-            remove_run_settings(out)
-        check_same_run(out, run)
+        shutil.rmtree(out / "checkpoints", ignore_errors=True)
+        remove_run_settings(out)
     accelerator.wait_for_everyone()
 
 
-def _load_newest(accelerator: Accelerator, checkpoints: Path, steps: int) -> int:
+def _load_newest(state: TrainingState, out: Path, steps: int) -> int:
     """Loads the newest checkpoint, if there is one; returns the number of steps done.
 
     Raises:
-        InputError: The checkpoint is of a longer run.
+        InputError: The checkpoint is damaged, or of a longer run.
     """
-    newest = latest_checkpoint(checkpoints)
+    newest = latest_checkpoint(out / "checkpoints")
     if newest is None:
         return 0
     folder, start = newest
-    accelerator.load_state(str(folder))
-    accelerator.print(f"resuming from step {start} of {steps}")
     if start > steps:
-        raise InputError(
-            f"{checkpoints.parent} holds a run of {start} steps, more than the {steps} asked for", hint="train.out=…"
-        )
+        raise InputError(f"{out} holds a run of {start} steps, more than the {steps} asked for", hint="train.out=…")
+    notes = load_checkpoint(state, folder)
+    state.accelerator.print(f"resuming from step {start} of {steps}")
+    for note in notes:
+        state.accelerator.print(f"note: {note}")
     return start

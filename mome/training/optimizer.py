@@ -11,7 +11,7 @@ from mome.training.config import TrainConfig
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW with weight decay for matrices and convolution kernels only; biases, norms and other vectors do not decay.
+    """Returns AdamW with weight decay for matrices and convolution kernels; other parameters do not decay.
 
     Parameters without gradients are left out.
     """
@@ -24,7 +24,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
-    """The learning rate of one step: a linear warm-up, then a cosine to zero.
+    """Returns the learning rate of one step: a linear warm-up, then a cosine to zero.
 
     It depends on the step alone, so a resumed run needs no scheduler state.
 

@@ -11,7 +11,8 @@ from typing import Any
 from accelerate import Accelerator
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mome.atomic import atomic_write
+from mome.atomic import atomic_write, output_errors
+from mome.text_file import read_text
 
 
 class StepLog:
@@ -26,20 +27,28 @@ class StepLog:
         self.path = path
         kept = []
         if path.is_file() and resume_step:
-            for line in path.read_text().splitlines():
-                try:
-                    entry = json.loads(line)
-                except json.JSONDecodeError:  # a run was killed while it wrote this line
-                    continue
-                if entry["step"] <= resume_step:
-                    kept.append(line)
+            kept = [line for line in read_text(path, "the log").splitlines() if 0 < _step_of(line) <= resume_step]
         with atomic_write(path, "the log") as part:
             part.write_text("".join(line + "\n" for line in kept))
 
     def write(self, **values: Any) -> None:
-        """Appends one line and flushes it."""
-        with self.path.open("a") as file:
+        """Appends one line and flushes it.
+
+        Raises:
+            OutputError: The disk is full, or the like.
+        """
+        with output_errors(self.path, "the log"), self.path.open("a") as file:
             file.write(json.dumps(values) + "\n")
+
+
+def _step_of(line: str) -> int:
+    """Returns the step of a line of the log; 0 for a line that a killed run did not finish."""
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return 0
+    step = entry.get("step") if isinstance(entry, dict) else None
+    return step if type(step) is int else 0
 
 
 class StepReporter:

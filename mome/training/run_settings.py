@@ -9,6 +9,7 @@ from typing import Any
 
 from mome.atomic import atomic_write
 from mome.errors import InputError
+from mome.text_file import read_json
 from mome.training.config import RunConfig
 
 # A resumed run may change these: they decide where and how fast it runs, and what it reports, not what it computes.
@@ -40,12 +41,13 @@ def check_same_run(folder: Path, run: RunConfig) -> None:
     """Compares a run's settings with those saved in its folder, if there are any.
 
     Raises:
-        InputError: The folder holds a run with other settings.
+        InputError: The folder holds a run with other settings, or its `run.json` cannot be read.
     """
     path = folder / "run.json"
     if not path.is_file():
         return
-    now, before = _fixed_settings(run), json.loads(path.read_text())
+    before = read_json(path, "the settings of the run in this folder", hint="another train.out=…, or --restart")
+    now = _fixed_settings(run)
     key = next((key for key in now if now[key] != before.get(key)), None)
     if key is None:
         return
@@ -60,14 +62,14 @@ def check_same_run(folder: Path, run: RunConfig) -> None:
 
 
 def tracker_settings(run: RunConfig) -> dict[str, Any]:
-    """The settings as flat scalars, which is what trackers such as TensorBoard store."""
+    """Returns the settings as flat scalars, which is what trackers such as TensorBoard store."""
     flat: dict[str, Any] = {f"model.{key}": str(value) for key, value in run.model.items()}
     flat |= {f"train.{key}": value for key, value in vars(run.train).items() if isinstance(value, int | float | str)}
     return {"preset": run.preset, **flat}
 
 
 def _fixed_settings(run: RunConfig) -> dict[str, Any]:
-    """The settings that a resumed run must share, as JSON values."""
+    """Returns the settings that a resumed run must share, as JSON values."""
     settings = json.loads(json.dumps(dataclasses.asdict(run)))
     for section in _CHANGEABLE_SECTIONS:
         del settings[section]

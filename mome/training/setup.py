@@ -10,7 +10,7 @@ from mome.errors import InputError, did_you_mean
 from mome.labels import load_table
 from mome.presets import preset
 from mome.processing import MoMEProcessor
-from mome.registry import TEXT_ENCODERS
+from mome.registry import PARTS, TEXT_ENCODERS
 from mome.training.config import RunConfig
 from mome.zoo import create_model, preset_processor
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def build_model(run: RunConfig) -> tuple[MoME, MoMEProcessor]:
-    """The preset with the run's overrides, or the model of `run.init`, and the processor that goes with it.
+    """Returns the preset with the run's overrides, or the model of `run.init`, and the processor that goes with it.
 
     Random weights depend on `run.train.seed` alone. The text bank is filled by `TextRows`.
 
@@ -30,6 +30,7 @@ def build_model(run: RunConfig) -> tuple[MoME, MoMEProcessor]:
     _check_labels(run)
     torch.manual_seed(run.train.seed)
     trained = list(run.labels)
+    _check_overrides(run)
     if run.init is None:
         labels = _bank_labels(run, run.model.get("text_encoder", base["text_encoder"]), stored=[])
         model = create_model(run.preset, labels=labels, trained_labels=trained, **run.model)
@@ -40,6 +41,28 @@ def build_model(run: RunConfig) -> tuple[MoME, MoMEProcessor]:
         model.relabel(_bank_labels(run, model.config.text_encoder, list(model.config.labels)), trained)
     model.processor = preset_processor(run.preset, **run.processor)
     return model, model.processor
+
+
+# The keys of a config that a run may replace. Labels and the number of the format are not among them.
+_MODEL_KEYS = (*PARTS, "dim", "residual", "head_channels", "in_channels", "patch_size", "text_dim", "initializer_range")
+_PROCESSOR_KEYS = ("spacing", "orientation", "hu_window", "padding_hu")
+
+
+def _check_overrides(run: RunConfig) -> None:
+    """Checks the keys of `run.model` and `run.processor`, and that none is null.
+
+    Raises:
+        InputError: A key is unknown, or its value is null.
+    """
+    for section, given, known in (("model", run.model, _MODEL_KEYS), ("processor", run.processor, _PROCESSOR_KEYS)):
+        for key, value in given.items():
+            if key not in known:
+                raise InputError(
+                    f"the configuration has no argument '{section}.{key}'{did_you_mean(key, known)}",
+                    hint="arguments: " + ", ".join(known),
+                )
+            if value is None:
+                raise InputError(f"{section}.{key} is null", hint=f"leave out {key} to keep the preset's")
 
 
 def _check_labels(run: RunConfig) -> None:
@@ -58,7 +81,7 @@ def _check_labels(run: RunConfig) -> None:
 
 
 def _bank_labels(run: RunConfig, text_encoder: str | dict[str, Any], stored: list[str]) -> list[str]:
-    """Labels of the text bank: the trained ones first, then the others.
+    """Returns the labels of the text bank: the trained ones first, then the others.
 
     With `bank: table`, the others are the whole class table if the text encoder has a tower to embed them, else the
     labels that the bank `stored` before.

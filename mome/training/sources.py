@@ -18,10 +18,13 @@ from mome.data.case_folder import CaseFolder
 from mome.data.phantom import PHANTOM_VERSION, phantom
 from mome.data.sampling import PatchDataset
 from mome.errors import InputError
+from mome.printable import printable
 from mome.processing import MoMEProcessor
 from mome.training.config import RunConfig, SourceConfig
 from mome.volumes import Grid
 from mome.volumes.orientation import left_right_axis
+
+_MOST_NOTES = 8  # that are printed
 
 
 def open_source(
@@ -30,7 +33,7 @@ def open_source(
     processor: MoMEProcessor,
     progress: Callable[[Iterable[Any]], Iterable[Any]] = lambda items: items,
 ) -> CaseCache:
-    """The cached cases of one source; the cache is built on first use.
+    """Returns the cached cases of one source; the cache is built on first use.
 
     Args:
         source: The source.
@@ -49,25 +52,70 @@ def open_source(
 
 
 def open_all_sources(run: RunConfig, processor: MoMEProcessor, accelerator: Accelerator) -> list[CaseCache]:
-    """The cached cases of all training sources. Validation sources are cached too if the run validates.
+    """Returns the cached cases of all training sources. Validation sources are cached too if the run validates.
 
-    The main process builds the caches, the others open them.
+    The main process builds the caches, the others open them. Notes on the cases are printed.
+
+    Raises:
+        InputError: There is no source, no case annotates a trained structure, the run validates without such a case,
+            or a source cannot be opened.
     """
+    if not run.sources:
+        raise InputError("the configuration names no sources of training cases", hint="sources: [{kind: cases, …}]")
+    validates = run.train.validate_every > 0
+    if validates and not run.validation:
+        raise InputError(
+            f"train.validate_every is {run.train.validate_every}, and there are no validation cases",
+            hint="validation: [{kind: cases, …}], or train.validate_every=0",
+        )
 
     def progress(items: Iterable[Any]) -> Iterable[Any]:
         return track(items, "caching", transient=True)
 
     with accelerator.main_process_first():
         caches = [open_source(source, run, processor, progress) for source in run.sources]
-        for source in run.validation if run.train.validate_every else ():
-            open_source(source, run, processor, progress)
+        validation = [open_source(source, run, processor, progress) for source in (run.validation if validates else ())]
+    _say_what_is_annotated(run, caches, validation, accelerator)
     return caches
+
+
+def _say_what_is_annotated(
+    run: RunConfig, caches: list[CaseCache], validation: list[CaseCache], accelerator: Accelerator
+) -> None:
+    """Prints the notes on all cases, and the structures that no training case annotates.
+
+    Raises:
+        InputError: No training case, or no validation case, annotates a trained structure.
+    """
+    trained, validated = _annotated(caches), _annotated(validation)
+    wanted = f"labels: [{', '.join(run.labels)}]"
+    if not trained:
+        raise InputError(
+            "no training case annotates one of the labels", where=wanted, hint="see 'annotated' in cases.json"
+        )
+    if validation and not validated:
+        raise InputError(
+            "no validation case annotates one of the labels", where=wanted, hint="see 'annotated' in cases.json"
+        )
+    notes = [note for cache in (*caches, *validation) for note in cache.notes]
+    missing = [name for name in run.labels if name not in trained]
+    if missing:
+        notes.insert(0, f"no training case annotates {', '.join(missing)}: nothing is learned of it")
+    for note in notes[:_MOST_NOTES]:
+        accelerator.print(f"note: {printable(note)}")
+    if len(notes) > _MOST_NOTES:
+        accelerator.print(f"note: {len(notes) - _MOST_NOTES} more are in index.json of the caches, in {run.cache}")
+
+
+def _annotated(caches: list[CaseCache]) -> set[str]:
+    """Returns the structures that a case of the caches annotates."""
+    return {name for cache in caches for entry in cache.index for name in entry["annotated"]}
 
 
 def patch_dataset(
     run: RunConfig, caches: list[CaseCache], patch_size: Sequence[int], processor: MoMEProcessor, length: int
 ) -> PatchDataset:
-    """The augmented training patches of a run.
+    """Returns the augmented training patches of a run.
 
     Args:
         run: The run.
@@ -94,7 +142,7 @@ def _open_case_folder(
     processor: MoMEProcessor,
     progress: Callable[[Iterable[Any]], Iterable[Any]],
 ) -> CaseCache:
-    """The cached cases of a folder of scans."""
+    """Returns the cached cases of a folder of scans."""
     if not source.folder or not source.dataset:
         raise InputError("a source of kind 'cases' needs a folder and a dataset", hint="dataset: openkbp")
     folder = Path(os.path.expandvars(source.folder)).expanduser()
@@ -113,7 +161,7 @@ def _open_phantoms(
     processor: MoMEProcessor,
     progress: Callable[[Iterable[Any]], Iterable[Any]],
 ) -> CaseCache:
-    """The cached cases of a source of phantoms."""
+    """Returns the cached cases of a source of phantoms."""
     if source.count < 1:
         raise InputError("a source of kind 'phantom' needs a count of at least 1", hint="count: 32")
     names = list(run.labels)
@@ -122,7 +170,7 @@ def _open_phantoms(
         def load() -> LoadedCase:
             made = phantom(seed)
             masks: dict[str, np.ndarray] = {name: made.masks[name] for name in names if name in made.masks}
-            return made.array, Grid(made.array.shape, made.affine), masks
+            return LoadedCase(made.array, Grid(made.array.shape, made.affine), masks)
 
         return load
 

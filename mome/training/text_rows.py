@@ -52,7 +52,7 @@ class TextRows:
             self.wordings = list(self.names_PT.split(1))
 
     def at(self, step: int) -> Tensor:
-        """Rows (P, T) for one step."""
+        """Returns the rows (P, T) for one step."""
         if self.probability == 0:
             return self.names_PT
         rng = np.random.default_rng([self.seed, _STREAM, step])
@@ -64,7 +64,7 @@ class TextRows:
 
 
 def _embed_wordings(encoder: Any, names: list[str]) -> list[Tensor]:
-    """For every label, the embeddings (W, T) of its W wordings: its name, then its synonyms."""
+    """Returns for every label the embeddings (W, T) of its W wordings: its name, then its synonyms."""
     table = load_table()
     texts = [[_words(name), *table[name].synonyms] for name in names]
     rows = encoder.encode([text for wordings in texts for text in wordings])
@@ -79,7 +79,7 @@ def _fill_bank(model: MoME, encoder: Any, names: list[str], names_PT: Tensor) ->
 
 
 def _stored_rows(model: MoME, names: list[str]) -> Tensor:
-    """Rows (P, T) of the model's bank, which is filled with one-hot rows if it is empty."""
+    """Returns rows (P, T) of the model's bank, which is filled with one-hot rows if it is empty."""
     if model.text_bank.is_empty:
         labels, width = model.text_bank.rows_LT.shape
         if labels > width:
@@ -91,5 +91,5 @@ def _stored_rows(model: MoME, names: list[str]) -> Tensor:
 
 
 def _words(name: str) -> str:
-    """A label's name as a text, as in "left kidney"."""
+    """Returns a label's name as a text, as in "left kidney"."""
     return name.replace("_", " ")

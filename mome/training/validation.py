@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def validate(
     model: MoME, run: RunConfig, processor: MoMEProcessor, accelerator: Accelerator | None = None
 ) -> dict[str, float]:
-    """Mean Dice of every trained structure over the validation cases that annotate it, and the mean of these means.
+    """Returns every trained structure's mean Dice over the validation cases that annotate it, and the mean of these.
 
     Volumes are segmented on the network grid by a sliding window without overlap, which is fast but coarse. Scores to
     report come from `mome evaluate`, on the scans' own grids.

@@ -18,20 +18,18 @@ if TYPE_CHECKING:
 
 
 def start_average(model: nn.Module, decay: float, accelerator: Accelerator) -> AveragedModel | None:
-    """A moving average that starts at the model's weights and is part of the run's checkpoints; None if decay is 0.
+    """Returns a moving average that starts at the model's weights; None if decay is 0.
 
     Buffers are copied from the model, not averaged.
     """
     if not decay:
         return None
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=False)
-    average = average.to(accelerator.device)
-    accelerator.register_for_checkpointing(average)
-    return average
+    return average.to(accelerator.device)
 
 
 def averaged_model(accelerator: Accelerator, model: nn.Module, average: AveragedModel | None) -> MoME:
-    """The averaged model if there is one, else the model itself without the accelerator's wrappers."""
+    """Returns the averaged model if there is one, else the model itself without the accelerator's wrappers."""
     return cast("MoME", accelerator.unwrap_model(model) if average is None else average.module)
 
 
