@@ -31,11 +31,17 @@ class Experts(nn.Module):
 
 
 class TokenExperts(Experts):
-    """Experts that see one voxel at a time; the grouped kernels run them."""
+    """Experts that see one voxel at a time; the grouped kernels run them.
+
+    Attributes:
+        dense_when_single: Whether `forward` takes None for ids and weights where there is one expert, which then runs
+            on every token without sorting and weighing.
+    """
 
     reads: ClassVar[Reads] = "tokens"
+    dense_when_single: ClassVar[bool] = False
 
-    def forward(self, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
+    def forward(self, x_TD: Tensor, ids_TK: Tensor | None, weights_TK: Tensor | None) -> Tensor:
         """Σ_k weight · expert(x) for every token: (T, D) → (T, D).
 
         The signature is that of Hugging Face's experts, which its expert parallelism replaces. Routings that give a

@@ -31,7 +31,10 @@ class LocalDispatcher:
             gates_BDHWE = x_BDHWC.new_ones(shape) if routing is None else routing.gates_TE().view(shape)
             return experts(x_BDHWC, gates_BDHWE, context)
         assert isinstance(kind, TokenExperts)
-        return self._tokens(experts, x_BDHWC.flatten(0, 3), routing).view(x_BDHWC.shape)
+        x_TD = x_BDHWC.flatten(0, 3)
+        if routing is None and kind.dense_when_single:
+            return experts(x_TD, None, None).view(x_BDHWC.shape)
+        return self._tokens(experts, x_TD, routing).view(x_BDHWC.shape)
 
     def _tokens(self, experts: nn.Module, x_TD: Tensor, routing: Routing | None) -> Tensor:
         match routing:
