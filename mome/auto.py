@@ -6,7 +6,7 @@ explicitly.
 
 from __future__ import annotations
 
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from mome.configuration import MoMEConfig
 from mome.hf_experts import register_experts_implementation
@@ -15,6 +15,7 @@ from mome.processing import MoMEProcessor
 
 AutoConfig.register("mome", MoMEConfig, exist_ok=True)
 AutoModel.register(MoMEConfig, MoME, exist_ok=True)
+AutoProcessor.register(MoMEConfig, MoMEProcessor, exist_ok=True)
 register_experts_implementation()
 
 __all__ = ["MoME", "MoMEConfig", "MoMEProcessor"]

@@ -9,6 +9,8 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from mome.errors import InputError, did_you_mean
+from mome.json_file import checked_object
+from mome.model_size import numbers_within
 from mome.registry import PARTS, TEXT_ENCODERS
 from mome.spec import SPEC_VERSION, Spec, dump, migrate
 
@@ -29,6 +31,14 @@ _HUGGING_FACE_KEYS = {
     "return_dict", "output_attentions", "output_hidden_states", "chunk_size_feed_forward", "is_encoder_decoder",
     "id2label", "label2id", "problem_type", "tie_word_embeddings", "use_cache", "trust_remote_code",
 }  # fmt: skip
+
+# Keys of a config.json beside the fields of `MoMEConfig` that are read from the file.
+_FILE_KEYS = {"model_type", "dtype", "torch_dtype", "transformers_version"}
+_DTYPES = ("float32", "float64", "float16", "bfloat16")
+# The largest whole number that a config or the spec of a part may hold, and the most voxels of a patch (512³). Our
+# choice; the sizes that follow from them are checked when the model is built.
+_MAX_NUMBER = 2**20
+_MAX_PATCH_VOXELS = 2**27
 
 
 class MoMEConfig(PreTrainedConfig):
@@ -73,6 +83,7 @@ class MoMEConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         _reject_unknown(kwargs)
+        kwargs.pop("num_labels", None)  # transformers would make a table of that many names, which nothing reads
         self._check_types()
         for part, registry in PARTS.items():
             given = getattr(self, part)
@@ -80,6 +91,7 @@ class MoMEConfig(PreTrainedConfig):
             if isinstance(spec, dict):
                 spec = migrate(spec, self.spec_version)
             setattr(self, part, registry.canonical(spec))
+            numbers_within(_MAX_NUMBER, getattr(self, part), part)
         self.spec_version = SPEC_VERSION
         if self.residual is None:
             self.residual = self.experts["name"] != "linear"
@@ -89,6 +101,16 @@ class MoMEConfig(PreTrainedConfig):
             self.text_dim = TEXT_ENCODERS.build(self.text_encoder).width(len(self.labels))
         self.check_labels()
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Builds a config from the contents of a config.json; values of the config in `kwargs` override them.
+
+        Raises:
+            InputError: See `keys_of_file` and the class.
+        """
+        overrides = {key: kwargs.pop(key) for key in list(kwargs) if key in _own_fields()}
+        return super().from_dict({**keys_of_file(config_dict), **overrides}, **kwargs)
 
     def _check_types(self) -> None:
         # huggingface_hub's @strict skips annotations that are strings, and its messages are written for programmers.
@@ -101,13 +123,20 @@ class MoMEConfig(PreTrainedConfig):
             raise InputError(
                 f"patch_size is three numbers of voxels, got {patch!r:.60}", hint="patch_size=[96, 96, 96]"
             )
+        if math.prod(patch) > _MAX_PATCH_VOXELS:
+            raise InputError(
+                f"patch_size {list(patch)!r:.60} is {math.prod(patch):,} voxels, the limit is {_MAX_PATCH_VOXELS:,}",
+                hint="patch_size=[96, 96, 96]",
+            )
         for key in ("dim", "head_channels", "in_channels", "spec_version"):
             if not _is_count(getattr(self, key)):
                 raise InputError(f"{key} is a whole number of at least 1, got {getattr(self, key)!r:.60}")
+            numbers_within(_MAX_NUMBER, getattr(self, key), key)
         if self.residual is not None and not isinstance(self.residual, bool):
             raise InputError(f"residual is true, false or None, got {self.residual!r:.60}")
         if self.text_dim is not None and not _is_count(self.text_dim):
             raise InputError(f"text_dim is a whole number of at least 1, or None, got {self.text_dim!r:.60}")
+        numbers_within(_MAX_NUMBER, self.text_dim, "text_dim")
         std = self.initializer_range
         if isinstance(std, bool) or not isinstance(std, int | float) or not 0 < std < math.inf:
             raise InputError(f"initializer_range is a positive number, got {std!r:.60}")
@@ -165,6 +194,41 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and value >= 1
 
 
+def _own_fields() -> set[str]:
+    """The fields that `MoMEConfig` itself declares."""
+    return set(MoMEConfig.__annotations__) - {"model_type"}
+
+
+def keys_of_file(raw: Any, where: str = "config.json") -> dict[str, Any]:
+    """Returns the keys of a config.json that describe a MoME; the file may come from anybody.
+
+    The keys through which transformers chooses code are dropped: `attn_implementation` and `experts_implementation`,
+    which can name a kernel of the Hub, `auto_map`, and every key that begins with an underscore. So are its other
+    keys, such as `num_labels`, which change nothing here.
+
+    Args:
+        raw: What was read from the file.
+        where: The place of the file, for errors.
+
+    Raises:
+        InputError: The contents are no object, a key is unknown, or it asks for a quantisation or a data type that
+            is not read from a file.
+    """
+    raw = checked_object(raw, "config.json", where)
+    if raw.get("quantization_config") is not None:
+        raise InputError(
+            "config.json asks for a quantization_config, which is not read from a file",
+            where=where,
+            hint="remove the key, and pass quantization_config= to from_pretrained",
+        )
+    _reject_unknown(raw)
+    for key in ("dtype", "torch_dtype"):
+        if raw.get(key) is not None and raw[key] not in _DTYPES:
+            raise InputError(f"{key} is one of {', '.join(_DTYPES)}, got {raw[key]!r:.60}", where=where)
+    kept = _own_fields() | _FILE_KEYS
+    return {key: value for key, value in raw.items() if key in kept}
+
+
 def _reject_unknown(kwargs: dict[str, Any]) -> None:
     """Refuses unknown keys, which Hugging Face would keep without a word, so that a typo cannot change a model."""
     known = {field.name for field in fields(MoMEConfig)}
@@ -172,6 +236,6 @@ def _reject_unknown(kwargs: dict[str, Any]) -> None:
         if key in known or key in _HUGGING_FACE_KEYS or key.startswith("_"):
             continue
         raise InputError(
-            f"a MoME config has no '{key}'{did_you_mean(key, sorted(known))}",
+            f"a MoME config has no {key!r:.60}{did_you_mean(key[:60], sorted(known))}",
             hint="keys: " + ", ".join(sorted(PARTS) + ["labels", "dim", "head_channels", "patch_size", "text_dim"]),
         )

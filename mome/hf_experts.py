@@ -10,9 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from mome_kernels import moe_linear, moe_mlp
-from torch import Tensor
+from mome_kernels import combine, moe_linear, moe_mlp
+from torch import Tensor, nn
 from transformers.integrations import moe
+
+from mome.errors import InputError
 
 NAME = "mome"
 # The kernels' names for the activation modules of transformers and torch, by class name.
@@ -29,6 +31,43 @@ _ACTIVATIONS = {
 def register_experts_implementation() -> None:
     """Adds "mome" to the experts implementations of transformers; a second call changes nothing."""
     moe.ALL_EXPERTS_FUNCTIONS.register(NAME, experts_forward)
+
+
+def check_experts(model: nn.Module) -> list[str]:
+    """Checks that the experts of a Hugging Face model run on `mome_kernels`.
+
+    transformers ignores `experts_implementation` without a message in models whose experts are not written for it.
+    In transformers 5.24 these are dbrx, doge, jetmoe, llama4, longcat_flash, nllb_moe and switch_transformers.
+
+    Args:
+        model: The model, or any part of it.
+
+    Returns:
+        Names of the expert modules that run on `mome_kernels`.
+
+    Raises:
+        InputError: The model has no experts that can, or some of them run on another implementation.
+    """
+    found = {
+        name: module.config._experts_implementation
+        for name, module in model.named_modules()
+        if hasattr(module, "_apply_gate") and hasattr(module, "_is_expert_parallel")
+    }
+    if not found:
+        raise InputError(
+            f"experts_implementation='{NAME}' has no effect on {type(model).__name__}: transformers ignores the "
+            "setting, because the model has no experts that are written for it",
+            hint="run its own experts ('eager')",
+        )
+    others = {name: used for name, used in found.items() if used != NAME}
+    if others:
+        name, used = next(iter(others.items()))
+        raise InputError(
+            f"{len(others)} of {len(found)} expert modules run on '{used}', not on '{NAME}'",
+            where=name,
+            hint=f"model.set_experts_implementation('{NAME}')",
+        )
+    return list(found)
 
 
 def experts_forward(module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
@@ -82,5 +121,6 @@ def _forward_with_own_gate(module: Any, x_TD: Tensor, ids_TK: Tensor, weights_TK
     rows_ND = x_TD.repeat_interleave(k, dim=0)
     hidden_NF = moe_linear(rows_ND, ids_N1, ones_N1, up, up_bias)
     hidden_NF = module._apply_gate(hidden_NF) if module.has_gate else module.act_fn(hidden_NF)
-    out_ND = moe_linear(hidden_NF, ids_N1, weights_TK.reshape(-1, 1), down, down_bias)
-    return out_ND.view(tokens, k, -1).sum(dim=1).to(x_TD.dtype)
+    out_ND = moe_linear(hidden_NF, ids_N1, ones_N1, down, down_bias)
+    # `combine` applies the routing weights and sums over K in float32
+    return combine(out_ND, weights_TK, torch.arange(tokens * k, device=ids_TK.device)).to(x_TD.dtype)

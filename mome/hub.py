@@ -1,16 +1,18 @@
 """Finds the place that a model's name means: an existing folder, a bundled checkpoint, else a Hub id.
 
-The prefixes `local-dir:` and `hf-hub:` say which of them is meant. A Hub id may carry a revision, `org/name@rev`.
+The prefixes `local-dir:` and `hf-hub:` say which of them is meant. A Hub id may carry a revision, `org/name@rev`. In
+bundled names - and _ are the same.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
 
 from mome.errors import InputError, did_you_mean
-from mome.presets import BUNDLED, PRESETS, bundled_models
+from mome.presets import BUNDLED, PRESETS, bundled_models, find_name
 
 _HUB_ID = re.compile(r"(?P<place>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
@@ -27,24 +29,26 @@ class Source(NamedTuple):
     revision: str | None = None
 
 
-def locate(name: str | Path, revision: str | None = None) -> Source:
+def locate(name: str | Path, revision: str | None = None, subfolder: str | None = None) -> Source:
     """Finds the place that a name means.
 
     Args:
         name: A folder, a bundled name, a Hub id, or one of them with its prefix.
         revision: A revision given beside the name; it must not contradict `@rev`.
+        subfolder: The folder inside a local folder that holds the model. That of a Hub id goes to transformers instead.
 
     Raises:
         InputError: The name is no folder, no bundled name and has not the form of a Hub id, or it has two revisions.
     """
     text = str(name)
     if text.startswith("local-dir:"):
-        return _folder(text.removeprefix("local-dir:"))
+        return _folder(text.removeprefix("local-dir:"), subfolder)
     if not text.startswith("hf-hub:"):
-        if Path(text).is_dir():
-            return _folder(text)
-        if text in bundled_models():
-            return Source(str(BUNDLED / text))
+        if os.path.isdir(text):
+            return _folder(text, subfolder)
+        bundled = find_name(text, bundled_models())
+        if bundled is not None:
+            return _folder(str(BUNDLED / bundled), subfolder)
     found = _HUB_ID.fullmatch(text.removeprefix("hf-hub:"))
     if found and not found["place"].startswith("."):
         if found["revision"] and revision and found["revision"] != revision:
@@ -53,7 +57,7 @@ def locate(name: str | Path, revision: str | None = None) -> Source:
     if text.startswith("hf-hub:"):
         raise InputError(f"'{text}' is not a Hub id", hint="hf-hub:org/name, or hf-hub:org/name@revision")
     known = [*bundled_models(), *PRESETS]
-    if text in PRESETS:
+    if find_name(text, PRESETS) is not None:
         raise InputError(
             f"'{text}' is a preset without a bundled checkpoint",
             hint=f"mome.create_model('{text}') has random weights",
@@ -64,8 +68,9 @@ def locate(name: str | Path, revision: str | None = None) -> Source:
     )
 
 
-def _folder(path: str) -> Source:
-    if not Path(path).is_dir():
+def _folder(path: str, subfolder: str | None) -> Source:
+    path = str(Path(path) / subfolder) if subfolder else path
+    if not os.path.isdir(path):
         raise InputError("no such folder", where=path)
     if not (Path(path) / "config.json").is_file():
         raise InputError(

@@ -9,13 +9,14 @@ Shapes: B batch, P prompts, S scales, C head channels, T text width, D H W voxel
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
 
 from mome.configuration import MoMEConfig
@@ -23,18 +24,18 @@ from mome.encoders.base import Encoder
 from mome.errors import InputError
 from mome.layers.predict import predict
 from mome.layers.scale_expert import ScaleExpert
-from mome.layers.text_bank import TextBank
 from mome.losses.bce_dice import masked_bce_dice
 from mome.map_context import MapContext
+from mome.model_size import build_within_limits
 from mome.outputs import Features, MoMEOutput
+from mome.parts import build_parts, sides
 from mome.processing import MoMEProcessor
-from mome.registry import ENCODERS, FUSIONS, HEADS
 from mome.routers.base import Router
 from mome.routers.routing import Routing
 from mome.saving import SavedModel
 
 # Arguments that transformers' Trainer and generic callers pass to any model; they change nothing here.
-_IGNORED = ("return_dict", "return_loss", "output_attentions", "output_hidden_states", "num_items_in_batch")
+_IGNORED = ("return_dict", "output_attentions", "output_hidden_states", "num_items_in_batch")
 
 
 class MoME(SavedModel):
@@ -58,44 +59,20 @@ class MoME(SavedModel):
     input_modalities = ["image", "text"]
     supports_gradient_checkpointing = True
     _no_split_modules = ["ScaleExpert", "ConvStack"]
-    _keep_in_fp32_modules_strict = ["router"]
+    # The bank subtracts the mean of its rows, which half precision would lose.
+    _keep_in_fp32_modules_strict = ["router", "text_bank"]
     # The expert modules live in other files than this class, where transformers does not look for them.
     _can_set_experts_implementation_cached_value = True
 
     def __init__(self, config: MoMEConfig) -> None:
         super().__init__(config)
-        text_dim = config.text_dim
-        assert text_dim is not None  # the config finds it where it is not given
-        self.encoder: Encoder = ENCODERS.build(config.encoder, in_channels=config.in_channels)
-        _check_patch(config, self.encoder.size_divisor)
-        fusion_class, _ = FUSIONS.resolve(config.fusion)
-        scales = len(self.encoder.channels)
-        self.first_scale = scales - 1 if fusion_class.finest_only else 0
-        self.scale_experts = nn.ModuleList(
-            ScaleExpert(
-                channels,
-                dim=config.dim,
-                head_channels=config.head_channels,
-                text_dim=text_dim,
-                experts=config.experts,
-                router=config.router,
-                residual=bool(config.residual),
-            )
-            for channels in self.encoder.channels[self.first_scale :]
-        )
-        self.fusion = FUSIONS.build(
-            config.fusion,
-            channels=config.head_channels,
-            text_dim=text_dim,
-            scales=len(self.scale_experts),
-        )
-        self.head = HEADS.build(
-            config.head,
-            channels=config.head_channels,
-            text_dim=text_dim,
-            bottleneck_channels=self.encoder.bottleneck_channels,
-        )
-        self.text_bank = TextBank(config.labels, text_dim, one_hot=config.has_one_hot_text)
+        parts = build_within_limits(lambda: build_parts(config))
+        self.first_scale = parts.first_scale
+        self.encoder: Encoder = parts.encoder
+        self.scale_experts = parts.scale_experts
+        self.fusion = parts.fusion
+        self.head = parts.head
+        self.text_bank = parts.text_bank
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -129,7 +106,7 @@ class MoME(SavedModel):
         """Volume (B, 1, D, H, W) → expert maps at the finest scale. The cost does not depend on the prompts.
 
         Args:
-            volume_B1DHW: Windowed HU on the network grid.
+            volume_B1DHW: Windowed HU on the network grid; it is cast to the type of the model.
             origin_B3: int64, the voxel of the network grid at which each patch begins; for routers that look at it.
 
         Raises:
@@ -138,11 +115,11 @@ class MoME(SavedModel):
         divisor = self.encoder.size_divisor
         if any(side % step for side, step in zip(volume_B1DHW.shape[2:], divisor, strict=True)):
             raise InputError(
-                f"the volume's sides {tuple(volume_B1DHW.shape[2:])} are not multiples of {_sides(divisor)}",
+                f"the volume's sides {tuple(volume_B1DHW.shape[2:])} are not multiples of {sides(divisor)}",
                 hint="pad it, or let mome.inference.segment do so",
             )
         context = MapContext(origin_B3)
-        pyramid = self._checkpointed(self.encoder, volume_B1DHW, context)
+        pyramid = self._checkpointed(self.encoder, volume_B1DHW.to(self.dtype), context)
         maps_BCDHW = pyramid.maps[self.first_scale :]
         experts = cast("list[ScaleExpert]", list(self.scale_experts))
         if any(expert.reads_prompts for expert in experts):
@@ -209,6 +186,7 @@ class MoME(SavedModel):
         targets: Tensor | None = None,
         supervised_BP: Tensor | None = None,
         origin_B3: Tensor | None = None,
+        return_loss: bool = True,
         **kwargs: Any,
     ) -> MoMEOutput:
         """Volume (B, 1, D, H, W) in [0, 1] and text rows (P, T) → logits, and the loss where targets are given.
@@ -219,6 +197,8 @@ class MoME(SavedModel):
             targets: (B, P, D, H, W), 0 or 1.
             supervised_BP: True where prompt p is annotated in case b; all of them where None.
             origin_B3: See `encode`.
+            return_loss: Whether the loss is computed where targets are given. transformers' Trainer looks for this
+                argument before it reports `eval_loss`.
 
         Raises:
             InputError: An argument that is none of these, or a volume whose sides do not fit the encoder.
@@ -227,7 +207,7 @@ class MoME(SavedModel):
             if key not in _IGNORED:
                 raise InputError(
                     f"MoME.forward has no argument '{key}'",
-                    hint="arguments: volume, text_PT, targets, supervised_BP, origin_B3",
+                    hint="arguments: volume, text_PT, targets, supervised_BP, origin_B3, return_loss",
                 )
         features = self.encode(volume, origin_B3)
         logits, prompt_routings = self._decode(features, text_PT)
@@ -236,7 +216,7 @@ class MoME(SavedModel):
             for routing in routings:
                 routing.router.observe(routing)
         aux_loss, aux_losses = _auxiliary_losses(routings, logits)
-        if targets is None:
+        if targets is None or not return_loss:
             return MoMEOutput(logits=logits, aux_loss=aux_loss, aux_losses=aux_losses)
         segmentation = masked_bce_dice(logits, targets, supervised_BP)
         return MoMEOutput(
@@ -246,6 +226,27 @@ class MoME(SavedModel):
             aux_loss=aux_loss,
             aux_losses=aux_losses,
         )
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Returns an empty module: the model embeds no tokens, but quantisers and adapters ask for their embeddings."""
+        return nn.Identity()
+
+    def _set_gradient_checkpointing(  # type: ignore[override]
+        self, enable: bool = True, gradient_checkpointing_func: Callable[..., Any] = checkpoint, **kwargs: Any
+    ) -> None:
+        """Switches activation checkpointing; called by `gradient_checkpointing_enable`.
+
+        Raises:
+            InputError: `use_reentrant` is true: reentrant checkpoints pass tensors only, not the records of our layers.
+        """
+        options = getattr(gradient_checkpointing_func, "keywords", {})
+        if enable and options.get("use_reentrant"):
+            raise InputError(
+                "MoME has no reentrant gradient checkpointing",
+                hint='gradient_checkpointing_enable({"use_reentrant": False})',
+            )
+        function = partial(gradient_checkpointing_func, use_reentrant=False)
+        super()._set_gradient_checkpointing(enable=enable, gradient_checkpointing_func=function, **kwargs)
 
     def _checkpointed(self, function: Callable[..., Any], *args: Any) -> Any:
         if self.gradient_checkpointing and self.training:
@@ -293,25 +294,3 @@ def _auxiliary_losses(routings: Sequence[Routing], like: Tensor) -> tuple[Tensor
         name: mean([mean([named.get(name, zero) for named in losses]) for losses in routers.values()]) for name in names
     }
     return total, by_name
-
-
-def _sides(divisor: Sequence[int]) -> str:
-    return str(divisor[0]) if len(set(divisor)) == 1 else str(tuple(divisor))
-
-
-def _check_patch(config: MoMEConfig, divisor: Sequence[int]) -> None:
-    """Checks that the patch divides, and that instance norm sees more than one voxel at the bottleneck."""
-    patch = list(config.patch_size)
-    steps = [max(1, math.ceil(side / step)) for side, step in zip(patch, divisor, strict=True)]
-    fits = [count * step * (2 if max(steps) == 1 else 1) for count, step in zip(steps, divisor, strict=True)]
-    name = config.encoder["name"]
-    if any(side % step for side, step in zip(patch, divisor, strict=True)):
-        raise InputError(
-            f"patch_size {patch} does not fit encoder '{name}': its sides are multiples of {_sides(divisor)}",
-            hint=f"patch_size={fits}",
-        )
-    if max(steps) == 1:
-        raise InputError(
-            f"patch_size {patch} leaves encoder '{name}' one voxel at its bottleneck of stride {_sides(divisor)}",
-            hint=f"patch_size={fits}, or an encoder of fewer stages",
-        )

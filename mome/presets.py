@@ -6,6 +6,7 @@ A preset is a plain dict: the model's parts as config strings, and the settings 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,12 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+def find_name(name: str, known: Iterable[str]) -> str | None:
+    """Returns the one of the known names that `name` means, or None; in names of models - and _ are the same."""
+    plain = name.replace("-", "_")
+    return next((other for other in known if other.replace("-", "_") == plain), None)
+
+
 def bundled_models() -> list[str]:
     """Returns the names of the checkpoints inside the package, such as `mome-ct-tiny`."""
     if not BUNDLED.is_dir():
@@ -112,17 +119,18 @@ def bundled_models() -> list[str]:
 
 
 def preset(name: str) -> dict[str, Any]:
-    """Returns one preset.
+    """Returns one preset; its name may be written with - or _.
 
     Raises:
         InputError: No preset has that name.
     """
-    if name not in PRESETS:
+    found = find_name(name, PRESETS)
+    if found is None:
         raise InputError(
             f"unknown preset '{name}'{did_you_mean(name.replace('-', '_'), PRESETS)}",
             hint="presets: " + ", ".join(PRESETS),
         )
-    return PRESETS[name]
+    return PRESETS[found]
 
 
 def preset_sizes() -> dict[str, dict[str, Any]]:

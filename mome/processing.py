@@ -6,6 +6,7 @@ The settings of the network grid (spacing, orientation, HU window) are stored in
 from __future__ import annotations
 
 import math
+import os
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,10 +17,13 @@ from transformers.image_processing_base import ImageProcessingMixin
 
 from mome.errors import InputError, did_you_mean
 from mome.hub import locate
+from mome.json_file import checked_object
 
 if TYPE_CHECKING:
     from mome.volumes import Grid, Volume
 
+# Written into preprocessor_config.json, so that AutoProcessor finds this class.
+_AUTO_MAP = {"AutoProcessor": "modeling_mome.MoMEProcessor"}
 _SETTINGS = ("spacing", "orientation", "hu_window", "padding_hu")
 # Keys that transformers writes into preprocessor_config.json or sets on the object.
 _HUGGING_FACE_KEYS = ("image_processor_type", "feature_extractor_type", "processor_class", "auto_map", "backend")
@@ -83,9 +87,16 @@ class MoMEProcessor(ImageProcessingMixin):
         for key in kwargs:
             if key not in _LOADING_KEYS and not key.startswith("_"):
                 raise _unknown(key)
-        place, revision = locate(name, kwargs.pop("revision", None))
+        kwargs.pop("trust_remote_code", None)
+        place, revision = locate(name, kwargs.pop("revision", None), kwargs.get("subfolder"))
+        if os.path.isdir(place):
+            kwargs.pop("subfolder", None)  # it is part of the place now
         try:
             loaded = super().from_pretrained(place, revision=revision or "main", **kwargs)
+        except InputError as error:
+            raise InputError(
+                error.what, where=error.where or f"preprocessor_config.json of {name}", hint=error.hint
+            ) from error
         except OSError as error:
             missing = Path(place).is_dir() and not (Path(place) / "preprocessor_config.json").exists()
             reason = "is not there" if missing else f"cannot be loaded: {str(error).splitlines()[0][:120]}"
@@ -98,6 +109,28 @@ class MoMEProcessor(ImageProcessingMixin):
             setattr(loaded[0] if isinstance(loaded, tuple) else loaded, key, value)
         return loaded
 
+    @classmethod
+    def get_image_processor_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Reads the settings of a checkpoint; the file may come from anybody.
+
+        Raises:
+            InputError: The file does not hold an object of settings, or a setting is unknown.
+            OSError: The file is missing or no JSON.
+        """
+        try:
+            found, unused = super().get_image_processor_dict(*args, **kwargs)
+        except (RecursionError, TypeError) as error:
+            raise InputError("preprocessor_config.json is no object of settings, or nests too deeply") from error
+        found = checked_object(found, "preprocessor_config.json", "the model's folder")
+        for key in found:
+            if key not in _SETTINGS and key not in _HUGGING_FACE_KEYS and not key.startswith("_"):
+                raise _unknown(key)
+        return {key: value for key, value in found.items() if key in _SETTINGS}, unused
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns what preprocessor_config.json holds."""
+        return {**super().to_dict(), "auto_map": dict(_AUTO_MAP)}
+
     def settings(self) -> dict[str, Any]:
         """Returns the settings that decide the network grid; a cache depends on them."""
         return {
@@ -108,7 +141,11 @@ class MoMEProcessor(ImageProcessingMixin):
         }
 
     def network_grid(self, grid: Grid) -> Grid:
-        """Returns the network grid that covers `grid`."""
+        """Returns the network grid that covers `grid`.
+
+        Raises:
+            InputError: It is larger than `mome.volumes` allows.
+        """
         from mome.volumes import network_grid
 
         x, y, z = self.spacing
@@ -159,8 +196,8 @@ def _checked(name: str, value: Any) -> Any:
         return float(value)
     numbers = list(value) if hasattr(value, "__iter__") and not isinstance(value, str | dict) else []
     real = all(_is_number(item) for item in numbers)
-    if name == "spacing" and not (real and len(numbers) == 3 and min(numbers) > 0):
-        raise InputError(f"spacing is three positive numbers of mm, got {value!r:.60}")
+    if name == "spacing" and not (real and len(numbers) == 3 and min(numbers) >= 0.01 and max(numbers) <= 1000):
+        raise InputError(f"spacing is three positive numbers of mm from 0.01 to 1000, got {value!r:.60}")
     if name == "hu_window" and not (real and len(numbers) == 2 and numbers[0] < numbers[1]):
         raise InputError(f"hu_window is (low, high) in HU with low < high, got {value!r:.60}")
     return [float(item) for item in numbers]
@@ -172,6 +209,6 @@ def _is_number(value: Any) -> bool:
 
 def _unknown(name: str) -> InputError:
     return InputError(
-        f"a processor has no setting '{name}'{did_you_mean(name, _SETTINGS)}",
+        f"a processor has no setting {name!r:.60}{did_you_mean(name[:60], _SETTINGS)}",
         hint="settings: " + ", ".join(_SETTINGS),
     )

@@ -4,31 +4,43 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+import math
+import os
+import re
+import secrets
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors import SafetensorError
 from transformers import PreTrainedModel
-from transformers.utils import logging
+from transformers.utils import find_adapter_config_file, logging
 
+from mome.atomic import check_output_folder, output_errors
 from mome.configuration import MoMEConfig
 from mome.errors import InputError
 from mome.hub import locate
 from mome.labels import load_table
 from mome.layers.text_bank import TextBank
+from mome.loading import errors_for_people, floating_type, saved_config, with_overrides
+from mome.model_size import check_memory
 from mome.processing import MoMEProcessor
-from mome.registry import TEXT_ENCODERS
+from mome.weights_file import StoredTensor, check_tensors, described, shapes_on_meta, stored_tensors
 
 logger = logging.get_logger(__name__)
 # Written beside every saved model, so that AutoModel(trust_remote_code=True) finds the package or names what to
 # install: transformers checks the imports of such a file before it runs it.
 STUB_NAME = "modeling_mome.py"
-STUB = '"""Needs the package: pip install mome."""\n\nfrom mome.auto import MoME, MoMEConfig\n'
-AUTO_MAP = {"AutoConfig": "modeling_mome.MoMEConfig", "AutoModel": "modeling_mome.MoME"}
+STUB = '"""Needs the package: pip install mome."""\n\nfrom mome.auto import MoME, MoMEConfig, MoMEProcessor\n'
+AUTO_MAP = {
+    "AutoConfig": "modeling_mome.MoMEConfig",
+    "AutoModel": "modeling_mome.MoME",
+    "AutoProcessor": "modeling_mome.MoMEProcessor",
+}
 
 _HUB_ARGUMENTS = ("revision", "cache_dir", "token", "local_files_only", "force_download", "subfolder")
+# With these the weights do not come from the files with the usual names, or are renamed while they are loaded.
+_OTHER_FILES = ("variant", "gguf_file", "key_mapping", "distributed_config", "tp_plan", "tp_size")
+_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 
 
 class SavedModel(PreTrainedModel):
@@ -44,57 +56,79 @@ class SavedModel(PreTrainedModel):
         raise NotImplementedError
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, *args: Any, **kwargs: Any) -> Self:  # type: ignore[override]
+    def from_pretrained(  # type: ignore[override]
+        cls, name: str | Path | None, *args: Any, allow_missing: bool = False, **kwargs: Any
+    ) -> Self:
         """Loads a model from a folder, by the name of a bundled checkpoint, or from the Hub.
 
         Args:
             name: As in "runs/a/model", "mome-ct-tiny", "org/mome-ct", "hf-hub:org/mome-ct@v1" or "local-dir:a/model".
+                None takes the weights from `state_dict` and the architecture from `config`.
+            allow_missing: Whether the checkpoint may lack tensors; they are then initialised, and a warning names them.
             kwargs: Values of the config override the saved ones, as in `experts="swiglu(n=8)"`: weights whose
                 name and shape still fit are kept, the rest are new, and a report says which. With `labels` the
                 bank's rows follow their names. Everything else goes to `PreTrainedModel.from_pretrained`
                 (`revision`, `dtype`, `device_map`, …). Weights are loaded in float32 unless `dtype` says otherwise,
-                however they are stored.
+                however they are stored. Only safetensors files are read.
 
         Raises:
-            InputError: Not a MoME checkpoint, one of another architecture, a damaged one, or a Hub id that cannot be
+            InputError: Not a MoME checkpoint, one of another architecture, a damaged one, one that lacks tensors or
+                holds integers as weights, one beyond the limits of `mome.model_size`, or a Hub id that cannot be
                 reached.
         """
-        place, revision = locate(name, kwargs.pop("revision", None))
-        if revision is not None:
-            kwargs["revision"] = revision
-        kwargs.setdefault("dtype", torch.float32)
         fields = set(MoMEConfig.__dataclass_fields__) - {"dtype"}
         overrides = {key: kwargs.pop(key) for key in list(kwargs) if key in fields}
-        report = kwargs.pop("output_loading_info", False)
-        hub = {key: kwargs[key] for key in _HUB_ARGUMENTS if key in kwargs}
-        ignore_mismatched_sizes = kwargs.pop("ignore_mismatched_sizes", False) or bool(overrides)
-        config = kwargs.pop("config", None)
+        report, config = kwargs.pop("output_loading_info", False), kwargs.pop("config", None)
+        if config is not None and overrides:
+            raise InputError(f"both config= and {', '.join(overrides)}= were given", hint="change the config instead")
+        if isinstance(config, str | Path):
+            config = MoMEConfig.from_pretrained(config)
+        ignore_mismatched = kwargs.pop("ignore_mismatched_sizes", False)
+        kwargs["dtype"] = floating_type(kwargs.pop("dtype", None), kwargs.pop("torch_dtype", None))
+        kwargs.setdefault("use_safetensors", True)
+        place, revision, hub = _source(name, kwargs)
         labels: dict[str, Any] = {}
         new_text = False
-        with _errors_for_people(name):
-            if config is None:
-                config, labels, new_text = _with_overrides(_saved_config(name, place, hub), overrides)
+        with errors_for_people(name):
+            saved = None if place is None else _saved(str(name), place, hub, needed=config is None)
+            changed = bool(overrides) or config is not None
+            if saved is not None and config is None:
+                config, labels, new_text = with_overrides(saved, overrides)
+            if not isinstance(config, MoMEConfig):
+                raise InputError("without a name, config= is a MoMEConfig", hint="config=MoMEConfig(…), state_dict=…")
+            _refuse_adapter(place, hub)
+            stored = _stored(place, hub, kwargs)
+            if stored is not None:
+                expected = shapes_on_meta(cls, config)
+                check_tensors(
+                    stored,
+                    expected,
+                    _promised(cls, saved) if changed and saved is not None else expected,
+                    where=str(name),
+                    allow_missing=allow_missing,
+                    allow_mismatched=ignore_mismatched,
+                )
+                if kwargs.get("device_map") is None:
+                    check_memory(sum(math.prod(tensor.shape) for tensor in expected.values()))
             loaded: Any = super().from_pretrained(
                 place,
                 *args,
                 config=config,
-                ignore_mismatched_sizes=ignore_mismatched_sizes,
+                ignore_mismatched_sizes=ignore_mismatched or bool(overrides),
                 output_loading_info=True,
                 **kwargs,
             )
         model, info = loaded
-        with contextlib.suppress(InputError):  # the model was saved without a processor
-            model.loaded_processor = MoMEProcessor.from_pretrained(place, **hub)
+        if place is not None:
+            with contextlib.suppress(InputError):  # the model was saved without a processor
+                model.loaded_processor = MoMEProcessor.from_pretrained(place, **hub)
         if revision is not None:  # a processor that is loaded later must be of the same revision
             model.config.name_or_path = f"hf-hub:{place}@{revision}"
         _copy_mapped_tensors(model)
         new = {*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])}
         total = len(model.state_dict())
-        if not overrides and len(new) > total // 2:
-            raise InputError(
-                f"{len(new)} of {total} weights are not in the checkpoint: it is of another architecture",
-                where=str(name),
-            )
+        if stored is None and new and not (overrides or allow_missing or ignore_mismatched):
+            raise InputError(f"{len(new)} of {total} tensors are not in the checkpoint", where=str(name))
         if new_text:
             model.text_bank.reset()
             new.add("text_bank.rows_LT")
@@ -125,61 +159,114 @@ class SavedModel(PreTrainedModel):
         """Writes safetensors, `config.json`, the label table, the stub for remote-code loading and the processor.
 
         The model's `processor` is written where it is set. Otherwise the processor that was loaded with the weights is
-        written, unless the folder has one already.
+        written, unless the folder has one already. All files are written beside the folder's own and then replace
+        them, so that a failed write leaves the old model as it was.
+
+        Raises:
+            InputError: The folder is a file, or may not be written.
+            OutputError: The disk is full, or the like.
         """
+        folder = Path(save_directory)
+        check_output_folder(folder)
         self.config.auto_map = dict(AUTO_MAP)
-        super().save_pretrained(save_directory, *args, **kwargs)
-        self._save_extras(save_directory)
+        if kwargs.get("push_to_hub"):  # transformers uploads the folder that it writes to
+            super().save_pretrained(folder, *args, **kwargs)
+            self._save_extras(folder)
+            return
+        is_main = args[0] if args else kwargs.get("is_main_process", True)
+        part = folder / f".{secrets.token_hex(8)}.part"
+        with output_errors(folder, "the model", part):
+            part.mkdir(parents=True)
+            super().save_pretrained(part, *args, **kwargs)
+            if is_main:
+                self._save_extras(part, keep=folder)
+            _move_files(part, folder)
 
     def _upload_modified_files(self, working_dir: Any, *args: Any, **kwargs: Any) -> Any:
         # With `push_to_hub=True` transformers uploads before its own `save_pretrained` returns.
         self._save_extras(working_dir)
         return super()._upload_modified_files(working_dir, *args, **kwargs)
 
-    def _save_extras(self, folder: str | Path) -> None:
+    def _save_extras(self, folder: str | Path, keep: Path | None = None) -> None:
+        """Writes what transformers does not; a processor that `keep` holds is not replaced by the loaded one."""
+        folder = Path(folder)
         processor = self.processor
-        if processor is None and not (Path(folder) / "preprocessor_config.json").exists():
+        if processor is None and not ((keep or folder) / "preprocessor_config.json").exists():
             processor = self.loaded_processor
         if processor is not None:
             processor.save_pretrained(folder)
-        (Path(folder) / STUB_NAME).write_text(STUB)
-        (Path(folder) / "labels.json").write_text(json.dumps(stored_labels(self.config), indent=1) + "\n")
+        (folder / STUB_NAME).write_text(STUB)
+        (folder / "labels.json").write_text(json.dumps(stored_labels(self.config), indent=1) + "\n")
+        mode = (folder / STUB_NAME).stat().st_mode & 0o777
+        for weights in folder.glob("*.safetensors"):  # safetensors makes files that only their owner can read
+            with contextlib.suppress(PermissionError):
+                weights.chmod(mode)
 
 
-@contextlib.contextmanager
-def _errors_for_people(name: str | Path) -> Iterator[None]:
-    """Turns the errors of transformers' loading into InputErrors that name the model."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"'{name}' cannot be loaded: {str(error).splitlines()[0][:160]}",
-            hint="check the id and the network; HF_HUB_OFFLINE=1 reads the local cache only",
-        ) from error
-    except SafetensorError as error:
-        raise InputError(
-            f"the weights are damaged or incomplete: {str(error).splitlines()[0][:160]}",
-            where=str(name),
-            hint="copy or download the checkpoint again",
-        ) from error
-    except RuntimeError as error:
-        if "mismatch" not in str(error):
-            raise
-        raise InputError(
-            "the checkpoint's weights do not fit its config: it is of another architecture",
-            where=str(name),
-        ) from error
+def _source(name: str | Path | None, kwargs: dict[str, Any]) -> tuple[str | None, str | None, dict[str, Any]]:
+    """The place and revision that a name means, and the arguments for downloads, which stay in `kwargs` too."""
+    if name is None:
+        return None, None, {}
+    place, revision = locate(name, kwargs.pop("revision", None), kwargs.get("subfolder"))
+    if os.path.isdir(place):
+        kwargs.pop("subfolder", None)  # it is part of the place now
+    if revision is not None:
+        kwargs["revision"] = revision
+    return place, revision, {key: kwargs[key] for key in _HUB_ARGUMENTS if key in kwargs}
 
 
-def _saved_config(name: str | Path, place: str, hub: dict[str, Any]) -> dict[str, Any]:
-    raw, _ = MoMEConfig.get_config_dict(place, **hub)
-    if raw.get("model_type") != "mome":
+def _refuse_adapter(place: str | None, hub: dict[str, Any]) -> None:
+    """Refuses a checkpoint with an adapter of PEFT: transformers would load the base model that the adapter names."""
+    if place is not None and find_adapter_config_file(place, **hub) is not None:
         raise InputError(
-            f"this is a checkpoint of '{raw.get('model_type', 'an unknown architecture')}', not of mome",
-            where=str(name),
-            hint="a folder that MoME.save_pretrained or mome train wrote, or a name of mome list models",
+            "the checkpoint holds adapter_config.json, an adapter of PEFT, which would change the model",
+            where=place,
+            hint="load the model without that file, then peft.PeftModel.from_pretrained(model, …)",
         )
-    return raw
+
+
+def _saved(name: str, place: str, hub: dict[str, Any], *, needed: bool) -> dict[str, Any] | None:
+    """The saved config; None where it cannot be read and is not needed, because the user gave one."""
+    try:
+        return saved_config(name, place, hub)
+    except (InputError, OSError):
+        if needed:
+            raise
+        return None
+
+
+def _stored(place: str | None, hub: dict[str, Any], kwargs: dict[str, Any]) -> dict[str, StoredTensor] | None:
+    """The tensors that the checkpoint holds, or None where they are not in the usual files."""
+    if place is None:
+        state = kwargs.get("state_dict")
+        if not isinstance(state, dict):
+            raise InputError("without a name, state_dict= holds the weights", hint="config=MoMEConfig(…), state_dict=…")
+        return described(state)
+    if kwargs.get("state_dict") is not None:
+        raise InputError(
+            "both a name and state_dict= were given", hint="MoME.from_pretrained(None, config=…, state_dict=…)"
+        )
+    return None if any(kwargs.get(key) for key in _OTHER_FILES) else stored_tensors(place, hub)
+
+
+def _promised(cls: type[SavedModel], saved: dict[str, Any]) -> dict[str, StoredTensor]:
+    """The tensors that a checkpoint holds by its own config, before any override."""
+    try:
+        return shapes_on_meta(cls, MoMEConfig(**saved))
+    except InputError:  # a module object of the saved config is not at hand
+        return {}
+
+
+def _move_files(part: Path, folder: Path) -> None:
+    """Moves new files over those of the same names, and removes weights of an earlier model that have other names."""
+    new = sorted(path.name for path in part.iterdir())
+    for name in new:
+        os.replace(part / name, folder / name)
+    part.rmdir()
+    if any(_WEIGHTS.fullmatch(name) for name in new):
+        for path in folder.iterdir():
+            if _WEIGHTS.fullmatch(path.name) and path.name not in new:
+                path.unlink()
 
 
 def _copy_mapped_tensors(model: PreTrainedModel) -> None:
@@ -188,26 +275,8 @@ def _copy_mapped_tensors(model: PreTrainedModel) -> None:
     The copies are aligned in memory; results are then equal, bit for bit, to those of the model that was saved.
     """
     for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.device.type == "cpu":
+        if tensor.device.type == "cpu" and type(tensor.data) is torch.Tensor:  # quantised tensors are new already
             tensor.data = tensor.data.clone()
-
-
-def _with_overrides(raw: dict[str, Any], overrides: dict[str, Any]) -> tuple[MoMEConfig, dict[str, Any], bool]:
-    """Returns the config to load with, the labels to change to afterwards, and whether the text encoder changed.
-
-    The rows of the bank belong to the saved labels, so the model is loaded with these first. The labels are removed
-    from `overrides`.
-    """
-    if "experts" in overrides:  # whether a residual fits depends on the experts
-        raw = {key: value for key, value in raw.items() if key != "residual"}
-    labels: dict[str, Any] = {key: overrides.pop(key) for key in ("labels", "trained_labels") if key in overrides}
-    if "text_encoder" in overrides:
-        wanted = TEXT_ENCODERS.canonical(overrides["text_encoder"])
-        if wanted != MoMEConfig(**raw).text_encoder:  # the saved rows come from another tower
-            if "labels" in labels and "trained_labels" not in labels:
-                labels["trained_labels"] = [name for name in raw.get("trained_labels", ()) if name in labels["labels"]]
-            return MoMEConfig(**{**raw, "text_dim": None, **overrides, **labels}), {}, True
-    return MoMEConfig(**{**raw, **overrides}), labels, False
 
 
 def _relabel(model: Any, labels: list[str] | None = None, trained_labels: list[str] | None = None) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 from mome.errors import InputError
-from mome.presets import PRESETS, SIZES, bundled_models, preset
+from mome.presets import PRESETS, SIZES, bundled_models, find_name, preset
 
 if TYPE_CHECKING:
     from mome.modeling import MoME
@@ -15,16 +16,20 @@ if TYPE_CHECKING:
 
 
 def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
-    """Returns the names of presets that match a wildcard; with `pretrained`, the names of bundled checkpoints."""
+    """Returns the names of presets that match a wildcard; with `pretrained`, the names of bundled checkpoints.
+
+    In the pattern - and _ are the same, except inside brackets such as `[a-z]`.
+    """
     names = bundled_models() if pretrained else list(PRESETS)
-    return [name for name in sorted(names) if fnmatch.fnmatch(name, pattern)]
+    plain = re.sub(r"\[[^\]]*\]|-", lambda found: "_" if found[0] == "-" else found[0], pattern)
+    return [name for name in sorted(names) if fnmatch.fnmatch(name.replace("-", "_"), plain)]
 
 
 def create_model(name: str, *, pretrained: bool = False, **overrides: Any) -> MoME:
     """Builds a model from a preset; any part or config value can be overridden.
 
     Args:
-        name: Name of the preset.
+        name: Name of the preset; - and _ are the same in it.
         pretrained: Load the bundled checkpoint of this preset instead of random weights.
         overrides: Config values, as in `experts="swiglu(n=8)"`, `labels=["liver"]`.
 
@@ -41,8 +46,8 @@ def create_model(name: str, *, pretrained: bool = False, **overrides: Any) -> Mo
 
     chosen = preset(name)
     if pretrained:
-        checkpoint = name.replace("_", "-")
-        if checkpoint not in bundled_models():
+        checkpoint = find_name(name, bundled_models())
+        if checkpoint is None:
             raise InputError(
                 f"no checkpoint is bundled for preset '{name}'",
                 hint="bundled: " + (", ".join(bundled_models()) or "none") + "; or load one from a folder or the Hub",

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor, nn
 
 from mome.map_context import MapContext
@@ -32,23 +31,23 @@ class Experts(nn.Module):
 
 
 class TokenExperts(Experts):
-    """Experts that see one voxel at a time; the grouped kernels run them."""
+    """Experts that see one voxel at a time; the grouped kernels run them.
+
+    Attributes:
+        dense_when_single: Whether `forward` takes None for ids and weights where there is one expert, which then runs
+            on every token without sorting and weighing.
+    """
 
     reads: ClassVar[Reads] = "tokens"
+    dense_when_single: ClassVar[bool] = False
 
-    def forward(self, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
+    def forward(self, x_TD: Tensor, ids_TK: Tensor | None, weights_TK: Tensor | None) -> Tensor:
         """Σ_k weight · expert(x) for every token: (T, D) → (T, D).
 
         The signature is that of Hugging Face's experts, which its expert parallelism replaces. Routings that give a
         token a variable number of experts use it too: each assignment is then a token of its own, with K = 1.
         """
         raise NotImplementedError
-
-    def single(self, x_TD: Tensor) -> Tensor:
-        """The result where there is one expert, which every token takes with weight one."""
-        ids_TK = torch.zeros(x_TD.shape[0], 1, dtype=torch.int64, device=x_TD.device)
-        weights_TK = torch.ones(x_TD.shape[0], 1, dtype=torch.float32, device=x_TD.device)
-        return self(x_TD, ids_TK, weights_TK)
 
 
 class MapExperts(Experts):

@@ -16,6 +16,8 @@ from mome.registry import at_least
 class LinearExperts(TokenExperts):
     """y = W_e x + b_e."""
 
+    dense_when_single = True
+
     @dataclass(frozen=True, kw_only=True)
     class Config:
         """Settings of `linear`.
@@ -34,12 +36,9 @@ class LinearExperts(TokenExperts):
         self.bias_ED = nn.Parameter(torch.empty(config.n, dim))
 
     def forward(self, x_TD: Tensor, ids_TK: Tensor | None, weights_TK: Tensor | None) -> Tensor:
-        if ids_TK is None or weights_TK is None:  # `single`
+        if ids_TK is None or weights_TK is None:
             return nn.functional.linear(x_TD, self.weight_EDD[0], self.bias_ED[0])
         return moe_linear(x_TD, ids_TK, weights_TK, self.weight_EDD, self.bias_ED)
-
-    def single(self, x_TD: Tensor) -> Tensor:
-        return self(x_TD, None, None)  # without sorting and weighing
 
     @torch.no_grad()
     def init_weights_(self, init: ModuleType, std: float) -> None:

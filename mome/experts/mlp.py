@@ -67,7 +67,8 @@ class FeedForwardExperts(TokenExperts):
         """The first layer's weights: (E, 2F, D) where gated, else (E, F, D)."""
         return self.gate_up_proj if self.gated else self.up_proj
 
-    def forward(self, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
+    def forward(self, x_TD: Tensor, ids_TK: Tensor | None, weights_TK: Tensor | None) -> Tensor:
+        assert ids_TK is not None and weights_TK is not None
         return moe_mlp(
             x_TD,
             ids_TK,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mome.errors import InputError
 from mome.inference.predictor import Predictor
 from mome.inference.tiles import gaussian_window, tile_starts
 
@@ -35,7 +36,14 @@ def stream_logits(
         overlap: The share of a tile that its neighbour covers too, 0 to 0.9.
         prompt_chunk: Prompts that are decoded at once.
         progress: Called with (tiles done, number of tiles).
+
+    Raises:
+        InputError: The volume is a batch of several, or the overlap is out of range.
     """
+    if volume.dim() != 5 or volume.shape[0] != 1:
+        raise InputError(f"a volume is (1, 1, D, H, W), got {tuple(volume.shape)}", hint="one volume at a time")
+    if not 0 <= overlap <= 0.9:
+        raise InputError(f"overlap is from 0 to 0.9, got {overlap}")
     device, patch, size = predictor.device, predictor.patch_size, volume.shape[2:]
     padded_size = [max(side, p) for side, p in zip(size, patch, strict=True)]
     # F.pad takes the last axis first. Zero is the bottom of the HU window, which is air.

@@ -14,6 +14,8 @@ from mome.errors import InputError
 class TextBank(nn.Module):
     """Embeddings of L labels in width T. Calling it centres and scales text rows before the model reads them.
 
+    The stored rows are read through the call too, so that the bank of an offloaded model can be read.
+
     Args:
         labels: Names, in the order of the rows.
         width: Width T of the rows.
@@ -30,18 +32,23 @@ class TextBank(nn.Module):
         self.mean_T: Tensor
         self.scale: Tensor
 
-    def forward(self, text_PT: Tensor) -> Tensor:
-        """Text rows (P, T), of labels or of free text, brought to the mean and scale that the model was trained on."""
+    def forward(self, text_PT: Tensor | None = None) -> Tensor:
+        """Text rows (P, T), of labels or of free text, brought to the mean and scale that the model was trained on.
+
+        Without text it returns the stored rows (L, T) as they are.
+        """
+        if text_PT is None:
+            return self.rows_LT
         return (text_PT.to(self.mean_T) - self.mean_T) * self.scale
 
     @property
     def is_empty(self) -> bool:
         """Whether no row was ever set."""
-        return not bool(self.rows_LT.any())
+        return not bool(self().any())
 
     def known(self) -> dict[str, Tensor]:
         """The rows that were set, by label, as float32 on the CPU. A row of zeros was never set."""
-        rows_LT = self.rows_LT.detach().float().cpu()
+        rows_LT = self().detach().float().cpu()
         return {name: row for name, row in zip(self.labels, rows_LT, strict=True) if row.any()}
 
     def rows(self, names: Sequence[str]) -> Tensor:
@@ -56,7 +63,7 @@ class TextBank(nn.Module):
                 f"{missing[0]!r} is not one of the {len(self.labels)} labels this model stores",
                 hint="embed it with the model's text tower (mome.prompts.embed_prompts)",
             )
-        rows_PT = self.rows_LT[[self.labels.index(name) for name in names]]
+        rows_PT = self()[[self.labels.index(name) for name in names]]
         unset = [name for name, row in zip(names, rows_PT, strict=True) if not row.any()]
         if unset:
             raise InputError(

@@ -2,7 +2,8 @@
 
 Surfaces are defined as in Google DeepMind's `surface-distance` (Nikolov et al. 2021). Every cube of 2×2×2 voxels that
 contains both inside and outside voxels is a surface element. Its area is that of the marching-cubes triangles of its
-corner pattern. Distances are measured between the centres of surface elements.
+corner pattern; the areas of all 256 patterns equal those of that package. Distances are measured between the centres of
+surface elements.
 """
 
 from __future__ import annotations
@@ -111,15 +112,30 @@ def _corner_codes(mask: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=16)
 def _areas(spacing: tuple[float, float, float]) -> np.ndarray:
-    """Area in mm² of the surface inside a cube, for each of the 256 corner patterns.
+    """Area in mm² of the surface inside a cube, for each of the 256 corner patterns."""
+    x, y, z = spacing
+    faces = np.array([y * z, x * z, x * y])  # an area vector scales with the two axes that it is normal to
+    return np.array([np.linalg.norm(vectors * faces, axis=1).sum() for vectors in _area_vectors()])
 
-    The surface of a pattern consists of the marching-cubes triangles through the midpoints of the cut edges.
+
+@lru_cache(maxsize=1)
+def _area_vectors() -> list[np.ndarray]:
+    """Area vectors (triangles, 3) of the surface inside a unit cube, for each of the 256 corner patterns.
+
+    The surface consists of the marching-cubes triangles through the midpoints of the cut edges. Where a pattern is
+    ambiguous, because its corners touch only along diagonals, `surface-distance` gives each connected component of the
+    inside corners a surface of its own; of more than four inside corners, each component of the outside corners.
     """
-    from skimage.measure import marching_cubes, mesh_surface_area
+    from skimage.measure import marching_cubes
 
-    areas = np.zeros(256)
-    for code in range(1, 255):
-        corners = np.array([(code >> bit) & 1 for bit in range(8)], dtype=np.float32).reshape(2, 2, 2)
-        vertices, faces, _, _ = marching_cubes(corners, 0.5, spacing=spacing)
-        areas[code] = mesh_surface_area(vertices, faces)
-    return areas
+    found = []
+    for code in range(256):
+        inside = ((code >> np.arange(8)) & 1).reshape(2, 2, 2)
+        components, count = ndimage.label(inside if inside.sum() <= 4 else 1 - inside)
+        vectors = [np.zeros((0, 3))]
+        for component in range(1, count + 1):
+            vertices, faces, _, _ = marching_cubes((components == component).astype(np.float32), 0.5)
+            a, b, c = vertices.astype(np.float64)[faces].transpose(1, 0, 2)
+            vectors.append(np.cross(b - a, c - a) / 2)
+        found.append(np.concatenate(vectors))
+    return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 ACTIVATIONS = ("none", "relu", "silu", "gelu", "gelu_tanh")
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -62,6 +63,15 @@ def same_dtype(first_name: str, first: Tensor, **tensors: Tensor | None) -> None
             raise TypeError(
                 f"{name} has dtype {tensor.dtype}, expected {first.dtype}, that of {first_name}, or autocast"
             )
+
+
+def no_tangent(op: str, *tensors: Tensor | None) -> None:
+    """Raises NotImplementedError for a tensor with a forward-mode tangent: an op would drop it without notice."""
+    if forward_ad._current_level < 0:
+        return
+    for tensor in tensors:
+        if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
+            raise NotImplementedError(f"{op} has no forward-mode derivative (torch.func.jvp); use torch.autograd.grad")
 
 
 def integer(**tensors: Tensor | None) -> None:

@@ -2,7 +2,8 @@
 
 Shapes: T tokens, D width, E experts, K experts per token, N = T · K assignments, M rows, F hidden width; B batch,
 P prompts, S scales, C channels, V voxels. `ids_TK` are the experts that a token goes to, `weights_TK` the routing
-weights of those assignments. "Gated" means only the activation a(g) · u.
+weights of those assignments. "Gated" means only the activation a(g) · u. Gradients exist in reverse mode; forward mode
+(`torch.func.jvp`) raises NotImplementedError.
 """
 
 from __future__ import annotations
@@ -124,6 +125,7 @@ def moe_mlp(
     checks.shape("down_bias_ED", down_bias_ED, (experts, out_width), "(E, D)")
     parameters = {"up_EFD": up_EFD, "up_bias_EF": up_bias_EF, "down_EDF": down_EDF, "down_bias_ED": down_bias_ED}
     checks.floating(**parameters)
+    checks.no_tangent("moe_mlp", x_TD, weights_TK, *parameters.values())
     checks.same_device("x_TD", x_TD, **parameters)
     x = _in_common_dtype("x_TD", x_TD, **parameters)
     up, down = up_EFD.to(x.dtype), down_EDF.to(x.dtype)
@@ -155,6 +157,7 @@ def moe_linear(
     checks.shape("weight_EFD", weight_EFD, (None, None, x_TD.shape[1]), "(E, F, D)")
     checks.shape("bias_EF", bias_EF, tuple(weight_EFD.shape[:2]), "(E, F)")
     checks.floating(weight_EFD=weight_EFD, bias_EF=bias_EF)
+    checks.no_tangent("moe_linear", x_TD, weights_TK, weight_EFD, bias_EF)
     checks.same_device("x_TD", x_TD, weight_EFD=weight_EFD, bias_EF=bias_EF)
     x = _in_common_dtype("x_TD", x_TD, weight_EFD=weight_EFD, bias_EF=bias_EF)
     return expert_ops.moe_linear(x, ids_TK, weights_TK, weight_EFD.to(x.dtype), _cast(bias_EF, x))
@@ -195,6 +198,7 @@ def grouped_linear(
     checks.shape("gather_index", gather_index, (None,), "(N,)")
     checks.integer(offsets=offsets, gather_index=gather_index)
     checks.floating(x_MD=x_MD, weight_EFD=weight_EFD, bias_EF=bias_EF)
+    checks.no_tangent("grouped_linear", x_MD, weight_EFD, bias_EF)
     checks.same_device("x_MD", x_MD, weight_EFD=weight_EFD, offsets=offsets, bias_EF=bias_EF, gather_index=gather_index)
     x = _in_common_dtype("x_MD", x_MD, weight_EFD=weight_EFD, bias_EF=bias_EF)
     return grouped_ops.grouped_linear(x, weight_EFD.to(x.dtype), offsets, _cast(bias_EF, x), gather_index, activation)
@@ -221,6 +225,7 @@ def combine(y_ND: Tensor, weights_TK: Tensor, inverse_N: Tensor) -> Tensor:
     checks.shape("inverse_N", inverse_N, (weights_TK.numel(),), "(T·K,)")
     checks.integer(inverse_N=inverse_N)
     checks.floating(y_ND=y_ND, weights_TK=weights_TK)
+    checks.no_tangent("combine", y_ND, weights_TK)
     checks.same_device("y_ND", y_ND, weights_TK=weights_TK, inverse_N=inverse_N)
     return grouped_ops.combine(y_ND, weights_TK, inverse_N)
 
@@ -279,6 +284,7 @@ def fusion_head(
         checks.shape(name, named[name], (batch, prompts, channels), "(B, P, C)")
     checks.shape("b3_BP", b3_BP, (batch, prompts), "(B, P)")
     checks.floating(**named)
+    checks.no_tangent("fusion_head", *named.values())
     checks.same_device("features_BSCV", features_BSCV, **named)
     if not isinstance(negative_slope, (int, float)) or not 0 <= negative_slope < 1:
         raise ValueError(f"negative_slope is a number of at least 0 and below 1, got {negative_slope!r}")

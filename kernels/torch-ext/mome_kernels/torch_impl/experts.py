@@ -67,6 +67,18 @@ def _in_slot_order(d_weights_N: Tensor, slots: Tensor, weights: Tensor) -> Tenso
     return d_weights.view_as(weights)
 
 
+def _gates(weights: Tensor, slots: Tensor, x: Tensor) -> Tensor:
+    """The routing weights (N, 1) in expert order; float32 where x is in half precision, so that none is rounded."""
+    return weights.reshape(-1, 1)[slots].to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _weigh(y_nD: Tensor, gates_n1: Tensor, wide: Scratch) -> Tensor:
+    """y · gate in the dtype of the gates: in place where y has that dtype, else in a buffer of `wide`."""
+    if y_nD.dtype == gates_n1.dtype:
+        return y_nD.mul_(gates_n1)
+    return torch.mul(y_nD, gates_n1, out=wide.rows("weighed", *y_nD.shape))
+
+
 def mlp_forward(
     x: Tensor, ids: Tensor, weights: Tensor, experts: ExpertWeights, keep_hidden: bool = False
 ) -> tuple[Tensor, Tensor]:
@@ -77,9 +89,9 @@ def mlp_forward(
     if not ids.numel():
         return x.new_zeros(x.shape[0], experts.out_width), kept
     blocks = ExpertBlocks(ids, experts.num_experts, experts.up_width * x.element_size())
-    scratch = Scratch(x, blocks.largest)
-    out_TD = blocks.new_output(x, experts.out_width)
-    weights_N1 = weights.reshape(-1, 1)[blocks.slots].to(x.dtype)
+    gates_N1 = _gates(weights, blocks.slots, x)
+    scratch, wide = Scratch(x, blocks.largest), Scratch(gates_N1, blocks.largest)
+    out_TD = blocks.new_output(gates_N1, experts.out_width)
     ups, downs = up.unbind(0), down.unbind(0)
     for e, rows, tokens, _ in blocks:
         n = tokens.shape[0]
@@ -91,8 +103,8 @@ def mlp_forward(
         if gated:
             h = torch.mul(h, z[:, width:], out=scratch.rows("h", n, width))
         y = _linear(h, downs[e], _of(down_bias, e), scratch.rows("y", n, down.shape[1]))
-        blocks.add_rows(out_TD, tokens, y.mul_(weights_N1[rows]))
-    return out_TD, kept
+        blocks.add_rows(out_TD, tokens, _weigh(y, gates_N1[rows], wide))
+    return out_TD.to(x.dtype), kept
 
 
 def mlp_backward(
@@ -105,16 +117,16 @@ def mlp_backward(
     up, up_bias, down, down_bias, activation, gated = experts
     width = experts.hidden_width
     blocks = ExpertBlocks(ids, experts.num_experts, experts.up_width * x.element_size())
-    scratch = Scratch(x, blocks.largest)
+    gates_N1 = _gates(weights, blocks.slots, x)
+    scratch, wide = Scratch(x, blocks.largest), Scratch(gates_N1, blocks.largest)
     d_up, d_down = _GradientSum(up, blocks.counts), _GradientSum(down, blocks.counts)
     d_up_bias = None if up_bias is None else _GradientSum(up_bias, blocks.counts)
     d_down_bias = None if down_bias is None else _GradientSum(down_bias, blocks.counts)
-    d_weights_N = x.new_zeros(ids.numel())
-    d_x = blocks.new_output(x, x.shape[1]) if ids.numel() else x.new_zeros(x.shape)
-    weights_N1 = weights.reshape(-1, 1)[blocks.slots].to(x.dtype)
+    d_weights_N = gates_N1.new_zeros(ids.numel())
+    d_x = blocks.new_output(gates_N1, x.shape[1]) if ids.numel() else x.new_zeros(x.shape)
     ups, downs = up.unbind(0), down.unbind(0)
     for e, rows, tokens, is_first in blocks:
-        n, weight = tokens.shape[0], weights_N1[rows]
+        n, gate = tokens.shape[0], gates_N1[rows]
         part = torch.index_select(x, 0, tokens, out=scratch.rows("x", n, x.shape[1]))
         dy = torch.index_select(grad, 0, tokens, out=scratch.rows("dy", n, grad.shape[1]))
         if hidden is not None and hidden.numel():
@@ -127,12 +139,13 @@ def mlp_backward(
         h = a if value is None else torch.mul(a, value, out=scratch.rows("h", n, width))
         d_weight = d_weights_N[rows]
         if down_bias is not None:
-            torch.mv(dy, down_bias[e], out=d_weight)
-        d_down.add_product(e, dy.mul_(weight).t(), h, is_first)
+            d_weight.copy_(torch.mv(dy, down_bias[e]))
+        d_down.add_product(e, dy.mul_(gate).t(), h, is_first)
         if d_down_bias is not None:
             d_down_bias.add_row_sum(e, dy, is_first)
         # ⟨dy, W₂ h⟩ = ⟨W₂ᵀ dy, h⟩, so that the expert's output is not computed again
-        d_weight += torch.mul(dh, h, out=scratch.rows("h", n, width) if h is z else h).sum(-1)
+        product = torch.mul(dh, h, out=scratch.rows("h", n, width) if h is z else h)
+        d_weight += product.sum(-1, dtype=d_weight.dtype)
         dz = dh
         if value is not None:
             dz = scratch.rows("dz", n, up.shape[1])
@@ -140,11 +153,11 @@ def mlp_backward(
             torch.mul(dh, a, out=dz[:, width:])
         activate_backward(dz[:, :width], z, activation)
         if d_up_bias is not None:
-            d_up_bias.add_row_sum(e, torch.mul(dz, weight, out=scratch.rows("weighted dz", *dz.shape)), is_first)
-        d_up.add_product(e, dz.t(), part.mul_(weight), is_first)
-        blocks.add_rows(d_x, tokens, torch.mm(dz, ups[e], out=part).mul_(weight))
+            d_up_bias.add_row_sum(e, torch.mul(dz, gate, out=scratch.rows("weighted dz", *dz.shape)), is_first)
+        d_up.add_product(e, dz.t(), part.mul_(gate), is_first)
+        blocks.add_rows(d_x, tokens, _weigh(torch.mm(dz, ups[e], out=part), gate, wide))
     return (
-        d_x,
+        d_x.to(x.dtype),
         _in_slot_order(d_weights_N, blocks.slots, weights),
         d_up.result(),
         x.new_zeros(0) if d_up_bias is None else d_up_bias.result(),
@@ -158,15 +171,15 @@ def linear_forward(x: Tensor, ids: Tensor, weights: Tensor, weight: Tensor, bias
     if not ids.numel():
         return x.new_zeros(x.shape[0], weight.shape[1])
     blocks = ExpertBlocks(ids, weight.shape[0], weight.shape[1] * x.element_size())
-    scratch = Scratch(x, blocks.largest)
-    out_TF = blocks.new_output(x, weight.shape[1])
-    weights_N1, matrices = weights.reshape(-1, 1)[blocks.slots].to(x.dtype), weight.unbind(0)
+    gates_N1, matrices = _gates(weights, blocks.slots, x), weight.unbind(0)
+    scratch, wide = Scratch(x, blocks.largest), Scratch(gates_N1, blocks.largest)
+    out_TF = blocks.new_output(gates_N1, weight.shape[1])
     for e, rows, tokens, _ in blocks:
         n = tokens.shape[0]
         part = torch.index_select(x, 0, tokens, out=scratch.rows("x", n, x.shape[1]))
         y = _linear(part, matrices[e], _of(bias, e), scratch.rows("y", n, weight.shape[1]))
-        blocks.add_rows(out_TF, tokens, y.mul_(weights_N1[rows]))
-    return out_TF
+        blocks.add_rows(out_TF, tokens, _weigh(y, gates_N1[rows], wide))
+    return out_TF.to(x.dtype)
 
 
 def linear_backward(
@@ -174,25 +187,26 @@ def linear_backward(
 ) -> tuple[Tensor, ...]:
     """Gradients of x, weights, weight, bias; that of an absent bias is an empty tensor."""
     blocks = ExpertBlocks(ids, weight.shape[0], weight.shape[1] * x.element_size())
-    scratch = Scratch(x, blocks.largest)
-    d_weight, d_weights_N = _GradientSum(weight, blocks.counts), x.new_empty(ids.numel())
+    gates_N1, matrices = _gates(weights, blocks.slots, x), weight.unbind(0)
+    scratch, wide = Scratch(x, blocks.largest), Scratch(gates_N1, blocks.largest)
+    d_weight, d_weights_N = _GradientSum(weight, blocks.counts), gates_N1.new_empty(ids.numel())
     d_bias = None if bias is None else _GradientSum(bias, blocks.counts)
-    d_x = blocks.new_output(x, x.shape[1]) if ids.numel() else x.new_zeros(x.shape)
-    weights_N1, matrices = weights.reshape(-1, 1)[blocks.slots].to(x.dtype), weight.unbind(0)
+    d_x = blocks.new_output(gates_N1, x.shape[1]) if ids.numel() else x.new_zeros(x.shape)
     for e, rows, tokens, is_first in blocks:
-        n, scale = tokens.shape[0], weights_N1[rows]
+        n, gate = tokens.shape[0], gates_N1[rows]
         part = torch.index_select(x, 0, tokens, out=scratch.rows("x", n, x.shape[1]))
         dy = torch.index_select(grad, 0, tokens, out=scratch.rows("dy", n, grad.shape[1]))
         back = torch.mm(dy, matrices[e], out=scratch.rows("dx", n, x.shape[1]))
-        torch.sum(torch.mul(back, part, out=scratch.rows("product", n, x.shape[1])), -1, out=d_weights_N[rows])
+        product = torch.mul(back, part, out=scratch.rows("product", n, x.shape[1]))
+        torch.sum(product, -1, dtype=d_weights_N.dtype, out=d_weights_N[rows])
         if bias is not None:
             d_weights_N[rows] += dy @ bias[e]
-        d_weight.add_product(e, dy.mul_(scale).t(), part, is_first)
+        d_weight.add_product(e, dy.mul_(gate).t(), part, is_first)
         if d_bias is not None:
             d_bias.add_row_sum(e, dy, is_first)
-        blocks.add_rows(d_x, tokens, back.mul_(scale))
+        blocks.add_rows(d_x, tokens, _weigh(back, gate, wide))
     return (
-        d_x,
+        d_x.to(x.dtype),
         _in_slot_order(d_weights_N, blocks.slots, weights),
         d_weight.result(),
         x.new_zeros(0) if d_bias is None else d_bias.result(),

@@ -1,0 +1,118 @@
+"""The steps of loading a checkpoint: its config with overrides, its data type, and its errors in words."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers.utils.hub import cached_file
+
+from mome.configuration import MoMEConfig, keys_of_file
+from mome.errors import InputError
+from mome.json_file import read_json_object
+from mome.registry import TEXT_ENCODERS
+
+_DTYPES = {str(dtype).split(".")[1]: dtype for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16)}
+
+
+@contextlib.contextmanager
+def errors_for_people(name: str | Path | None) -> Iterator[None]:
+    """Turns the errors of transformers' loading into InputErrors that name the model."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"'{name}' cannot be loaded: {str(error).splitlines()[0][:160]}",
+            hint="check the id and the network; HF_HUB_OFFLINE=1 reads the local cache only",
+        ) from error
+    except SafetensorError as error:
+        raise InputError(
+            f"the weights are damaged or incomplete: {str(error).splitlines()[0][:160]}",
+            where=str(name),
+            hint="copy or download the checkpoint again",
+        ) from error
+    except RuntimeError as error:
+        if "mismatch" not in str(error):
+            raise
+        raise InputError(
+            "the checkpoint's weights do not fit its config: it is of another architecture",
+            where=str(name),
+        ) from error
+
+
+def saved_config(name: str | Path, place: str, hub: dict[str, Any]) -> dict[str, Any]:
+    """Reads the config.json of a checkpoint.
+
+    Args:
+        name: What the user wrote, for errors.
+        place: A folder or a Hub id.
+        hub: Arguments for downloads, such as `revision`.
+
+    Returns:
+        The keys that describe a MoME.
+
+    Raises:
+        InputError: The file is damaged, or describes another architecture.
+        OSError: The download failed.
+    """
+    path = cached_file(place, "config.json", **hub)
+    assert path is not None  # a missing file is an OSError
+    raw = read_json_object(path)
+    if raw.get("model_type") != "mome":
+        raise InputError(
+            f"this is a checkpoint of {raw.get('model_type', 'an unknown architecture')!r:.60}, not of mome",
+            where=str(name),
+            hint="a folder that MoME.save_pretrained or mome train wrote, or a name of mome list models",
+        )
+    return keys_of_file(raw, where=path)
+
+
+def with_overrides(raw: dict[str, Any], overrides: dict[str, Any]) -> tuple[MoMEConfig, dict[str, Any], bool]:
+    """Applies overrides to a saved config.
+
+    The rows of the bank belong to the saved labels, so the model is loaded with these first.
+
+    Returns:
+        The config to load with, the labels to change to afterwards, and whether the text encoder changed.
+    """
+    overrides = dict(overrides)
+    if "experts" in overrides:  # whether a residual fits depends on the experts
+        raw = {key: value for key, value in raw.items() if key != "residual"}
+    labels: dict[str, Any] = {key: overrides.pop(key) for key in ("labels", "trained_labels") if key in overrides}
+    if "text_encoder" in overrides:
+        wanted = TEXT_ENCODERS.canonical(overrides["text_encoder"])
+        if wanted != MoMEConfig(**raw).text_encoder:  # the saved rows come from another tower
+            if "labels" in labels and "trained_labels" not in labels:
+                labels["trained_labels"] = [name for name in raw.get("trained_labels", ()) if name in labels["labels"]]
+            return MoMEConfig(**{**raw, "text_dim": None, **overrides, **labels}), {}, True
+    return MoMEConfig(**{**raw, **overrides}), labels, False
+
+
+def floating_type(dtype: Any, torch_dtype: Any) -> torch.dtype | str:
+    """The type that weights are loaded in: float32 where none is given.
+
+    Args:
+        dtype: A torch type, its name, "auto" for the stored type, or None.
+        torch_dtype: The same by the older name of transformers.
+
+    Raises:
+        InputError: The two differ, or the type is not a floating type of 16 bits or more.
+    """
+    given = [_named(value) for value in (dtype, torch_dtype) if value is not None]
+    if len(set(given)) > 1:
+        raise InputError(f"dtype={given[0]} and torch_dtype={given[1]} differ", hint="give dtype alone")
+    return given[0] if given else torch.float32
+
+
+def _named(value: Any) -> torch.dtype | str:
+    found = _DTYPES.get(value, value) if isinstance(value, str) else value
+    if found == "auto" or found in _DTYPES.values():
+        return found
+    raise InputError(
+        f"dtype is one of {', '.join(_DTYPES)} or auto, got {value!r:.60}",
+        hint="for integers, quantization_config=TorchAoConfig(…)",
+    )

@@ -1,0 +1,89 @@
+"""Builds the parts of a model from its config, and checks that they fit each other and the patch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import nn
+
+from mome.configuration import MoMEConfig
+from mome.encoders.base import Encoder
+from mome.errors import InputError
+from mome.layers.heads.base import Head
+from mome.layers.scale_expert import ScaleExpert
+from mome.layers.text_bank import TextBank
+from mome.model_size import check_tile
+from mome.registry import ENCODERS, FUSIONS, HEADS
+from mome.routers.fusion.base import Fusion
+
+
+class Parts(NamedTuple):
+    """The submodules of a model, and the first scale that has an expert."""
+
+    encoder: Encoder
+    scale_experts: nn.ModuleList
+    fusion: Fusion
+    head: Head
+    text_bank: TextBank
+    first_scale: int
+
+
+def build_parts(config: MoMEConfig) -> Parts:
+    """Builds the submodules of a model.
+
+    Raises:
+        InputError: A part, or a pair of parts, does not fit the config.
+    """
+    text_dim = config.text_dim
+    assert text_dim is not None  # the config finds it where it is not given
+    encoder: Encoder = ENCODERS.build(config.encoder, in_channels=config.in_channels)
+    _check_patch(config, encoder)
+    fusion_class, _ = FUSIONS.resolve(config.fusion)
+    first_scale = len(encoder.channels) - 1 if fusion_class.finest_only else 0
+    scale_experts = nn.ModuleList(
+        ScaleExpert(
+            channels,
+            dim=config.dim,
+            head_channels=config.head_channels,
+            text_dim=text_dim,
+            experts=config.experts,
+            router=config.router,
+            residual=bool(config.residual),
+        )
+        for channels in encoder.channels[first_scale:]
+    )
+    fusion = FUSIONS.build(config.fusion, channels=config.head_channels, text_dim=text_dim, scales=len(scale_experts))
+    head = HEADS.build(
+        config.head,
+        channels=config.head_channels,
+        text_dim=text_dim,
+        bottleneck_channels=encoder.bottleneck_channels,
+    )
+    text_bank = TextBank(config.labels, text_dim, one_hot=config.has_one_hot_text)
+    return Parts(encoder, scale_experts, fusion, head, text_bank, first_scale)
+
+
+def sides(divisor: Sequence[int]) -> str:
+    """The sides of a patch in words: one number where all are the same."""
+    return str(divisor[0]) if len(set(divisor)) == 1 else str(tuple(divisor))
+
+
+def _check_patch(config: MoMEConfig, encoder: Encoder) -> None:
+    """Checks that the patch divides, fits into memory, and that instance norm sees two voxels at the bottleneck."""
+    patch, divisor = list(config.patch_size), encoder.size_divisor
+    steps = [max(1, math.ceil(side / step)) for side, step in zip(patch, divisor, strict=True)]
+    fits = [count * step * (2 if max(steps) == 1 else 1) for count, step in zip(steps, divisor, strict=True)]
+    name = config.encoder["name"]
+    if any(side % step for side, step in zip(patch, divisor, strict=True)):
+        raise InputError(
+            f"patch_size {patch} does not fit encoder '{name}': its sides are multiples of {sides(divisor)}",
+            hint=f"patch_size={fits}",
+        )
+    if max(steps) == 1:
+        raise InputError(
+            f"patch_size {patch} leaves encoder '{name}' one voxel at its bottleneck of stride {sides(divisor)}",
+            hint=f"patch_size={fits}, or an encoder of fewer stages",
+        )
+    check_tile(patch, encoder.strides[-1], encoder.channels[-1] + len(encoder.channels) * config.head_channels)
