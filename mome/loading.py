@@ -80,8 +80,13 @@ def with_overrides(raw: dict[str, Any], overrides: dict[str, Any]) -> tuple[MoME
         The config to load with, the labels to change to afterwards, and whether the text encoder changed.
     """
     overrides = dict(overrides)
-    if "experts" in overrides:  # whether a residual fits depends on the experts
-        raw = {key: value for key, value in raw.items() if key != "residual"}
+    if "experts" in overrides and "residual" not in overrides and "residual" in raw:
+        before, after = (
+            MoMEConfig(**{**raw, "residual": None, **changed}).residual
+            for changed in ({}, {"experts": overrides["experts"]})
+        )
+        if raw["residual"] == before:  # nobody chose it, so it follows the experts
+            raw = {**raw, "residual": after}
     labels: dict[str, Any] = {key: overrides.pop(key) for key in ("labels", "trained_labels") if key in overrides}
     if "text_encoder" in overrides:
         wanted = TEXT_ENCODERS.canonical(overrides["text_encoder"])

@@ -51,8 +51,10 @@ def _values(module: Any) -> dict[str, Any]:
     if any(tensor.is_meta for tensor in state.values()):
         from accelerate.utils.modeling import get_state_dict_offloaded_model
 
+        names = set(state)
         with contextlib.suppress(AttributeError, KeyError, ValueError):  # the module has no hooks of accelerate
-            state = get_state_dict_offloaded_model(module)
+            offloaded = get_state_dict_offloaded_model(module)
+            state = offloaded if set(offloaded) == names else state
     if any(tensor.is_meta for tensor in state.values()):
         raise InputError(
             "the module's weights have no values: it was built on the meta device",

@@ -12,7 +12,7 @@ from typing import Any
 
 from mome import module_objects
 from mome.errors import InputError, did_you_mean
-from mome.spec import Spec, canonical
+from mome.spec import Spec, canonical, is_name
 from mome.typed import from_data
 
 _ALL: list[Registry] = []
@@ -82,6 +82,10 @@ class Registry:
         """
         if name == module_objects.OBJECT:
             raise InputError(f"the name '{name}' is reserved for module objects", hint="choose another name")
+        if not is_name(name):
+            raise InputError(
+                f"{name!r:.60} cannot be written in a config string", hint="use letters, digits and underscores"
+            )
         if isinstance(target, type):
             self._check_class(name, target)
         held = self._entries.get(name)
@@ -174,8 +178,11 @@ class Registry:
         if "plugins" not in self._loaded:
             self._loaded.add("plugins")
             for point in entry_points(group=self.group):
-                owner = point.dist.name if point.dist is not None else point.value.split(":")[0]
-                self.register(point.name, point.value, owner=owner, summary=f"from {owner}")
+                owner = point.dist.name if point.dist is not None else point.module
+                try:
+                    self.register(point.name, f"{point.module}:{point.attr}", owner=owner, summary=f"from {owner}")
+                except InputError as error:  # one faulty package must not hide the others
+                    warnings.warn(f"a part of the package {owner} is left out: {error.what}", stacklevel=3)
 
     def _current(self, name: str) -> str:
         self._load_builtin()
@@ -213,6 +220,12 @@ class Registry:
             raise InputError(
                 f"{self.kind} '{name}' is registered as {entry.target!r}, which does not exist",
                 hint=f"is the class spelled so in {path}? It was registered by {entry.owner}",
+            ) from error
+        except (SyntaxError, RuntimeError, NameError, TypeError) as error:
+            raise InputError(
+                f"{self.kind} '{name}' cannot be imported: {type(error).__name__}: {error}"[:300],
+                where=f"{entry.target}, of the package {entry.owner}",
+                hint="uninstall or mend that package",
             ) from error
         except ImportError as error:
             missing = getattr(error, "name", None) or str(error)

@@ -135,6 +135,8 @@ class SavedModel(PreTrainedModel):
         if new:
             shown = ", ".join(sorted(new)[:4]) + (", …" if len(new) > 4 else "")
             logger.warning(f"{len(new)} of {total} tensors are new and untrained: {shown}")
+            if "trained_labels" not in labels:  # no structure may be called trained with weights that are not
+                model.config.trained_labels = []
         if labels:
             _relabel(model, **labels)
         result: Any = (model, info) if report else model

@@ -174,7 +174,7 @@ def _pieces(value: Any) -> Iterator[str]:
     """Yields the text of `write(value)` in pieces."""
     if isinstance(value, dict):
         name = value.get("name")
-        is_spec = isinstance(name, str) and _is_name(name) and all(_is_word(key) for key in value)
+        is_spec = isinstance(name, str) and is_name(name) and all(_is_word(key) for key in value)
         arguments = [(key, item) for key, item in value.items() if not (is_spec and key == "name")]
         if is_spec:
             yield str(name)
@@ -203,7 +203,8 @@ def _is_word(text: Any) -> bool:
     return isinstance(text, str) and text.isidentifier() and not keyword.iskeyword(text) and text not in _WORDS
 
 
-def _is_name(text: str) -> bool:
+def is_name(text: str) -> bool:
+    """Whether a config string can begin with this name."""
     return all(_is_word(part) for part in text.split("."))
 
 

@@ -176,3 +176,27 @@ def test_listing_imports_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_faulty_plugin_hides_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    from importlib.metadata import EntryPoint
+
+    import mome.registry as module
+
+    points = [
+        EntryPoint("swiglu", "clash:Foo", "mome.experts"),
+        EntryPoint("object", "clash:Foo", "mome.experts"),
+        EntryPoint("good", "mome.experts.mlp:MLPExperts [gpu]", "mome.experts"),
+    ]
+    monkeypatch.setattr(module, "entry_points", lambda group: points)
+    monkeypatch.setattr(EXPERTS, "_loaded", {"builtin"})
+    monkeypatch.setattr(EXPERTS, "_entries", dict(EXPERTS._entries))
+    with pytest.warns(UserWarning, match="a part of the package clash is left out"):
+        assert "good" in EXPERTS.names()
+    assert EXPERTS.build("good(n=2)", dim=4).num_experts == 2
+
+
+@pytest.mark.parametrize("name", ["my-router", "", "true", "two words"])
+def test_names_can_be_written_in_config_strings(name: str) -> None:
+    with pytest.raises(InputError, match="cannot be written in a config string"):
+        EXPERTS.register(name, "a:B")

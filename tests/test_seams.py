@@ -442,3 +442,35 @@ def test_a_model_of_the_first_layout_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({**config, "spec_version": 1}))
     with pytest.raises(InputError, match="saved with spec version 1, whose tensors have other names"):
         MoME.from_pretrained(tmp_path)
+
+
+def test_a_residual_that_was_chosen_stays(tmp_path: Path) -> None:
+    small(experts="mlp(n=2, hidden=8)", residual=False).save_pretrained(tmp_path)
+    assert MoME.from_pretrained(tmp_path, experts="mlp(n=2, hidden=8)").config.residual is False
+    assert MoME.from_pretrained(tmp_path, experts="swiglu(n=2, hidden=8)").config.residual is False
+    assert MoME.from_pretrained(tmp_path, residual=True).config.residual is True
+
+
+def test_objects_without_values_are_refused() -> None:
+    with torch.device("meta"), pytest.raises(InputError, match="no values"):
+        MoMEConfig(labels=["liver"], experts=throwaway_parts.OwnExperts(8))
+
+
+def test_a_router_object_for_other_experts_is_refused() -> None:
+    router = ROUTERS.build("topk(k=1)", dim=8, num_experts=2)
+    with pytest.raises(InputError, match="routes to 2 experts, experts 'mlp' are 4"):
+        small(experts="mlp(n=4, hidden=8)", router=router)
+
+
+def test_new_weights_call_no_structure_trained(tmp_path: Path) -> None:
+    small(trained_labels=["liver"]).save_pretrained(tmp_path)
+    assert MoME.from_pretrained(tmp_path).config.trained_labels == ["liver"]
+    assert MoME.from_pretrained(tmp_path, experts="mlp(n=2, hidden=8)").config.trained_labels == []
+
+
+@pytest.mark.parametrize("centre", [torch.ones(5, 1), torch.ones(5), torch.ones(5, 7), torch.full((2, 12), torch.nan)])
+def test_a_bank_is_set_whole_or_not_at_all(centre: torch.Tensor) -> None:
+    model = small()
+    with pytest.raises(InputError, match="centre_on has shape|not finite"):
+        model.text_bank.set(torch.ones(3, 12), centre_on=centre)
+    assert model.text_bank.is_empty

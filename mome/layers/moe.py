@@ -72,7 +72,14 @@ def _build_router(spec: dict[str, Any], dim: int, text_dim: int | None, experts:
         )
     _check_prompt("router", spec, router_class.reads_prompts, text_dim)
     runtime = {"text_dim": text_dim} if router_class.reads_prompts else {}
-    return ROUTERS.build(spec, dim=dim, num_experts=experts.num_experts, **runtime)
+    router = ROUTERS.build(spec, dim=dim, num_experts=experts.num_experts, **runtime)
+    if router.num_experts != experts.num_experts:
+        raise InputError(
+            f"router '{spec['name']}' routes to {router.num_experts} experts, experts '{experts_name}' are "
+            f"{experts.num_experts}",
+            hint="build the router object for as many experts",
+        )
+    return router
 
 
 def _check_prompt(kind: str, spec: dict[str, Any], reads_prompt: bool, text_dim: int | None) -> None:

@@ -83,11 +83,17 @@ class TextBank(nn.Module):
                 of their direction, and their differences would be lost without centring. Our choice.
 
         Raises:
-            InputError: The shape is not (labels, width).
+            InputError: The shape is not (labels, width), `centre_on` has another width, or a value is not finite.
         """
         expected = tuple(self.rows_LT.shape)
         if tuple(rows_LT.shape) != expected:
             raise InputError(f"the bank has shape {tuple(rows_LT.shape)}, the config asks for {expected}")
+        if centre_on is not None and (centre_on.ndim != 2 or centre_on.shape[1] != expected[1]):
+            raise InputError(f"centre_on has shape {tuple(centre_on.shape)}, not (rows, {expected[1]})")
+        if not all(torch.isfinite(rows).all() for rows in (rows_LT, centre_on) if rows is not None):
+            raise InputError("a text row holds a value that is not finite", hint="check the text tower")
+        if centre_on is not None:
+            centre_on = centre_on.to(self.mean_T.dtype)
         self.rows_LT.copy_(rows_LT)
         if centre_on is not None and centre_on.shape[0] > 1:
             mean_T = centre_on.mean(0)

@@ -20,8 +20,8 @@ def files_of_scan(scan: str | Path) -> list[Path]:
     A header that cannot be read names no files: reading the scan raises the error.
     """
     scan = Path(scan)
-    if scan.is_dir():
-        return [path for path in listed(scan) if path.is_file()]
+    if scan.is_dir():  # masks and a report may be written beside the slices; they are no part of the scan
+        return [path for path in listed(scan) if path.is_file() and not _is_written_beside(path)]
     ending = scan_ending(scan)
     try:
         if ending in NRRD_ENDINGS:
@@ -31,6 +31,10 @@ def files_of_scan(scan: str | Path) -> list[Path]:
     except (InputError, OSError, ValueError, EOFError):
         pass
     return [scan]
+
+
+def _is_written_beside(path: Path) -> bool:
+    return scan_ending(path) is not None or path.suffix == ".json"
 
 
 def identity(scan: str | Path) -> dict[str, Any]:
