@@ -365,6 +365,7 @@ def test_sigterm_ends_as_ctrl_c_does(tmp_path: Path) -> None:
 import os, signal, sys
 from mome.atomic import atomic_write
 from mome.cli.exit_codes import guarded
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore the signal
 def write(number):
     with atomic_write({str(tmp_path / "a.txt")!r}) as part:
         part.write_text("half")
