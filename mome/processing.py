@@ -119,8 +119,10 @@ class MoMEProcessor(ImageProcessingMixin):
         """
         try:
             found, unused = super().get_image_processor_dict(*args, **kwargs)
-        except (RecursionError, TypeError) as error:
-            raise InputError("preprocessor_config.json is no object of settings, or nests too deeply") from error
+        except (RecursionError, TypeError, UnicodeDecodeError) as error:
+            raise InputError(
+                "preprocessor_config.json is no object of settings, is no UTF-8, or nests too deeply"
+            ) from error
         found = checked_object(found, "preprocessor_config.json", "the model's folder")
         for key in found:
             if key not in _SETTINGS and key not in _HUGGING_FACE_KEYS and not key.startswith("_"):

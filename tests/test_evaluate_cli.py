@@ -131,3 +131,10 @@ sys.exit(main(["evaluate", *{folders!r}, "--out", {str(out)!r}]))
     lines = done.stderr.strip().splitlines()
     assert lines[0].startswith("the scores could not be written") and str(out) in lines[1] and len(lines) <= 3
     assert list(out.parent.iterdir()) == [] and "parotid_gland_left" in done.stdout
+
+
+@pytest.mark.parametrize("tolerance", ["-1", "nan", "inf"])
+def test_a_tolerance_that_is_no_distance(tmp_path: Path, capsys, tolerance: str) -> None:
+    (tmp_path / "a").mkdir()
+    assert main(["evaluate", str(tmp_path / "a"), str(tmp_path / "a"), f"--tolerance={tolerance}"]) == 2
+    assert "--tolerance is a finite number of mm of at least 0" in capsys.readouterr().err

@@ -356,3 +356,10 @@ def test_changed_weight_files_load_or_are_refused(folder: Path) -> None:
             MoME.from_pretrained(folder)
         except InputError as error:
             assert len(str(error).splitlines()) <= 3 and len(str(error)) < 1000, error
+
+
+def test_a_processor_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "mome"}')
+    (tmp_path / "preprocessor_config.json").write_bytes(b"\xff\xfe{}")
+    with pytest.raises(InputError, match="is no UTF-8"):
+        MoMEProcessor.from_pretrained(tmp_path)

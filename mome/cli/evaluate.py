@@ -46,6 +46,9 @@ def run(args: argparse.Namespace) -> int:
     from rich.progress import track
 
     from mome.cli.quiet import quiet_readers
+
+    if not 0 <= args.tolerance < math.inf:
+        raise InputError(f"--tolerance is a finite number of mm of at least 0, got {args.tolerance}")
     from mome.metrics import evaluate_folder, summarise
 
     if args.out and args.out.suffix not in (".csv", ".json"):

@@ -123,13 +123,15 @@ def _slice(header: ImageHeader, dataset: Any, frame: int, groups: list[Any]) -> 
 
 
 def _orientation(dataset: Any) -> np.ndarray | None:
-    """Returns the two directions, or None where they are not perpendicular unit vectors within 1 %."""
+    """Returns the two directions as unit vectors; None where they are not perpendicular or of length 1 within 1 %."""
     values = numbers(dataset, "ImageOrientationPatient", 6)
     if values is None:
         return None
     row, column = values[:3], values[3:]
     lengths = np.array([np.linalg.norm(row), np.linalg.norm(column)])
-    return None if np.abs(lengths - 1).max() > 0.01 or abs(row @ column) > 0.01 else values
+    if np.abs(lengths - 1).max() > 0.01 or abs(row @ column) > 0.01:
+        return None
+    return np.concatenate([row / lengths[0], column / lengths[1]])
 
 
 def _pixel_spacing(dataset: Any) -> np.ndarray | None:
