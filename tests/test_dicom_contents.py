@@ -327,3 +327,12 @@ def test_overlays_in_unused_bits_are_no_values(tmp_path: Path) -> None:
         image.PixelData = (np.frombuffer(image.PixelData, "<u2") | 0x8000).tobytes()
     volume = read_volume(write(tmp_path, made))
     assert largest_hu_error(volume.array, volume.affine) < 1.1
+
+
+@pytest.mark.parametrize("kind", ["MIP", "MINIP", "PROJECTION IMAGE"])
+def test_projections_over_slices_are_refused(tmp_path: Path, kind: str) -> None:
+    slices = series(POSITIONS)
+    for image in slices:
+        image.ImageType = ["DERIVED", "SECONDARY", "AXIAL", kind]
+    write(tmp_path, slices)
+    refused(tmp_path, "projection over several slices")

@@ -207,3 +207,15 @@ def test_a_report_that_cannot_be_written(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(Path, "write_text", fail)
     with pytest.raises(OutputError, match="the report could not be written: No space left"):
         segment_folder(segmenter(), [scan], tmp_path / "out", ["liver"])
+
+
+def test_a_damaged_mask_is_made_again(tmp_path: Path) -> None:
+    scan, out = ct(tmp_path / "a.nii.gz"), tmp_path / "o"
+    segment_folder(segmenter(), [scan], out, ["liver"])
+    mask = out / "a_liver.nii.gz"
+    whole = mask.read_bytes()
+    mask.write_bytes(whole[: len(whole) // 2])
+    (entry,) = segment_folder(segmenter(), [scan], out, ["liver"], resume=True)
+    assert not entry.get("skipped") and len(mask.read_bytes()) == len(whole)
+    (entry,) = segment_folder(segmenter(), [scan], out, ["liver"], resume=True)
+    assert entry["skipped"]

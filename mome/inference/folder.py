@@ -191,6 +191,7 @@ def _segment_study(
         **study,
         "status": "done",
         "masks": [path.name for path in paths],
+        "mask_bytes": [path.stat().st_size for path in paths],
         "structures": result.summary(),
         "overlapping_voxels": overlap,
         "notes": list(result.notes),

@@ -96,7 +96,15 @@ def is_complete(entry: dict[str, Any], folder: Path, request: dict[str, Any]) ->
     same = all(earlier.get(key) == value for key, value in request.items())
     if not same or entry.get("status") != "done" or not _is_finished(entry):
         return False
-    return all((folder / mask).is_file() for mask in entry["masks"])
+    sizes: Any = entry.get("mask_bytes")
+    if not _is_list_of(sizes, int) or len(sizes) != len(entry["masks"]):  # an earlier version wrote the report
+        sizes = [None] * len(entry["masks"])
+    return all(_is_whole(folder / mask, size) for mask, size in zip(entry["masks"], sizes, strict=True))
+
+
+def _is_whole(mask: Path, size: int | None) -> bool:
+    """Whether a mask is there with the size that it was written with."""
+    return mask.is_file() and size in (None, mask.stat().st_size)
 
 
 def _is_entry(entry: Any) -> bool:

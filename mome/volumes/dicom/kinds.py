@@ -14,6 +14,9 @@ _CT_CLASSES = (
     "1.2.840.10008.5.1.4.1.1.2.2",
 )
 
+# Words of ImageType for images whose values are maxima, minima or sums over slices (DICOM PS3.3 C.8.2.1.1.1).
+_PROJECTIONS = ("MIP", "MINIP", "MIN_IP", "PROJECTION IMAGE")
+
 
 def reason_not_ct(header: ImageHeader) -> str | None:
     """Returns what an object is instead of a CT, as in "MR" or "Segmentation (SEG)", or None where it is a CT."""
@@ -32,6 +35,9 @@ def reason_not_hu(slices: Sequence[Slice]) -> str | None:
     Spectral scanners store maps of other quantities, such as electron density, as CT; RescaleType names the quantity
     (DICOM PS3.3 C.11.1.1.2). "US" stands for an unspecified one.
     """
+    projections = {word for image in slices for word in image.image_type if word.upper() in _PROJECTIONS}
+    if projections:
+        return f"it is a projection over several slices ({', '.join(sorted(projections))[:40]})"
     types = {image.rescale_type for image in slices} - {"HU", "HU_MOD", "US"}
     if types:
         return f"its values are not HU but {', '.join(sorted(types))[:40]}"
