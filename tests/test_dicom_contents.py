@@ -336,3 +336,13 @@ def test_projections_over_slices_are_refused(tmp_path: Path, kind: str) -> None:
         image.ImageType = ["DERIVED", "SECONDARY", "AXIAL", kind]
     write(tmp_path, slices)
     refused(tmp_path, "projection over several slices")
+
+
+@pytest.mark.parametrize("key", ["PatientID", "StudyInstanceUID", "FrameOfReferenceUID", "ConvolutionKernel"])
+def test_slices_of_two_origins_are_refused(tmp_path: Path, key: str) -> None:
+    """Two reconstructions, studies or patients under one SeriesInstanceUID would become one volume of both."""
+    slices = series(POSITIONS)
+    for number, image in enumerate(slices):
+        setattr(image, key, f"1.2.{number % 2}")
+    write(tmp_path, slices)
+    refused(tmp_path, "several patients, studies, frames of reference or kernels")

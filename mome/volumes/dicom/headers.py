@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import re
@@ -34,6 +35,9 @@ _KEYWORDS = (
     "SOPClassUID",
     "Modality",
     "ImageType",
+    "StudyInstanceUID",
+    "FrameOfReferenceUID",
+    "ConvolutionKernel",
     "SeriesInstanceUID",
     "SeriesNumber",
     "SeriesDescription",
@@ -83,6 +87,7 @@ class ImageHeader:
         columns: Pixels along a row.
         frames: Number of frames.
         padding: The lowest and the highest stored value that marks pixels outside the image, or None.
+        origin: A hash of patient, study, frame of reference and reconstruction kernel; slices of one volume share it.
         has_pixels: Whether pixel data follow the header.
         is_truncated: Whether the file ends before its pixel data do.
     """
@@ -99,6 +104,7 @@ class ImageHeader:
     columns: int
     frames: int
     padding: tuple[int, int] | None
+    origin: str
     has_pixels: bool
     is_truncated: bool
 
@@ -183,6 +189,12 @@ def _is_short(element: Any) -> bool:
     return isinstance(value, bytes) and length != _UNDEFINED_LENGTH and len(value) < length
 
 
+def _origin(dataset: Any) -> str:
+    """Hashes what all slices of a volume share; the values themselves may identify the patient and are not kept."""
+    keys = ("PatientID", "StudyInstanceUID", "FrameOfReferenceUID", "ConvolutionKernel")
+    return hashlib.sha256(repr([str(dataset.get(key) or "") for key in keys]).encode()).hexdigest()
+
+
 def _image_header(path: Path, dataset: Any, has_pixels: bool, is_truncated: bool) -> ImageHeader:
     meta = getattr(dataset, "file_meta", {})
     return ImageHeader(
@@ -198,6 +210,7 @@ def _image_header(path: Path, dataset: Any, has_pixels: bool, is_truncated: bool
         columns=integer(dataset, "Columns") or 0,
         frames=max(1, integer(dataset, "NumberOfFrames") or 1),
         padding=_padding(dataset),
+        origin=_origin(dataset),
         has_pixels=has_pixels,
         is_truncated=is_truncated,
     )

@@ -66,6 +66,12 @@ def read_dicom(path: Path, options: DicomOptions = DEFAULT_DICOM, *, frame: int 
     if files.objects:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(files.objects.items()))
         notes.append(f"files without an image are not read: {kinds}")
+    if len({image.header.origin for image in stack.slices}) > 1:
+        raise InputError(
+            "the slices of the series come from several patients, studies, frames of reference or kernels",
+            where=str(path),
+            hint="give a folder with the slices of one of them",
+        )
     reason = reason_not_hu(stack.slices)
     if reason is not None:
         raise InputError(
