@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import re
+from collections import Counter
 from dataclasses import dataclass
-from typing import NamedTuple
 
-from mome.labels.spelling import corrections, is_misspelt_side
-from mome.labels.structures import SIDES, Structure, StructureIndex, singulars
+from mome.labels.refusal import Refusal
+from mome.labels.sorting import WordSorter
+from mome.labels.spelling import corrections, rivals
+from mome.labels.structures import Structure, StructureIndex, singulars
 from mome.labels.tokens import Token, split_words
 
 # Unknown words of up to this many letters may be abbreviations (our choice).
 _LONGEST_ABBREVIATION = 4
 # A prompt with more unknown words is no label with typos. The limit bounds the combinations that are tried.
-_MOST_TYPOS = 4
-
-
-class Refusal(NamedTuple):
-    """Why a prompt cannot be read.
-
-    Attributes:
-        reason: The end of a sentence that begins with the prompt.
-        hint: What to type instead.
-    """
-
-    reason: str
-    hint: str
+_MOST_TYPOS, _MOST_WORDINGS = 4, 400
+# No name of a structure in SNOMED CT has more words than this (our choice).
+MOST_WORDS = 20
 
 
 @dataclass(frozen=True)
@@ -53,18 +46,43 @@ class Reading:
         """The words without sides and fillers, in lower case."""
         return " ".join(token.text for token in self.kept)
 
-    def corrected_structures(self, index: StructureIndex) -> list[Structure]:
-        """Returns the structures that the prompt names once its unknown words are taken for typos."""
+    def corrected(self, index: StructureIndex) -> dict[str, Structure | None]:
+        """Returns what the prompt may name once its unknown words are taken for typos.
+
+        Returns:
+            Wording → structure. None stands for another term of anatomy. A prompt with one wording is corrected; with
+            several of different meanings it is ambiguous.
+        """
         if not 0 < len(self.unknown) <= _MOST_TYPOS:
-            return []
-        choices = [_typo_of(token.text, index) for token in self.unknown]
-        known = [word for token, word in zip(self.kept, self.words, strict=True) if token not in self.unknown]
-        found: list[Structure] = []
-        for replaced in itertools.product(*choices):
-            structure = index.find([*known, *map(index.canonical, replaced)])
-            if structure is not None and structure not in found:
-                found.append(structure)
+            return {}
+        unknown = {token.text for token in self.unknown}
+        if not self._wordings(index, {word: _typo_of(word, index) for word in unknown}):
+            return {}
+        found = self._wordings(index, {word: _rivals_of(word, index) for word in unknown})
+        structures: dict[str, Structure | None] = {}
+        for wording, structure in found.items():
+            if structure not in structures.values():
+                structures[wording] = structure
+        return structures
+
+    def _wordings(self, index: StructureIndex, choices: dict[str, list[str]]) -> dict[str, Structure | None]:
+        """Returns the structures and terms of anatomy that the prompt names with one of the choices for each word."""
+        parts = [choices.get(token.text, [token.text]) for token in self.kept]
+        found: dict[str, Structure | None] = {}
+        for replaced in itertools.islice(itertools.product(*parts), _MOST_WORDINGS):
+            words = [index.canonical(word) for word in replaced]
+            structure = index.find(words)
+            if structure is not None or index.is_term(words):
+                found[" ".join(replaced)] = structure
         return found
+
+    def respelt(self, index: StructureIndex) -> list[str]:
+        """Returns the words with the unknown ones replaced by the nearest word of a label or of other anatomy."""
+        if not 0 < len(self.unknown) <= _MOST_TYPOS:
+            return self.words
+        known = index.label_words | index.vocabulary.term_words
+        nearest = {t.text: next(iter(corrections(t.text, known)), t.text) for t in self.unknown}
+        return [index.canonical(nearest.get(token.text, token.text)) for token in self.kept]
 
     def unread_abbreviation(self) -> str | None:
         """Returns an unknown word that looks like an abbreviation, as it was typed, or None.
@@ -81,23 +99,74 @@ class Reading:
             upper = []
         return upper[0].typed if upper else None
 
+    def left_over(self, index: StructureIndex, *, is_sided: bool) -> str | None:
+        """Returns a word that free text must not hold, as it was typed, or None.
+
+        Numbers and single letters choose one of several structures ("rib 5.5", "kidney D"). Beside a structure with
+        two sides, any unknown word may be a side in a language that the word lists lack.
+        """
+        if index.is_term(self.words):
+            return None
+        not_sides = index.vocabulary.not_sides
+        for token, compared in zip(self.kept, self.words, strict=True):
+            word = token.text
+            is_number = any(map(str.isdigit, compared)) and not re.fullmatch(r"[ctls]\d+", word)
+            is_unknown = token in self.unknown and word not in not_sides
+            may_hold_side = re.fullmatch(r".*[a-z][LR]", token.typed) and index.is_known(word[:-1])
+            if is_number or may_hold_side or len(word) == 1 or (is_unknown and (is_sided or index.holds_name(word))):
+                return token.typed
+        return None
+
 
 def read(prompt: str, index: StructureIndex) -> Reading:
     """Reads the words of a prompt; see `Reading`."""
+    sorter = WordSorter(index)
     tokens = split_words(prompt, index.vocabulary)
-    reader = _Reader(index)
-    for token in _expand(tokens, index.vocabulary.expanded):
-        reader.add(token)
-    if tokens and not reader.kept and reader.refusal is None:
-        reader.refusal = Refusal("names no structure", "name one, as in -p 'left kidney'")
+    sorter.add_all(tokens)
+    # The lung of "LUL" is the same one in "Lung_LUL".
+    typed = {token.text for token in sorter.kept if not token.abbreviation}
+    kept = [token for token in sorter.kept if not token.abbreviation or token.text not in typed]
+    words = [index.canonical(token.text) for token in kept]
+    refusal = sorter.refusal
+    if len(words) > MOST_WORDS:
+        refusal = refusal or Refusal(f"has more than {MOST_WORDS} words", "name one structure, as in -p 'left kidney'")
+    if tokens and not words:
+        refusal = refusal or Refusal("names no structure", "name one, as in -p 'left kidney'")
+    is_name = index.find(words) is not None or index.is_term(words)
+    if sorter.derived and not is_name:
+        reason = f"asks by {sorter.derived[0].typed!r} for a volume that differs from the structure itself"
+        refusal = refusal or Refusal(reason, "ask for the structure alone, and make the other volume from its mask")
     return Reading(
-        sides=frozenset(reader.sides),
-        kept=reader.kept,
-        words=[index.canonical(token.text) for token in reader.kept],
-        unknown=[token for token in reader.kept if not index.is_known(token.text)],
-        has_misspelt_side=reader.has_misspelt_side,
-        refusal=reader.refusal,
+        sides=frozenset(sorter.sides),
+        kept=kept,
+        words=words,
+        unknown=[token for token in kept if not index.is_known(token.text)],
+        has_misspelt_side=sorter.has_misspelt_side,
+        refusal=refusal or _contradiction(sorter, words),
     )
+
+
+def _contradiction(sorter: WordSorter, words: list[str]) -> Refusal | None:
+    """Returns why the sides of a prompt contradict each other, or None.
+
+    Both sides are asked for by "left and right kidney", "L/R kidney" or "left kidney, right kidney", but not by "left
+    RUL" or "right kidney left".
+    """
+    stated = [side for side in sorter.side_words if side.side != "both"]
+    names = {side.side for side in stated}
+    hint = "name one side, or ask for left and right"
+    if len(names) == 1 and len(stated) < len(sorter.side_words):
+        return Refusal(f"names the {stated[0].side} side and both sides", hint)
+    is_repeated = any(count > 1 for word, count in Counter(words).items() if not word.isdigit())
+    if len(names) < 2 or is_repeated:
+        return None
+    short = next((side for side in stated if side.abbreviation), None)
+    if short is not None:
+        return Refusal(f"names another side than {short.abbreviation!r}, which is {short.side}", hint)
+    places = [side.place for side in stated]
+    if sorter.has_and or max(places) - min(places) < len(places):
+        return None
+    return Refusal("names the left and the right side in different places", hint)
 
 
 def _typo_of(word: str, index: StructureIndex) -> list[str]:
@@ -109,118 +178,10 @@ def _typo_of(word: str, index: StructureIndex) -> list[str]:
     return []
 
 
-def _expand(tokens: list[Token], expanded: dict[str, str]) -> list[Token]:
-    """Replaces abbreviations by the words that they stand for; those of several words are replaced first."""
-    by_words = {tuple(short.split()): words for short, words in expanded.items()}
-    longest = max(map(len, by_words))
-    result: list[Token] = []
-    place = 0
-    while place < len(tokens):
-        for length in range(longest, 0, -1):
-            words = by_words.get(tuple(token.text for token in tokens[place : place + length]))
-            if words is not None:
-                result += [Token(word, word) for word in words.split()]
-                place += length
-                break
-        else:
-            result.append(tokens[place])
-            place += 1
-    return result
-
-
-class _Reader:
-    """Sorts the words of a prompt, one after the other; the attributes are those of `Reading`."""
-
-    def __init__(self, index: StructureIndex) -> None:
-        self.index = index
-        self.sides: set[str] = set()
-        self.kept: list[Token] = []
-        self.has_misspelt_side = False
-        self.refusal: Refusal | None = None
-
-    def add(self, token: Token) -> None:
-        """Adds one word: as a side, as words of a name, or as the reason for a refusal."""
-        vocabulary = self.index.vocabulary
-        if self._add_side(token):
-            return
-        if token.text in vocabulary.refused:
-            meanings = vocabulary.refused[token.text].replace("; ", " or ")
-            self._refuse(f"has the abbreviation {token.typed!r} ({meanings})", "write the words out")
-        elif self.index.canonical(token.text) in vocabulary.fillers:
-            return
-        elif self.index.is_known(token.text):
-            self.kept.append(token)
-        elif compound := self.index.compound(token.text):
-            self._keep(compound)
-        elif not self._add_glued_side(token):
-            self.kept.append(token)
-
-    def _keep(self, words: list[str]) -> None:
-        self.kept += [Token(word, word) for word in words]
-
-    def _refuse(self, reason: str, hint: str) -> None:
-        self.refusal = self.refusal or Refusal(reason, hint)
-
-    def _add_side(self, token: Token) -> bool:
-        """Adds the side that a word names, also where it is misspelt; returns whether it names one."""
-        side = self._side(token.text)
-        if side is None and not self.index.is_known(token.text):
-            side = self._misspelt_side(token.text)
-            self.has_misspelt_side |= side is not None
-        if side == "relative":
-            reason = f"names a side by {token.typed!r}, which depends on what it is compared with"
-            self._refuse(reason, "say left or right")
-        elif side == "both":
-            self.sides.update(SIDES)
-        elif side is not None:
-            self.sides.add(side)
-        return side is not None
-
-    def _side(self, word: str) -> str | None:
-        """Returns the side that a word names, in singular or plural."""
-        sides = self.index.vocabulary.sides
-        return sides.get(word) or (sides.get(word.removesuffix("s")) if len(word) > 4 else None)
-
-    def _misspelt_side(self, word: str) -> str | None:
-        vocabulary = self.index.vocabulary
-        if word in vocabulary.not_sides:
-            return None
-        known = ("left", "right", "bilateral")
-        return next((vocabulary.sides[side] for side in known if is_misspelt_side(word, side)), None)
-
-    def _add_glued_side(self, token: Token) -> bool:
-        """Adds a side that is written together with a sided structure ("ParotidL", "leftkidney").
-
-        A single letter in the same case as the name beside it may be a typo ("llung"), and the prompt is refused.
-
-        Returns:
-            Whether the word consists of a side and a sided structure.
-        """
-        text, typed = token.text, token.typed
-        for glued in self.index.vocabulary.glued_sides:
-            side = self.index.vocabulary.sides[glued]
-            if text.startswith(glued):
-                words = self._sided_structure(text[len(glued) :])
-                case_differs = (
-                    typed[0].isupper() and typed[1:3].istitle() or typed[0].islower() and typed[1:2].isupper()
-                )
-            elif text.endswith(glued):
-                words = self._sided_structure(text[: -len(glued)])
-                case_differs = typed[-1:].isupper() != typed[-2:-1].isupper()
-            else:
-                continue
-            if words is None:
-                continue
-            if len(glued) == 1 and not case_differs:
-                name = " ".join(words)
-                self._refuse(f"may name the {side} side or be a typo", f"ask for '{side} {name}', or for {name!r}")
-            self.sides.add(side)
-            self._keep(words)
-            return True
-        return False
-
-    def _sided_structure(self, word: str) -> list[str] | None:
-        """Returns the words of the sided structure that is written as one word, or None."""
-        words = self.index.compound(word) or [word]
-        structure = self.index.find(self.index.canonical(part) for part in words)
-        return words if structure is not None and structure.has_sides else None
+def _rivals_of(word: str, index: StructureIndex) -> list[str]:
+    """Returns the words of labels and of other anatomy that `word` may be a typo of."""
+    return [
+        rival
+        for form in dict.fromkeys((word, *singulars(word)))
+        for rival in rivals(form, index.label_words, index.vocabulary.term_words)
+    ]

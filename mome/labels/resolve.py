@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from mome.errors import InputError, did_you_mean
+from mome.labels.characters import unreadable
 from mome.labels.label import Label
 from mome.labels.reading import Reading, read
 from mome.labels.structures import Structure, StructureIndex
@@ -64,25 +65,41 @@ def resolve(prompt: str, phrases: dict[str, str], index: StructureIndex) -> Find
     Raises:
         InputError: The prompt is empty.
     """
+    refusal = unreadable(prompt)
+    if refusal:
+        return _refused(prompt, *refusal)
     text = normalise(prompt)
     if text in phrases:
         exact = normalise(phrases[text]) == text
         return Finding("exact" if exact else "synonym", (phrases[text],))
-    if not text:
+    if not any(map(str.isalnum, text)):
         raise InputError("a prompt is empty", hint="name a structure, as in -p liver")
     reading = read(prompt, index)
     if reading.refusal:
-        return Finding("refused", warning=f"{prompt!r:.80} {reading.refusal.reason}", hint=reading.refusal.hint)
-    structure = index.find(reading.words)
+        return _refused(prompt, *reading.refusal)
+    structure = index.find(reading.words) or _repeated(reading, index)
     if structure is not None:
         return _labels(prompt, reading, structure)
-    spelled = reading.corrected_structures(index)
+    spelled = reading.corrected(index)
     if len(spelled) > 1:
-        choices = " or ".join(repr(found.names[0]) for found in spelled[:3])
-        return Finding("refused", warning=f"{prompt!r:.80} may be a typo of {choices}", hint="check the spelling")
-    if spelled:
-        return _labels(prompt, reading, spelled[0], is_corrected=True)
+        choices = " or ".join(map(repr, list(spelled)[:3]))
+        return _refused(prompt, f"may be a typo of {choices}", "check the spelling")
+    for corrected in spelled.values():
+        if corrected is not None:
+            return _labels(prompt, reading, corrected, is_corrected=True)
     return _free_text(prompt, reading, phrases, index)
+
+
+def _refused(prompt: str, reason: str, hint: str) -> Finding:
+    return Finding("refused", warning=f"{prompt!r:.80} {reason}", hint=hint)
+
+
+def _repeated(reading: Reading, index: StructureIndex) -> Structure | None:
+    """The structure that a prompt names more than once ("left parotid and right parotid gland"), or None."""
+    if index.is_term(reading.words):
+        return None
+    found = index.split(reading.words)
+    return found[0] if found and all(other == found[0] for other in found) else None
 
 
 def _labels(prompt: str, reading: Reading, structure: Structure, *, is_corrected: bool = False) -> Finding:
@@ -114,42 +131,46 @@ def _listed_names(prompt: str, index: StructureIndex) -> list[str]:
     """Returns the parts of a prompt that lists several structures ("liver and spleen"), or nothing."""
     parts = [part.strip() for part in re.split(r"\band\b|[,;+&]", prompt, flags=re.IGNORECASE)]
     named = [part for part in parts if part and index.find(read(part, index).words) is not None]
-    return named if len(named) == len(parts) > 1 else []
+    if len(named) == len(parts) > 1:
+        return named
+    words = read(prompt, index).words
+    return [] if index.is_term(words) else [structure.names[0] for structure in index.split(words)]
 
 
 def _free_text(prompt: str, reading: Reading, phrases: dict[str, str], index: StructureIndex) -> Finding:
-    """A prompt that names no label: free text, or refused where its side or an abbreviation would be guessed at."""
+    """A prompt that names no label: free text, or refused where its side or one of its words would be guessed at."""
+    has_two_sides = index.has_two_sides(reading.words)
+    level = next((token.typed for token in reading.kept if re.fullmatch(r"l\d+", token.text)), None)
+    if level and has_two_sides and not reading.sides:
+        reason = f"is not clear: {level!r} may be a side and a number, or a vertebra"
+        return _refused(prompt, reason, "write left, or name the vertebra alone")
     listed = _listed_names(prompt, index)
     if listed:
         hint = "one prompt for each: " + " ".join(f"-p {part!r}" for part in listed[:3])
-        return Finding("refused", warning=f"{prompt!r:.80} names several structures", hint=hint)
+        return _refused(prompt, "names several structures", hint)
     rest = reading.text
+    is_sided = has_two_sides or bool(reading.sides) or index.has_two_sides(reading.respelt(index))
+    left_over = reading.left_over(index, is_sided=is_sided)
+    not_read = f"has {left_over!r}, which is not understood beside the other words"
+    advice = "name the structure alone, with left or right where it has sides; see mome list labels"
     if len(reading.sides) == 1:
         side = next(iter(reading.sides))
-        return Finding(
-            "refused",
-            warning=f"{prompt!r:.80} names the {side} side of a structure that the class table does not have; "
-            "free text cannot tell left from right",
-            hint=f"ask for {rest!r:.80} without a side, or see mome list labels",
-        )
+        if left_over:
+            return _refused(prompt, f"names the {side} side, and {not_read}", advice)
+        reason = f"names the {side} side of a structure that the class table does not have; free text cannot tell left "
+        return _refused(prompt, reason + "from right", f"ask for {rest!r:.80} without a side, or see mome list labels")
     unread = reading.unread_abbreviation()
     if unread:
-        return Finding(
-            "refused",
-            warning=f"{prompt!r:.80}: {unread!r} is no known abbreviation",
-            hint="write the words out; mome list labels shows the class table",
-        )
-    has_two_sides = index.has_two_sides(reading.words)
-    level = next((token.typed for token in reading.kept if re.fullmatch(r"l\d+", token.text)), None)
-    if level and has_two_sides:
-        return Finding(
-            "refused",
-            warning=f"{prompt!r:.80}: {level!r} may be a side and a number, or a vertebra",
-            hint="write left, or name the vertebra alone",
-        )
-    if reading.sides or has_two_sides:
+        hint = "write the words out; mome list labels shows the class table"
+        return _refused(prompt, f"has {unread!r}, which is no known abbreviation", hint)
+    if left_over:
+        return _refused(prompt, not_read, advice)
+    if is_sided:
         wording = f"left and right {rest}"
         warning = f"{prompt!r:.80} is not in the class table and is read as free text for both sides, {wording!r:.80}"
         return Finding("free", warning=warning, free_text=wording)
-    nearest = did_you_mean(normalise(prompt), phrases) if reading.unknown else ""
+    text = normalise(prompt)
+    # Comparing with every phrase takes ten times as long as reading the prompt.
+    similar = [phrase for phrase in phrases if phrase[0] == text[0] and abs(len(phrase) - len(text)) <= 4]
+    nearest = did_you_mean(text, similar) if reading.unknown else ""
     return Finding("free", warning=f"{prompt!r:.80} is not in the class table and is read as free text{nearest}")

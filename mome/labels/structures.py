@@ -1,8 +1,9 @@
-"""The index of names without their sides: a set of words → the left, the right and the unsided labels."""
+"""The index of names without their sides: the words of a name → the left, the right and the unsided labels."""
 
 from __future__ import annotations
 
 import fnmatch
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -71,7 +72,8 @@ class StructureIndex:
         self.vocabulary = vocabulary
         self.label_words: set[str] = set()
         self._compounds: dict[str, list[str]] = {}
-        self._structures: dict[frozenset[str], Structure] = {}
+        # Words are counted: "rib 1 1" is not "rib 1".
+        self._structures: dict[tuple[str, ...], Structure] = {}
         labels = list(labels)
         phrases: list[tuple[str, Label]] = []
         for label in labels:
@@ -89,18 +91,52 @@ class StructureIndex:
             self._add(name, label)
         for name, patterns in vocabulary.groups.items():
             self._add_group(name, patterns, labels)
-        self._paired_terms = {frozenset(self.words(term)) for term in vocabulary.paired_terms}
-        self._unpaired_terms = {frozenset(self.words(term)) for term in vocabulary.unpaired_terms}
+        self._paired_terms = {_key(self.words(term)) for term in vocabulary.paired_terms}
+        self._unpaired_terms = {_key(self.words(term)) for term in vocabulary.unpaired_terms}
+        self._names_with: dict[str, list[tuple[str, ...]]] = {}
+        for key in sorted(self._structures, key=len, reverse=True):
+            for word in set(key):
+                self._names_with.setdefault(word, []).append(key)
+        self._sided = [frozenset(key) for key, structure in self._structures.items() if structure.has_sides]
+        self._sided += map(frozenset, self._paired_terms)
 
     def find(self, words: Iterable[str]) -> Structure | None:
         """Returns the structure that has exactly these words in its name, or None."""
-        return self._structures.get(frozenset(words))
+        return self._structures.get(_key(words))
+
+    def split(self, words: Iterable[str]) -> list[Structure]:
+        """Returns the structures whose names are these words one after the other, in any order; empty if none are.
+
+        "kidney kidney cyst" gives the kidney and its cyst. The longest names are taken first.
+        """
+        rest = Counter(words)
+        if not rest:
+            return []
+        # All words but those of one name are left, so trying the names of any one word is enough.
+        word = min(rest, key=lambda word: len(self._names_with.get(word, ())))
+        for key in self._names_with.get(word, ()):
+            name = Counter(key)
+            if name <= rest:
+                left = rest - name
+                others = self.split(left.elements())
+                if others or not left:
+                    return [self._structures[key], *others]
+        return []
+
+    def is_term(self, words: Iterable[str]) -> bool:
+        """Whether these words are a term of anatomy that is no label."""
+        key = _key(words)
+        return key in self._paired_terms or key in self._unpaired_terms
 
     def has_two_sides(self, words: Iterable[str]) -> bool:
         """Whether free text is about a structure with a left and a right one: a label, or another term of anatomy."""
-        given = frozenset(words)
-        sided = [key for key, structure in self._structures.items() if structure.has_sides]
-        return given not in self._unpaired_terms and any(key <= given for key in [*self._paired_terms, *sided])
+        given = list(words)
+        return _key(given) not in self._unpaired_terms and any(key <= set(given) for key in self._sided)
+
+    def holds_name(self, word: str) -> bool:
+        """Whether a word holds the one-word name of a structure with two sides ("perikidney")."""
+        names = (next(iter(key)) for key in self._sided if len(key) == 1)
+        return any(len(name) > 3 and name in word for name in names)
 
     def is_known(self, word: str) -> bool:
         """Whether a word, in singular or plural, stands in a label's name or is another term of anatomy."""
@@ -136,7 +172,7 @@ class StructureIndex:
         for parts in (words, as_written):
             if len(parts) > 1:
                 self._compounds.setdefault("".join(parts), words)
-        key, slot = frozenset(words), label.laterality or "unsided"
+        key, slot = _key(words), label.laterality or "unsided"
         structure = self._structures.get(key, Structure())
         present = getattr(structure, slot)
         if present and present != (label.name,):
@@ -152,7 +188,7 @@ class StructureIndex:
         ]
         if not members:
             return
-        key = frozenset(self.words(phrase))
+        key = _key(self.words(phrase))
         if key in self._structures:
             raise ValueError(f"the group {phrase!r} is the name of {self._structures[key].names[0]} too")
         slots = {
@@ -160,6 +196,10 @@ class StructureIndex:
             for slot in ("unsided", *SIDES)
         }
         self._structures[key] = Structure(**slots, is_group=True)
+
+
+def _key(words: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted(words))
 
 
 def _without_side(name: str) -> str:

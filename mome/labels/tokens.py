@@ -12,6 +12,8 @@ from mome.labels.vocabulary import Vocabulary
 _VESSEL_PREFIX = re.compile(r"^\W*([AV])_(?=[A-Z])")
 _VESSELS = {"A": "artery_", "V": "vein_"}
 _SNOMED_ENDING = re.compile(r"\((body )?structure\)\s*$", re.IGNORECASE)
+# Places within a word where lower case turns into upper case ("KidneyL") or a capital begins a word ("LKidney").
+_CAPITALS = re.compile(r"[^\W\d_a-z]+(?![a-z])|[^\W\d_a-z]?[a-z]+")
 _POSSESSIVE = re.compile(r"['’]s\b", re.IGNORECASE)
 
 
@@ -21,10 +23,12 @@ class Token(NamedTuple):
     Attributes:
         text: The word in lower case, without accents.
         typed: The word as it was typed.
+        abbreviation: The abbreviation that the word was written out from, as it was typed; else empty.
     """
 
     text: str
     typed: str
+    abbreviation: str = ""
 
 
 def normalise(text: str) -> str:
@@ -41,12 +45,21 @@ def split_words(prompt: str, vocabulary: Vocabulary) -> list[Token]:
     decomposed = unicodedata.normalize("NFKD", prompt)
     plain = "".join(letter for letter in decomposed if not unicodedata.combining(letter))
     plain = _POSSESSIVE.sub("", _SNOMED_ENDING.sub("", plain))
+    plain = re.sub(r"\bw/o\b", "without", re.sub(r"[&+]", " and ", plain), flags=re.IGNORECASE)
     plain = _VESSEL_PREFIX.sub(lambda found: _VESSELS[found[1]], plain)
     tokens: list[Token] = []
     for typed in re.findall(r"[^\W_]+", plain):
         tokens += _split_numbers(typed, vocabulary)
     about_ribs = any(token.text in ("rib", "ribs", "costa", "costae") for token in tokens)
     return _split_levels(tokens) if about_ribs else _join_levels(tokens, vocabulary)
+
+
+def split_capitals(token: Token) -> list[Token]:
+    """Splits a word at its capitals: "LKid" → "l", "kid"; a word without such a place is returned alone."""
+    parts = _CAPITALS.findall(token.typed)
+    if not (token.typed.isascii() and token.typed.isalpha()) or len(parts) < 2 or "".join(parts) != token.typed:
+        return [token]
+    return [Token(part.lower(), part, token.abbreviation) for part in parts]
 
 
 def _split_numbers(typed: str, vocabulary: Vocabulary) -> list[Token]:

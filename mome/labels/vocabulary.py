@@ -31,6 +31,10 @@ class Vocabulary:
         paired_terms: Anatomical terms that are no labels and have a left and a right structure.
         unpaired_terms: All other anatomical terms that are no labels.
         other_words: Single words that are never corrected.
+        negations: Words that take something away from what is asked for.
+        alternatives: Words that leave a choice.
+        derived: Words for volumes that are made from a structure and differ from it.
+        targets: Names of targets and margins, which may stand within a word.
     """
 
     sides: dict[str, str]
@@ -47,6 +51,10 @@ class Vocabulary:
     paired_terms: tuple[str, ...]
     unpaired_terms: tuple[str, ...]
     other_words: frozenset[str]
+    negations: frozenset[str]
+    alternatives: frozenset[str]
+    derived: frozenset[str]
+    targets: tuple[str, ...]
 
     @cached_property
     def term_words(self) -> frozenset[str]:
@@ -58,8 +66,8 @@ class Vocabulary:
 @lru_cache(maxsize=1)
 def load_vocabulary() -> Vocabulary:
     """Reads the word lists of this version of the package; later calls return the same object."""
-    sides, forms, names, abbreviations, terms = (
-        _read(name) for name in ("sides", "forms", "names", "abbreviations", "vocabulary")
+    sides, forms, names, abbreviations, terms, refused = (
+        _read(name) for name in ("sides", "forms", "names", "abbreviations", "vocabulary", "refused")
     )
     return Vocabulary(
         sides={word: side for side in ("left", "right", "both", "relative") for word in sides[side].split()},
@@ -76,6 +84,10 @@ def load_vocabulary() -> Vocabulary:
         paired_terms=_terms(terms["paired"]),
         unpaired_terms=_terms(terms["unpaired"]),
         other_words=frozenset(terms["words"].split()),
+        negations=frozenset(refused["negations"].split()),
+        alternatives=frozenset(refused["alternatives"].split()),
+        derived=frozenset(refused["derived"].split()),
+        targets=tuple(refused["targets"].split()),
     )
 
 
