@@ -74,7 +74,8 @@ def test_sides_are_split_off_at_capitals(prompt: str, name: str) -> None:
         ("LHeart", "'heart' has no left and right"), ("AortaR", "right"), ("heartl", "may name the left side"),
         ("liverl", "may name the left side"), ("rspleen", "may name the right side"), ("lungl", "left side"),
         ("Lkidny", "may name the left side"), ("Lcochlea", "may name the left side"), ("EyeR", "right side"),
-        ("LFoo", "left side"), ("CostaL", "'CostaL'"), ("AortaL", "no left and right"), ("leftcochlea", "left side"), ("nonleft kidney", "'left'"),
+        ("LFoo", "left side"), ("CostaL", "'CostaL'"), ("AortaL", "no left and right"), ("leftcochlea", "left side"),
+        ("nonleft kidney", "'left'"),
         ("outright kidney", "'right'"), ("leftkidneyfoo", "'left'"), ("L1Kidney", "'L1Kidney'"),
         ("left heart", "no left and right"), ("perikidney", "'perikidney'"), ("rleft kidney", "'left'"),
     ],
@@ -264,3 +265,21 @@ def test_an_extra_word_never_gives_another_label_silently(extra: str) -> None:
                     assert found.how in ("pair", "group", "close") or all(
                         extra in TABLE[name].name.split("_") or extra == "L" for name in names
                     ), (prompt, found)
+
+
+def test_and_joins_sides_and_not_the_words_of_one_name() -> None:
+    for prompt in ("liver and tumor", "left kidney + cyst", "lung & tumour", "kidney; cyst", "rib +5 left"):
+        assert_refused(prompt, "joins two names by 'and'")
+    assert_is("portal vein and splenic vein", "portal_vein_and_splenic_vein")
+    assert_is("Portal & Splenic Veins", "portal_vein_and_splenic_vein")
+    for prompt in ("kidney L+R", "left and right kidney", "left kidney and right"):
+        assert_is(prompt, "kidney_left", "kidney_right")
+
+
+def test_signs_of_numbers_and_names_within_words() -> None:
+    for prompt in ("rib -5 left", "left rib -1", "-5 rib left", "rib (-5) left"):
+        assert_refused(prompt, "negative number")
+    assert_is("rib-5-left", "rib_left_5")
+    for prompt in ("LULobe", "XHeartQ", "SpinalCordX"):
+        assert_refused(prompt, "not understood")
+    assert TABLE.resolve("renal").free_text == "left and right renal"

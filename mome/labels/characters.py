@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 from mome.labels.refusal import Refusal
@@ -9,6 +10,7 @@ from mome.labels.refusal import Refusal
 # The longest name of a structure in SNOMED CT has fewer letters than this (our choice).
 LONGEST_PROMPT = 200
 _PUNCTUATION = frozenset(" _-.,;:/\\|()[]{}'\"`&+#\u2018\u2019\u201c\u201d\u2010\u2011\u2012\u2013\u2014")
+_NEGATIVE_NUMBER = re.compile(r"(^|[\s(\[])[-\u2010-\u2014]\d")
 # Compatibility forms that change the meaning when they become plain characters: "1²" would be read as "12".
 _MEANINGFUL_FORMS = ("<super>", "<sub>", "<fraction>", "<circle>", "<square>")
 
@@ -23,6 +25,10 @@ def unreadable(prompt: str) -> Refusal | None:
     if len(prompt) > LONGEST_PROMPT:
         too_long = f"has {len(prompt)} characters; a prompt has at most {LONGEST_PROMPT}"
         return Refusal(too_long, "name one structure, as in -p 'left kidney'")
+    if prompt.isascii() and prompt.isprintable() and not any(map(str.isalnum, prompt)):
+        return None  # Signs alone name nothing; whoever writes the mask says that they give no file name.
+    if _NEGATIVE_NUMBER.search(prompt):
+        return Refusal("has a negative number", "type the number without a sign")
     # Marks that are left after composition belong to no accented letter; a struck-out word is made of such marks.
     reasons = map(_reason, unicodedata.normalize("NFC", prompt))
     reason = next(filter(None, reasons), None)

@@ -11,7 +11,7 @@ from mome.labels.refusal import Refusal
 from mome.labels.sorting import WordSorter
 from mome.labels.spelling import corrections, rivals
 from mome.labels.structures import Structure, StructureIndex, singulars
-from mome.labels.tokens import Token, split_words
+from mome.labels.tokens import Token, split_capitals, split_words
 
 # Unknown words of up to this many letters may be abbreviations (our choice).
 _LONGEST_ABBREVIATION = 4
@@ -31,6 +31,7 @@ class Reading:
         words: The same words in the form that `StructureIndex` compares.
         unknown: Those of `kept` that are neither words of labels nor other terms of anatomy.
         has_misspelt_side: Whether a side was misspelt.
+        joins_names: Whether "and" stands between two words of names, as in "liver and tumor".
         refusal: Why the prompt cannot be read, or None.
     """
 
@@ -39,6 +40,7 @@ class Reading:
     words: list[str]
     unknown: list[Token]
     has_misspelt_side: bool
+    joins_names: bool
     refusal: Refusal | None
 
     @property
@@ -107,13 +109,16 @@ class Reading:
         """
         if index.is_term(self.words):
             return None
-        not_sides = index.vocabulary.not_sides
         for token, compared in zip(self.kept, self.words, strict=True):
             word = token.text
             is_number = any(map(str.isdigit, compared)) and not re.fullmatch(r"[ctls]\d+", word)
-            is_unknown = token in self.unknown and word not in not_sides
-            may_hold_side = re.fullmatch(r".*[a-z][LR]", token.typed) and index.is_known(word[:-1])
-            if is_number or may_hold_side or len(word) == 1 or (is_unknown and (is_sided or index.holds_name(word))):
+            is_unknown = token in self.unknown and word not in index.vocabulary.not_sides
+            # "LULobe" and "CostaL" hold a known word beside letters that may be a side.
+            parts = [part.text for part in split_capitals(token)] if is_unknown else []
+            holds_known = any(len(part) > 2 and index.is_known(part) for part in parts)
+            ends_in_side = re.fullmatch(r".*[a-z][LR]", token.typed) and index.is_known(word[:-1])
+            may_hold_side = holds_known or ends_in_side or (is_unknown and (is_sided or index.holds_name(word)))
+            if is_number or len(word) == 1 or may_hold_side:
                 return token.typed
         return None
 
@@ -142,6 +147,7 @@ def read(prompt: str, index: StructureIndex) -> Reading:
         words=words,
         unknown=[token for token in kept if not index.is_known(token.text)],
         has_misspelt_side=sorter.has_misspelt_side,
+        joins_names=any(0 < place < len(sorter.kept) for place in sorter.joined_at),
         refusal=refusal or _contradiction(sorter, words),
     )
 

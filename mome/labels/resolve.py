@@ -65,19 +65,24 @@ def resolve(prompt: str, phrases: dict[str, str], index: StructureIndex) -> Find
     Raises:
         InputError: The prompt is empty.
     """
+    text = normalise(prompt)
     refusal = unreadable(prompt)
     if refusal:
         return _refused(prompt, *refusal)
-    text = normalise(prompt)
     if text in phrases:
         exact = normalise(phrases[text]) == text
         return Finding("exact" if exact else "synonym", (phrases[text],))
-    if not any(map(str.isalnum, text)):
+    if not text:
         raise InputError("a prompt is empty", hint="name a structure, as in -p liver")
     reading = read(prompt, index)
     if reading.refusal:
         return _refused(prompt, *reading.refusal)
-    structure = index.find(reading.words) or _repeated(reading, index)
+    structure = index.find(reading.words)
+    is_list = reading.joins_names and not index.has_and(reading.words)
+    if structure is not None and is_list:
+        # "liver and tumor" asks for two structures and not for the tumor of the liver.
+        return _refused(prompt, "joins two names by 'and'", f"one prompt for each, or {structure.names[0]!r}")
+    structure = structure or _repeated(reading, index)
     if structure is not None:
         return _labels(prompt, reading, structure)
     spelled = reading.corrected(index)

@@ -37,6 +37,7 @@ class WordSorter:
         kept: The words without sides and fillers, with the words that abbreviations stand for.
         derived: Those of `kept` that ask for a volume which is made from a structure, such as "margin".
         has_and: Whether two parts are joined by "and".
+        joined_at: The numbers of kept words before each "and".
         has_misspelt_side: Whether a side was misspelt.
         refusal: Why the prompt cannot be read, or None.
     """
@@ -47,6 +48,7 @@ class WordSorter:
         self.kept: list[Token] = []
         self.derived: list[Token] = []
         self.has_and = False
+        self.joined_at: list[int] = []
         self.has_misspelt_side = False
         self.refusal: Refusal | None = None
         self._place = 0
@@ -66,6 +68,7 @@ class WordSorter:
         vocabulary, text = self.index.vocabulary, token.text
         if text in _CONNECTORS:
             self.has_and = True
+            self.joined_at.append(len(self.kept))
         elif text in vocabulary.negations:
             self._refuse(f"takes something away by {token.typed!r}", "name only what is asked for")
         elif text in vocabulary.alternatives:

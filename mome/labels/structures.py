@@ -74,6 +74,7 @@ class StructureIndex:
         self._compounds: dict[str, list[str]] = {}
         # Words are counted: "rib 1 1" is not "rib 1".
         self._structures: dict[tuple[str, ...], Structure] = {}
+        self._names_with_and: set[tuple[str, ...]] = set()
         labels = list(labels)
         phrases: list[tuple[str, Label]] = []
         for label in labels:
@@ -103,6 +104,10 @@ class StructureIndex:
     def find(self, words: Iterable[str]) -> Structure | None:
         """Returns the structure that has exactly these words in its name, or None."""
         return self._structures.get(_key(words))
+
+    def has_and(self, words: Iterable[str]) -> bool:
+        """Whether "and" stands in the name with these words ("portal vein and splenic vein")."""
+        return _key(words) in self._names_with_and
 
     def split(self, words: Iterable[str]) -> list[Structure]:
         """Returns the structures whose names are these words one after the other, in any order; empty if none are.
@@ -172,6 +177,8 @@ class StructureIndex:
         for parts in (words, as_written):
             if len(parts) > 1:
                 self._compounds.setdefault("".join(parts), words)
+        if "and" in as_written:
+            self._names_with_and.add(_key(words))
         key, slot = _key(words), label.laterality or "unsided"
         structure = self._structures.get(key, Structure())
         present = getattr(structure, slot)

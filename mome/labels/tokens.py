@@ -45,7 +45,7 @@ def split_words(prompt: str, vocabulary: Vocabulary) -> list[Token]:
     decomposed = unicodedata.normalize("NFKD", prompt)
     plain = "".join(letter for letter in decomposed if not unicodedata.combining(letter))
     plain = _POSSESSIVE.sub("", _SNOMED_ENDING.sub("", plain))
-    plain = re.sub(r"\bw/o\b", "without", re.sub(r"[&+]", " and ", plain), flags=re.IGNORECASE)
+    plain = re.sub(r"\bw/o\b", "without", re.sub(r"[&+;]", " and ", plain), flags=re.IGNORECASE)
     plain = _VESSEL_PREFIX.sub(lambda found: _VESSELS[found[1]], plain)
     tokens: list[Token] = []
     for typed in re.findall(r"[^\W_]+", plain):
