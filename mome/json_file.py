@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mome.errors import InputError
+from mome.git_lfs import refuse_pointer
 
 _MAX_BYTES = 64 * 2**20
 _MAX_DEPTH = 64
@@ -31,6 +32,7 @@ def read_json_object(path: str | Path, where: str | Path | None = None) -> dict[
         raise InputError(f"{path.name} cannot be read: {error.strerror}", where=where) from error
     if size > _MAX_BYTES:
         raise InputError(f"{path.name} has {size} bytes, the limit is {_MAX_BYTES}", where=where)
+    refuse_pointer(path)
     try:
         value = json.loads(content)
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError

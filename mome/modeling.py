@@ -26,9 +26,10 @@ from mome.layers.predict import predict
 from mome.layers.scale_expert import ScaleExpert
 from mome.losses.bce_dice import masked_bce_dice
 from mome.map_context import MapContext
+from mome.model_inputs import check_targets, check_text, check_volume
 from mome.model_size import build_within_limits
 from mome.outputs import Features, MoMEOutput
-from mome.parts import build_parts, sides
+from mome.parts import build_parts
 from mome.processing import MoMEProcessor
 from mome.routers.base import Router
 from mome.routers.routing import Routing
@@ -110,14 +111,9 @@ class MoME(SavedModel):
             origin_B3: int64, the voxel of the network grid at which each patch begins; for routers that look at it.
 
         Raises:
-            InputError: A side of the volume is not a multiple of the encoder's `size_divisor`.
+            InputError: The volume has another shape, or a side is not a multiple of the encoder's `size_divisor`.
         """
-        divisor = self.encoder.size_divisor
-        if any(side % step for side, step in zip(volume_B1DHW.shape[2:], divisor, strict=True)):
-            raise InputError(
-                f"the volume's sides {tuple(volume_B1DHW.shape[2:])} are not multiples of {sides(divisor)}",
-                hint="pad it, or let mome.inference.segment do so",
-            )
+        check_volume(volume_B1DHW, self.config.in_channels, self.encoder.size_divisor)
         context = MapContext(origin_B3)
         pyramid = self._checkpointed(self.encoder, volume_B1DHW.to(self.dtype), context)
         maps_BCDHW = pyramid.maps[self.first_scale :]
@@ -131,11 +127,16 @@ class MoME(SavedModel):
         return Features(scales_BSCDHW, pyramid.bottleneck, (*pyramid.routings, *routings))
 
     def decode(self, features: Features, text_PT: Tensor) -> Tensor:
-        """Expert maps and prompts → logits (B, P, D, H, W) at the input's resolution."""
+        """Expert maps and prompts → logits (B, P, D, H, W) at the input's resolution.
+
+        Raises:
+            InputError: The text rows have another width than the model was built for.
+        """
         logits, _ = self._decode(features, text_PT)
         return logits
 
     def _decode(self, features: Features, text_PT: Tensor) -> tuple[Tensor, list[Routing | None]]:
+        check_text(text_PT, cast("int", self.config.text_dim))
         text_PT = self.text_bank(text_PT).to(self.dtype)
         routings: list[Routing | None] = []
         if features.scales_BSCDHW is not None:
@@ -201,7 +202,7 @@ class MoME(SavedModel):
                 argument before it reports `eval_loss`.
 
         Raises:
-            InputError: An argument that is none of these, or a volume whose sides do not fit the encoder.
+            InputError: An argument that is none of these, or a tensor whose shape does not fit the model or the others.
         """
         for key in kwargs:
             if key not in _IGNORED:
@@ -209,6 +210,10 @@ class MoME(SavedModel):
                     f"MoME.forward has no argument '{key}'",
                     hint="arguments: volume, text_PT, targets, supervised_BP, origin_B3, return_loss",
                 )
+        check_volume(volume, self.config.in_channels, self.encoder.size_divisor)
+        check_text(text_PT, cast("int", self.config.text_dim))
+        if targets is not None:
+            check_targets(volume, text_PT.shape[0], targets, supervised_BP)
         features = self.encode(volume, origin_B3)
         logits, prompt_routings = self._decode(features, text_PT)
         routings = [routing for routing in (*features.routings, *prompt_routings) if routing is not None]

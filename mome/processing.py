@@ -17,6 +17,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 
 from mome.errors import InputError, did_you_mean
 from mome.hub import locate
+from mome.hub_connection import download_options
 from mome.json_file import checked_object
 
 if TYPE_CHECKING:
@@ -81,7 +82,8 @@ class MoMEProcessor(ImageProcessingMixin):
                 transformers (`revision`, `cache_dir`, …).
 
         Raises:
-            InputError: The settings are missing or cannot be reached, or a setting is unknown.
+            InputError: The settings are missing or cannot be reached, a setting is unknown, or a value is none that
+                a CT segmenter can have.
         """
         overrides = {key: kwargs.pop(key) for key in _SETTINGS if key in kwargs}
         for key in kwargs:
@@ -91,6 +93,7 @@ class MoMEProcessor(ImageProcessingMixin):
         place, revision = locate(name, kwargs.pop("revision", None), kwargs.get("subfolder"))
         if os.path.isdir(place):
             kwargs.pop("subfolder", None)  # it is part of the place now
+        kwargs = download_options(place, kwargs)
         try:
             loaded = super().from_pretrained(place, revision=revision or "main", **kwargs)
         except InputError as error:
@@ -107,6 +110,7 @@ class MoMEProcessor(ImageProcessingMixin):
             ) from error
         for key, value in overrides.items():
             setattr(loaded[0] if isinstance(loaded, tuple) else loaded, key, value)
+        _check_plausible(loaded[0] if isinstance(loaded, tuple) else loaded, f"preprocessor_config.json of {name}")
         return loaded
 
     @classmethod
@@ -184,6 +188,36 @@ def processor_of(model: Any) -> MoMEProcessor:
             hint="pass processor=MoMEProcessor.from_pretrained(…) or mome.preset_processor(…)",
         )
     return MoMEProcessor.from_pretrained(place)  # the name includes the revision that the model was loaded with
+
+
+def _check_plausible(processor: MoMEProcessor, where: str) -> None:
+    """Checks settings that were read from a file, which may be damaged, for values that no CT segmenter has.
+
+    Raises:
+        InputError: A voxel is shorter than 0.1 mm or longer than 30 mm; the HU window is narrower than 10 HU, wider
+            than 20,000 HU or outside the range of CT (−1024 to 3071 HU); or the padding is outside ±32768 HU. The
+            limits are our choice.
+    """
+    shortest, longest = min(processor.spacing), max(processor.spacing)
+    if shortest < 0.1 or longest > 30:
+        raise InputError(
+            f"the spacing {processor.spacing} mm is none of a CT segmenter (0.1 to 30 mm)",
+            where=where,
+            hint="is the file damaged? MoMEProcessor.from_pretrained(…, spacing=[1.5, 1.5, 1.5]) replaces it",
+        )
+    low, high = processor.hu_window
+    if not 10 <= high - low <= 20_000 or high <= -1024 or low >= 3071:
+        raise InputError(
+            f"the hu_window {processor.hu_window} is none of a CT segmenter",
+            where=where,
+            hint="is the file damaged? MoMEProcessor.from_pretrained(…, hu_window=[-175, 250]) replaces it",
+        )
+    if abs(processor.padding_hu) > 32_768:
+        raise InputError(
+            f"padding_hu {processor.padding_hu:g} is no value of a CT",
+            where=where,
+            hint="is the file damaged? MoMEProcessor.from_pretrained(…, padding_hu=-1024) replaces it",
+        )
 
 
 def _checked(name: str, value: Any) -> Any:

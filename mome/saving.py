@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import math
 import os
@@ -19,8 +20,10 @@ from mome.atomic import check_output_folder, output_errors
 from mome.configuration import MoMEConfig
 from mome.errors import InputError
 from mome.hub import locate
+from mome.hub_connection import download_options
 from mome.labels import load_table
 from mome.layers.text_bank import TextBank
+from mome.loaded_weights import refuse_damage, unknown_label_notes, unused_note
 from mome.loading import errors_for_people, floating_type, saved_config, with_overrides
 from mome.model_size import check_memory
 from mome.processing import MoMEProcessor
@@ -50,6 +53,8 @@ class SavedModel(PreTrainedModel):
     text_bank: TextBank
     processor: MoMEProcessor | None
     loaded_processor: MoMEProcessor | None
+    load_notes: tuple[str, ...] = ()
+    """What is odd about the checkpoint, one sentence each; results of segmentation repeat it."""
 
     def relabel(self, labels: list[str], trained_labels: list[str] | None = None) -> list[str]:
         """Changes the list of labels; see `MoME.relabel`."""
@@ -57,7 +62,12 @@ class SavedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
-        cls, name: str | Path | None, *args: Any, allow_missing: bool = False, **kwargs: Any
+        cls,
+        name: str | Path | None,
+        *args: Any,
+        allow_missing: bool = False,
+        allow_damaged: bool = False,
+        **kwargs: Any,
     ) -> Self:
         """Loads a model from a folder, by the name of a bundled checkpoint, or from the Hub.
 
@@ -65,6 +75,7 @@ class SavedModel(PreTrainedModel):
             name: As in "runs/a/model", "mome-ct-tiny", "org/mome-ct", "hf-hub:org/mome-ct@v1" or "local-dir:a/model".
                 None takes the weights from `state_dict` and the architecture from `config`.
             allow_missing: Whether the checkpoint may lack tensors; they are then initialised, and a warning names them.
+            allow_damaged: Whether tensors may hold NaN, infinite numbers, or zeros where a new model has none.
             kwargs: Values of the config override the saved ones, as in `experts="swiglu(n=8)"`: weights whose
                 name and shape still fit are kept, the rest are new, and a report says which. With `labels` the
                 bank's rows follow their names. Everything else goes to `PreTrainedModel.from_pretrained`
@@ -73,7 +84,7 @@ class SavedModel(PreTrainedModel):
 
         Raises:
             InputError: Not a MoME checkpoint, one of another architecture, a damaged one, one that lacks tensors or
-                holds integers as weights, one beyond the limits of `mome.model_size`, or a Hub id that cannot be
+                holds integers, NaN or nothing but zeros as weights, one beyond the limits of `mome.model_size`, or a Hub id that cannot be
                 reached.
         """
         fields = set(MoMEConfig.__dataclass_fields__) - {"dtype"}
@@ -89,6 +100,7 @@ class SavedModel(PreTrainedModel):
         place, revision, hub = _source(name, kwargs)
         labels: dict[str, Any] = {}
         new_text = False
+        notes: list[str] = []
         with errors_for_people(name):
             saved = None if place is None else _saved(str(name), place, hub, needed=config is None)
             changed = bool(overrides) or config is not None
@@ -100,10 +112,11 @@ class SavedModel(PreTrainedModel):
             stored = _stored(place, hub, kwargs)
             if stored is not None:
                 expected = shapes_on_meta(cls, config)
+                promised = _promised(cls, saved) if changed and saved is not None else expected
                 check_tensors(
                     stored,
                     expected,
-                    _promised(cls, saved) if changed and saved is not None else expected,
+                    promised,
                     where=str(name),
                     allow_missing=allow_missing,
                     allow_mismatched=ignore_mismatched,
@@ -126,6 +139,11 @@ class SavedModel(PreTrainedModel):
             model.config.name_or_path = f"hf-hub:{place}@{revision}"
         _copy_mapped_tensors(model)
         new = {*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])}
+        if stored is not None:
+            if promised:  # empty where the saved config cannot be built
+                notes += unused_note(stored, {**promised, **expected, **model.state_dict()})
+            if not allow_damaged:
+                refuse_damage(model, set(stored) - new, lambda: cls(copy.deepcopy(model.config)), str(name))
         total = len(model.state_dict())
         if stored is None and new and not (overrides or allow_missing or ignore_mismatched):
             raise InputError(f"{len(new)} of {total} tensors are not in the checkpoint", where=str(name))
@@ -139,6 +157,9 @@ class SavedModel(PreTrainedModel):
                 model.config.trained_labels = []
         if labels:
             _relabel(model, **labels)
+        model.load_notes = (*notes, *unknown_label_notes(model.config.trained_labels))
+        for note in model.load_notes:
+            logger.warning(note)
         result: Any = (model, info) if report else model
         return result
 
@@ -214,6 +235,7 @@ def _source(name: str | Path | None, kwargs: dict[str, Any]) -> tuple[str | None
         kwargs.pop("subfolder", None)  # it is part of the place now
     if revision is not None:
         kwargs["revision"] = revision
+    kwargs.update(download_options(place, {key: kwargs[key] for key in _HUB_ARGUMENTS if key in kwargs}))
     return place, revision, {key: kwargs[key] for key in _HUB_ARGUMENTS if key in kwargs}
 
 

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from transformers.utils.hub import cached_file
 
 from mome.errors import InputError
+from mome.git_lfs import refuse_pointer
+from mome.loaded_weights import shown
 from mome.json_file import read_json_object
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -54,6 +56,7 @@ def stored_tensors(place: str, hub: dict[str, Any]) -> dict[str, StoredTensor] |
         return None
     found = {}
     for file in files:
+        refuse_pointer(file)
         with safe_open(file, framework="pt") as stored:
             for name in stored.keys():  # noqa: SIM118 - not a dict
                 header = stored.get_slice(name)
@@ -106,7 +109,7 @@ def check_tensors(
                 where=where,
             )
         raise InputError(
-            f"{len(missing)} of {len(expected)} tensors are not in the checkpoint: {_shown(missing)}",
+            f"{len(missing)} of {len(expected)} tensors are not in the checkpoint: {shown(missing)}",
             where=where,
             hint=f"{_COPY}; MoME.from_pretrained(…, allow_missing=True) makes them new and untrained",
         )
@@ -116,7 +119,7 @@ def check_tensors(
         kinds = ("integers or booleans", "floating-point numbers")
         raise InputError(
             f"{len(wrong)} tensors hold {kinds[stored[wrong[0]].is_float]}, the model's hold "
-            f"{kinds[expected[wrong[0]].is_float]}: {_shown(wrong)}",
+            f"{kinds[expected[wrong[0]].is_float]}: {shown(wrong)}",
             where=where,
             hint=_COPY,
         )
@@ -128,10 +131,6 @@ def check_tensors(
             f"{name} has shape {stored[name].shape}, not {expected[name].shape}",
             where=where,
         )
-
-
-def _shown(names: list[str]) -> str:
-    return ", ".join(sorted(names)[:4]) + (", …" if len(names) > 4 else "")
 
 
 def _find(place: str, name: str, hub: dict[str, Any]) -> str | None:

@@ -35,6 +35,7 @@ class Untouched:
 
     def __init__(self, real: Segmenter) -> None:
         self.model, self.processor = real.model, real.processor
+        self.predictor = real.predictor
         self.overlap, self.precision, self.understand = real.overlap, real.precision, real.understand
 
     def segment(self, *arguments: object, **options: object) -> None:

@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mome.atomic import atomic_write
+from mome.atomic import atomic_write, check_output_folder
+from mome.cli.parser import given_path
 from mome.errors import InputError
 from mome.printable import printable
 
@@ -24,14 +25,15 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the command."""
-    parser.add_argument("prediction", type=Path, help="folder or file of masks")
-    parser.add_argument("reference", type=Path, help="folder or file of reference masks")
+    parser.add_argument("prediction", type=given_path, help="folder or file of masks")
+    parser.add_argument("reference", type=given_path, help="folder or file of reference masks")
     parser.add_argument("--labels", help="data set whose numbers label maps without a table use, as in openkbp")
-    parser.add_argument("--cases", type=Path, help="cases.json with what is annotated in each case")
+    parser.add_argument("--cases", type=given_path, help="cases.json with what is annotated in each case")
     parser.add_argument("-p", "--prompt", action="append", help="score this structure only; may be repeated")
     parser.add_argument("--partial", action="store_true", help="leave out what has no prediction, and print how much")
     parser.add_argument("--tolerance", type=float, default=2.0, help="tolerance of the surface Dice in mm")
-    parser.add_argument("--out", type=Path, help="write the scores of every case to this .csv or .json")
+    parser.add_argument("--out", type=given_path, help="write the scores of every case to this .csv or .json")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file of --out")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
@@ -51,8 +53,10 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--tolerance is a finite number of mm of at least 0, got {args.tolerance}")
     from mome.metrics import evaluate_folder, summarise
 
-    if args.out and args.out.suffix not in (".csv", ".json"):
-        raise InputError(f"scores are written as .csv or .json, not {args.out.suffix!r}", where=str(args.out))
+    if args.overwrite and args.out is None:
+        raise InputError("--overwrite concerns the file of --out, which was not given", hint="--out scores.csv")
+    if args.out is not None:
+        _check_out(args.out, overwrite=args.overwrite)
     quiet_readers()
     error = Console(stderr=True)
     missing: list[tuple[str, str | None]] = []
@@ -84,6 +88,21 @@ def run(args: argparse.Namespace) -> int:
         else:
             _show(rows, args.tolerance)
     return 0
+
+
+def _check_out(path: Path, *, overwrite: bool) -> None:
+    """Checks before anything is scored that the file of scores can be written.
+
+    Raises:
+        InputError: Its ending is another, it is there already, or its folder may not be written.
+    """
+    if path.suffix not in (".csv", ".json"):
+        raise InputError(f"scores are written as .csv or .json, not {path.suffix!r}", where=str(path))
+    if path.is_dir():
+        raise InputError("the file of scores is a folder", where=str(path), hint="--out scores.csv")
+    if path.exists() and not overwrite:
+        raise InputError("the file is there already", where=str(path), hint="--overwrite, or another file")
+    check_output_folder(path.parent)
 
 
 def _show(rows: list[dict[str, Any]], tolerance: float) -> None:

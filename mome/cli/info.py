@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from mome.errors import InputError
+from mome.printable import printable
 from mome.volumes.scan_files import is_dicom_folder, is_nifti, scan_ending
 
 
@@ -18,6 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command and returns its exit code."""
+    if not args.what.strip():
+        raise InputError("the name is empty", hint="a model, a scan or a DICOM folder; . is this folder")
     path = Path(args.what)
     if not (path / "config.json").is_file() and is_dicom_folder(path):
         return _series(path, as_json=args.json)
@@ -29,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     width = max(map(len, facts))
     for key, value in facts.items():
         text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-        print(f"{key:<{width}}  {text}")
+        print(printable(f"{key:<{width}}  {text or 'none'}"))
     return 0
 
 
@@ -81,10 +85,11 @@ def _scan(name: str) -> dict[str, Any]:
 
 def _model(name: str) -> dict[str, Any]:
     """Returns the parts and settings of a preset or a saved model, by the names that are printed."""
-    from mome.presets import PRESETS, preset, preset_sizes
+    from mome.presets import PRESETS, bundled_models, find_name, preset, preset_sizes
 
-    if name in PRESETS:
-        entry = preset_sizes()[name]
+    found = find_name(name, PRESETS)
+    if found is not None and find_name(name, bundled_models()) is None and not Path(name).is_dir():
+        name, entry = found, preset_sizes()[found]
         return {
             "preset": name,
             "summary": entry["summary"],
@@ -104,8 +109,13 @@ def _model(name: str) -> dict[str, Any]:
         "model": name,
         "parameters": sum(p.numel() for p in model.parameters()),
         **config.part_strings(),
+        "residual": "yes" if config.residual else "no",
+        "dim": config.dim,
+        "head channels": config.head_channels,
         "patch (voxels)": list(config.patch_size),
         "processor": json.dumps(MoMEProcessor.from_pretrained(name).settings()),
         "trained on": config.trained_labels,
         "labels in bank": len(config.labels),
+        "known": sorted(model.text_bank.known()),
+        **({"notes": list(model.load_notes)} if model.load_notes else {}),
     }

@@ -7,7 +7,7 @@ import fnmatch
 import json
 from typing import Any
 
-from mome.errors import InputError
+from mome.errors import InputError, did_you_mean
 from mome.printable import printable
 from mome.registry import REGISTRIES
 from mome.volumes.writers import WRITERS
@@ -32,6 +32,8 @@ def run(args: argparse.Namespace) -> int:
     patterns = [word for word in args.words if word not in KINDS]
     if len(patterns) > 1:
         raise InputError(f"one pattern at a time, got {' '.join(patterns)}", hint="mome list experts 'sw*'")
+    if patterns and not patterns[0].strip():
+        raise InputError("the pattern is empty", hint="mome list experts 'sw*'; mome list shows everything")
     pattern = patterns[0] if patterns else "*"
     shown = kinds or [kind for kind in KINDS if kind != "labels" or patterns]
     found = {kind: _rows(kind, pattern) for kind in shown}
@@ -42,7 +44,11 @@ def run(args: argparse.Namespace) -> int:
         return 0
     found = {kind: rows for kind, rows in found.items() if rows}
     if not found:
-        raise InputError(f"nothing is called {pattern!r}", hint="mome list shows everything")
+        kind = did_you_mean(pattern, KINDS)
+        raise InputError(
+            f"nothing is called {pattern!r}{kind or did_you_mean(pattern, _all_names(shown))}",
+            hint="mome list shows everything; the kinds are " + ", ".join(KINDS),
+        )
     for kind, rows in found.items():
         print(kind.replace("_", " "))
         width = max(len(row["name"]) for row in rows)
@@ -50,6 +56,10 @@ def run(args: argparse.Namespace) -> int:
             size = f"{row['parameters'] / 1e6:6.1f} M  " if "parameters" in row else ""
             print(printable(f"  {row['name']:<{width}}  {size}{row['summary']}"))
     return 0
+
+
+def _all_names(kinds: list[str]) -> list[str]:
+    return [row["name"] for kind in kinds for row in _rows(kind, "*")]
 
 
 def _rows(kind: str, pattern: str) -> list[dict[str, Any]]:

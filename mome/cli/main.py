@@ -46,7 +46,7 @@ def _dispatch(arguments: list[str]) -> int | None:
     parser = Parser(prog=f"mome {name}", description=COMMANDS[name])
     module.add_arguments(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    return module.run(parser.parse_args(arguments[1:]))
+    return module.run(parser.parse_intermixed_args(arguments[1:]))
 
 
 def _help() -> str:

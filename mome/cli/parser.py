@@ -1,11 +1,14 @@
-"""An argument parser that raises `InputError`."""
+"""An argument parser that raises `InputError`, and the types of paths among its arguments."""
 
 from __future__ import annotations
 
 import argparse
+import re
+from pathlib import Path
 from typing import NoReturn
 
-from mome.errors import InputError
+from mome.errors import InputError, did_you_mean
+from mome.volumes.scan_files import scan_ending
 
 
 class Parser(argparse.ArgumentParser):
@@ -20,4 +23,32 @@ class Parser(argparse.ArgumentParser):
         Raises:
             InputError: Always.
         """
-        raise InputError(" ".join(message.split())[:300], hint=f"{self.prog} --help")
+        unknown = re.match(r"unrecognized arguments: (--?[\w-]+)", message)
+        close = did_you_mean(unknown[1], self._option_string_actions) if unknown else ""
+        raise InputError(" ".join(message.split())[:300] + close, hint=f"{self.prog} --help")
+
+
+def given_path(text: str) -> Path:
+    """Returns the path of an input; an empty text, such as an unset variable of the shell, would be this folder.
+
+    Raises:
+        argparse.ArgumentTypeError: The text is empty.
+    """
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the path is empty; give a path, or . for this folder")
+    return Path(text)
+
+
+def output_folder(text: str) -> Path:
+    """Returns the path of a folder that results are written to.
+
+    Raises:
+        argparse.ArgumentTypeError: The text is empty, or names a file of scans that is not there; whether what is there is a
+            folder, `mome.atomic.check_output_folder` says.
+    """
+    path = given_path(text)
+    if scan_ending(path) is not None and not path.exists():
+        raise argparse.ArgumentTypeError(
+            f"{text} is the name of a file, results go into a folder; give a folder, as in -o masks"
+        )
+    return path

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mome.atomic import check_output_folder
+from mome.cli.parser import given_path, output_folder
 from mome.errors import InputError
 from mome.printable import printable
 from mome.threads import check_threads
@@ -16,14 +17,16 @@ from mome.threads import check_threads
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the command."""
-    parser.add_argument("inputs", nargs="+", type=Path, help="scans (.nii.gz, .nrrd, .mha, DICOM folder) or folders")
+    parser.add_argument(
+        "inputs", nargs="+", type=given_path, help="scans (.nii.gz, .nrrd, .mha, DICOM folder) or folders"
+    )
     parser.add_argument("-p", "--prompt", action="append", default=[], help="a structure; may be repeated")
-    parser.add_argument("-o", "--out", type=Path, required=True, help="folder for the masks")
+    parser.add_argument("-o", "--out", type=output_folder, required=True, help="folder for the masks")
     parser.add_argument("-m", "--model", default="mome-ct-tiny", help="folder, bundled name or Hub id")
     parser.add_argument("--multilabel", action="store_true", help="one map of the class table's ids")
     parser.add_argument("--writer", default="nifti", help="file format of the masks")
     parser.add_argument("--resume", action="store_true", help="skip scans that an earlier run finished")
-    parser.add_argument("--overwrite", action="store_true", help="replace masks of another scan of the same name")
+    parser.add_argument("--overwrite", action="store_true", help="replace masks of another scan, model or setting")
     parser.add_argument("--frame", type=int, help="the volume to take from a 4-D file, from 0")
     parser.add_argument(
         "--series", help="the DICOM series of a folder with several: its number in `mome info`, or its UID"
@@ -48,6 +51,8 @@ def run(args: argparse.Namespace) -> int:
     for given in args.inputs:
         if not given.exists():
             raise InputError("no such file", where=str(given), hint="check the path")
+    if args.resume and args.overwrite:
+        raise InputError("--resume keeps what is finished, --overwrite replaces it", hint="give one of them")
     check_threads(args.threads, "--threads")
     check_output_folder(args.out)
     import torch
@@ -138,5 +143,6 @@ def _print_study(entry: dict[str, Any], out: Path, console: Any, printed: set[st
     for line in dict.fromkeys(notes + [warning for warning in warnings if warning not in printed]):
         console.print(f"  [yellow]{escape(line)}[/yellow]", highlight=False)
     printed.update(warnings)
+    verb = "kept" if entry.get("skipped") else "wrote"
     for mask in entry["masks"]:
-        console.print(f"  wrote {escape(str(out / mask))}", highlight=False, soft_wrap=True)
+        console.print(f"  {verb} {escape(str(out / mask))}", highlight=False, soft_wrap=True)

@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 
 from mome.cli.exit_codes import guarded
-from mome.cli.parser import Parser
+from mome.cli.parser import Parser, given_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the command."""
-    parser.add_argument("--config", type=Path, required=True, help="YAML file, see examples/configs")
+    parser.add_argument("--config", type=given_path, required=True, help="YAML file, see examples/configs")
     parser.add_argument("--restart", action="store_true", help="start again instead of resuming the run in its folder")
     parser.add_argument("overrides", nargs="*", help='key=value, as in experts="swiglu(n=8)" or train.steps=100')
     parser.epilog = "settings (train.…): python -m pydoc mome.training.config.TrainConfig"
@@ -33,14 +33,34 @@ def run(args: argparse.Namespace) -> int:
     from mome.training.loop import train
 
     quiet_libraries()
-    folder = train(config, resume=not args.restart)
-    if os.environ.get("RANK", "0") == "0":  # of several processes, only the main one prints
+    try:
+        folder = train(config, resume=not args.restart)
+    except KeyboardInterrupt:
+        if _is_main_process():
+            print(printable(_where_it_stopped(Path(config.train.out))), file=sys.stderr)
+        raise
+    if _is_main_process():
         print(printable(f"saved {folder}; every step's loss is in {folder.parent / 'log.jsonl'}"))
     return 0
 
 
+def _is_main_process() -> bool:
+    """Whether this process prints; of several that `accelerate launch` starts, only the first does."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _where_it_stopped(out: Path) -> str:
+    """Says what an interrupted run has saved, and how it goes on."""
+    from mome.training.checkpoint import latest_checkpoint
+
+    newest = latest_checkpoint(out / "checkpoints")
+    if newest is None:
+        return "nothing was saved yet: the same command starts again; train.checkpoint_every=100 saves more often"
+    return f"saved up to step {newest[1]} in {out / 'checkpoints'}: the same command goes on from there"
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Runs `examples/train.py` and returns its exit code; unlike `mome train`, options may stand between overrides.
+    """Runs `examples/train.py` and returns its exit code.
 
     Args:
         arguments: The command line without the program's name; None takes that of this process.

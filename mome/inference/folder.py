@@ -11,7 +11,7 @@ from typing import Any
 
 from mome.atomic import check_output_folder
 from mome.errors import InputError, OutputError
-from mome.inference.fingerprint import model_fingerprint, scan_identity
+from mome.inference.fingerprint import model_fingerprint, predictor_settings, scan_identity
 from mome.inference.prepared import PreparedPrompts
 from mome.inference.report import Report, is_complete
 from mome.inference.scans import find_scans
@@ -20,7 +20,7 @@ from mome.temporary_names import remove_stale_parts
 from mome.volumes import WRITERS
 from mome.volumes.dicom import DEFAULT_DICOM, DicomOptions
 from mome.volumes.mask_names import file_part, mask_paths, refuse_to_overwrite
-from mome.volumes.scan_files import stem
+from mome.volumes.scan_files import scan_ending, stem
 from mome.volumes.writers.base import MaskWriter, one_file_per_structure
 
 logger = logging.getLogger(__name__)
@@ -57,8 +57,8 @@ def segment_folder(
         writer: A name from `mome.volumes.WRITERS`.
         resume: Skip studies that the report calls done for the same prompts, model, settings and scan, and whose
             masks are there.
-        overwrite: Replace masks of another scan, and files that the report does not know. Without it, and without
-            `resume`, only masks of the same scan are replaced.
+        overwrite: Replace masks of another scan, model or setting, and files that the report does not know. Without
+            it, and without `resume`, only masks that the same request would make again are replaced.
         frame: The volume to take from 4-D files, from 0.
         dicom: Which DICOM series are read and what is accepted.
         progress: Called with (tiles done, number of tiles) of the current scan.
@@ -81,10 +81,8 @@ def segment_folder(
     separate = one_file_per_structure(chosen, multilabel=multilabel)
     understood = segmenter.understand(prompts)
     owners = _check_outputs(scans, out, [prompt.name for prompt in understood], chosen.ending, separate)
+    _check_dicom_options(scans, dicom)
     report = Report(out / "report.json")
-    if not (resume or overwrite):
-        _refuse_masks_of_others(owners, report)
-    remove_stale_parts(out)
     request = {
         "prompts": list(prompts),
         "multilabel": multilabel,
@@ -93,11 +91,15 @@ def segment_folder(
         "settings": {
             "overlap": segmenter.overlap,
             "precision": segmenter.precision,
+            "predictor": predictor_settings(segmenter.predictor, segmenter.model),
             "frame": frame,
             "dicom": asdict(dicom),
             "processor": segmenter.processor.settings(),
         },
     }
+    if not (resume or overwrite):
+        _refuse_masks_of_others(owners, report, request)
+    remove_stale_parts(out)
     entries = []
     prepared: PreparedPrompts | None = None
     for scan in scans:
@@ -138,19 +140,40 @@ def _check_outputs(scans: Sequence[Path], out: Path, names: list[str], ending: s
     return owners
 
 
-def _refuse_masks_of_others(owners: dict[Path, Path], report: Report) -> None:
-    """Checks that the masks which are there already are of the same scans.
+def _check_dicom_options(scans: Sequence[Path], dicom: DicomOptions) -> None:
+    """Checks that options which only the DICOM reader uses concern at least one scan.
 
     Raises:
-        InputError: A file would be replaced that is of another scan, or that the report does not know.
+        InputError: `allow_gaps` or `allow_damaged` is set, and every scan is a file of another format.
     """
+    named = [name for name in ("allow_gaps", "allow_damaged") if getattr(dicom, name)]
+    if named and all(scan_ending(scan) is not None and not scan.is_dir() for scan in scans):
+        option = "--" + named[0].replace("_", "-")
+        raise InputError(f"{option} concerns DICOM series, and no scan here is one", hint=f"leave out {option}")
+
+
+def _refuse_masks_of_others(owners: dict[Path, Path], report: Report, request: dict[str, Any]) -> None:
+    """Checks that the masks which are there already are of the same scans, model and settings.
+
+    Raises:
+        InputError: A file would be replaced that is of another scan, model or setting, or that the report does not
+            know.
+    """
+    same = ("model", "settings")  # other prompts and another form of the masks lose nothing
     for path, scan in owners.items():
         if not path.exists():
             continue
         entry = report.entries.get(stem(scan), {})
         masks = entry.get("masks")
         if entry.get("scan") == scan_identity(scan) and isinstance(masks, list) and path.name in masks:
-            continue
+            if all(entry.get(key) == request[key] for key in same):
+                continue
+            other = "model" if entry.get("model") != request["model"] else "setting"
+            raise InputError(
+                f"the mask is there already, made with another {other}",
+                where=str(path),
+                hint="--overwrite (in Python overwrite=True), or another folder",
+            )
         raise InputError(
             "the file is there already, and is not a mask of this scan",
             where=f"{path}, of {scan}",

@@ -10,6 +10,7 @@ import torch
 
 from mome.errors import InputError, did_you_mean
 from mome.inference.masks import predict_masks
+from mome.inference.network import unwrapped, without_float16
 from mome.inference.phases import Phases
 from mome.inference.predictor import ModelPredictor, Predictor
 from mome.inference.prepared import PreparedPrompts
@@ -30,7 +31,8 @@ class Segmenter:
     """Segments scans by text prompts.
 
     Args:
-        model: A MoME, or what `MoME.from_pretrained` accepts.
+        model: A MoME, one inside `DataParallel` or `DistributedDataParallel`, or what `MoME.from_pretrained` accepts.
+            One in float16 that is on the CPU is copied to float32.
         processor: The model's processor. Where None, it is the model's attribute `processor`, else the one saved with
             the model.
         overlap: The share of a tile that its neighbour covers too, 0 to 0.9.
@@ -40,9 +42,10 @@ class Segmenter:
 
     Attributes:
         predictor: Computes the logits of a tile; see `mome.inference.predictor`.
+        notes: Sentences about the model, which every result repeats.
 
     Raises:
-        InputError: The model has no processor, or a value is out of range.
+        InputError: The model is no MoME, has no values or no processor, or a value is out of range.
     """
 
     def __init__(
@@ -63,8 +66,8 @@ class Segmenter:
             network = MoME.from_pretrained(model)
             processor = processor or MoMEProcessor.from_pretrained(model)
         else:
-            network = model
-            processor = processor or processor_of(model)
+            network = unwrapped(model)
+            processor = processor or processor_of(network)
         if not 0 <= overlap <= 0.9:
             raise InputError(f"overlap is from 0 to 0.9, got {overlap}")
         if precision not in _PRECISIONS:
@@ -74,9 +77,11 @@ class Segmenter:
             )
         if chosen is not None:
             torch.nn.Module.to(network, chosen)
+        network, autocast, notes = without_float16(network, ModelPredictor(network).device, _PRECISIONS[precision])
         self.model, self.processor = network.eval(), processor
         self.overlap, self.precision, self.prompt_chunk = overlap, precision, max(1, prompt_chunk)
-        self.predictor: Predictor = ModelPredictor(self.model, _PRECISIONS[precision])
+        self.predictor: Predictor = ModelPredictor(self.model, autocast)
+        self.notes = (*getattr(network, "load_notes", ()), *notes)
 
     def understand(self, prompts: str | Sequence[str]) -> list[Prompt]:
         """Returns the prompts as the model understands them, each once; no network runs.
@@ -125,10 +130,14 @@ class Segmenter:
             progress: Called with (tiles done, number of tiles).
 
         Raises:
-            InputError: The scan cannot be read, a prompt cannot be embedded, the logits are not finite, or the GPU's
+            InputError: The scan is of another type or cannot be read, a prompt cannot be embedded, the logits are not finite, or the GPU's
                 memory does not suffice.
         """
         phases = Phases()
+        if not isinstance(scan, str | Path | Volume):
+            raise _no_scan(scan)
+        if isinstance(scan, Volume) and (frame is not None or dicom != DEFAULT_DICOM):
+            raise InputError("frame and dicom concern files, and a Volume was given", hint="leave them out")
         prepared = prompts if isinstance(prompts, PreparedPrompts) else self.prepare(prompts)
         phases.end("prompts")
         volume = checked_volume(scan) if isinstance(scan, Volume) else read_volume(scan, frame=frame, dicom=dicom)
@@ -147,7 +156,8 @@ class Segmenter:
             phases=phases,
         )
         source = None if isinstance(scan, Volume) else Path(scan)
-        return Segmentation(prepared.prompts, masks, volume.grid, volume.header, phases.seconds, volume.notes, source)
+        notes = (*volume.notes, *self.notes)
+        return Segmentation(prepared.prompts, masks, volume.grid, volume.header, phases.seconds, notes, source)
 
 
 def segment(
@@ -169,6 +179,18 @@ def segment(
         model, processor, overlap=overlap, device=device, precision=precision, prompt_chunk=prompt_chunk
     )
     return segmenter.segment(scan, prompts, frame=frame, dicom=dicom, progress=progress)
+
+
+def _no_scan(given: Any) -> InputError:
+    """The error for a scan of another type; an array does not say where its voxels are."""
+    shape = getattr(given, "shape", None)
+    of_shape = f" of shape {tuple(shape)}" if isinstance(shape, tuple) else ""
+    is_image = hasattr(given, "affine") and hasattr(given, "get_fdata")
+    hint = "Volume(image.get_fdata(), image.affine)" if is_image else "Volume(array, affine), array (i, j, k) in HU"
+    return InputError(
+        f"a scan is a path or a mome.volumes.Volume, got {type(given).__name__}{of_shape}",
+        hint=f"{hint}; affine (4, 4) goes from voxels to mm in RAS",
+    )
 
 
 def _device(device: str | torch.device) -> torch.device:

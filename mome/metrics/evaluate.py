@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from mome.errors import InputError
-from mome.labels import load_table
-from mome.metrics.files import Files, find_masks, open_masks, pair_files
+from mome.labels import load_dataset, load_table
+from mome.metrics.files import Files, find_masks, is_map_without_table, open_masks, pair_files
 from mome.metrics.overlap import dice
 from mome.metrics.surface import bounding_box, hausdorff95, normalized_surface_dice
 from mome.volumes import Volume
@@ -77,6 +77,8 @@ def evaluate_folder(
         InputError: A missing file, a case or structure without a prediction, nothing to score, or masks on different
             grids.
     """
+    if dataset is not None:
+        load_dataset(dataset)  # an unknown name is an error even where every map has a table of its own
     if Path(prediction).is_file() and Path(reference).is_file():
         predicted, wanted = pair_files(prediction, reference, dataset=dataset)
     else:
@@ -96,6 +98,8 @@ def evaluate_folder(
         )
     available = _available_structures(wanted, dataset, cases)
     known = set().union(*available.values())
+    if dataset is not None and not any(map(is_map_without_table, [*wanted.values(), *predicted.values()])):
+        logger.warning("the names of %r are not used: no file is a label map without a table of its own", dataset)
     chosen = known if structures is None else _table_names(structures)
     if chosen - known:
         raise InputError(

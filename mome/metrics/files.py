@@ -142,6 +142,11 @@ def _label_table(file: Path) -> list[dict]:
     return read_label_table(file) if is_nifti(file) else []
 
 
+def is_map_without_table(files: Files) -> bool:
+    """Says whether a case has a label map whose numbers are named by a data set, not by a table in its header."""
+    return None in files and not _label_table(files[None])
+
+
 def _map_numbers(files: Files, dataset: str | None) -> dict[str, int]:
     """Returns structure → number in the case's label map, from the table in its header, else from the data set.
 

@@ -68,6 +68,12 @@ def train(run: RunConfig, *, resume: bool = True) -> Path:
     check_output_folder(out)
     if resume:
         check_same_run(out, run)
+    elif (out / "checkpoints").exists() and not (out / "run.json").exists():  # another program's, which restart removes
+        raise InputError(
+            "the folder holds checkpoints and no run.json, so they are not a run's",
+            where=str(out),
+            hint="another train.out=…, or move them away",
+        )
     accelerator = _build_accelerator(config)
     model, processor = build_model(run)
     loss_function = LOSSES.build(run.loss)

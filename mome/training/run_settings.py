@@ -41,10 +41,12 @@ def check_same_run(folder: Path, run: RunConfig) -> None:
     """Compares a run's settings with those saved in its folder, if there are any.
 
     Raises:
-        InputError: The folder holds a run with other settings, or its `run.json` cannot be read.
+        InputError: The folder holds a run with other settings, its `run.json` cannot be read, or it holds results
+            without a `run.json`.
     """
     path = folder / "run.json"
     if not path.is_file():
+        _refuse_folder_of_others(folder)
         return
     before = read_json(path, "the settings of the run in this folder", hint="another train.out=…, or --restart")
     now = _fixed_settings(run)
@@ -59,6 +61,21 @@ def check_same_run(folder: Path, run: RunConfig) -> None:
         where=str(folder),
         hint="another train.out=…, or --restart to start again",
     )
+
+
+def _refuse_folder_of_others(folder: Path) -> None:
+    """Checks that a folder without `run.json` holds nothing that a run would replace.
+
+    Raises:
+        InputError: There is a model, a log, or training states.
+    """
+    for name in ("model", "log.jsonl", "checkpoints"):
+        if (folder / name).exists():
+            raise InputError(
+                f"the folder holds {name!r} and no run.json, so it is not a run's folder",
+                where=str(folder),
+                hint="another train.out=…, or --restart to replace what is there",
+            )
 
 
 def tracker_settings(run: RunConfig) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from mome.errors import InputError
+from mome.git_lfs import refuse_pointer
 from mome.volumes.check import checked_volume
 from mome.volumes.dicom.options import DEFAULT_DICOM, DicomOptions
 from mome.volumes.grid import Volume
@@ -119,3 +120,4 @@ def _check_readable(path: Path) -> None:
             where=str(path),
             hint=f"give {ENDINGS_HINT}, or a folder with a DICOM series",
         )
+    refuse_pointer(path)

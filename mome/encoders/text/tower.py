@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,11 @@ from torch import Tensor
 
 from mome.encoders.text.base import TextEncoder
 from mome.errors import InputError
+from mome.hub_connection import hub_answers
 from mome.registry import at_least
 
 # The sentence of the CLIP-Driven Universal Model (Liu et al. 2023).
 TEMPLATE = "A computerized tomography of a {}"
-
-# How long the Hub may take to answer the first request, in seconds.
-_TIMEOUT_S = 3.0
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _VOCABULARIES = (
@@ -134,7 +131,7 @@ class TextTower(TextEncoder):
                 return factory.from_pretrained(**wanted, local_files_only=True)
         is_local = Path(self.model_id).is_dir()
         try:
-            with contextlib.nullcontext() if is_local or _hub_answers() else _offline():
+            with contextlib.nullcontext() if is_local or hub_answers() else _offline():
                 return factory.from_pretrained(**wanted)
         except (OSError, ValueError) as error:
             raise InputError(
@@ -142,30 +139,6 @@ class TextTower(TextEncoder):
                 + str(error).splitlines()[0][:120],
                 hint=f"hf download {self.model_id} --revision {self.revision}, or use known labels only",
             ) from error
-
-
-def _hub_answers() -> bool:
-    """Whether the Hub answers one request within `_TIMEOUT_S` seconds.
-
-    The Hub's library repeats failed requests for most of a minute, so it is only used where this request succeeds.
-    """
-    import huggingface_hub
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    answers: list[Any] = []
-
-    def ask() -> None:
-        # The errors of the Hub's HTTP library have no base class that we could import.
-        with contextlib.suppress(Exception):
-            answers.append(huggingface_hub.get_session().head(constants.ENDPOINT, timeout=_TIMEOUT_S))
-
-    # A thread, because the timeout of the request does not cover the search for the Hub's address.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(_TIMEOUT_S)
-    return bool(answers)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,90 @@
+"""Looks at the numbers of weights after they were loaded: damage that names, types and shapes do not show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from mome.errors import InputError, did_you_mean
+from mome.labels import load_table
+
+_COPY = "copy or download the checkpoint again; MoME.from_pretrained(…, allow_damaged=True) loads it as it is"
+
+
+def damage_of(model: nn.Module, names: Iterable[str], fresh: Callable[[], nn.Module]) -> str | None:
+    """Says what is wrong with the loaded numbers; None where nothing is.
+
+    Weights that are all zero are compared with a new model: biases begin at zero, and so may weights of some parts.
+
+    Args:
+        model: The loaded model.
+        names: Its tensors that were read from the checkpoint.
+        fresh: Makes a new model of the same config; called only where a tensor is all zero.
+    """
+    tensors = {name: tensor for name, tensor in _readable(model).items() if name in set(names)}
+    broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        return f"{len(broken)} of {len(tensors)} tensors hold NaN or infinite numbers: {shown(broken)}"
+    zero = [name for name, tensor in tensors.items() if _may_not_be_zero(name, tensor)]
+    if zero:
+        with torch.random.fork_rng(devices=[]):
+            new = _readable(fresh())
+        zero = [name for name in zero if name in new and new[name].any()]
+    if zero:
+        return f"{len(zero)} of {len(tensors)} tensors of weights hold zeros only: {shown(zero)}"
+    return None
+
+
+def refuse_damage(model: nn.Module, names: Iterable[str], fresh: Callable[[], nn.Module], where: str) -> None:
+    """Checks the loaded numbers.
+
+    Args:
+        model, names, fresh: See `damage_of`.
+        where: The checkpoint, for the error.
+
+    Raises:
+        InputError: A tensor holds NaN or infinite numbers, or zeros where a new model has none.
+    """
+    damage = damage_of(model, names, fresh)
+    if damage is not None:
+        raise InputError(damage, where=where, hint=_COPY)
+
+
+def unused_note(stored: Iterable[str], used: Mapping[str, object]) -> list[str]:
+    """Returns a note that names the tensors of a checkpoint which no model of its config has."""
+    unused = sorted(name for name in stored if name not in used)
+    return [f"{len(unused)} tensors of the checkpoint are not used: {shown(unused)}"] if unused else []
+
+
+def unknown_label_notes(trained_labels: Iterable[str]) -> list[str]:
+    """Returns a note on trained labels that the class table does not have; a typo makes a structure unknown."""
+    table = load_table()
+    names = [label.name for label in table]
+    return [
+        f"the checkpoint calls itself trained on {name!r:.60}, which the class table does not have"
+        + did_you_mean(name[:60], names)
+        for name in trained_labels
+        if name not in table
+    ]
+
+
+def shown(names: list[str]) -> str:
+    """Returns the first names of a list."""
+    return ", ".join(sorted(names)[:4]) + (", …" if len(names) > 4 else "")
+
+
+def _readable(model: nn.Module) -> dict[str, Tensor]:
+    """The floating-point tensors whose values are in memory; offloaded and quantised ones are left out."""
+    return {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if type(tensor) is Tensor and not tensor.is_meta and tensor.is_floating_point()
+    }
+
+
+def _may_not_be_zero(name: str, tensor: Tensor) -> bool:
+    """Whether a tensor is all zero and should perhaps not be. Rows of the text bank are zero until they are set."""
+    never = name.endswith("bias") or name in ("text_bank.rows_LT", "text_bank.mean_T")
+    return not never and tensor.numel() > 0 and not tensor.any()

@@ -1,0 +1,85 @@
+"""Checks the shapes of what a model is called with, before a layer deep inside fails on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from mome.errors import InputError
+from mome.parts import sides
+
+
+def check_volume(volume: Any, channels: int, divisor: Sequence[int]) -> None:
+    """Checks a volume (B, C, D, H, W).
+
+    Args:
+        volume: What was given.
+        channels: C, the channels of the model's input.
+        divisor: The number that each of D, H and W is a multiple of.
+
+    Raises:
+        InputError: It is no tensor of floating-point numbers, has another number of dimensions or channels, or a side
+            does not fit.
+    """
+    if not isinstance(volume, Tensor) or not volume.is_floating_point():
+        given = f"a tensor of {volume.dtype}" if isinstance(volume, Tensor) else f"{type(volume).__name__}"
+        raise InputError(
+            f"the volume is a tensor of floating-point numbers (B, {channels}, D, H, W), got {given}",
+            hint="MoMEProcessor.to_network makes it from a scan in HU; mome.segment takes the scan itself",
+        )
+    if volume.dim() != 5 or volume.shape[1] != channels:
+        raise InputError(
+            f"the volume is (B, {channels}, D, H, W), got {tuple(volume.shape)}",
+            hint="volume[None, None] adds the axes of batch and channel to (D, H, W)",
+        )
+    if any(side % step or side == 0 for side, step in zip(volume.shape[2:], divisor, strict=True)):
+        raise InputError(
+            f"the volume's sides {tuple(volume.shape[2:])} are not multiples of {sides(divisor)}",
+            hint="pad it, or let mome.inference.segment do so",
+        )
+
+
+def check_text(text: Any, width: int) -> None:
+    """Checks text rows (P, T).
+
+    Args:
+        text: What was given.
+        width: T, the width that the model was built for.
+
+    Raises:
+        InputError: It is no tensor, or has another shape.
+    """
+    if not isinstance(text, Tensor):
+        raise InputError(
+            f"text_PT is a tensor of text rows (P, {width}), got {type(text).__name__}",
+            hint="model.text_bank.rows([names]) for known labels, mome.prompts.embed_prompts for others",
+        )
+    if text.dim() != 2 or text.shape[1] != width or text.shape[0] == 0:
+        raise InputError(
+            f"text_PT is (P, {width}), one row per prompt, got {tuple(text.shape)}",
+            hint="rows come from the text encoder that the model was trained with",
+        )
+
+
+def check_targets(volume: Tensor, prompts: int, targets: Any, supervised: Any) -> None:
+    """Checks targets (B, P, D, H, W) and what is annotated (B, P).
+
+    Args:
+        volume: The volume (B, C, D, H, W).
+        prompts: P.
+        targets: What was given.
+        supervised: What was given, or None.
+
+    Raises:
+        InputError: One of them has another shape, or is no tensor.
+    """
+    wanted = {"targets": (volume.shape[0], prompts, *volume.shape[2:]), "supervised_BP": (volume.shape[0], prompts)}
+    for (name, shape), given in zip(wanted.items(), (targets, supervised), strict=True):
+        if name == "supervised_BP" and given is None:
+            continue
+        if not isinstance(given, Tensor) or tuple(given.shape) != shape:
+            found = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+            axes = "(B, P, D, H, W)" if name == "targets" else "(B, P)"
+            raise InputError(f"{name} is {axes} = {shape}, got {found}", hint="P is the number of rows of text_PT")
