@@ -84,8 +84,8 @@ class SavedModel(PreTrainedModel):
 
         Raises:
             InputError: Not a MoME checkpoint, one of another architecture, a damaged one, one that lacks tensors or
-                holds integers, NaN or nothing but zeros as weights, one beyond the limits of `mome.model_size`, or a Hub id that cannot be
-                reached.
+                holds integers, NaN or only zeros as weights, one beyond the limits of `mome.model_size`, or a Hub id
+                that cannot be reached.
         """
         fields = set(MoMEConfig.__dataclass_fields__) - {"dtype"}
         overrides = {key: kwargs.pop(key) for key in list(kwargs) if key in fields}

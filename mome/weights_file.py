@@ -16,8 +16,8 @@ from transformers.utils.hub import cached_file
 
 from mome.errors import InputError
 from mome.git_lfs import refuse_pointer
-from mome.loaded_weights import shown
 from mome.json_file import read_json_object
+from mome.loaded_weights import shown
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _COPY = "copy or download the checkpoint again"

@@ -23,9 +23,7 @@ _SECONDS_PER_TILE = 0.35
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the command."""
     parser.add_argument("ct", nargs="?", type=given_path, help="a CT; default: a synthetic head and neck")
-    parser.add_argument(
-        "-o", "--out", type=output_folder, default=Path("mome-demo"), help="folder for masks and preview"
-    )
+    parser.add_argument("-o", "--out", type=output_folder, default=Path("mome-demo"), help="folder of the results")
     parser.add_argument("--overwrite", action="store_true", help="replace files that no earlier demo wrote")
     parser.add_argument(
         "-p",

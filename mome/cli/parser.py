@@ -43,7 +43,7 @@ def output_folder(text: str) -> Path:
     """Returns the path of a folder that results are written to.
 
     Raises:
-        argparse.ArgumentTypeError: The text is empty, or names a file of scans that is not there; whether what is there is a
+        argparse.ArgumentTypeError: The text is empty, or names a scan that is not there. Whether what is there is a
             folder, `mome.atomic.check_output_folder` says.
     """
     path = given_path(text)

@@ -17,9 +17,7 @@ from mome.threads import check_threads
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the command."""
-    parser.add_argument(
-        "inputs", nargs="+", type=given_path, help="scans (.nii.gz, .nrrd, .mha, DICOM folder) or folders"
-    )
+    parser.add_argument("inputs", nargs="+", type=given_path, help="scans (.nii.gz, .mha, DICOM folder) or folders")
     parser.add_argument("-p", "--prompt", action="append", default=[], help="a structure; may be repeated")
     parser.add_argument("-o", "--out", type=output_folder, required=True, help="folder for the masks")
     parser.add_argument("-m", "--model", default="mome-ct-tiny", help="folder, bundled name or Hub id")

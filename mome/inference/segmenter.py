@@ -130,8 +130,8 @@ class Segmenter:
             progress: Called with (tiles done, number of tiles).
 
         Raises:
-            InputError: The scan is of another type or cannot be read, a prompt cannot be embedded, the logits are not finite, or the GPU's
-                memory does not suffice.
+            InputError: The scan is of another type or cannot be read, a prompt cannot be embedded, the logits are not
+                finite, or the GPU's memory does not suffice.
         """
         phases = Phases()
         if not isinstance(scan, str | Path | Volume):

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _PLANES = (("axial", 2), ("coronal", 1), ("sagittal", 0))
+# What is above is body, not air; and the air that is shown around the body.
+_BODY_HU, _MARGIN_MM = -400.0, 12.0
 # Letters at the low and the high end of every axis of the picture's grid.
 _ENDS = {0: ("R", "L"), 1: ("P", "A"), 2: ("I", "S")}
 
@@ -52,20 +54,25 @@ def save_preview(
     grid = _picture_grid(volume.grid)
     hu = resample(volume.array, volume.grid, grid, fill=-1024.0).numpy()
     planes, cuts = _cut_masks(masks, volume.grid, grid)
-    sides = [n * s for n, s in zip(grid.shape, grid.spacing, strict=True)]  # mm
-    widths = [sides[0], sides[0], sides[1]]
-    height = max(sides[1], sides[2])
+    images = {axis: np.take(hu, planes[axis], axis=axis) for _, axis in _PLANES}
+    shown = {axis: {name: cut[axis] for name, cut in cuts.items()} for _, axis in _PLANES}
+    frames = {axis: _frame(images[axis], list(shown[axis].values()), grid, axis) for _, axis in _PLANES}
+    # Every plane is drawn at the same height, so that none is small; its own frame decides its width.
+    widths = [float(np.clip(_aspect(frames[axis]), 1 / 3, 3)) for _, axis in _PLANES]
+    height = min(9.0, 15 / sum(widths))
     figure, panels = plt.subplots(
         1,
         3,
-        figsize=(15, 15 * height / sum(widths) + 1.1),
+        figsize=(max(9.0, height * sum(widths)), height + 1.1),
         gridspec_kw={"width_ratios": widths, "wspace": 0.03},
         facecolor="black",
     )
     colors = _colors(list(cuts))
     for panel, (title, axis) in zip(panels, _PLANES, strict=True):
-        image = np.take(hu, planes[axis], axis=axis)
-        _draw_plane(panel, grid, axis, image, {name: cut[axis] for name, cut in cuts.items()}, colors, window)
+        _draw_plane(panel, grid, axis, images[axis], shown[axis], colors, window)
+        left, right, bottom, top = frames[axis]
+        panel.set_xlim(left, right)
+        panel.set_ylim(bottom, top)
         panel.set_title(title, color="white", fontsize=12)
     _add_legend(figure, colors)
     path = Path(path)
@@ -95,13 +102,38 @@ def _draw_plane(
     for name, cut in cuts.items():
         if cut.max() > 0.5 and min(cut.shape) > 1:  # contours need at least two rows and columns
             panel.contourf(xs, ys, cut.T, levels=[0.5, 2], colors=[colors[name]], alpha=0.25)
-            panel.contour(xs, ys, cut.T, levels=[0.5], colors=[colors[name]], linewidths=1.6)
+            # A dark line below the contour separates pale colours from bone and dark ones from soft tissue.
+            panel.contour(xs, ys, cut.T, levels=[0.5], colors=["black"], linewidths=4.2)
+            panel.contour(xs, ys, cut.T, levels=[0.5], colors=[colors[name]], linewidths=2.0)
     (left, right), (bottom, top) = _ENDS[across], _ENDS[up]
     style: dict[str, Any] = {"color": "#ffd400", "ha": "center", "va": "center", "fontsize": 11}
     for x, y, letter in ((0.02, 0.5, left), (0.98, 0.5, right), (0.5, 0.02, bottom), (0.5, 0.97, top)):
         panel.text(x, y, letter, transform=panel.transAxes, **style)
     panel.axis("off")
-    panel.set_anchor("S")
+
+
+def _frame(image: np.ndarray, cuts: list[np.ndarray], grid: Grid, axis: int) -> tuple[float, float, float, float]:
+    """The part of a plane that holds the body and the structures, with a margin; all of it where there is neither.
+
+    Returns:
+        Left, right, bottom and top in mm.
+    """
+    across, up = [a for a in range(3) if a != axis]
+    inside = image > _BODY_HU
+    for cut in cuts:
+        inside = inside | (cut > 0.5)
+    edges: list[float] = []
+    for side, spacing in ((0, grid.spacing[across]), (1, grid.spacing[up])):
+        held = np.flatnonzero(inside.any(axis=1 - side))
+        first, last = (held[0], held[-1] + 1) if len(held) else (0, image.shape[side])
+        low, high = first * spacing - _MARGIN_MM, last * spacing + _MARGIN_MM
+        edges += [max(0.0, low), min(image.shape[side] * spacing, high)]
+    return edges[0], edges[1], edges[2], edges[3]
+
+
+def _aspect(frame: tuple[float, float, float, float]) -> float:
+    left, right, bottom, top = frame
+    return (right - left) / (top - bottom)
 
 
 def _colors(names: list[str]) -> dict[str, Any]:
