@@ -44,6 +44,8 @@ def locate(name: str | Path, revision: str | None = None, subfolder: str | None 
     if text.startswith("local-dir:"):
         return _folder(text.removeprefix("local-dir:"), subfolder)
     if not text.startswith("hf-hub:"):
+        if os.path.isfile(text):
+            raise InputError("a model is a folder, this is a file", where=text, hint=str(Path(text).parent))
         if os.path.isdir(text):
             return _folder(text, subfolder)
         bundled = find_name(text, bundled_models())

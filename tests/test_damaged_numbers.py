@@ -15,6 +15,7 @@ from small_scans import patient_affine, patient_hu
 from mome import MoME
 from mome.errors import InputError
 from mome.inference import Segmenter
+from mome.loaded_weights import damage_of
 from mome.processing import MoMEProcessor
 from mome.volumes import Volume
 
@@ -60,9 +61,12 @@ def test_weights_of_zeros_are_refused_and_biases_are_not(folder: Path) -> None:
             MoME.from_pretrained(folder)
         (folder / "model.safetensors").write_bytes(before)
     change(folder, lambda tensors: {k: torch.zeros_like(v) if k.endswith("bias") else v for k, v in tensors.items()})
+    model = MoME.from_pretrained(folder)
     state = torch.random.get_rng_state()
-    MoME.from_pretrained(folder)
-    assert torch.equal(state, torch.random.get_rng_state())
+    with torch.no_grad():
+        model.head.controller.weight.zero_()
+    assert "head.controller.weight" in str(damage_of(model, model.state_dict(), lambda: MoME(model.config)))
+    assert torch.equal(state, torch.random.get_rng_state())  # comparing with a new model draws no random number
 
 
 def test_left_over_tensors_and_unknown_names_reach_the_result(folder: Path) -> None:

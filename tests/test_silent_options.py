@@ -130,6 +130,14 @@ def test_options_and_names_may_alternate(capsys, model_folder: str, tmp_path: Pa
     )
 
 
+def test_a_file_of_a_model_is_no_model(capsys, model_folder: str, tmp_path: Path) -> None:
+    scan = ct(tmp_path / "s.nii.gz")
+    for name in ("config.json", "model.safetensors"):
+        given = f"{model_folder}/{name}"
+        refused(capsys, "a model is a folder", "info", given)
+        refused(capsys, "a model is a folder", "segment", scan, "-p", "liver", "-m", given, "-o", tmp_path / "o")
+
+
 def test_lists_suggest_kinds_and_names(capsys) -> None:
     refused(capsys, "did you mean 'experts'?", "list", "expert")
     refused(capsys, "did you mean 'labels'?", "list", "lables")
@@ -178,13 +186,14 @@ def test_a_file_of_scores_is_not_replaced(capsys, model_folder: str, tmp_path: P
     refused(capsys, "not a folder", "evaluate", masks, masks, "--out", table / "x.csv")
 
 
-def test_a_demo_replaces_its_own_files_only(capsys, tmp_path: Path) -> None:
+def test_a_demo_replaces_its_own_files_only(capsys, monkeypatch, model_folder: str, tmp_path: Path) -> None:
+    monkeypatch.setattr("mome.cli.demo.MODEL", model_folder)
     scan, out = ct(tmp_path / "s.nii.gz"), tmp_path / "out"
-    base = ["demo", scan, "-p", "mandible", "-o", out]
+    base = ["demo", scan, "-p", "spleen", "-o", out]
     out.mkdir()
-    (out / "s_mandible.nii.gz").write_text("mine")
+    (out / "s_spleen.nii.gz").write_text("mine")
     refused(capsys, "no demo of this scan wrote it", *base)
-    assert (out / "s_mandible.nii.gz").read_text() == "mine" and len(list(out.iterdir())) == 1
+    assert (out / "s_spleen.nii.gz").read_text() == "mine" and len(list(out.iterdir())) == 1
     assert "about" in run(capsys, *base, "--overwrite")
     run(capsys, *base)
     refused(capsys, "no demo of this scan wrote it", "demo", ct(tmp_path / "2" / "s.nii.gz", 1), *base[2:])

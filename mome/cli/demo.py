@@ -185,6 +185,6 @@ def _expected_time(segmenter: Any, volume: Any) -> str:
     tiles = 1
     for size, side in zip(grid.shape, patch, strict=True):
         tiles *= len(tile_starts(max(size, side), side, segmenter.overlap))
-    seconds = tiles * _SECONDS_PER_TILE
+    seconds = max(1.0, tiles * _SECONDS_PER_TILE)
     shown = f"{seconds:.0f} seconds" if seconds < 90 else f"{seconds / 60:.0f} minutes"
-    return f"about {shown} on two CPU cores ({tiles} tiles)"
+    return f"about {shown} on two CPU cores (tiles: {tiles})"

@@ -25,7 +25,8 @@ def run(args: argparse.Namespace) -> int:
     path = Path(args.what)
     if not (path / "config.json").is_file() and is_dicom_folder(path):
         return _series(path, as_json=args.json)
-    is_scan = path.is_file() or scan_ending(path) is not None
+    is_of_model = scan_ending(path) is None and (path.parent / "config.json").is_file()
+    is_scan = (path.is_file() and not is_of_model) or scan_ending(path) is not None
     facts = _scan(args.what) if is_scan else _model(args.what)
     if args.json:
         print(json.dumps(facts, indent=1))

@@ -127,7 +127,8 @@ class TextTower(TextEncoder):
         wanted = {"pretrained_model_name_or_path": self.model_id, "revision": self.revision}
         if self._is_cached():
             # A commit never changes, so the cached files are used without asking the Hub.
-            with contextlib.suppress(OSError, ValueError):
+            # `local_files_only` alone lets transformers ask the Hub for an adapter.
+            with contextlib.suppress(OSError, ValueError), _offline():
                 return factory.from_pretrained(**wanted, local_files_only=True)
         is_local = Path(self.model_id).is_dir()
         try:
