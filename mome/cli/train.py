@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from pathlib import Path
 
 from mome.cli.exit_codes import guarded
 from mome.cli.parser import Parser, given_path
+from mome.errors import InputError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +55,9 @@ def _where_it_stopped(out: Path) -> str:
     """Says what an interrupted run has saved, and how it goes on."""
     from mome.training.checkpoint import latest_checkpoint
 
-    newest = latest_checkpoint(out / "checkpoints")
+    newest = None
+    with contextlib.suppress(InputError):  # a folder that is no training state; the run has said so already
+        newest = latest_checkpoint(out / "checkpoints")
     if newest is None:
         return "nothing was saved yet: the same command starts again; train.checkpoint_every=100 saves more often"
     return f"saved up to step {newest[1]} in {out / 'checkpoints'}: the same command goes on from there"
