@@ -66,6 +66,15 @@ class RawData:
         whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return whole.reshape(self.shape, order="F")
 
+    def notes(self, header: Path) -> list[str]:
+        """Returns a note where uncompressed data files hold more bytes than the voxels."""
+        if self.encoding != "raw" or self.skip_bytes < 0 or self.skip_lines:
+            return []
+        paths = self.paths(header)
+        start = self.skip_bytes + (0 if self.files else self.start)
+        rest = sum(path.stat().st_size - start for path in paths) - math.prod(self.shape) * self.dtype.itemsize
+        return [f"{rest:,} bytes after the voxels are not read"] if rest > 0 else []
+
     def _read_file(self, path: Path, count: int, start: int) -> np.ndarray:
         """Reads `count` numbers of one file, from byte `start` on."""
         needed = count * self.dtype.itemsize
