@@ -26,6 +26,12 @@ _WRAPPED_AIR = (64_236.0, 65_535.0)
 _SMALLEST_HU = -1_300.0
 # A scan with fewer different values is drawn, and has peaks where its painter chose.
 _FEWEST_VALUES = 100
+# The darkest peak of a CT is air or lung; no tissue has a narrow peak here.
+_NO_AIR = (-650.0, -180.0)
+# Vessels and organs with contrast lie up to some hundred HU, and fill whole crops.
+_TISSUE_PEAK, _FEWEST_BEYOND_CONTRAST = (-150.0, 200.0), 300_000
+# A crop of fewer voxels may hold no air.
+_WHOLE_SCAN = 1_000_000
 _FACTORS = (10.0, 2.0, 0.5, 0.1)
 _OFFSETS = (-1024.0, -1000.0, -8192.0, 8192.0, 1000.0, 1024.0, 2000.0, 2048.0, 31_744.0, 32_768.0)
 
@@ -89,7 +95,15 @@ def _wrapped_or_inverted(sample: np.ndarray) -> Doubt | None:
             "subtract 65,536 from values above 32,767",
             is_hopeless=True,
         )
-    inside = sample[sample < sample.max() - 1]  # padding that was inverted is the highest value
+    twelve = _share(sample, 3_036, 3_196)
+    if twelve >= 0.03 and sample.min() >= 0 and _share(sample, 0, 120) >= 0.03 and _share(sample, 900, 1_200) < 0.03:
+        return Doubt(
+            f"{twelve:.0%} of the voxels lie near 3,096: negative HU were stored as unsigned 12-bit numbers; subtract "
+            "4,096 from values above 2,047",
+            is_hopeless=True,
+        )
+    # Padding that was inverted is the highest value; inverted air is no padding.
+    inside = sample[sample < sample.max() - 1] if sample.max() > 1_150 else sample
     bone = _share(inside, -3_100, -250)
     if (
         _share(inside, 850, 1_100) >= 0.05
@@ -121,6 +135,8 @@ def _by_missing_air(sample: np.ndarray, high: float, enough: bool) -> Doubt | No
             f"values lie in [0, {high:,.0f}] and no value is below 0: this looks like a 16-bit picture, or HU with an "
             "offset and a factor that the file does not give"
         )
+    if enough and (likely := _likely(sample)):
+        return Doubt(f"no value is below 0, and the file gives no offset{likely}")
     if high > 900:
         return Doubt("no value is below 0: HU may be stored with an offset of 1024 that the file does not give")
     return Doubt(f"values lie in [0, {high:.3g}], so no voxel is air or fat: are they HU?")
@@ -157,9 +173,52 @@ def _by_peaks(sample: np.ndarray, low: float, high: float) -> Doubt | None:
             f"{below.size / sample.size:.1%} of the voxels lie below {_SMALLEST_HU:,.0f}, and air is −1000 HU: values "
             f"from {low:.5g} to {high:.5g} may have another offset or unit{_likely(sample)}"
         )
+    if doubt := _peaks_elsewhere(sample, low):
+        return doubt
     if high > _LARGEST_HU:
         return Doubt(f"values reach {high:,.0f}, more than any metal in HU: are they HU?")
     return _cut_off_above(sample, high)
+
+
+def _peaks_elsewhere(sample: np.ndarray, low: float) -> Doubt | None:
+    """Says where the darkest peak is none of air or lung, and the peak of tissue none of fat or soft tissue."""
+    zero = float((sample == 0).mean())
+    if zero >= 0.05 and zero > 10 * _share(sample, 1, 2):
+        return Doubt(f"{zero:.0%} of the voxels have exactly the value 0, which is water: pad and mask with −1024")
+    tenth = [_share(sample, *span) for span in ((-112, -88), (-65, -25), (-15, 15))]
+    if low > _SOFT_TISSUE[0] and tenth[0] >= 0.1 and tenth[1] < 0.03 and tenth[2] >= 0.1:
+        return Doubt("air seems to lie near −100 and soft tissue near 0; they look like HU × 0.1")
+    if low > _SOFT_TISSUE[0] and sample.size >= _WHOLE_SCAN:
+        return Doubt(f"no voxel is below {low:.4g}, where air and lung lie in HU: are the values HU?")
+    air = _lowest_peak(sample[sample > low + 1])
+    if air is not None and (_NO_AIR[0] < air < _NO_AIR[1] or air < -1_125):
+        return Doubt(
+            f"the darkest peak lies at {air:.0f}, and air is −1000 HU: the values may have another offset or unit"
+        )
+    tissue = sample[(sample > -400) & (sample < 400)]
+    if _share(sample, *_DARKER_THAN_FAT) < 0.1 or tissue.size < _FEWEST_VOXELS:
+        return None
+    counts, edges = np.histogram(tissue, bins=40, range=(-400, 400))
+    smooth = np.convolve(counts, (1, 1, 1), "same")
+    peak = float(edges[int(smooth.argmax())] + 10)
+    beyond = peak > _TISSUE_PEAK[1] and sample.size >= _FEWEST_BEYOND_CONTRAST
+    if (peak < _TISSUE_PEAK[0] or beyond) and smooth.max() > 2.5 * smooth.mean():
+        return Doubt(
+            f"the peak of tissue lies at {peak:.0f}; fat is −100 HU and soft tissue 0 to 80: values may have another "
+            "offset or unit"
+        )
+    return None
+
+
+def _lowest_peak(inside: np.ndarray) -> float | None:
+    """Returns the darkest narrow peak that holds at least 5 % of the voxels below −180; None where there is none."""
+    dark = inside[(inside < -180) & (inside > -4_000)]
+    if dark.size < max(_FEWEST_VOXELS, 0.05 * inside.size):
+        return None
+    counts, edges = np.histogram(dark, bins=191, range=(-4_000, -180))
+    smooth = np.convolve(counts, np.ones(5), "same")
+    best = int(smooth.argmax())
+    return float(edges[best] + 10) if smooth[best] >= 0.5 * dark.size else None
 
 
 def _has_peak_at_lowest(sample: np.ndarray, low: float, width: float) -> bool:

@@ -203,7 +203,7 @@ def _value_notes(fields: dict[str, str]) -> list[str]:
     limits = [fields.get(name, fields.get(name.replace(" ", ""), "")) for name in ("old min", "old max")]
     if any(word.lower() not in ("", "nan") for word in limits):
         notes.append(
-            f"the header says that its numbers stand for values from {limits[0][:20] or '?'} to {limits[1][:20] or '?'} "
-            "('old min', 'old max'); they are taken as they are stored"
+            "the header says that its numbers stand for values from {} to {} ('old min', 'old max'); they are taken as "
+            "they are stored".format(*(word[:20] or "?" for word in limits))
         )
     return notes

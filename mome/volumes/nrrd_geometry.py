@@ -110,9 +110,7 @@ def _by_directions(
     if any(len(column) != length or any(column[3:]) for column in columns):
         raise damaged("'space directions' are no vectors of three numbers", path)
     columns = [column[:3] for column in columns]
-    origin = (vectors(fields.get("space origin", "(0,0,0)")) or [None])[0]
-    if origin is None or len(origin) not in (3, length):
-        raise damaged("'space origin' is no vector of three numbers", path)
+    origin = _space_origin(fields, path) if "space origin" in fields else [0.0, 0.0, 0.0]
     if "space origin" not in fields:
         notes.append("the header has no 'space origin': the first voxel is taken as the origin")
     spacings = _per_axis(fields, ("spacings",), dimension, path)
@@ -122,7 +120,7 @@ def _by_directions(
             raise damaged("'spacings' and 'space directions' give different sizes of voxels", path)
     if {"axis mins", "axismins", "axis maxs", "axismaxs"} & fields.keys():
         notes.append("the header's 'axis mins' and 'axis maxs' are not used, because it has 'space directions'")
-    return columns, origin[:3]
+    return columns, origin
 
 
 def _by_spacings(
@@ -157,12 +155,10 @@ def _origin(
     lowest = _per_axis(fields, ("axis mins", "axismins"), dimension, path)
     highest = _per_axis(fields, ("axis maxs", "axismaxs"), dimension, path)
     if "space origin" in fields:
-        given = (vectors(fields["space origin"]) or [None])[0]
-        if given is None or len(given) < 3:
-            raise damaged("'space origin' is no vector of three numbers", path)
+        given = _space_origin(fields, path)
         if lowest is not None:
             raise damaged("it gives the first voxel twice, as 'space origin' and as 'axis mins'", path)
-        return given[:3]
+        return given
     if lowest is None or not all(math.isfinite(lowest[axis]) for axis in spatial):
         notes.append("the header gives no place of the first voxel; it is taken as the origin")
         return [0.0, 0.0, 0.0]
@@ -186,6 +182,14 @@ def _origin(
         lowest[axis] + (0 if kind == "node" else step / 2)
         for axis, step, kind in zip(spatial, steps, kinds, strict=True)
     ]
+
+
+def _space_origin(fields: dict[str, str], path: Path) -> list[float]:
+    """Returns the three numbers of `space origin`; the fourth of a space with time is left out."""
+    given = vectors(fields["space origin"]) or []
+    if len(given) != 1 or given[0] is None or len(given[0]) not in (3, 4):
+        raise damaged("'space origin' is no vector of three numbers", path)
+    return given[0][:3]
 
 
 def _per_axis(fields: dict[str, str], names: tuple[str, ...], dimension: int, path: Path) -> list[float] | None:
