@@ -31,9 +31,9 @@ _NO_AIR = (-650.0, -180.0)
 # Vessels and organs with contrast lie up to some hundred HU, and fill whole crops.
 _TISSUE_PEAK, _FEWEST_BEYOND_CONTRAST = (-150.0, 200.0), 300_000
 # A crop of fewer voxels may hold no air.
-_WHOLE_SCAN = 1_000_000
+_WHOLE_SCAN = 600_000
 _FACTORS = (10.0, 2.0, 0.5, 0.1)
-_OFFSETS = (-1024.0, -1000.0, -8192.0, 8192.0, 1000.0, 1024.0, 2000.0, 2048.0, 31_744.0, 32_768.0)
+_OFFSETS = (-1024.0, -1000.0, -8192.0, 8192.0, 1024.0, 1000.0, 2048.0, 2000.0, 31_744.0, 32_768.0)
 
 
 @dataclass(frozen=True)
@@ -123,20 +123,23 @@ def _has_offset(sample: np.ndarray, low: float) -> bool:
     """Says whether air lies near 24 and soft tissue near 1064. Padding at the lowest value is left aside."""
     inside = sample[sample > low + 1]
     soft, air, bone_if_hu = (_share(inside, *span) for span in ((924, 1174), (-150, 150), (200, 800)))
-    return soft >= 0.02 and soft > bone_if_hu and air >= 0.02 and _share(inside, -1100, -850) < 0.01
+    # Bone has no narrow peak near 1024, and values of another unit reach far below air.
+    is_narrow = soft >= 2 * max(_share(inside, 1175, 1425), _share(inside, 600, 850))
+    is_air_elsewhere = _share(inside, -1100, -850) >= 0.01 or _share(inside, -np.inf, _SMALLEST_HU) >= 0.005
+    return soft >= 0.02 and soft > bone_if_hu and is_narrow and air >= 0.02 and not is_air_elsewhere
 
 
 def _by_missing_air(sample: np.ndarray, high: float, enough: bool) -> Doubt | None:
     """Judges values of which none is below 0."""
     if enough and high <= 900 and np.median(sample) < 600 and not _has_peak_at_lowest(sample, float(sample.min()), 15):
         return None  # a crop of vessels and organs
-    if high > _LARGEST_HU:
+    if enough and (likely := _likely(sample)):
+        return Doubt(f"no value is below 0, and the file gives no offset{likely}")
+    if high > _LARGEST_HU or (enough and _share(sample, 5_000, np.inf) >= 0.02):
         return Doubt(
             f"values lie in [0, {high:,.0f}] and no value is below 0: this looks like a 16-bit picture, or HU with an "
             "offset and a factor that the file does not give"
         )
-    if enough and (likely := _likely(sample)):
-        return Doubt(f"no value is below 0, and the file gives no offset{likely}")
     if high > 900:
         return Doubt("no value is below 0: HU may be stored with an offset of 1024 that the file does not give")
     return Doubt(f"values lie in [0, {high:.3g}], so no voxel is air or fat: are they HU?")
