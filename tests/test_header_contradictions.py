@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import itertools
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +227,38 @@ def test_bytes_after_the_voxels_of_raw_data_are_noted(tmp_path: Path) -> None:
         assert read_volume(tmp_path / name).notes == ("1,000 bytes after the voxels are not read",)
 
 
+def test_more_numbers_than_the_header_names_are_noted_in_every_encoding(tmp_path: Path) -> None:
+    voxels = patient_hu().tobytes(order="F")
+    numbers = " ".join(map(str, [*patient_hu().ravel(order="F"), 5, 6])).encode()
+    for encoding, data in (
+        ("gzip", gzip.compress(voxels + b"\0" * 500)), ("bzip2", bz2.compress(voxels + b"\0" * 500)),
+        ("hex", voxels.hex().encode() + b"00ff"), ("ascii", numbers),
+    ):  # fmt: skip
+        (tmp_path / "ct.nrrd").write_bytes(nrrd_text(encoding=encoding).encode() + b"\n" + data)
+        volume = read_volume(tmp_path / "ct.nrrd")
+        np.testing.assert_array_equal(volume.array, patient_hu())
+        assert len(volume.notes) == 1 and "after the voxels are not read" in volume.notes[0], encoding
+    (tmp_path / "ct.mha").write_bytes(mha_text(CompressedData="True").encode() + zlib.compress(voxels + b"\0" * 500))
+    assert read_volume(tmp_path / "ct.mha").notes == ("500 bytes after the voxels are not read",)
+
+
+def test_a_data_file_for_two_slices_is_refused(tmp_path: Path) -> None:
+    for k in range(SHAPE[2]):
+        (tmp_path / f"s{k}.raw").write_bytes(patient_hu()[:, :, k].tobytes(order="F"))
+    names = "".join(f"s{min(k, 18)}.raw\n" for k in range(SHAPE[2]))
+    (tmp_path / "a.mhd").write_text(mha_text(ElementDataFile="LIST") + names)
+    (tmp_path / "b.nhdr").write_text(nrrd_text() + "data file: LIST\n" + names)
+    for name in ("a.mhd", "b.nhdr"):
+        with pytest.raises(InputError, match="names a data file twice"):
+            read_volume(tmp_path / name)
+
+
+def test_axes_in_one_plane_are_refused(tmp_path: Path) -> None:
+    rows = {"srow_x": [8, 8, 0, 0], "srow_y": [8, 8.01, 0, 0], "qform_code": 0}
+    with pytest.raises(InputError, match="cannot be inverted"):
+        read_volume(save_patient(tmp_path / "ct.nii", **rows))
+
+
 NIFTI: dict[str, tuple[dict[str, Any], str | None]] = {
     "qfac 0": ({"sform_code": 0, "pixdim": [0, 8, 9, 10, 0, 0, 0, 0]}, None),
     "qfac -1": ({"sform_code": 0, "pixdim": [-1, 8, 9, 10, 0, 0, 0, 0]}, None),
@@ -237,6 +272,7 @@ NIFTI: dict[str, tuple[dict[str, Any], str | None]] = {
     "slope 0 with an intercept": ({"scl_slope": 0, "scl_inter": -1024}, "scl_inter of -1024 is not used"),
     "slope NaN": ({"scl_slope": np.nan}, None),
     "one volume in four dimensions": ({"dim": [4, *SHAPE, 1, 1, 1, 1]}, None),
+    "bits of another type": ({"bitpix": 8}, "bitpix is 8"),
     "time units": ({"xyzt_units": 2 | 16}, None),
     "unknown unit": ({"xyzt_units": 4}, "unknown code 4"),
     "large pixels": (

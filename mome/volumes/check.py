@@ -12,6 +12,9 @@ from mome.volumes.grid import Volume
 from mome.volumes.hounsfield import doubt_about
 from mome.volumes.sizes import check_size
 
+# The volume of three unit vectors along the axes: 1 where they are at right angles, 0 where they lie in a plane. A
+# tilted gantry leaves more than 0.8.
+_FLATTEST = 0.01
 # Our choice: CT has slices of at most 10 mm, rarely more, and pixels of more than 0.1 mm.
 _SMALLEST_VOXEL_MM, _LARGEST_VOXEL_MM = 0.1, 12.0
 
@@ -101,4 +104,4 @@ def _can_be_inverted(affine: np.ndarray) -> bool:
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     if not np.isfinite(lengths).all() or lengths.min() < 1e-9:
         return False
-    return bool(abs(np.linalg.det(affine[:3, :3] / lengths)) > 1e-6)
+    return bool(abs(np.linalg.det(affine[:3, :3] / lengths)) > _FLATTEST)

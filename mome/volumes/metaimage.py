@@ -86,8 +86,9 @@ def read_metaimage(path: Path, frame: int | None = None) -> StoredVolume:
             f"the header's ElementToIntensityFunction is applied (value = {slope:g} × number + {intercept:g}); ITK and "
             "3D Slicer ignore it"
         )
-    array = three_dimensions(header.data.read(path), path, frame)
-    notes += header.data.notes(path)
+    stored, read_notes = header.data.read(path)
+    array = three_dimensions(stored, path, frame)
+    notes += read_notes
     kept = {"sform_code": 1, "qform_code": 1, "xyzt_units": 2}
     return StoredVolume(array, affine, slope, intercept, kept, tuple(notes), _not_ct(fields))
 

@@ -103,6 +103,8 @@ def read_nifti_header(stream: Readable, path: Path) -> NiftiHeader:
     not_ct = intent_not_ct(intent)
     if not_ct is None and (said := intent_note(intent, name)):
         notes = (*notes, said)
+    if int(block["bitpix"]) not in (0, 8 * dtype.itemsize):
+        notes = (*notes, f"the header's bitpix is {int(block['bitpix'])}, its data type has {8 * dtype.itemsize} bits")
     if offset % 16:
         notes = (*notes, f"the header's vox_offset is {offset}, which is no multiple of 16: are its voxels there?")
     return NiftiHeader(shape, dtype, offset, slope, intercept, transforms, size, order, notes, not_ct)

@@ -15,6 +15,8 @@ _UNITS = {1: ("metre", 1000.0), 3: ("micrometre", 0.001)}
 _ROUNDING = 1e-4
 # Voxel sizes in `pixdim` and in the sform agree to this share, apart from rounding (our choice).
 _SIZES_AGREE = 0.02
+# See `mome.volumes.check`.
+_FLATTEST = 0.01
 # Codes of transforms in nifti1.h.
 _LARGEST_CODE = 5
 # Programs that write a qform of rounded numbers leave some tenths of a mm at the far corner (our choice).
@@ -146,7 +148,7 @@ def _is_usable(affine: np.ndarray) -> bool:
     if not np.isfinite(affine).all():
         return False
     norms = np.linalg.norm(affine[:3, :3], axis=0)
-    return bool(norms.min() > 0 and abs(np.linalg.det(affine[:3, :3] / norms)) > 1e-6)
+    return bool(norms.min() > 0 and abs(np.linalg.det(affine[:3, :3] / norms)) > _FLATTEST)
 
 
 def _unit(code: int) -> tuple[float, list[str]]:

@@ -79,8 +79,9 @@ def read_nrrd(path: Path, frame: int | None = None) -> StoredVolume:
     affine, notes = nrrd_affine(header.fields, len(shape), spatial, directions, path)
     kinds = header.fields.get("kinds", "").lower().split()
     not_ct = nrrd_not_ct([kinds[axis] for axis in others if kinds and shape[axis] > 1], header.keys)
-    notes += _value_notes(header.fields) + header.data.notes(path)
-    array = header.data.read(path).transpose(*spatial, *others)
+    stored, read_notes = header.data.read(path)
+    notes += _value_notes(header.fields) + read_notes
+    array = stored.transpose(*spatial, *others)
     # Axes of one voxel that are none of space carry nothing.
     array = array.reshape(*array.shape[:3], *(n for n in array.shape[3:] if n > 1))
     array = three_dimensions(array, path, frame)
