@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from small_scans import patient_affine, patient_hu, save_mha, save_patient
 
 from mome.errors import InputError
 from mome.volumes import Volume, checked_volume, read_volume
+from mome.volumes.hounsfield import doubt_about
 
 
 def hu() -> np.ndarray:
@@ -61,6 +65,78 @@ DOUBTFUL = {
     "metal of 100,000": (np.where(hu() > 450, 100_000, hu()), "more than any metal"),
     "cut off at the window": (np.clip(hu(), -175, 250), "cut off there"),
 }
+
+
+# The same cases at scans of another histogram: noisy air, and air of one value.
+CAUSES: dict[str, tuple[Callable[[np.ndarray], np.ndarray], str]] = {
+    "wrong sign": (lambda a: -a, "wrong sign"),
+    "unsigned 16 bits": (lambda a: np.where(a < 0, a + 65_536, a), "unsigned 16-bit"),
+    "unsigned 12 bits": (lambda a: np.where(a < 0, a + 4_096, a), "unsigned 12-bit"),
+    "plus 1024": (lambda a: a + 1024, "1024"),
+    "plus 8192": (lambda a: a + 8192, "HU + 8192"),
+    "minus 1024": (lambda a: a - 1024, "HU − 1024"),
+    "ten times": (lambda a: a * 10, "HU × 10"),
+    "twice": (lambda a: a * 2, "HU × 2"),
+    "half": (lambda a: a / 2, "HU × 0.5"),
+    "tenth": (lambda a: a / 10, "HU × 0.1"),
+    "plus 300": (lambda a: a + 300, "offset"),
+    "16-bit picture": (lambda a: (a + 1100) / 4500 * 65_535, "16-bit picture"),
+    "bone window": (lambda a: np.clip(a, -450, 1050), "cut off"),
+    "soft window": (lambda a: np.clip(a, -160, 240), "cut off"),
+    "lung window": (lambda a: np.clip(a, -1350, 150), "exactly 150"),
+    "padded with 0": (lambda a: np.pad(a, 6), "exactly the value 0"),
+    "voxels in another order": (lambda a: np.random.default_rng(0).permutation(a.ravel()).reshape(a.shape), "noise"),
+    "bytes in another order": (lambda a: a.astype("<i2").view(">i2").astype(float), "another offset or unit"),
+    "all air": (lambda a: a * 0 + np.random.default_rng(0).normal(-1000, 20, a.shape), "as dark as air"),
+    "quiet air": (lambda a: a * 0 + np.random.default_rng(0).normal(-1000, 2, a.shape), "no patient"),
+    "uniform noise": (lambda a: np.random.default_rng(0).uniform(-1024, 3071, a.shape), "this is noise"),
+    "wide noise": (lambda a: np.random.default_rng(0).normal(0, 300, a.shape), "this is noise"),
+    "one value of air": (lambda a: np.full(a.shape, -1000.0), "no patient"),
+    "one value of tissue": (lambda a: np.full(a.shape, 40.0), "no patient"),
+    "thresholded": (lambda a: np.where(a > -300, 1000.0, -1000.0), "only 0.0%"),
+}
+SCANS = {"noisy air": hu(), "air of one value": np.where(hu() < -950, -1000, hu()).astype(np.float32)}
+
+
+@pytest.mark.parametrize("scan", SCANS)
+@pytest.mark.parametrize("name", CAUSES)
+def test_the_likely_cause_is_named(name: str, scan: str) -> None:
+    change, words = CAUSES[name]
+    volume = Volume(change(SCANS[scan]), patient_affine())
+    said = checked_volume(volume, any_values=True).notes
+    assert len(said) == 1 and words in said[0], said
+    if name in ("wrong sign", "unsigned 16 bits", "unsigned 12 bits"):
+        with pytest.raises(InputError, match="not the values of a CT"):
+            checked_volume(volume)
+    else:
+        assert checked_volume(volume).notes == said
+
+
+def real_scans() -> list[Path]:
+    root = os.environ.get("MOME_TEST_DATA")
+    folders = ("torso", "torso/msd_spleen/images", "openkbp/val/images")
+    found = [sorted((Path(root) / folder).glob("*.nii.gz")) for folder in folders] if root else []
+    names = ("ts_aorta_ct", "ts_pulmonary_ct", "ts_example_ct_sm", "spleen_8", "openkbp_207")
+    return [path for paths in found for path in paths if path.name.removesuffix(".nii.gz") in names]
+
+
+@pytest.mark.parametrize("path", real_scans() or [None], ids=lambda path: path.name if path else "none")
+def test_real_scans_and_crops_of_the_body_are_not_doubted(path: Path | None) -> None:
+    if path is None:
+        pytest.skip("needs MOME_TEST_DATA")
+    array = nib.load(path).get_fdata(dtype=np.float32)
+    assert doubt_about(array) is None
+    assert doubt_about(np.pad(array, 5, constant_values=-2000)) is None
+    assert doubt_about(np.pad(array, 5, constant_values=-3024)) is None
+    metal = array.copy()
+    metal[::40, ::40, ::10] = 20_000
+    assert doubt_about(metal) is None
+    soft = np.argwhere(array[::3, ::3, ::3] > -50) * 3
+    for at in soft[:: max(1, len(soft) // 12)]:
+        crop = array[tuple(slice(max(0, x - 12), x + 12) for x in at)]
+        doubt = doubt_about(crop)
+        mostly_air = (crop < -200).mean() > 0.9
+        assert doubt is None or mostly_air, (at, doubt)
 
 
 @pytest.mark.parametrize("name", DOUBTFUL)

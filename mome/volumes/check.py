@@ -12,6 +12,12 @@ from mome.volumes.grid import Volume
 from mome.volumes.hounsfield import doubt_about
 from mome.volumes.sizes import check_size
 
+# The volume of three unit vectors along the axes: 1 where they are at right angles, 0 where they lie in a plane. A
+# tilted gantry leaves more than 0.8.
+_FLATTEST = 0.01
+# Our choice: CT has slices of at most 10 mm, rarely more, and pixels of more than 0.1 mm.
+_SMALLEST_VOXEL_MM, _LARGEST_VOXEL_MM = 0.1, 12.0
+
 
 def checked_volume(volume: Volume, where: str | None = None, *, any_values: bool = False) -> Volume:
     """Returns the volume as finite float32 HU, with notes on repairs and on values that look wrong.
@@ -30,7 +36,7 @@ def checked_volume(volume: Volume, where: str | None = None, *, any_values: bool
     """
     array, affine = np.asarray(volume.array), np.asarray(volume.affine, dtype=np.float64)
     check_grid(array.shape, affine, where)
-    notes = list(volume.notes)
+    notes = [*volume.notes, *_voxel_notes(affine)]
     directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     shear = np.abs(directions.T @ directions - np.eye(3)).max()
     if shear > 1e-3:
@@ -83,10 +89,19 @@ def check_grid(shape: Sequence[int], affine: np.ndarray, where: str | None) -> N
     check_size(shape, affine=affine, where=where)
 
 
+def _voxel_notes(affine: np.ndarray) -> list[str]:
+    """Returns a note where voxels are larger or smaller than those of a CT of a patient."""
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    if _SMALLEST_VOXEL_MM <= sizes.min() and sizes.max() <= _LARGEST_VOXEL_MM:
+        return []
+    shown = " × ".join(f"{size:.4g}" for size in sizes)
+    return [f"voxels are {shown} mm large, which is unusual: is the header right? Small structures may be missed"]
+
+
 def _can_be_inverted(affine: np.ndarray) -> bool:
     if affine.shape != (4, 4) or not np.isfinite(affine).all():
         return False
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     if not np.isfinite(lengths).all() or lengths.min() < 1e-9:
         return False
-    return bool(abs(np.linalg.det(affine[:3, :3] / lengths)) > 1e-6)
+    return bool(abs(np.linalg.det(affine[:3, :3] / lengths)) > _FLATTEST)

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from mome.errors import InputError
 from mome.volumes.orientation import closest_axes, orientation_letters, parse_orientation
-from mome.volumes.sizes import check_size
+from mome.volumes.sizes import LARGEST_VOXEL_MM, check_size
 
 
 @dataclass(frozen=True)
@@ -121,8 +122,14 @@ def network_grid(grid: Grid, *, spacing: tuple[float, float, float], orientation
         orientation: The direction of each axis of the result, as in "RAS".
 
     Raises:
-        InputError: `orientation` is not three letters for three directions, or the result would be too large.
+        InputError: `orientation` is not three letters for three directions, a spacing is not above 0 or above
+            `LARGEST_VOXEL_MM`, or the result would be too large.
     """
+    if not all(0 < step <= LARGEST_VOXEL_MM for step in spacing):
+        raise InputError(
+            f"the network's voxels are {_times(spacing)} mm large; the limit is {LARGEST_VOXEL_MM:g} mm",
+            hint="is the spacing of the checkpoint's processor right?",
+        )
     check_size(grid.shape, affine=grid.affine)
     here = closest_axes(grid.affine)
     affine, sides = np.eye(4), []

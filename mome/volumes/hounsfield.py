@@ -1,6 +1,7 @@
 """Recognises scans whose values cannot be HU, by their range and by the peaks of air and soft tissue.
 
-Air is −1000 HU, fat about −100 HU, soft tissue 0 to 80 HU. The thresholds are our choice.
+Air is −1000 HU, fat about −100 HU, soft tissue 0 to 80 HU. The thresholds are our choice; whole scans of the chest,
+abdomen, head and neck, and crops of them, stay below them.
 """
 
 from __future__ import annotations
@@ -16,8 +17,23 @@ _SAMPLE = 2_000_000
 _NARROWEST = 30.0
 # Interpolation of an 8-bit picture leaves its range by some units.
 _ROUNDING = 8.0
+_AIR, _DARKER_THAN_FAT = (-1100.0, -850.0), (-1300.0, -200.0)
 _SOFT_TISSUE = (-200.0, 200.0)
 _LARGEST_HU = 32_767.0
+# 65,536 − 1,300: where HU of air lie that were stored as unsigned 16-bit numbers.
+_WRAPPED_AIR = (64_236.0, 65_535.0)
+# Scanners give no smaller values than about −1,300 HU, apart from one value of padding.
+_SMALLEST_HU = -1_300.0
+# A scan with fewer different values is drawn, and has peaks where its painter chose.
+_FEWEST_VALUES = 100
+# The darkest peak of a CT is air or lung; no tissue has a narrow peak here.
+_NO_AIR = (-650.0, -180.0)
+# Vessels and organs with contrast lie up to some hundred HU, and fill whole crops.
+_TISSUE_PEAK, _FEWEST_BEYOND_CONTRAST = (-150.0, 200.0), 300_000
+# A crop of fewer voxels may hold no air.
+_WHOLE_SCAN = 600_000
+_FACTORS = (10.0, 2.0, 0.5, 0.1)
+_OFFSETS = (-1024.0, -1000.0, -8192.0, 8192.0, 1024.0, 1000.0, 2048.0, 2000.0, 31_744.0, 32_768.0)
 
 
 @dataclass(frozen=True)
@@ -37,66 +53,221 @@ def doubt_about(values: np.ndarray) -> Doubt | None:
     """Returns why the values of a scan cannot be HU; None where they can.
 
     Args:
-        values: All finite values of the scan, in any shape.
+        values: All finite values of the scan. Where they are in their three-dimensional shape, noise is recognised.
     """
     low, high = float(values.min()), float(values.max())
     enough = values.size >= _FEWEST_VOXELS and low < high
     between = f"values lie in [{low:.3g}, {high:.3g}]"
+    if low == high and values.size >= _FEWEST_VOXELS:
+        return Doubt(f"all voxels have the value {low:.5g}: there is no patient in this scan")
     if low >= 0 and high <= 1:
         return Doubt("values lie in [0, 1]: this looks normalised, not HU", enough)
     sample = _sample(values)
     if low < high and high - low < _NARROWEST:
+        if _AIR[0] <= low and high <= _AIR[1]:
+            return Doubt(f"{between}: all voxels are air, there is no patient in this scan")
         kind = "like a label map" if low >= 0 and (sample == np.rint(sample)).all() else "normalised"
         return Doubt(f"{between}: this looks {kind}, not HU", enough)
     if low < high and low > -_ROUNDING and high < 256 + _ROUNDING:
         # A crop inside an organ has such values, too, but no peak of air at the lowest one.
         has_air_peak = enough and _share(sample, low, low + _ROUNDING) >= 0.05
-        if low >= 0 or has_air_peak:
+        if has_air_peak or low == 0 or not enough:
             return Doubt(f"{between}: this looks like an 8-bit picture or a label map, not HU", has_air_peak)
         return None
+    if enough and (doubt := _wrapped_or_inverted(sample)):
+        return doubt
     if enough and _has_offset(sample, low):
         return Doubt(
             "air lies near 0 and soft tissue near 1024: the values are HU with an offset of 1024 that the file does "
             "not give; subtract 1024"
         )
-    if low >= 0 and high > 900:
-        return Doubt("no value is below 0: HU may be stored with an offset of 1024 that the file does not give")
     if low >= 0:
-        return Doubt(f"values lie in [0, {high:.3g}], so no voxel is air or fat: are they HU?")
-    return _by_peaks(sample, low, high) if enough else None
+        return _by_missing_air(sample, high, enough)
+    return (_by_peaks(sample, low, high) or _noise(values)) if enough else None
+
+
+def _wrapped_or_inverted(sample: np.ndarray) -> Doubt | None:
+    """Recognises negative HU that were stored as unsigned numbers, and HU of the wrong sign."""
+    wrapped = _share(sample, *_WRAPPED_AIR)
+    if wrapped >= 0.005 and _share(sample, 0, 4_000) >= 0.02 and _share(sample, 4_001, 60_000) < 0.02:
+        return Doubt(
+            f"{wrapped:.0%} of the voxels lie near 65,536: negative HU were stored as unsigned 16-bit numbers; "
+            "subtract 65,536 from values above 32,767",
+            is_hopeless=True,
+        )
+    twelve = _share(sample, 3_036, 3_196)
+    if twelve >= 0.03 and sample.min() >= 0 and _share(sample, 0, 120) >= 0.03 and _share(sample, 900, 1_200) < 0.03:
+        return Doubt(
+            f"{twelve:.0%} of the voxels lie near 3,096: negative HU were stored as unsigned 12-bit numbers; subtract "
+            "4,096 from values above 2,047",
+            is_hopeless=True,
+        )
+    # Padding that was inverted is the highest value; inverted air is no padding.
+    inside = sample[sample < sample.max() - 1] if sample.max() > 1_150 else sample
+    bone = _share(inside, -3_100, -250)
+    if (
+        _share(inside, 850, 1_100) >= 0.05
+        and float((inside > 1_150).mean() if inside.size else 0) < 0.002
+        and _share(inside, -120, 40) >= 0.02
+        and _share(inside, -1_100, -850) < 0.01
+        and bone >= 0.0005
+    ):
+        return Doubt(
+            "air lies near +1000 and bone below −250: the values are HU with the wrong sign; multiply by −1",
+            is_hopeless=True,
+        )
+    return None
 
 
 def _has_offset(sample: np.ndarray, low: float) -> bool:
     """Says whether air lies near 24 and soft tissue near 1064. Padding at the lowest value is left aside."""
     inside = sample[sample > low + 1]
     soft, air, bone_if_hu = (_share(inside, *span) for span in ((924, 1174), (-150, 150), (200, 800)))
-    return soft >= 0.02 and soft > bone_if_hu and air >= 0.02 and _share(inside, -1100, -850) < 0.01
+    # Bone has no narrow peak near 1024, and values of another unit reach far below air.
+    is_narrow = soft >= 2 * max(_share(inside, 1175, 1425), _share(inside, 600, 850))
+    is_air_elsewhere = _share(inside, -1100, -850) >= 0.01 or _share(inside, -np.inf, _SMALLEST_HU) >= 0.005
+    return soft >= 0.02 and soft > bone_if_hu and is_narrow and air >= 0.02 and not is_air_elsewhere
+
+
+def _by_missing_air(sample: np.ndarray, high: float, enough: bool) -> Doubt | None:
+    """Judges values of which none is below 0."""
+    if enough and high <= 900 and np.median(sample) < 600 and not _has_peak_at_lowest(sample, float(sample.min()), 15):
+        return None  # a crop of vessels and organs
+    if enough and (likely := _likely(sample)):
+        return Doubt(f"no value is below 0, and the file gives no offset{likely}")
+    if high > _LARGEST_HU or (enough and _share(sample, 5_000, np.inf) >= 0.02):
+        return Doubt(
+            f"values lie in [0, {high:,.0f}] and no value is below 0: this looks like a 16-bit picture, or HU with an "
+            "offset and a factor that the file does not give"
+        )
+    if high > 900:
+        return Doubt("no value is below 0: HU may be stored with an offset of 1024 that the file does not give")
+    return Doubt(f"values lie in [0, {high:.3g}], so no voxel is air or fat: are they HU?")
 
 
 def _by_peaks(sample: np.ndarray, low: float, high: float) -> Doubt | None:
     """Says where the peak of air or of soft tissue is not where HU have it."""
     inside = sample[sample > low + 1]
     if inside.size >= _FEWEST_VOXELS and 0 < inside.max() - inside.min() < _NARROWEST:
-        return Doubt(
-            f"apart from {low:.5g}, values lie in [{inside.min():.3g}, {inside.max():.3g}]: this looks normalised, "
-            "not HU"
-        )
-    # Near −100 HU, only a peak narrower than that of fat is one of air, or of values that were cut off.
-    width = 15 if low > _SOFT_TISSUE[0] else 50
-    soft, lowest = _share(sample, *_SOFT_TISSUE), _share(sample, low, low + width)
+        if not (_AIR[0] <= inside.min() and inside.max() <= _AIR[1]):
+            return Doubt(
+                f"apart from {low:.5g}, values lie in [{inside.min():.3g}, {inside.max():.3g}]: this looks "
+                "normalised, not HU"
+            )
+    soft, dark = _share(sample, *_SOFT_TISSUE), _share(sample, *_DARKER_THAN_FAT)
     if soft < 0.02:
+        if dark > 0.9:
+            return Doubt(f"{dark:.1%} of the voxels are as dark as air or lung: is there a patient in this scan?")
         return Doubt(
             f"only {soft:.1%} of the voxels lie between −200 and 200, where fat and soft tissue lie in HU: "
-            f"values from {low:.5g} to {high:.5g} may have another offset or unit"
+            f"values from {low:.5g} to {high:.5g} may have another offset or unit{_likely(sample)}"
         )
-    if lowest >= 0.05 and low > -800:
+    # Near −100 HU, only a peak narrower than that of fat is one of air, or of values that were cut off.
+    if low > -800 and _has_peak_at_lowest(sample, low, 15 if low > _SOFT_TISSUE[0] else 50):
+        share = _share(sample, low, low + 50)
         return Doubt(
-            f"{lowest:.0%} of the voxels lie near the lowest value, {low:.4g}, and air is −1000 HU: "
-            "the values are cut off there, or have another unit"
+            f"{share:.0%} of the voxels lie near the lowest value, {low:.4g}, and air is −1000 HU: "
+            f"the values are cut off there, or have another unit{_likely(sample)}"
         )
+    below = inside[inside < _SMALLEST_HU]
+    # One value is padding; many are tissue in another unit.
+    if below.size >= 0.005 * sample.size and below.max() - below.min() > _NARROWEST:
+        return Doubt(
+            f"{below.size / sample.size:.1%} of the voxels lie below {_SMALLEST_HU:,.0f}, and air is −1000 HU: values "
+            f"from {low:.5g} to {high:.5g} may have another offset or unit{_likely(sample)}"
+        )
+    if doubt := _peaks_elsewhere(sample, low):
+        return doubt
     if high > _LARGEST_HU:
         return Doubt(f"values reach {high:,.0f}, more than any metal in HU: are they HU?")
+    return _cut_off_above(sample, high)
+
+
+def _peaks_elsewhere(sample: np.ndarray, low: float) -> Doubt | None:
+    """Says where the darkest peak is none of air or lung, and the peak of tissue none of fat or soft tissue."""
+    zero = float((sample == 0).mean())
+    if zero >= 0.05 and zero > 10 * _share(sample, 1, 2):
+        return Doubt(f"{zero:.0%} of the voxels have exactly the value 0, which is water: pad and mask with −1024")
+    tenth = [_share(sample, *span) for span in ((-112, -88), (-65, -25), (-15, 15))]
+    if low > _SOFT_TISSUE[0] and tenth[0] >= 0.1 and tenth[1] < 0.03 and tenth[2] >= 0.1:
+        return Doubt("air seems to lie near −100 and soft tissue near 0; they look like HU × 0.1")
+    if low > _SOFT_TISSUE[0] and sample.size >= _WHOLE_SCAN:
+        return Doubt(f"no voxel is below {low:.4g}, where air and lung lie in HU: are the values HU?")
+    air = _lowest_peak(sample[sample > low + 1])
+    if air is not None and (_NO_AIR[0] < air < _NO_AIR[1] or air < -1_125):
+        return Doubt(
+            f"the darkest peak lies at {air:.0f}, and air is −1000 HU: the values may have another offset or unit"
+        )
+    tissue = sample[(sample > -400) & (sample < 400)]
+    if _share(sample, *_DARKER_THAN_FAT) < 0.1 or tissue.size < _FEWEST_VOXELS:
+        return None
+    counts, edges = np.histogram(tissue, bins=40, range=(-400, 400))
+    smooth = np.convolve(counts, (1, 1, 1), "same")
+    peak = float(edges[int(smooth.argmax())] + 10)
+    beyond = peak > _TISSUE_PEAK[1] and sample.size >= _FEWEST_BEYOND_CONTRAST
+    if (peak < _TISSUE_PEAK[0] or beyond) and smooth.max() > 2.5 * smooth.mean():
+        return Doubt(
+            f"the peak of tissue lies at {peak:.0f}; fat is −100 HU and soft tissue 0 to 80: values may have another "
+            "offset or unit"
+        )
     return None
+
+
+def _lowest_peak(inside: np.ndarray) -> float | None:
+    """Returns the darkest narrow peak that holds at least 5 % of the voxels below −180; None where there is none."""
+    dark = inside[(inside < -180) & (inside > -4_000)]
+    if dark.size < max(_FEWEST_VOXELS, 0.05 * inside.size):
+        return None
+    counts, edges = np.histogram(dark, bins=191, range=(-4_000, -180))
+    smooth = np.convolve(counts, np.ones(5), "same")
+    best = int(smooth.argmax())
+    return float(edges[best] + 10) if smooth[best] >= 0.5 * dark.size else None
+
+
+def _has_peak_at_lowest(sample: np.ndarray, low: float, width: float) -> bool:
+    """Says whether at least 5 % of the voxels lie near the lowest value, and fewer above it."""
+    lowest, above = _share(sample, low, low + width), _share(sample, low + width, low + 2 * width)
+    return lowest >= 0.05 and above < lowest / 2
+
+
+def _cut_off_above(sample: np.ndarray, high: float) -> Doubt | None:
+    """Recognises a window: many voxels have exactly the highest value, and few lie just below it."""
+    top, below = int((sample == high).sum()), int(((sample >= high - 20) & (sample < high)).sum())
+    is_window = high < 1_500 and top >= max(20, 0.001 * sample.size) and top > 3 * below
+    if is_window and np.unique(sample).size >= _FEWEST_VALUES:
+        return Doubt(f"{top / sample.size:.1%} of the voxels have exactly {high:.5g}: the values are cut off there")
+    return None
+
+
+def _likely(sample: np.ndarray) -> str:
+    """Returns the factor or the offset that would explain where air and soft tissue lie, as the end of a sentence."""
+    for factor in _FACTORS:
+        air, soft = (_share(sample, low * factor, high * factor) for low, high in ((-1060, -900), (-20, 100)))
+        if air >= 0.03 and soft >= 0.03:
+            return f"; they look like HU × {factor:g}"
+    for offset in _OFFSETS:
+        air, soft = (_share(sample, low + offset, high + offset) for low, high in ((-1060, -900), (-20, 100)))
+        if air >= 0.03 and soft >= 0.03:
+            return f"; they look like HU {'+' if offset > 0 else '−'} {abs(offset):g}"
+    return ""
+
+
+def _noise(values: np.ndarray) -> Doubt | None:
+    """Recognises noise: neighbouring voxels differ as much as distant ones, and by more than the noise of a scanner."""
+    if values.ndim != 3 or min(values.shape) < 3:
+        return None
+    side = [slice(max(0, n // 2 - 64), n // 2 + 64) for n in values.shape]
+    block = values[side[0], side[1], side[2]]
+    shuffled = np.random.default_rng(0).permutation(block.reshape(-1))
+    distant = float(np.abs(np.diff(shuffled)).mean())
+    nearest = [float(np.abs(np.diff(block, axis=axis)).mean()) for axis in range(3)]
+    # Noise of a scanner has a standard deviation of some ten HU, whose mean difference is about as large.
+    if distant < 100 or min(nearest) < 0.85 * distant:
+        return None
+    return Doubt(
+        "neighbouring voxels differ as much as distant ones: this is noise, or its voxels are in another order or type "
+        "than the header says"
+    )
 
 
 def _sample(values: np.ndarray) -> np.ndarray:

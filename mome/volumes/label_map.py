@@ -11,7 +11,7 @@ from mome.errors import InputError
 from mome.volumes.check import check_grid
 from mome.volumes.grid import Volume
 from mome.volumes.read import read_stored
-from mome.volumes.stored import StoredVolume
+from mome.volumes.stored import SeveralVolumes, StoredVolume
 
 # A map that was written with a slope holds 5.00005 for 5. A value that is further off is no label.
 TOLERANCE = 1e-3
@@ -24,10 +24,17 @@ def read_label_map(path: str | Path) -> Volume:
         A volume whose array (i, j, k) is uint8, uint16 or int32, the smallest that holds its values.
 
     Raises:
-        InputError: The file cannot be read (see `mome.volumes.read.read_volume`), or a value is not within
-            `TOLERANCE` of a whole number.
+        InputError: The file cannot be read (see `mome.volumes.read.read_volume`), it holds several volumes, or a value
+            is not within `TOLERANCE` of a whole number.
     """
-    stored = read_stored(path)
+    try:
+        stored = read_stored(path)
+    except SeveralVolumes as error:
+        raise InputError(
+            f"{error.what}, and a label map is one volume of three dimensions",
+            where=str(path),
+            hint="save one of them, as in nibabel: nib.save(nib.load('mask.nii.gz').slicer[..., 0], 'mask_3d.nii.gz')",
+        ) from error
     check_grid(stored.array.shape, stored.affine, str(path))
     return Volume(_whole_numbers(stored, str(path)), stored.affine, stored.header, stored.notes)
 

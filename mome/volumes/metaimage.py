@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from mome.errors import InputError
+from mome.volumes.metaimage_geometry import metaimage_affine
+from mome.volumes.not_ct import modality_not_ct
 from mome.volumes.open_file import open_regular
 from mome.volumes.raw_data import (
     MOST_FILES,
@@ -18,7 +20,6 @@ from mome.volumes.raw_data import (
     file_pattern,
     numbers,
     sizes,
-    spatial_affine,
     whole_number,
 )
 from mome.volumes.sizes import check_size
@@ -31,9 +32,7 @@ _TYPES = {
 }  # fmt: skip
 _LONGEST_LINE, _MOST_LINES = 1 << 16, 10_000
 # Names of one field in files of different age.
-_MATRIX = ("transformmatrix", "rotation", "orientation")
-_ORIGIN = ("offset", "position", "origin")
-_SPACING = ("elementspacing", "elementsize")
+_TRUE, _FALSE = ("true", "t", "1", "yes"), ("false", "f", "0", "no")
 _BIG_ENDIAN = ("binarydatabyteordermsb", "elementbyteordermsb")
 
 
@@ -63,39 +62,35 @@ def read_metaimage(path: Path, frame: int | None = None) -> StoredVolume:
     """
     header = read_metaimage_header(path)
     fields, dimension = header.fields, len(header.data.shape)
-    notes = []
     if dimension < 3:
         raise InputError(
             f"a CT is a volume of three dimensions, this has shape {header.data.shape}",
             where=str(path),
             hint="give the whole stack of slices",
         )
-    spacing, origin, matrix = (_first(fields, names) for names in (_SPACING, _ORIGIN, _MATRIX))
-    if spacing is None:
+    if not any(name in fields for name in ("elementspacing", "elementsize")):
         raise InputError(
             "the header has no 'ElementSpacing': the size of its voxels is not known",
             where=str(path),
             hint="convert the scan again from its DICOM series",
         )
-    steps = numbers(spacing, dimension, "ElementSpacing", path)
-    if matrix is None:
-        notes.append("the header gives no directions: left-posterior-superior is assumed")
-    directions = (
-        np.eye(dimension) if matrix is None else np.array(numbers(matrix, dimension**2, "TransformMatrix", path))
-    )
-    # A row is the direction of an array axis.
-    columns = (directions.reshape(dimension, dimension) * np.abs(steps)[:, None])[:3, :3]
-    start = [0.0] * 3 if origin is None else numbers(origin, dimension, "Offset", path)[:3]
-    affine = spatial_affine(columns.tolist(), start, (-1, -1, 1))  # MetaImage's world is LPS
+    affine, notes = metaimage_affine(fields, dimension, path)
     slope, intercept = (
         numbers(fields.get(f"elementtointensityfunction{name}", default), 1, name, path)[0]
         for name, default in (("slope", "1"), ("offset", "0"))
     )
     if not (np.isfinite(slope) and np.isfinite(intercept) and slope != 0):
         raise damaged("ElementToIntensityFunctionSlope or Offset is 0 or no number", path)
-    array = three_dimensions(header.data.read(path), path, frame)
+    if (slope, intercept) != (1, 0):
+        notes.append(
+            f"the header's ElementToIntensityFunction is applied (value = {slope:g} × number + {intercept:g}); ITK and "
+            "3D Slicer ignore it"
+        )
+    stored, read_notes = header.data.read(path)
+    array = three_dimensions(stored, path, frame)
+    notes += read_notes
     kept = {"sform_code": 1, "qform_code": 1, "xyzt_units": 2}
-    return StoredVolume(array, affine, slope, intercept, kept, tuple(notes))
+    return StoredVolume(array, affine, slope, intercept, kept, tuple(notes), _not_ct(fields))
 
 
 def read_metaimage_header(path: Path) -> MetaImageHeader:
@@ -115,6 +110,8 @@ def read_metaimage_header(path: Path) -> MetaImageHeader:
                 if number == 1:
                     raise InputError("not a MetaImage file", where=str(path), hint="is its ending right?")
                 raise damaged(f"line {number} is no field: {line[:60]!r}", path)
+            if fields.get(name, text.strip()) != text.strip():
+                raise damaged(f"line {number} gives {name[:40]!r} a second time, with another value", path)
             fields[name] = text.strip()
             if name == "elementdatafile":
                 break
@@ -136,18 +133,22 @@ def read_metaimage_header(path: Path) -> MetaImageHeader:
         raise InputError(f"this is not a CT of one channel, it has {channels}", where=str(path))
     if kind not in _TYPES:
         raise damaged(f"ElementType {kind[:40]!r} is not read", path)
-    is_text = not _is_true(fields.get("binarydata", "True"))
-    is_compressed = _is_true(fields.get("compresseddata", "False"))
-    big = _first(fields, _BIG_ENDIAN)
+    is_text = not _is_true(fields, "binarydata", True, path)
+    is_compressed = _is_true(fields, "compresseddata", False, path)
+    orders = {_is_true(fields, name, False, path) for name in _BIG_ENDIAN if name in fields}
+    if len(orders) > 1:
+        raise damaged(f"{' and '.join(_BIG_ENDIAN)} contradict each other", path)
     dtype = np.dtype(_TYPES[kind])
     if not is_text:
-        dtype = as_stored(_TYPES[kind], _is_true(big or "False"), "BinaryDataByteOrderMSB", path)
+        dtype = as_stored(_TYPES[kind], True in orders, "BinaryDataByteOrderMSB", path)
     skipped = whole_number(fields.get("headersize", "0"), -1, 2**40, "HeaderSize", path)
     files = _data_files(fields["elementdatafile"], listed, path)
     encoding = "text" if is_text else "zlib" if is_compressed else "raw"
     if encoding != "raw" and skipped:
         raise damaged("'HeaderSize' with compressed data or text is not read", path)
-    return MetaImageHeader(fields, RawData(shape, dtype, encoding, files, start, 0, skipped if files else 0))
+    if not files and skipped > 0:
+        raise damaged("'HeaderSize' is for data in another file; here the data follow the header", path)
+    return MetaImageHeader(fields, RawData(shape, dtype, encoding, files, start, 0, skipped))
 
 
 def _data_files(text: str, listed: list[str], path: Path) -> tuple[str, ...]:
@@ -165,10 +166,21 @@ def _data_files(text: str, listed: list[str], path: Path) -> tuple[str, ...]:
     return (text,)
 
 
-def _first(fields: dict[str, str], names: tuple[str, ...]) -> str | None:
-    """Returns the text of the first field there is."""
-    return next((fields[name] for name in names if name in fields), None)
+def _is_true(fields: dict[str, str], name: str, default: bool, path: Path) -> bool:
+    """Reads a field that is true or false.
+
+    Raises:
+        InputError: It is something else.
+    """
+    word = fields.get(name, str(default)).lower()
+    if word not in _TRUE and word not in _FALSE:
+        raise damaged(f"{name!r} is True or False, here it is {word[:30]!r}", path)
+    return word in _TRUE
 
 
-def _is_true(text: str) -> bool:
-    return text.strip().lower() in ("true", "t", "1", "yes")
+def _not_ct(fields: dict[str, str]) -> str | None:
+    """Returns what the header says that the file is, where that is no CT; None otherwise."""
+    kind = fields.get("objecttype", "Image")
+    if kind.lower() not in ("", "image"):
+        return f"a MetaIO object of type {kind[:30]}"
+    return modality_not_ct(fields.get("modality", ""))

@@ -62,7 +62,8 @@ def read_nifti(path: Path, frame: int | None = None) -> StoredVolume:
         notes.append(f"{rest:,} bytes after the voxels are not read")
     kept = {name: header.transforms[name] for name in ("sform_code", "qform_code", "xyzt_units")}
     kept["transforms"] = header.transforms
-    return StoredVolume(array, affine, header.slope, header.intercept, kept, (*header.notes, *notes))
+    all_notes = (*header.notes, *notes)
+    return StoredVolume(array, affine, header.slope, header.intercept, kept, all_notes, header.not_ct)
 
 
 def nifti_extensions(path: Path) -> list[tuple[int, bytes]]:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mome.errors import InputError
+from mome.volumes.not_ct import intent_not_ct, intent_note
 from mome.volumes.sizes import check_size
 from mome.volumes.streams import Readable
 
@@ -38,6 +39,7 @@ class NiftiHeader:
         size: Bytes of the header, 348 or 540.
         byte_order: "<" or ">".
         notes: Sentences for the user.
+        not_ct: What the intent code says that the file is, where that is no CT; None otherwise.
     """
 
     shape: tuple[int, ...]
@@ -49,6 +51,7 @@ class NiftiHeader:
     size: int
     byte_order: str
     notes: tuple[str, ...]
+    not_ct: str | None
 
     @property
     def voxel_bytes(self) -> int:
@@ -96,7 +99,15 @@ def read_nifti_header(stream: Readable, path: Path) -> NiftiHeader:
     for row in "xyz":
         transforms[f"srow_{row}"] = [float(value) for value in block[f"srow_{row}"]]
     dtype = np.dtype(_TYPES[code]).newbyteorder(order)
-    return NiftiHeader(shape, dtype, offset, slope, intercept, transforms, size, order, notes)
+    intent, name = int(block["intent_code"]), bytes(block["intent_name"]).split(b"\0")[0].decode("ascii", "replace")
+    not_ct = intent_not_ct(intent)
+    if not_ct is None and (said := intent_note(intent, name)):
+        notes = (*notes, said)
+    if int(block["bitpix"]) not in (0, 8 * dtype.itemsize):
+        notes = (*notes, f"the header's bitpix is {int(block['bitpix'])}, its data type has {8 * dtype.itemsize} bits")
+    if offset % 16:
+        notes = (*notes, f"the header's vox_offset is {offset}, which is no multiple of 16: are its voxels there?")
+    return NiftiHeader(shape, dtype, offset, slope, intercept, transforms, size, order, notes, not_ct)
 
 
 def read_extensions(stream: Readable, header: NiftiHeader, path: Path) -> list[tuple[int, bytes]]:
@@ -169,7 +180,10 @@ def _offset(block: Any, size: int, path: Path) -> int:
 def _scaling(block: Any, path: Path) -> tuple[float, float, tuple[str, ...]]:
     slope, intercept = float(block["scl_slope"]), float(block["scl_inter"])
     if slope == 0 or math.isnan(slope):
-        return 1.0, 0.0, ()  # both mean "no scaling"
+        # Both mean "no scaling".
+        unused = math.isfinite(intercept) and intercept != 0
+        said = f"the header's scl_slope is {slope:g}, so its scl_inter of {intercept:g} is not used"
+        return 1.0, 0.0, (said,) if unused else ()
     if math.isinf(slope):
         return 1.0, 0.0, ("the header's scl_slope is infinite; numbers are taken as they are stored",)
     if not math.isfinite(intercept):

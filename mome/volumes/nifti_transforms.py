@@ -13,6 +13,12 @@ from mome.errors import InputError
 _UNITS = {1: ("metre", 1000.0), 3: ("micrometre", 0.001)}
 # A quaternion's sum of squares exceeds 1 by rounding in float32 only.
 _ROUNDING = 1e-4
+# Voxel sizes in `pixdim` and in the sform agree to this share, apart from rounding (our choice).
+_SIZES_AGREE = 0.02
+# See `mome.volumes.check`.
+_FLATTEST = 0.01
+# Codes of transforms in nifti1.h.
+_LARGEST_CODE = 5
 # Programs that write a qform of rounded numbers leave some tenths of a mm at the far corner (our choice).
 _DISAGREEMENT_MM = 0.5
 
@@ -40,6 +46,8 @@ def affine_of(
     scale, unit_notes = _unit(int(transforms["xyzt_units"]) & 7)
     if has_sform and _is_usable(sform):
         affine = sform
+        if not has_qform:
+            notes += _size_notes(transforms, sform)
         if has_qform and qform is None:
             notes.append("the header's qform is damaged; the sform is used")
         elif has_qform and qform is not None:
@@ -62,9 +70,34 @@ def affine_of(
     else:
         affine = _by_voxel_sizes(transforms, shape)
         notes.append("the header sets neither sform nor qform: directions are a guess, left and right may be exchanged")
+    notes += _code_notes(transforms, has_qform)
     affine = affine.copy()
     affine[:3] *= scale
     return affine, notes + unit_notes
+
+
+def _size_notes(transforms: Mapping[str, Any], sform: np.ndarray) -> list[str]:
+    """Returns a note where the voxel sizes of `pixdim` are other ones than the sform's."""
+    stored, used = np.asarray(transforms["pixdim"][1:4], dtype=float), np.linalg.norm(sform[:3, :3], axis=0)
+    if np.allclose(stored, used, rtol=_SIZES_AGREE, atol=0):
+        return []
+    sizes = (" × ".join(f"{size:.4g}" for size in each) for each in (stored, used))
+    return ["the header's pixdim gives voxels of {}, its sform of {}; the sform is used".format(*sizes)]
+
+
+def _code_notes(transforms: Mapping[str, Any], has_qform: bool) -> list[str]:
+    """Returns notes on codes that nifti1.h does not have, which the NIfTI library takes by their sign."""
+    notes = []
+    for name in ("sform_code", "qform_code"):
+        code = transforms[name]
+        if not 0 <= code <= _LARGEST_CODE:
+            taken = "set" if code > 0 else "not set"
+            notes.append(f"the header's {name} is {code}, which is not defined; it is taken as {taken}")
+    handedness = float(transforms["pixdim"][0])
+    if has_qform and handedness not in (-1, 0, 1):
+        sign = -1 if handedness < 0 else 1
+        notes.append(f"the header's qfac (pixdim[0]) is {handedness:g}, which is not defined; it is taken as {sign}")
+    return notes
 
 
 def corner_distance(one: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> float:
@@ -115,7 +148,7 @@ def _is_usable(affine: np.ndarray) -> bool:
     if not np.isfinite(affine).all():
         return False
     norms = np.linalg.norm(affine[:3, :3], axis=0)
-    return bool(norms.min() > 0 and abs(np.linalg.det(affine[:3, :3] / norms)) > 1e-6)
+    return bool(norms.min() > 0 and abs(np.linalg.det(affine[:3, :3] / norms)) > _FLATTEST)
 
 
 def _unit(code: int) -> tuple[float, list[str]]:

@@ -49,25 +49,29 @@ class RawData:
         """
         return [beside(header, name) for name in self.files] or [header]
 
-    def read(self, header: Path) -> np.ndarray:
-        """Returns the numbers as an array of `shape`.
+    def read(self, header: Path) -> tuple[np.ndarray, list[str]]:
+        """Returns the numbers as an array of `shape`, and a note where the files hold more than them.
 
         Raises:
             InputError: A data file is missing, lies elsewhere, or is shorter than the header says.
             EOFError, OSError, ValueError, zlib.error: The data are damaged.
         """
         paths = self.paths(header)
+        if len(set(paths)) < len(paths):
+            raise InputError("the header names a data file twice", where=str(header), hint="name one file per slice")
         count, remainder = divmod(math.prod(self.shape), len(paths))
         if remainder:
             raise InputError(
                 f"the header names {len(paths)} data files, which cannot share its voxels evenly", where=str(header)
             )
-        parts = [self._read_file(path, count, 0 if self.files else self.start) for path in paths]
+        read = [self._read_file(path, count, 0 if self.files else self.start) for path in paths]
+        parts, rest = [part for part, _ in read], sum(rest for _, rest in read)
         whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        return whole.reshape(self.shape, order="F")
+        notes = [f"{rest:,} bytes after the voxels are not read"] if rest else []
+        return whole.reshape(self.shape, order="F"), notes
 
-    def _read_file(self, path: Path, count: int, start: int) -> np.ndarray:
-        """Reads `count` numbers of one file, from byte `start` on."""
+    def _read_file(self, path: Path, count: int, start: int) -> tuple[np.ndarray, int]:
+        """Reads `count` numbers of one file, from byte `start` on, and counts the bytes that follow."""
         needed = count * self.dtype.itemsize
         with open_regular(path) as file:
             size = path.stat().st_size
@@ -89,15 +93,16 @@ class RawData:
             stream = decompressed(file, self.encoding)
             skip(stream, max(0, self.skip_bytes))
             stored = read_exactly(stream, needed)
-            if self.encoding != "raw":
-                count_rest(stream, needed + _LONGEST_HEADER)  # the checksum stands at the end
-        return stored.view(self.dtype)
+            # The checksum of a compressed stream stands at its end.
+            rest = size - file.tell() if self.encoding == "raw" else count_rest(stream, needed + _LONGEST_HEADER)
+        return stored.view(self.dtype), rest
 
-    def _read_text(self, file: BinaryIO, count: int, path: Path) -> np.ndarray:
-        """Reads numbers that are written as text."""
+    def _read_text(self, file: BinaryIO, count: int, path: Path) -> tuple[np.ndarray, int]:
+        """Reads numbers that are written as text, and counts the bytes of the numbers that follow."""
         data = file.read(64 * (count + 1))
         if self.encoding == "hex":
-            return np.frombuffer(bytes.fromhex(data.decode("ascii")), dtype=self.dtype)[:count]
+            every = np.frombuffer(bytes.fromhex(data.decode("ascii")), dtype=self.dtype)
+            return every[:count], max(0, every.size - count) * self.dtype.itemsize
         words = data.split()
         if len(words) < count:
             raise InputError(
@@ -105,7 +110,8 @@ class RawData:
                 where=str(path),
                 hint="copy or download it again",
             )
-        return np.array(words[:count], dtype=np.float64).astype(self.dtype)
+        rest = sum(len(word) + 1 for word in words[count:])
+        return np.array(words[:count], dtype=np.float64).astype(self.dtype), rest
 
 
 def header_lines(file: BinaryIO, path: Path) -> list[str]:

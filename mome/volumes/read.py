@@ -15,6 +15,7 @@ from mome.volumes.dicom.options import DEFAULT_DICOM, DicomOptions
 from mome.volumes.grid import Volume
 from mome.volumes.metaimage import read_metaimage
 from mome.volumes.nifti import read_nifti
+from mome.volumes.not_ct import refuse_not_ct
 from mome.volumes.nrrd import read_nrrd
 from mome.volumes.scan_files import (
     APPLE_DOUBLE,
@@ -47,14 +48,15 @@ def read_volume(
         frame: The volume to take from a 4-D file, from 0. It may be left out where the file holds one volume; a 3-D
             file ignores it.
         dicom: Which DICOM series is read and what is accepted; see `DicomOptions`.
-        any_values: Give a note where the values cannot be HU, and no error; for showing what a file holds.
+        any_values: Give a note where the file is no CT or its values cannot be HU, and no error; for showing what a
+            file holds.
 
     Raises:
         InputError: The file is missing, not a regular file, of another format, truncated, 2-D or in colour; its
             compressed stream fails its checksum; it holds several volumes and `frame` is None; its affine is damaged
-            or cannot be inverted; it names a data file outside its folder; it is too large (`mome.volumes.sizes`); or
-            its values cannot be HU (`mome.volumes.hounsfield`). `mome.volumes.dicom.read` lists what is refused of
-            DICOM.
+            or cannot be inverted; it names a data file outside its folder; it is too large (`mome.volumes.sizes`); its
+            header says that it is no CT (`mome.volumes.not_ct`); or its values cannot be HU
+            (`mome.volumes.hounsfield`). `mome.volumes.dicom.read` lists what is refused of DICOM.
     """
     path = Path(path)
     is_dicom = path.suffix.lower() in DICOM_ENDINGS or (scan_ending(path) is None and has_dicom_prefix(path))
@@ -63,7 +65,12 @@ def read_volume(
 
         return read_dicom(path, dicom, frame=frame)
     stored = read_stored(path, frame=frame)
-    volume = Volume(stored.as_float32(), stored.affine, stored.header, stored.notes)
+    notes = stored.notes
+    if stored.not_ct is not None:
+        if not any_values:
+            raise refuse_not_ct(stored.not_ct, str(path))
+        notes = (*notes, f"this is not a CT but {stored.not_ct}")
+    volume = Volume(stored.as_float32(), stored.affine, stored.header, notes)
     return checked_volume(volume, str(path), any_values=any_values)
 
 

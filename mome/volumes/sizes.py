@@ -14,6 +14,10 @@ from mome.errors import InputError
 MOST_VOXELS = 2_000_000_000
 # Our choice: scanners reach about 2 m; whole-body scans of less than 1 mm are files with wrong units.
 LONGEST_MM, SHORTEST_MM = 4_000.0, 1.0
+# Our choice: organs vanish in larger voxels.
+LARGEST_VOXEL_MM = 100.0
+# Our choice: the origin of coordinates is in the scanner's room or in an atlas.
+FARTHEST_MM = 1_000_000.0
 _BYTES_PER_VOXEL = 4  # float32
 
 
@@ -37,7 +41,8 @@ def check_size(
 
     Raises:
         InputError: The volume has more than `MOST_VOXELS` voxels or needs more memory than the machine has, or it is
-            longer than `LONGEST_MM` or nowhere longer than `SHORTEST_MM`. The message gives the numbers.
+            longer than `LONGEST_MM` or nowhere longer than `SHORTEST_MM`, has voxels longer than `LARGEST_VOXEL_MM`, or
+            lies farther than `FARTHEST_MM` from the origin. The message gives the numbers.
     """
     voxels = math.prod(float(n) for n in shape)
     size = voxels * _BYTES_PER_VOXEL
@@ -51,7 +56,9 @@ def check_size(
         )
     if affine is None:
         return
-    lengths = np.linalg.norm(np.asarray(affine, dtype=np.float64)[:3, :3], axis=0) * np.asarray(shape[:3], dtype=float)
+    affine = np.asarray(affine, dtype=np.float64)
+    voxel = np.linalg.norm(affine[:3, :3], axis=0)
+    lengths = voxel * np.asarray(shape[:3], dtype=float)
     if not lengths.max() <= LONGEST_MM or lengths.max() < SHORTEST_MM:
         sides = " × ".join(f"{length:,.4g}" for length in lengths)
         limit = f"at most {LONGEST_MM:,.0f}" if lengths.max() >= SHORTEST_MM else f"more than {SHORTEST_MM:g}"
@@ -59,6 +66,20 @@ def check_size(
             f"{what} is {sides} mm large, which no patient is; the longest side is {limit} mm",
             where=where,
             hint="are the units or the voxel sizes in its header right?",
+        )
+    if voxel.max() > LARGEST_VOXEL_MM:
+        raise InputError(
+            f"{what} is {' × '.join(f'{length:,.4g}' for length in lengths)} mm large, with voxels of "
+            f"{' × '.join(f'{length:,.4g}' for length in voxel)} mm; the limit is {LARGEST_VOXEL_MM:g} mm",
+            where=where,
+            hint="are the units or the voxel sizes in its header right?",
+        )
+    distance = float(np.linalg.norm(affine[:3, 3]))
+    if not distance <= FARTHEST_MM:
+        raise InputError(
+            f"{what} lies {distance:,.4g} mm from the origin of its coordinates; the limit is {FARTHEST_MM:,.0f} mm",
+            where=where,
+            hint="is the origin in its header right?",
         )
 
 

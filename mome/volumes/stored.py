@@ -15,6 +15,10 @@ from mome.errors import InputError
 _VOXELS_AT_ONCE = 4_000_000
 
 
+class SeveralVolumes(InputError):
+    """A file holds several volumes, and none was chosen."""
+
+
 @dataclass(frozen=True)
 class StoredVolume:
     """The voxels of a file with their scaling and their place.
@@ -26,6 +30,7 @@ class StoredVolume:
         intercept: See `array`.
         header: See `Volume.header`.
         notes: See `Volume.notes`.
+        not_ct: What the header says that the file is, where that is no CT (`mome.volumes.not_ct`); None otherwise.
     """
 
     array: np.ndarray
@@ -34,6 +39,7 @@ class StoredVolume:
     intercept: float = 0.0
     header: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    not_ct: str | None = None
 
     @property
     def is_scaled(self) -> bool:
@@ -76,14 +82,15 @@ def three_dimensions(array: np.ndarray, path: Path, frame: int | None) -> np.nda
         frame: The volume, from 0; it may be None where there is one only. A 3-D array ignores it.
 
     Raises:
-        InputError: There are several volumes and `frame` is None, there is no such frame, or the array is 2-D.
+        SeveralVolumes: There are several volumes and `frame` is None.
+        InputError: There is no such frame, or the array is 2-D.
     """
     while array.ndim > 4 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.ndim == 4:
         count = array.shape[3]
         if frame is None and count > 1:
-            raise InputError(
+            raise SeveralVolumes(
                 f"the file holds {count} volumes",
                 where=str(path),
                 hint=f"choose one from 0 to {count - 1}: mome segment --frame 0, in Python frame=0",

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from mome.volumes.dicom.headers import ImageHeader
 from mome.volumes.dicom.slices import Slice
+from mome.volumes.not_ct import modality_not_ct
 
 # CT, enhanced CT, and CT that was converted from single slices to a multi-frame file (DICOM PS3.4, table B.5-1).
 _CT_CLASSES = (
@@ -23,7 +24,7 @@ def reason_not_ct(header: ImageHeader) -> str | None:
     if header.sop_class and header.sop_class not in _CT_CLASSES:
         return _class_name(header)
     if header.modality not in ("CT", ""):
-        return header.modality[:16]
+        return modality_not_ct(header.modality) or header.modality[:16]
     if header.samples != 1 or (header.photometric and not header.photometric.startswith("MONOCHROME")):
         return f"a colour image, {header.photometric[:16] or 'RGB'}"
     return None
