@@ -16,6 +16,7 @@ from mome.volumes.grid import Volume
 from mome.volumes.metaimage import read_metaimage
 from mome.volumes.nifti import read_nifti
 from mome.volumes.nrrd import read_nrrd
+from mome.volumes.other_files import check_no_other_kind
 from mome.volumes.scan_files import (
     APPLE_DOUBLE,
     DICOM_ENDINGS,
@@ -57,11 +58,19 @@ def read_volume(
             DICOM.
     """
     path = Path(path)
+    check_no_other_kind(path)
     is_dicom = path.suffix.lower() in DICOM_ENDINGS or (scan_ending(path) is None and has_dicom_prefix(path))
     if path.is_dir() or (is_dicom and path.is_file()):
         from mome.volumes.dicom.read import read_dicom
 
         return read_dicom(path, dicom, frame=frame)
+    if dicom.series is not None:
+        _check_readable(path)
+        raise InputError(
+            f"there is no series {str(dicom.series)[:64]!r}: the file holds one scan and is not DICOM",
+            where=str(path),
+            hint="leave out --series (in Python DicomOptions.series)",
+        )
     stored = read_stored(path, frame=frame)
     volume = Volume(stored.as_float32(), stored.affine, stored.header, stored.notes)
     return checked_volume(volume, str(path), any_values=any_values)

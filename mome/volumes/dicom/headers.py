@@ -43,18 +43,32 @@ _KEYWORDS = (
     "SeriesDescription",
     "AcquisitionNumber",
     "TemporalPositionIdentifier",
+    "AcquisitionTime",
     "ContentTime",
+    "TriggerTime",
+    "NominalPercentageOfCardiacPhase",
+    "KVP",
+    "ImagesInAcquisition",
+    "ConcatenationUID",
+    "InConcatenationNumber",
+    "InConcatenationTotalNumber",
     "InstanceNumber",
     "ImagePositionPatient",
     "ImageOrientationPatient",
     "PixelSpacing",
     "SliceThickness",
+    "SpacingBetweenSlices",
+    "GantryDetectorTilt",
+    "ReconstructionDiameter",
+    "AnatomicalOrientationType",
     "Rows",
     "Columns",
     "NumberOfFrames",
     "SamplesPerPixel",
     "PhotometricInterpretation",
     "BitsAllocated",
+    "BitsStored",
+    "HighBit",
     "PixelRepresentation",
     "PixelPaddingValue",
     "PixelPaddingRangeLimit",
@@ -87,6 +101,11 @@ class ImageHeader:
         columns: Pixels along a row.
         frames: Number of frames.
         padding: The lowest and the highest stored value that marks pixels outside the image, or None.
+        bits: BitsAllocated, BitsStored and HighBit; the last is BitsStored − 1 where it is missing.
+        is_animal: Whether AnatomicalOrientationType says that the axes are those of a quadruped.
+        concatenation: ConcatenationUID, InConcatenationNumber and InConcatenationTotalNumber of a part of a multi-frame
+            image that was split into several files, or None.
+        acquisition_images: ImagesInAcquisition, or None.
         origin: A hash of patient, study, frame of reference and reconstruction kernel; slices of one volume share it.
         has_pixels: Whether pixel data follow the header.
         is_truncated: Whether the file ends before its pixel data do.
@@ -104,6 +123,10 @@ class ImageHeader:
     columns: int
     frames: int
     padding: tuple[int, int] | None
+    bits: tuple[int, int, int]
+    is_animal: bool
+    concatenation: tuple[str, int, int] | None
+    acquisition_images: int | None
     origin: str
     has_pixels: bool
     is_truncated: bool
@@ -210,10 +233,29 @@ def _image_header(path: Path, dataset: Any, has_pixels: bool, is_truncated: bool
         columns=integer(dataset, "Columns") or 0,
         frames=max(1, integer(dataset, "NumberOfFrames") or 1),
         padding=_padding(dataset),
+        bits=_bits(dataset),
+        is_animal=printable(dataset.get("AnatomicalOrientationType")).upper() == "QUADRUPED",
+        concatenation=_concatenation(dataset),
+        acquisition_images=integer(dataset, "ImagesInAcquisition"),
         origin=_origin(dataset),
         has_pixels=has_pixels,
         is_truncated=is_truncated,
     )
+
+
+def _bits(dataset: Any) -> tuple[int, int, int]:
+    allocated = integer(dataset, "BitsAllocated") or 16
+    stored = integer(dataset, "BitsStored")
+    stored = allocated if stored is None else stored
+    high = integer(dataset, "HighBit")
+    return allocated, stored, stored - 1 if high is None else high
+
+
+def _concatenation(dataset: Any) -> tuple[str, int, int] | None:
+    if not dataset.get("ConcatenationUID"):
+        return None
+    number, total = integer(dataset, "InConcatenationNumber"), integer(dataset, "InConcatenationTotalNumber")
+    return str(dataset.ConcatenationUID), number or 1, total or 0
 
 
 def _description(dataset: Any) -> str:
