@@ -199,7 +199,30 @@ def test_one_of_slope_and_intercept_is_not_enough(tmp_path: Path, keyword: str) 
 
 def test_slopes_that_differ_are_noted(tmp_path: Path) -> None:
     made = [dataset(p, RescaleSlope=0.5 + k % 2) for k, p in enumerate(POSITIONS)]
-    assert "RescaleSlope differs between slices" in notes(made, tmp_path)
+    assert "RescaleSlope or RescaleIntercept differs between slices" in notes(made, tmp_path)
+
+
+def test_pixels_of_another_size_are_refused(tmp_path: Path) -> None:
+    """A header of half the rows would give an image of the upper half, or of every second row."""
+    made = series(POSITIONS)
+    made[3].PixelData = made[3].PixelData * 2
+    with pytest.raises(InputError, match="1 slice cannot be read: 005.dcm .more pixels than its header says"):
+        read_volume(write(tmp_path / "twice", made))
+    made[3].PixelData = made[0].PixelData + b"\0\0"
+    assert read_volume(write(tmp_path / "padded", made)).shape[2] == 8
+
+
+def test_slices_of_one_value_and_copies_are_noted(tmp_path: Path) -> None:
+    made = series(POSITIONS)
+    made[3].PixelData = bytes(len(made[3].PixelData))
+    made[5].PixelData = made[6].PixelData
+    found = "\n".join(read_volume(write(tmp_path, made)).notes)
+    assert "1 slices have one value everywhere, as slice 4, -1024 HU" in found and "1 slices have the same pix" in found
+
+
+def test_lossy_compression_is_noted(tmp_path: Path) -> None:
+    assert "compressed with loss" in notes(series(POSITIONS, LossyImageCompression="01"), tmp_path / "lossy")
+    assert "compressed with loss" not in notes(series(POSITIONS, LossyImageCompression="00"), tmp_path / "lossless")
 
 
 def test_monochrome1_is_noted_and_not_inverted(tmp_path: Path) -> None:

@@ -153,3 +153,44 @@ def test_frames_of_an_enhanced_ct_are_phases(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="TemporalPositionIdentifier: 1, 2"):
         read_volume(tmp_path)
     assert set(np.unique(read_volume(tmp_path, frame=1).array)) == {-200}
+
+
+@pytest.mark.parametrize("name", ["SliceThickness", "SeriesNumber"])
+def test_reconstructions_that_take_turns_are_refused(tmp_path: Path, name: str) -> None:
+    made = series(along_z(np.arange(12) * 1.5))
+    for k, image in enumerate(made):
+        setattr(image, name, 3 + k % 2)
+    with pytest.raises(InputError, match=f"take turns: {name} is 3, 4"):
+        read_volume(write(tmp_path, made))
+
+
+def test_one_slice_of_another_acquisition_is_noted(tmp_path: Path) -> None:
+    made = series(POSITIONS, AcquisitionNumber=1)
+    made[4].AcquisitionNumber = 2
+    volume = read_volume(write(tmp_path, made))
+    assert any("differ in AcquisitionNumber lie between the others: 1, 2" in note for note in volume.notes)
+
+
+def test_slices_that_all_state_one_place_are_refused(tmp_path: Path) -> None:
+    made = series(POSITIONS)
+    for image in made:
+        image.ImagePositionPatient = [0, 0, 0]
+    for frame in (None, 0):
+        with pytest.raises(InputError, match="all 8 slices state the same place"):
+            read_volume(write(tmp_path / str(frame), made), frame=frame)
+
+
+def test_series_without_a_uid_are_told_apart_by_number(tmp_path: Path) -> None:
+    write(tmp_path / "two", series(POSITIONS, SeriesInstanceUID=None))
+    assert any("no SeriesInstanceUID" in note for note in read_volume(tmp_path / "two").notes)
+    write(tmp_path / "two", series(POSITIONS + (0, 0, 24), SeriesInstanceUID=None, SeriesNumber=3))
+    with pytest.raises(InputError, match="holds 2 DICOM series|one series of images"):
+        read_volume(tmp_path / "two")
+
+
+def test_damaged_files_of_another_series_are_noted(tmp_path: Path) -> None:
+    write(tmp_path, series(POSITIONS))
+    write(tmp_path, series(POSITIONS[:2], SeriesInstanceUID="1.2.9"))
+    for path in sorted(tmp_path.iterdir())[-2:]:
+        path.write_bytes(path.read_bytes()[:-20])
+    assert any("2 damaged files name another series" in note for note in read_volume(tmp_path).notes)

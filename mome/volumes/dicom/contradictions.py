@@ -85,8 +85,30 @@ def contradictions(slices: Sequence[Slice], layout: Layout) -> list[str]:
         notes.append(f"ImagesInAcquisition is {expected}, but the series has {len(slices)} slices: some may be missing")
     if any(image.header.photometric == "MONOCHROME1" for image in slices):
         notes.append("PhotometricInterpretation is MONOCHROME1, which changes the display alone: HU are not inverted")
-    if len({image.slope for image in slices}) > 1:
-        notes.append("RescaleSlope differs between slices; that of each slice is used")
+    if len({(image.slope, image.intercept) for image in slices}) > 1:
+        notes.append("RescaleSlope or RescaleIntercept differs between slices; those of each slice are used")
+    if any(image.header.is_lossy for image in slices):
+        notes.append("the images were compressed with loss: small structures and HU may have changed")
+    return notes
+
+
+def doubtful_slices(array: np.ndarray) -> list[str]:
+    """Returns notes on slices that hold one value, or the same pixels as the slice before.
+
+    Args:
+        array: (slices, rows, columns), HU, in order along the line of positions.
+    """
+    one_value = [bool((image == image.flat[0]).all()) for image in array]
+    repeated = sum(not one_value[k] and np.array_equal(array[k], array[k - 1]) for k in range(1, len(array)))
+    notes = []
+    if any(one_value) and not all(one_value):
+        first = one_value.index(True)
+        notes.append(
+            f"{sum(one_value)} slices have one value everywhere, as slice {first + 1}, {array[first].flat[0]:.4g} HU: "
+            "their pixels may be lost"
+        )
+    if repeated:
+        notes.append(f"{repeated} slices have the same pixels as the slice before, at another place: was one copied?")
     return notes
 
 

@@ -106,6 +106,8 @@ def _read_file(path: Path, found: DicomFiles) -> None:
             return
         if header.is_truncated or not header.has_pixels:
             raise DamagedFile("truncated")
+        if header.is_too_long:
+            raise DamagedFile("more pixels than its header says")
         if min(header.rows, header.columns) < 1:
             raise DamagedFile("its header gives no size")
         allocated, stored, high = header.bits

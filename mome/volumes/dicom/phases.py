@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,15 @@ from mome.volumes.dicom.geometry import Layout
 from mome.volumes.dicom.slices import Slice
 
 # Attributes that have one value in each phase.
-_NAMING = ("TemporalPositionIdentifier", "NominalPercentageOfCardiacPhase", "AcquisitionNumber", "ImageType", "KVP")
+_NAMING = (
+    "TemporalPositionIdentifier",
+    "NominalPercentageOfCardiacPhase",
+    "AcquisitionNumber",
+    "ImageType",
+    "KVP",
+    "SliceThickness",
+    "SeriesNumber",
+)
 # Attributes that differ from slice to slice, but rise from one phase to the next.
 _RISING = ("TriggerTime", "AcquisitionTime", "ContentTime", "InstanceNumber", "frame")
 # Two slices that are nearer than this part of their distance to others are a pair (our choice).
@@ -62,6 +72,12 @@ def one_per_place(
         dropped = sum(len(place) - 1 for place in places)
         notes.append(f"{dropped} duplicate slices, with the same place and the same pixels as others, are left out")
         return [place[0] for place in places]
+    if len(places) == 1:
+        raise InputError(
+            f"all {len(places[0])} slices state the same place, and their images differ",
+            where=str(path),
+            hint="ImagePositionPatient is wrong, or this is no volume: export the series again",
+        )
     if len({len(place) for place in places}) > 1:
         places = [_without_copies(place, array) for place in places]
     counts = {len(place) for place in places}
@@ -127,16 +143,20 @@ def check_one_acquisition(slices: Sequence[Slice], layout: Layout, path: Path) -
         path: The folder, for errors.
 
     Returns:
-        A note where instance numbers pass over the same places several times.
+        Notes where instance numbers pass over the same places several times, and where slices of another acquisition
+        lie between those of one.
 
     Raises:
         InputError: Slices of two acquisitions, phases or kinds take turns, or slices lie at almost one place.
     """
+    notes = []
     for name in _NAMING:
         values = [image.attributes[name] for image in slices]
-        turns = 1 + sum(a != b for a, b in zip(values, values[1:], strict=False))
-        if turns > len(set(values)):
-            named = ", ".join(_text(value) for value in list(dict.fromkeys(values))[:_MOST_NAMED])
+        runs = Counter(value for value, _ in itertools.groupby(values))
+        named = ", ".join(_text(value) for value in list(runs)[:_MOST_NAMED])
+        if max(runs.values()) > 1:
+            notes.append(f"slices that differ in {name} lie between the others: {named}")
+        if sum(count > 1 for count in runs.values()) > 1:
             raise InputError(
                 f"slices of several acquisitions or phases take turns: {name} is {named}",
                 where=str(path),
@@ -152,11 +172,11 @@ def check_one_acquisition(slices: Sequence[Slice], layout: Layout, path: Path) -
         )
     passes = _passes([image.attributes["InstanceNumber"] for image in slices])
     if passes > 1:
-        return [
+        notes.append(
             f"by their instance numbers the slices pass {passes} times over the same places: these may be several "
             "acquisitions in one volume"
-        ]
-    return []
+        )
+    return notes
 
 
 def _pairs(steps: np.ndarray) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 
 from mome.errors import InputError
 from mome.volumes.dicom.bits import foreign_bits, stored_values
+from mome.volumes.dicom.bounded import BoundedFile
 from mome.volumes.dicom.decoder import DecoderProcess, choose_plugin
 from mome.volumes.dicom.elements import integer, printable
 from mome.volumes.dicom.planes import AIR
@@ -100,7 +101,8 @@ def _decoded(slices: Sequence[Slice], process: DecoderProcess) -> Iterator[tuple
 
     file, frames = slices[0].header.file, [image.frame for image in slices]
     bits = slices[0].header.bits
-    dataset = pydicom.dcmread(file, force=True)
+    with BoundedFile(file) as opened:
+        dataset = pydicom.dcmread(opened, force=True)
     syntax = _transfer_syntax(dataset)
     decoder = _decoder(syntax, dataset, file)
     if syntax.is_encapsulated and str(syntax) != _RLE:

@@ -9,7 +9,7 @@ import numpy as np
 
 from mome.errors import InputError
 from mome.volumes.check import checked_volume
-from mome.volumes.dicom.contradictions import check_units, contradictions, missing_parts
+from mome.volumes.dicom.contradictions import check_units, contradictions, doubtful_slices, missing_parts
 from mome.volumes.dicom.files import DicomFiles, UnusableFile, folder_files, read_files
 from mome.volumes.dicom.geometry import Layout, lay_out
 from mome.volumes.dicom.headers import require_pydicom
@@ -68,6 +68,12 @@ def read_dicom(path: Path, options: DicomOptions = DEFAULT_DICOM, *, frame: int 
         file for file in files.damaged + files.unplaced if file.series_uid in (None, "", stack.header.series_uid)
     ]
     notes += _left_out(unusable, options, path)
+    elsewhere = [file.name for file in files.damaged + files.unplaced if file not in unusable]
+    if elsewhere:
+        named = ", ".join(elsewhere[:_MOST_NAMED]) + (", …" if len(elsewhere) > _MOST_NAMED else "")
+        notes.append(f"{len(elsewhere)} damaged files name another series in their headers and are not read: {named}")
+    if not stack.header.series_uid:
+        notes.append("the slices have no SeriesInstanceUID: all with one SeriesNumber are taken for one series")
     if files.objects:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(files.objects.items()))
         notes.append(f"files without an image are not read: {kinds}")
@@ -145,6 +151,7 @@ def _volume(
     used = [slices[k] for k in chosen]
     notes += check_one_acquisition(used, layout, path)
     notes += contradictions(used, layout)
+    notes += doubtful_slices(array if chosen == list(range(len(slices))) else array[chosen])
     if chosen != list(range(len(slices))):
         array = array[chosen]
     if layout.step is None:

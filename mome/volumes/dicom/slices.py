@@ -109,6 +109,7 @@ def _slice(header: ImageHeader, dataset: Any, frame: int, groups: list[Any]) -> 
 
     content, rescale = part("FrameContentSequence"), part("PixelValueTransformationSequence")
     measures, cardiac = part("PixelMeasuresSequence"), part("CardiacSynchronizationSequence")
+    thickness = number(measures, "SliceThickness")
     image_type = texts(part("CTImageFrameTypeSequence").get("FrameType") or dataset.get("ImageType"))
     attributes: dict[str, Any] = {
         "AcquisitionNumber": _first(number(content, "FrameAcquisitionNumber"), number(dataset, "AcquisitionNumber")),
@@ -118,6 +119,8 @@ def _slice(header: ImageHeader, dataset: Any, frame: int, groups: list[Any]) -> 
         "NominalPercentageOfCardiacPhase": number(cardiac, "NominalPercentageOfCardiacPhase"),
         "ImageType": image_type or None,
         "KVP": number(dataset, "KVP"),
+        "SliceThickness": None if thickness is None else round(thickness, 1),
+        "SeriesNumber": header.series_number,
         "TriggerTime": _first(number(cardiac, "NominalCardiacTriggerDelayTime"), number(dataset, "TriggerTime")),
         "AcquisitionTime": _first(number(content, "FrameAcquisitionDateTime"), number(dataset, "AcquisitionTime")),
         "ContentTime": number(dataset, "ContentTime"),
@@ -131,7 +134,7 @@ def _slice(header: ImageHeader, dataset: Any, frame: int, groups: list[Any]) -> 
         position=numbers(part("PlanePositionSequence"), "ImagePositionPatient", 3),
         orientation=_orientation(part("PlaneOrientationSequence")),
         pixel_spacing=_pixel_spacing(measures),
-        thickness=number(measures, "SliceThickness"),
+        thickness=thickness,
         slice_spacing=number(measures, "SpacingBetweenSlices"),
         gantry_tilt=number(part("CTAcquisitionDetailsSequence"), "GantryDetectorTilt"),
         diameter=number(part("CTReconstructionSequence"), "ReconstructionDiameter"),
