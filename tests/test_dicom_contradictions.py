@@ -69,6 +69,12 @@ def test_the_tilt_of_the_header_against_positions(tmp_path: Path) -> None:
     assert "GantryDetectorTilt" in notes(series(POSITIONS, tilted(15), GantryDetectorTilt=0), tmp_path / "c")
 
 
+def test_one_tilt_that_contradicts_is_noted(tmp_path: Path) -> None:
+    made = series(POSITIONS, GantryDetectorTilt=0)
+    made[5].GantryDetectorTilt = 12
+    assert "GantryDetectorTilt is 12°" in notes(made, tmp_path)
+
+
 @pytest.mark.parametrize("position", ["HFS", "HFP", "FFS", "FFP", "HFDR", "FFDL", ""])
 def test_the_position_of_the_patient_flips_nothing(tmp_path: Path, position: str) -> None:
     """ImageOrientationPatient holds the patient's position already."""
@@ -223,6 +229,12 @@ def test_slices_of_one_value_and_copies_are_noted(tmp_path: Path) -> None:
 def test_lossy_compression_is_noted(tmp_path: Path) -> None:
     assert "compressed with loss" in notes(series(POSITIONS, LossyImageCompression="01"), tmp_path / "lossy")
     assert "compressed with loss" not in notes(series(POSITIONS, LossyImageCompression="00"), tmp_path / "lossless")
+
+
+def test_unsigned_pixels_that_are_signed_are_noted(tmp_path: Path) -> None:
+    made = rewritten(series(POSITIONS), lambda stored: stored - 1400, PixelRepresentation=0)
+    volume = read_volume(write(tmp_path, made))
+    assert any("is PixelRepresentation right?" in note for note in volume.notes)
 
 
 def test_monochrome1_is_noted_and_not_inverted(tmp_path: Path) -> None:

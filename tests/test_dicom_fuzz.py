@@ -103,14 +103,14 @@ def fuzz(folder: Path, seeds: range) -> dict[str, int]:
 
 @pytest.mark.filterwarnings("error")
 def test_damaged_series_are_refused_or_lie_right(tmp_path: Path) -> None:
-    counts = fuzz(tmp_path / "series", range(60))
+    counts = fuzz(tmp_path / "series", range(50))
     assert min(counts.values()) > 8, counts  # the damage is neither always fatal nor always harmless
 
 
 @pytest.mark.long
 @pytest.mark.filterwarnings("error")
 @pytest.mark.timeout(3600)
-def test_three_thousand_damaged_series(tmp_path: Path) -> None:
-    counts = fuzz(tmp_path / "series", range(1_000, 4_000))
-    print(f"3,000 damaged series: {counts}")
-    assert sum(counts.values()) == 3_000
+def test_fifteen_hundred_damaged_series(tmp_path: Path) -> None:
+    counts = fuzz(tmp_path / "series", range(1_000, 2_500))
+    print(f"1,500 damaged series: {counts}")
+    assert sum(counts.values()) == 1_500

@@ -62,6 +62,18 @@ def test_a_file_of_an_archive(tmp_path: Path) -> None:
     refused(folder, "1 slice cannot be read: 007.dcm.gz (compressed as a whole", "")
 
 
+def test_an_archive_named_like_a_slice(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "s.dcm", "w") as archive:
+        archive.writestr("001.dcm", "x")
+    refused(tmp_path, "s.dcm (a ZIP archive)", "unpack it")
+
+
+def test_slices_in_folders_beside_slices_are_noted(tmp_path: Path) -> None:
+    write(tmp_path, series(POSITIONS[:4])), write(tmp_path / "rest", series(POSITIONS[4:]))
+    notes = read_volume(tmp_path).notes
+    assert any("1 folders inside hold DICOM files, too, which are not read: rest" in note for note in notes)
+
+
 @pytest.mark.parametrize("name", ["ct.nii.gz", "ct.nrrd", "ct.mha", "ct.dcm"])
 def test_pointers_and_web_pages(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(POINTER)

@@ -17,6 +17,7 @@ _UNITS = (10.0, 100.0, 1000.0)
 _NEAR, _TIMES_THICKER = 0.7, 8.0
 _NEAREST, _TIMES_LARGER = 0.25, 3.0
 _LARGEST_TILT_ERROR = 1.0
+_LARGEST_HU = 32_767.0
 
 
 def check_units(slices: Sequence[Slice], where: Path) -> None:
@@ -74,10 +75,11 @@ def contradictions(slices: Sequence[Slice], layout: Layout) -> list[str]:
         )
     if len({image.thickness for image in slices}) > 1:
         notes.append("SliceThickness differs between slices; only positions are used")
-    tilt = abs(first.gantry_tilt or 0.0)
-    if several and abs(tilt - layout.tilt) > _LARGEST_TILT_ERROR and first.gantry_tilt is not None:
+    tilts = [image.gantry_tilt for image in slices if image.gantry_tilt is not None]
+    tilt = max(tilts, key=lambda angle: abs(abs(angle) - layout.tilt), default=layout.tilt)
+    if several and abs(abs(tilt) - layout.tilt) > _LARGEST_TILT_ERROR:
         notes.append(
-            f"GantryDetectorTilt is {first.gantry_tilt:.4g}°, but by the positions of the slices the tilt is "
+            f"GantryDetectorTilt is {tilt:.4g}°, but by the positions of the slices the tilt is "
             f"{layout.tilt:.1f}°; the positions are used"
         )
     expected = first.header.acquisition_images
@@ -107,6 +109,8 @@ def doubtful_slices(array: np.ndarray) -> list[str]:
             f"{sum(one_value)} slices have one value everywhere, as slice {first + 1}, {array[first].flat[0]:.4g} HU: "
             "their pixels may be lost"
         )
+    if array.max() > _LARGEST_HU:
+        notes.append(f"values reach {array.max():,.0f} HU, more than any metal: is PixelRepresentation right?")
     if repeated:
         notes.append(f"{repeated} slices have the same pixels as the slice before, at another place: was one copied?")
     return notes

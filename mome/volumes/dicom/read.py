@@ -10,6 +10,7 @@ import numpy as np
 from mome.errors import InputError
 from mome.volumes.check import checked_volume
 from mome.volumes.dicom.contradictions import check_units, contradictions, doubtful_slices, missing_parts
+from mome.volumes.dicom.elements import printable
 from mome.volumes.dicom.files import DicomFiles, UnusableFile, folder_files, read_files
 from mome.volumes.dicom.geometry import Layout, lay_out
 from mome.volumes.dicom.headers import require_pydicom
@@ -28,8 +29,8 @@ from mome.volumes.dicom.planes import (
 from mome.volumes.dicom.slices import Slice
 from mome.volumes.dicom.stacks import choose_stack, stacks_of
 from mome.volumes.grid import Volume
-from mome.volumes.other_files import no_scan_in
-from mome.volumes.scan_files import ENDINGS_HINT
+from mome.volumes.other_files import no_scan_in, other_kind
+from mome.volumes.scan_files import ENDINGS_HINT, is_dicom_folder, listed
 
 _MOST_NAMED = 5
 # The share of padding above which its value is doubted; a round field of view leaves 21 % of a square (our choice).
@@ -72,6 +73,10 @@ def read_dicom(path: Path, options: DicomOptions = DEFAULT_DICOM, *, frame: int 
     if elsewhere:
         named = ", ".join(elsewhere[:_MOST_NAMED]) + (", …" if len(elsewhere) > _MOST_NAMED else "")
         notes.append(f"{len(elsewhere)} damaged files name another series in their headers and are not read: {named}")
+    below = [folder.name for folder in listed(path) if is_dicom_folder(folder)] if path.is_dir() else []
+    if below:
+        named = ", ".join(printable(name) for name in below[:_MOST_NAMED])
+        notes.append(f"{len(below)} folders inside hold DICOM files, too, which are not read: {named}")
     if not stack.header.series_uid:
         notes.append("the slices have no SeriesInstanceUID: all with one SeriesNumber are taken for one series")
     if files.objects:
@@ -223,10 +228,11 @@ def _nothing_to_read(files: DicomFiles, path: Path) -> InputError:
         )
     if files.damaged:
         file = files.damaged[0]
+        other = other_kind(path / file.name) if path.is_dir() else None
         return InputError(
             f"no DICOM image can be read: {file.name} ({file.reason})",
             where=str(path),
-            hint="copy or export the series again",
+            hint=other[1] if other is not None else "copy or export the series again",
         )
     if files.objects:
         kinds = ", ".join(sorted(files.objects))
