@@ -53,9 +53,10 @@ def read_volume(
     Raises:
         InputError: The file is missing, not a regular file, of another format, truncated, 2-D or in colour; its
             compressed stream fails its checksum; it holds several volumes and `frame` is None; its affine is damaged
-            or cannot be inverted; it names a data file outside its folder; it is too large (`mome.volumes.sizes`); or
-            its values cannot be HU (`mome.volumes.hounsfield`). `mome.volumes.dicom.read` lists what is refused of
-            DICOM.
+            or cannot be inverted; it names a data file outside its folder; it is an archive, a
+            pointer of Git LFS or a web page (`mome.volumes.other_files`); a DICOM series is asked for and it is not
+            DICOM; it is too large (`mome.volumes.sizes`); or its values cannot be HU (`mome.volumes.hounsfield`).
+            `mome.volumes.dicom.read` lists what is refused of DICOM.
     """
     path = Path(path)
     check_no_other_kind(path)

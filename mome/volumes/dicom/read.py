@@ -51,8 +51,9 @@ def read_dicom(path: Path, options: DicomOptions = DEFAULT_DICOM, *, frame: int 
 
     Raises:
         InputError: There is no CT, or there are several series and none is chosen; a slice is damaged or does not say
-            where it lies; slices are shifted in their plane; there is a gap that could hide a structure; values are not
-            HU; or a package is not installed.
+            where it lies; slices are shifted in their plane; there is a gap that could hide a structure; images at one
+            place differ and no phase is chosen; slices of several acquisitions take turns; lengths are not in mm; the
+            patient is an animal; values are not HU; or a package is not installed.
     """
     require_pydicom(str(path))
     files = read_files(folder_files(path) if path.is_dir() else [path])
