@@ -111,6 +111,7 @@ def fuzz(folder: Path, seeds: range, measured: int = 1) -> dict[str, int]:
 @pytest.mark.filterwarnings("error")
 def test_damaged_series_are_refused_or_lie_right(tmp_path: Path) -> None:
     counts = fuzz(tmp_path / "series", range(30, 80), measured=4)
+    assert fuzz(tmp_path / "series", range(2_091, 2_092))["refused"] == 1  # pixels of 1e-300 mm
     assert min(counts.values()) > 8, counts  # the damage is neither always fatal nor always harmless
 
 

@@ -168,4 +168,5 @@ def _orientation(dataset: Any) -> np.ndarray | None:
 
 def _pixel_spacing(dataset: Any) -> np.ndarray | None:
     values = numbers(dataset, "PixelSpacing", 2)
-    return None if values is None or values.min() <= 0 else values
+    # Outside these limits, in mm, no CT has its pixels, and products of spacings underflow or overflow.
+    return None if values is None or values.min() < 1e-3 or values.max() > 1e3 else values
