@@ -7,7 +7,7 @@ from pathlib import Path
 from mome.errors import InputError
 
 # Every pointer begins with this line (git-lfs specification, version 1).
-_FIRST_LINE = b"version https://git-lfs.github.com/spec/"
+POINTER_START = b"version https://git-lfs.github.com/spec/"
 _MOST_BYTES = 1024  # the specification's limit of a pointer
 
 
@@ -22,7 +22,7 @@ def refuse_pointer(path: str | Path) -> None:
         if not path.is_file() or path.stat().st_size > _MOST_BYTES:
             return
         with path.open("rb") as file:
-            is_pointer = file.read(len(_FIRST_LINE)) == _FIRST_LINE
+            is_pointer = file.read(len(POINTER_START)) == POINTER_START
     except OSError:
         return  # reading the file raises the error in its own words
     if is_pointer:

@@ -194,7 +194,7 @@ def _check_plausible(processor: MoMEProcessor, where: str) -> None:
     """Checks settings that were read from a file, which may be damaged, for values that no CT segmenter has.
 
     Raises:
-        InputError: A voxel is shorter than 0.1 mm or longer than 30 mm; the HU window is narrower than 10 HU, wider
+        InputError: A voxel is shorter than 0.1 mm or longer than 30 mm; the HU window is narrower than 1 HU, wider
             than 20,000 HU or outside the range of CT (−1024 to 3071 HU); or the padding is outside ±32768 HU. The
             limits are our choice.
     """
@@ -206,7 +206,7 @@ def _check_plausible(processor: MoMEProcessor, where: str) -> None:
             hint="is the file damaged? MoMEProcessor.from_pretrained(…, spacing=[1.5, 1.5, 1.5]) replaces it",
         )
     low, high = processor.hu_window
-    if not 10 <= high - low <= 20_000 or high <= -1024 or low >= 3071:
+    if not 1 <= high - low <= 20_000 or high <= -1024 or low >= 3071:
         raise InputError(
             f"the hu_window {processor.hu_window} is none of a CT segmenter",
             where=where,

@@ -227,6 +227,9 @@ def test_bad_files_are_said_to_be_bad(tmp_path: Path) -> None:
 def test_frames_and_strange_numbers(tmp_path: Path) -> None:
     four = np.stack([np.full((3, 3, 3), v, np.float32) for v in (-5, 7)], -1)
     assert read_volume(save(tmp_path / "f.nii.gz", four), frame=1).array.max() == 7
+    for frame in (99, -1):
+        with pytest.raises(InputError, match="the scan is one volume"):
+            read_volume(save(tmp_path / "three.nii.gz", four[..., 0]), frame=frame)
     odd = np.full((3, 3, 3), 40, np.float32)
     odd[0, 0, 0], odd[0, 0, 1], odd[0, 0, 2] = np.nan, np.inf, -np.inf
     odd[1, 1, 1] = -500

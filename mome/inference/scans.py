@@ -8,6 +8,7 @@ from pathlib import Path
 from mome.errors import InputError
 from mome.volumes import read_label_table
 from mome.volumes.mask_names import file_part
+from mome.volumes.other_files import series_hint
 from mome.volumes.scan_files import DICOM_ENDINGS, ENDINGS_HINT, is_dicom_folder, is_nifti, listed, scans_in, stem
 
 
@@ -47,9 +48,9 @@ def _scans_of_folder(folder: Path) -> list[Path]:
         return [folder]
     if not scans and (volumes or not files):
         what = "the folder holds masks only, no scans" if volumes else "the folder holds no scans"
-        has_series = any(map(is_dicom_folder, listed(folder)))
-        hint = f"DICOM series are in its folders: {folder}/*" if has_series else ENDINGS_HINT
-        raise InputError(what, where=str(folder), hint=hint)
+        if any(map(is_dicom_folder, listed(folder))):
+            raise InputError(what, where=str(folder), hint=f"DICOM series are in its folders: {folder}/*")
+        raise InputError(what, where=str(folder), hint=series_hint(folder) or ENDINGS_HINT)
     return scans or [folder]
 
 

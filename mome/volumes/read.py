@@ -17,6 +17,7 @@ from mome.volumes.metaimage import read_metaimage
 from mome.volumes.nifti import read_nifti
 from mome.volumes.not_ct import refuse_not_ct
 from mome.volumes.nrrd import read_nrrd
+from mome.volumes.other_files import check_no_other_kind
 from mome.volumes.scan_files import (
     APPLE_DOUBLE,
     DICOM_ENDINGS,
@@ -54,16 +55,25 @@ def read_volume(
     Raises:
         InputError: The file is missing, not a regular file, of another format, truncated, 2-D or in colour; its
             compressed stream fails its checksum; it holds several volumes and `frame` is None; its affine is damaged
-            or cannot be inverted; it names a data file outside its folder; it is too large (`mome.volumes.sizes`); its
-            header says that it is no CT (`mome.volumes.not_ct`); or its values cannot be HU
+            or cannot be inverted; it names a data file outside its folder; it is an archive, a pointer of Git LFS or a
+            web page (`mome.volumes.other_files`); a DICOM series is asked for and it is not DICOM; it is too large
+            (`mome.volumes.sizes`); its header says that it is no CT (`mome.volumes.not_ct`); or its values cannot be HU
             (`mome.volumes.hounsfield`). `mome.volumes.dicom.read` lists what is refused of DICOM.
     """
     path = Path(path)
+    check_no_other_kind(path)
     is_dicom = path.suffix.lower() in DICOM_ENDINGS or (scan_ending(path) is None and has_dicom_prefix(path))
     if path.is_dir() or (is_dicom and path.is_file()):
         from mome.volumes.dicom.read import read_dicom
 
         return read_dicom(path, dicom, frame=frame)
+    if dicom.series is not None:
+        _check_readable(path)
+        raise InputError(
+            f"there is no series {str(dicom.series)[:64]!r}: the file holds one scan and is not DICOM",
+            where=str(path),
+            hint="leave out --series (in Python DicomOptions.series)",
+        )
     stored = read_stored(path, frame=frame)
     notes = stored.notes
     if stored.not_ct is not None:

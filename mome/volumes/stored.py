@@ -79,7 +79,7 @@ def three_dimensions(array: np.ndarray, path: Path, frame: int | None) -> np.nda
     Args:
         array: Two or more dimensions.
         path: The file that errors name.
-        frame: The volume, from 0; it may be None where there is one only. A 3-D array ignores it.
+        frame: The volume, from 0; it may be None where there is one only. A 3-D array has the frame 0.
 
     Raises:
         SeveralVolumes: There are several volumes and `frame` is None.
@@ -87,6 +87,8 @@ def three_dimensions(array: np.ndarray, path: Path, frame: int | None) -> np.nda
     """
     while array.ndim > 4 and array.shape[-1] == 1:
         array = array[..., 0]
+    if array.ndim == 3:
+        check_only_frame(frame, path)
     if array.ndim == 4:
         count = array.shape[3]
         if frame is None and count > 1:
@@ -108,3 +110,15 @@ def three_dimensions(array: np.ndarray, path: Path, frame: int | None) -> np.nda
             hint="give the whole stack of slices",
         )
     return array
+
+
+def check_only_frame(frame: int | None, path: Path) -> None:
+    """Checks the frame that was asked of a scan of one volume; 0 may be asked of every scan of a folder.
+
+    Raises:
+        InputError: It is neither None nor 0.
+    """
+    if frame not in (None, 0):
+        raise InputError(
+            f"frame {frame} does not exist: the scan is one volume", where=str(path), hint="leave out --frame"
+        )

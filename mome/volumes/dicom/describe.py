@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mome.errors import InputError
+from mome.volumes.dicom.contradictions import check_units
 from mome.volumes.dicom.files import folder_files, read_files
 from mome.volumes.dicom.geometry import lay_out
 from mome.volumes.dicom.headers import require_pydicom
@@ -53,6 +54,7 @@ def _describe(number: int, stack: Stack, folder: Path) -> dict[str, Any]:
     if reason is not None:
         notes.append(reason)
     try:
+        check_units(stack.slices, folder)
         layout = lay_out(stack.slices, folder)
     except InputError as error:
         notes.append(error.what)

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mome.errors import InputError
+from mome.git_lfs import POINTER_START
 from mome.volumes.dicom.elements import printable
 from mome.volumes.dicom.headers import DamagedFile, ImageHeader, read_header
 from mome.volumes.dicom.kinds import reason_not_ct
 from mome.volumes.dicom.quiet import quiet_decoders
 from mome.volumes.dicom.slices import Slice, slices_of
+from mome.volumes.other_files import is_compressed_slice, other_kind
 from mome.volumes.scan_files import DICOM_ENDINGS, has_dicom_prefix
 
 # Files that DICOM media and operating systems put beside the images.
@@ -58,7 +60,9 @@ def read_files(paths: list[Path]) -> DicomFiles:
     endings = {_ending(path) for path in paths if has_dicom_prefix(path)} | set(DICOM_ENDINGS)
     with quiet_decoders():
         for path in paths:
-            if has_dicom_prefix(path) or (_ending(path) in endings and _could_be_a_slice(path)):
+            if is_compressed_slice(path):
+                found.damaged.append(UnusableFile(printable(path.name, 200), "compressed as a whole: decompress it"))
+            elif has_dicom_prefix(path) or (_ending(path) in endings and _could_be_a_slice(path)):
                 _read_file(path, found)
     return found
 
@@ -87,6 +91,9 @@ def _read_file(path: Path, found: DicomFiles) -> None:
     try:
         if not path.is_file():
             raise DamagedFile("no regular file")
+        other = other_kind(path)
+        if other is not None:
+            raise DamagedFile(other[0])
         header, dataset = read_header(path)
         series = header.series_uid
         not_ct = reason_not_ct(header)
@@ -100,8 +107,13 @@ def _read_file(path: Path, found: DicomFiles) -> None:
             return
         if header.is_truncated or not header.has_pixels:
             raise DamagedFile("truncated")
+        if header.is_too_long:
+            raise DamagedFile("more pixels than its header says")
         if min(header.rows, header.columns) < 1:
             raise DamagedFile("its header gives no size")
+        allocated, stored, high = header.bits
+        if not 1 <= stored <= high + 1 <= allocated:
+            raise DamagedFile(f"BitsAllocated {allocated}, BitsStored {stored}, HighBit {high}: a contradiction")
         slices = slices_of(header, dataset)
     except DamagedFile as error:
         found.damaged.append(UnusableFile(printable(path.name, 200), str(error), series))
@@ -129,4 +141,5 @@ def _could_be_a_slice(path: Path) -> bool:
             start = file.read(512)
     except OSError:
         return True  # Reading its header says what is wrong.
-    return not all(byte in b"\t\n\r\f" or 32 <= byte < 127 for byte in start) or not start
+    is_text = all(byte in b"\t\n\r\f" or 32 <= byte < 127 for byte in start)
+    return not is_text or not start or start.startswith(POINTER_START)

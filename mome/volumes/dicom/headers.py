@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mome.errors import InputError
+from mome.volumes.dicom.bounded import BoundedFile
 from mome.volumes.dicom.elements import integer, printable
 
 # Attributes that are read only to recognise them in the description of a series. They are not kept.
@@ -43,18 +44,32 @@ _KEYWORDS = (
     "SeriesDescription",
     "AcquisitionNumber",
     "TemporalPositionIdentifier",
+    "AcquisitionTime",
     "ContentTime",
+    "TriggerTime",
+    "NominalPercentageOfCardiacPhase",
+    "KVP",
+    "ImagesInAcquisition",
+    "ConcatenationUID",
+    "InConcatenationNumber",
+    "InConcatenationTotalNumber",
     "InstanceNumber",
     "ImagePositionPatient",
     "ImageOrientationPatient",
     "PixelSpacing",
     "SliceThickness",
+    "SpacingBetweenSlices",
+    "GantryDetectorTilt",
+    "ReconstructionDiameter",
+    "AnatomicalOrientationType",
     "Rows",
     "Columns",
     "NumberOfFrames",
     "SamplesPerPixel",
     "PhotometricInterpretation",
     "BitsAllocated",
+    "BitsStored",
+    "HighBit",
     "PixelRepresentation",
     "PixelPaddingValue",
     "PixelPaddingRangeLimit",
@@ -62,6 +77,7 @@ _KEYWORDS = (
     "RescaleIntercept",
     "RescaleType",
     "ModalityLUTSequence",
+    "LossyImageCompression",
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
     *_IDENTIFYING,
@@ -87,9 +103,16 @@ class ImageHeader:
         columns: Pixels along a row.
         frames: Number of frames.
         padding: The lowest and the highest stored value that marks pixels outside the image, or None.
+        bits: BitsAllocated, BitsStored and HighBit; the last is BitsStored − 1 where it is missing.
+        is_animal: Whether AnatomicalOrientationType says that the axes are those of a quadruped.
+        concatenation: ConcatenationUID, InConcatenationNumber and InConcatenationTotalNumber of a part of a multi-frame
+            image that was split into several files, or None.
+        acquisition_images: ImagesInAcquisition, or None.
         origin: A hash of patient, study, frame of reference and reconstruction kernel; slices of one volume share it.
+        is_lossy: Whether LossyImageCompression says that the pixels were compressed with loss.
         has_pixels: Whether pixel data follow the header.
         is_truncated: Whether the file ends before its pixel data do.
+        is_too_long: Whether uncompressed pixel data are longer, by a row or more, than the size of the image.
     """
 
     file: Path
@@ -104,9 +127,15 @@ class ImageHeader:
     columns: int
     frames: int
     padding: tuple[int, int] | None
+    bits: tuple[int, int, int]
+    is_animal: bool
+    concatenation: tuple[str, int, int] | None
+    acquisition_images: int | None
     origin: str
+    is_lossy: bool
     has_pixels: bool
     is_truncated: bool
+    is_too_long: bool
 
 
 class DamagedFile(Exception):
@@ -146,7 +175,7 @@ def read_header(path: Path) -> tuple[ImageHeader, Any]:
     if size == 0:
         raise DamagedFile("0 bytes")
     try:
-        with open(path, "rb") as file:
+        with BoundedFile(path) as file:
             dataset = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=list(_KEYWORDS))
             header = _image_header(path, dataset, *_pixel_data(file, size, dataset))
     except Exception as error:  # pydicom raises errors of many types for damaged files
@@ -156,8 +185,8 @@ def read_header(path: Path) -> tuple[ImageHeader, Any]:
     return header, dataset
 
 
-def _pixel_data(file: Any, size: int, dataset: Any) -> tuple[bool, bool]:
-    """Says whether pixel data follow the header, and whether the header or the pixel data end too early.
+def _pixel_data(file: Any, size: int, dataset: Any) -> tuple[bool, bool, bool]:
+    """Says whether pixel data follow the header, whether the file ends too early, and whether pixel data are too long.
 
     Args:
         file: The open file, at the place where the header ended.
@@ -165,22 +194,24 @@ def _pixel_data(file: Any, size: int, dataset: Any) -> tuple[bool, bool]:
         dataset: The header.
     """
     if str(getattr(dataset, "file_meta", {}).get("TransferSyntaxUID")) == _DEFLATED:
-        return True, False  # The whole file was inflated in memory, so the place in the file says nothing.
+        return True, False, False  # The whole file was inflated in memory; the place in the file says nothing.
     start = file.tell()
     element = file.read(12)
     if len(element) < 12:
         # An element that is skipped by its length ends beyond the end of a truncated file; one that is read is short.
         short = any(_is_short(dataset.get_item(tag)) for tag in dataset.keys())
-        return False, start > size or len(element) > 0 or short
+        return False, start > size or len(element) > 0 or short, False
     is_implicit, is_little = dataset.original_encoding
     encoding = "<I" if is_little else ">I"
     length = struct.unpack(encoding, element[4:8] if is_implicit else element[8:12])[0]
     header_length = 8 if is_implicit else 12
     if length == _UNDEFINED_LENGTH:
-        return True, False
+        return True, False, False
     pixels = [integer(dataset, keyword) or 1 for keyword in ("Rows", "Columns", "NumberOfFrames")]
-    expected = math.prod(pixels) * ((integer(dataset, "BitsAllocated") or 8) // 8)
-    return True, start + header_length + length > size or length < expected
+    pixel = (integer(dataset, "BitsAllocated") or 8) // 8
+    expected, row = math.prod(pixels) * pixel, pixels[1] * pixel
+    is_truncated = start + header_length + length > size or length < expected
+    return True, is_truncated, not is_truncated and length >= expected + max(row, 2)
 
 
 def _is_short(element: Any) -> bool:
@@ -195,7 +226,7 @@ def _origin(dataset: Any) -> str:
     return hashlib.sha256(repr([str(dataset.get(key) or "") for key in keys]).encode()).hexdigest()
 
 
-def _image_header(path: Path, dataset: Any, has_pixels: bool, is_truncated: bool) -> ImageHeader:
+def _image_header(path: Path, dataset: Any, has_pixels: bool, is_truncated: bool, is_too_long: bool) -> ImageHeader:
     meta = getattr(dataset, "file_meta", {})
     return ImageHeader(
         file=path,
@@ -210,10 +241,31 @@ def _image_header(path: Path, dataset: Any, has_pixels: bool, is_truncated: bool
         columns=integer(dataset, "Columns") or 0,
         frames=max(1, integer(dataset, "NumberOfFrames") or 1),
         padding=_padding(dataset),
+        bits=_bits(dataset),
+        is_animal=printable(dataset.get("AnatomicalOrientationType")).upper() == "QUADRUPED",
+        concatenation=_concatenation(dataset),
+        acquisition_images=integer(dataset, "ImagesInAcquisition"),
         origin=_origin(dataset),
+        is_lossy=str(dataset.get("LossyImageCompression") or "").strip() == "01",
         has_pixels=has_pixels,
         is_truncated=is_truncated,
+        is_too_long=is_too_long,
     )
+
+
+def _bits(dataset: Any) -> tuple[int, int, int]:
+    allocated = integer(dataset, "BitsAllocated") or 16
+    stored = integer(dataset, "BitsStored")
+    stored = allocated if stored is None else stored
+    high = integer(dataset, "HighBit")
+    return allocated, stored, stored - 1 if high is None else high
+
+
+def _concatenation(dataset: Any) -> tuple[str, int, int] | None:
+    if not dataset.get("ConcatenationUID"):
+        return None
+    number, total = integer(dataset, "InConcatenationNumber"), integer(dataset, "InConcatenationTotalNumber")
+    return str(dataset.ConcatenationUID), number or 1, total or 0
 
 
 def _description(dataset: Any) -> str:

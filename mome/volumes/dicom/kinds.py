@@ -16,7 +16,14 @@ _CT_CLASSES = (
 )
 
 # Words of ImageType for images whose values are maxima, minima or sums over slices (DICOM PS3.3 C.8.2.1.1.1).
-_PROJECTIONS = ("MIP", "MINIP", "MIN_IP", "PROJECTION IMAGE")
+_PROJECTIONS = ("MIP", "MINIP", "MIN_IP", "MAX_IP", "MAXIMUM", "MINIMUM", "PROJECTION IMAGE")
+# Words for pictures and for values that are not HU: of the scanner's screen and renderings, and of computed images and
+# materials (DICOM PS3.3 C.8.16.1.4 and C.8.15.2.1.1.1).
+_NO_HU = (
+    "SCREEN SAVE", "VOLUME_RENDER", "SURFACE_RENDER", "VRT", "SUBTRACTION", "DIVISION", "MULTIPLICATION",
+    "STD_DEVIATION", "QUANTITY", "MAT_SPECIFIC", "MAT_FRACTIONAL", "MAT_VALUE_BASED", "EFF_ATOMIC_NUM",
+    "ELECTRON_DENSITY",
+)  # fmt: skip
 
 
 def reason_not_ct(header: ImageHeader) -> str | None:
@@ -39,12 +46,18 @@ def reason_not_hu(slices: Sequence[Slice]) -> str | None:
     projections = {word for image in slices for word in image.image_type if word.upper() in _PROJECTIONS}
     if projections:
         return f"it is a projection over several slices ({', '.join(sorted(projections))[:40]})"
+    words = {word for image in slices for word in image.image_type if word in _NO_HU}
+    if words:
+        return f"ImageType says {', '.join(sorted(words))[:60]}"
     types = {image.rescale_type for image in slices} - {"HU", "HU_MOD", "US"}
     if types:
         return f"its values are not HU but {', '.join(sorted(types))[:40]}"
     if any(image.has_lookup_table for image in slices):
         return "a lookup table instead of a slope and an intercept converts its values"
-    return "its rescale slope is 0" if any(image.slope == 0 for image in slices) else None
+    slopes = [image.slope for image in slices if image.slope is not None]
+    if 0 in slopes:
+        return "its rescale slope is 0"
+    return "its rescale slope is negative" if slopes and min(slopes) < 0 else None
 
 
 def _class_name(header: ImageHeader) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from mome.errors import InputError
+from mome.volumes.dicom.bits import foreign_bits, stored_values
+from mome.volumes.dicom.bounded import BoundedFile
 from mome.volumes.dicom.decoder import DecoderProcess, choose_plugin
 from mome.volumes.dicom.elements import integer, printable
 from mome.volumes.dicom.planes import AIR
@@ -34,7 +36,7 @@ _JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
 _RLE = "1.2.840.10008.1.2.5"
 
 
-def read_pixels(slices: Sequence[Slice]) -> tuple[np.ndarray, dict[int, str], int]:
+def read_pixels(slices: Sequence[Slice]) -> tuple[np.ndarray, dict[int, str], int, int]:
     """Decodes slices of one size.
 
     Args:
@@ -42,10 +44,10 @@ def read_pixels(slices: Sequence[Slice]) -> tuple[np.ndarray, dict[int, str], in
 
     Returns:
         HU (slices, rows, columns) as float32; index of each damaged slice → what is wrong with it; the number of
-        pixels that held the padding value and are air now.
+        pixels that held the padding value and are air now; the number of pixels with bits that belong to no value.
 
     Raises:
-        InputError: The package that decodes the pixels is not installed.
+        InputError: The package that decodes the pixels is not installed, or HighBit contradicts the pixels.
     """
     header = slices[0].header
     array = np.empty((len(slices), header.rows, header.columns), dtype=np.float32)
@@ -53,24 +55,25 @@ def read_pixels(slices: Sequence[Slice]) -> tuple[np.ndarray, dict[int, str], in
     for index, image in enumerate(slices):
         by_file.setdefault(image.header.file, []).append(index)
     damaged: dict[int, str] = {}
-    padded = 0
+    padded = foreign = 0
     with DecoderProcess((header.rows, header.columns)) as process, quiet_decoders():
         for indices in by_file.values():
             done = 0
             try:
                 frames = _decoded([slices[index] for index in indices], process)
                 for index, stored in zip(indices, frames, strict=True):
-                    padded += _store_hu(array[index], stored, slices[index])
+                    counts = _store_hu(array[index], stored, slices[index])
+                    padded, foreign = padded + counts[0], foreign + counts[1]
                     done += 1
             except InputError:
                 raise
             except Exception:  # pydicom raises errors of many types for damaged data
                 damaged.update(dict.fromkeys(indices[done:], "truncated or damaged pixels"))
-    return array, damaged, padded
+    return array, damaged, padded, foreign
 
 
-def _store_hu(out: np.ndarray, stored: tuple[np.ndarray, np.ndarray], image: Slice) -> int:
-    """Writes HU into `out` and returns the number of padded pixels.
+def _store_hu(out: np.ndarray, stored: tuple[np.ndarray, np.ndarray], image: Slice) -> tuple[int, int]:
+    """Writes HU into `out` and returns the numbers of padded pixels and of pixels with bits that belong to no value.
 
     Args:
         out: (rows, columns) float32.
@@ -83,12 +86,13 @@ def _store_hu(out: np.ndarray, stored: tuple[np.ndarray, np.ndarray], image: Sli
     out[:] = values
     out *= 1.0 if image.slope is None else image.slope
     out += image.intercept or 0.0
-    if image.header.padding is None:
-        return 0
-    low, high = image.header.padding
-    padding = ((raw >= low) & (raw <= high)) | ((values >= low) & (values <= high))
-    out[padding] = AIR
-    return int(padding.sum())
+    padding = np.zeros(out.shape, dtype=bool)
+    if image.header.padding is not None:
+        low, high = image.header.padding
+        padding = ((raw >= low) & (raw <= high)) | ((values >= low) & (values <= high))
+        out[padding] = AIR
+    foreign = 0 if raw is values else foreign_bits(raw[~padding], image.header.bits)
+    return int(padding.sum()), foreign
 
 
 def _decoded(slices: Sequence[Slice], process: DecoderProcess) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -96,16 +100,23 @@ def _decoded(slices: Sequence[Slice], process: DecoderProcess) -> Iterator[tuple
     import pydicom
 
     file, frames = slices[0].header.file, [image.frame for image in slices]
-    dataset = pydicom.dcmread(file, force=True)
+    bits = slices[0].header.bits
+    with BoundedFile(file) as opened:
+        dataset = pydicom.dcmread(opened, force=True)
     syntax = _transfer_syntax(dataset)
     decoder = _decoder(syntax, dataset, file)
     if syntax.is_encapsulated and str(syntax) != _RLE:
+        if bits[2] + 1 != bits[1]:
+            raise InputError(
+                f"the pixels are compressed, and HighBit {bits[2]} contradicts BitsStored {bits[1]}",
+                where=str(file),
+                hint="export the series again, uncompressed",
+            )
         for values in process.decode(file, frames, choose_plugin(decoder.available_plugins)):
             yield values, values
         return
-    is_native = not syntax.is_encapsulated
-    for raw, _ in decoder.iter_array(dataset, indices=frames, raw=True, correct_unused_bits=not is_native):
-        yield raw, _without_unused_bits(raw, dataset) if is_native else raw
+    for raw, _ in decoder.iter_array(dataset, indices=frames, raw=True, correct_unused_bits=False):
+        yield raw, stored_values(raw, bits, dataset, file)
 
 
 def _decoder(syntax: Any, dataset: Any, file: Path) -> Any:
@@ -149,9 +160,3 @@ def _transfer_syntax(dataset: Any) -> Any:
     if is_implicit:
         return ImplicitVRLittleEndian
     return ExplicitVRLittleEndian if is_little else ExplicitVRBigEndian
-
-
-def _without_unused_bits(raw: np.ndarray, dataset: Any) -> np.ndarray:
-    """Returns values whose bits above BitsStored, where old files keep overlays, repeat the sign or are 0."""
-    unused = int(dataset.BitsAllocated) - int(dataset.BitsStored)
-    return raw if unused <= 0 else (raw << unused) >> unused

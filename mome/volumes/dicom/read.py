@@ -9,11 +9,14 @@ import numpy as np
 
 from mome.errors import InputError
 from mome.volumes.check import checked_volume
+from mome.volumes.dicom.contradictions import check_units, contradictions, doubtful_slices, missing_parts
+from mome.volumes.dicom.elements import printable
 from mome.volumes.dicom.files import DicomFiles, UnusableFile, folder_files, read_files
 from mome.volumes.dicom.geometry import Layout, lay_out
 from mome.volumes.dicom.headers import require_pydicom
 from mome.volumes.dicom.kinds import reason_not_hu
 from mome.volumes.dicom.options import DEFAULT_DICOM, DicomOptions
+from mome.volumes.dicom.phases import check_one_acquisition, one_per_place
 from mome.volumes.dicom.pixels import read_pixels
 from mome.volumes.dicom.planes import (
     MOST_VOXELS,
@@ -26,9 +29,12 @@ from mome.volumes.dicom.planes import (
 from mome.volumes.dicom.slices import Slice
 from mome.volumes.dicom.stacks import choose_stack, stacks_of
 from mome.volumes.grid import Volume
-from mome.volumes.scan_files import ENDINGS_HINT
+from mome.volumes.other_files import no_scan_in, other_kind
+from mome.volumes.scan_files import ENDINGS_HINT, is_dicom_folder, listed
 
 _MOST_NAMED = 5
+# The share of padding above which its value is doubted; a round field of view leaves 21 % of a square (our choice).
+_MUCH_PADDING = 0.6
 
 
 def read_dicom(path: Path, options: DicomOptions = DEFAULT_DICOM, *, frame: int | None = None) -> Volume:
@@ -45,8 +51,9 @@ def read_dicom(path: Path, options: DicomOptions = DEFAULT_DICOM, *, frame: int 
 
     Raises:
         InputError: There is no CT, or there are several series and none is chosen; a slice is damaged or does not say
-            where it lies; slices are shifted in their plane; there is a gap that could hide a structure; values are not
-            HU; or a package is not installed.
+            where it lies; slices are shifted in their plane; there is a gap that could hide a structure; images at one
+            place differ and no phase is chosen; slices of several acquisitions take turns; lengths are not in mm; the
+            patient is an animal; values are not HU; or a package is not installed.
     """
     require_pydicom(str(path))
     files = read_files(folder_files(path) if path.is_dir() else [path])
@@ -63,6 +70,16 @@ def read_dicom(path: Path, options: DicomOptions = DEFAULT_DICOM, *, frame: int 
         file for file in files.damaged + files.unplaced if file.series_uid in (None, "", stack.header.series_uid)
     ]
     notes += _left_out(unusable, options, path)
+    elsewhere = [file.name for file in files.damaged + files.unplaced if file not in unusable]
+    if elsewhere:
+        named = ", ".join(elsewhere[:_MOST_NAMED]) + (", …" if len(elsewhere) > _MOST_NAMED else "")
+        notes.append(f"{len(elsewhere)} damaged files name another series in their headers and are not read: {named}")
+    below = [folder.name for folder in listed(path) if is_dicom_folder(folder)] if path.is_dir() else []
+    if below:
+        named = ", ".join(printable(name) for name in below[:_MOST_NAMED])
+        notes.append(f"{len(below)} folders inside hold DICOM files, too, which are not read: {named}")
+    if not stack.header.series_uid:
+        notes.append("the slices have no SeriesInstanceUID: all with one SeriesNumber are taken for one series")
     if files.objects:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(files.objects.items()))
         notes.append(f"files without an image are not read: {kinds}")
@@ -77,17 +94,33 @@ def read_dicom(path: Path, options: DicomOptions = DEFAULT_DICOM, *, frame: int 
         raise InputError(
             f"the series is no CT in HU: {reason}", where=str(path), hint="give a series whose values are HU"
         )
+    if stack.header.is_animal:
+        raise InputError(
+            "AnatomicalOrientationType is QUADRUPED: the axes of the positions are those of an animal",
+            where=str(path),
+            hint="only scans of people are segmented",
+        )
     bare = [image for image in stack.slices if image.slope is None or image.intercept is None]
-    if len(bare) == len(stack.slices):
-        notes.append("the slices have no RescaleSlope or no RescaleIntercept: slope 1 and intercept 0 are used")
+    if not any(image.has_rescale for image in stack.slices):
+        notes.append("the slices have neither RescaleSlope nor RescaleIntercept: slope 1 and intercept 0 are used")
         bare = []
+    elif len(bare) == len(stack.slices):
+        raise InputError(
+            "no slice has both a valid RescaleSlope and a valid RescaleIntercept",
+            where=str(path),
+            hint="export the series again, or give a series whose values are HU",
+        )
     notes += _left_out(
         [UnusableFile(image.name, "no valid RescaleSlope or RescaleIntercept") for image in bare], options, path
     )
     slices = [image for image in stack.slices if image not in bare]
+    missing = missing_parts(slices)
+    if missing is not None:
+        notes += _left_out([UnusableFile(missing, "the others are missing")], options, path)
     _check_size(slices, path)
+    check_units(slices, path)
     _check_gaps(lay_out(slices, path), options, path)  # before pixels are decoded
-    array, damaged, padded = read_pixels(slices)
+    array, damaged, padded, foreign = read_pixels(slices)
     notes += _left_out([UnusableFile(slices[k].name, why) for k, why in damaged.items()], options, path)
     kept = [k for k in range(len(slices)) if k not in damaged]
     if not kept:
@@ -95,7 +128,13 @@ def read_dicom(path: Path, options: DicomOptions = DEFAULT_DICOM, *, frame: int 
     if damaged:
         slices, array = [slices[k] for k in kept], array[kept]
     if padded:
-        notes.append(f"{padded} pixels have the padding value and are read as air")
+        share = padded / array.size
+        much = f", {share:.0%} of all: is PixelPaddingValue right?" if share > _MUCH_PADDING else ""
+        notes.append(f"{padded} pixels have the padding value and are read as air{much}")
+    if foreign:
+        notes.append(f"{foreign} pixels have bits above HighBit, as of an overlay, which are left out")
+    if any(image.header.bits[2] + 1 != image.header.bits[1] for image in slices):
+        notes.append("HighBit is not BitsStored − 1: values are read from the upper bits, as the old standard says")
     return _volume(slices, array, options, path, frame, notes)
 
 
@@ -114,7 +153,11 @@ def _volume(
     """
     layout = lay_out(slices, path)
     _check_gaps(layout, options, path)
-    chosen = _one_per_place(layout, slices, array, frame, path, notes)
+    chosen = one_per_place(layout, slices, array, frame, path, notes)
+    used = [slices[k] for k in chosen]
+    notes += check_one_acquisition(used, layout, path)
+    notes += contradictions(used, layout)
+    notes += doubtful_slices(array if chosen == list(range(len(slices))) else array[chosen])
     if chosen != list(range(len(slices))):
         array = array[chosen]
     if layout.step is None:
@@ -129,32 +172,6 @@ def _volume(
     # A qform cannot hold shear; code 0 tells readers to take the sform alone.
     header = {"sform_code": 1, "qform_code": 0 if layout.is_sheared else 1, "xyzt_units": 2}
     return checked_volume(Volume(voxels, layout.affine(step), header, tuple(notes)), str(path))
-
-
-def _one_per_place(
-    layout: Layout, slices: Sequence[Slice], array: np.ndarray, frame: int | None, path: Path, notes: list[str]
-) -> list[int]:
-    """Returns the index of one slice for every place: the only one, the first of copies, or that of a time point."""
-    counts = {len(place) for place in layout.places}
-    if counts == {1}:
-        return [place[0] for place in layout.places]
-    different = [
-        place for place in layout.places if any(not np.array_equal(array[place[0]], array[k]) for k in place[1:])
-    ]
-    if different:
-        if len(counts) == 1 and frame is not None and 0 <= frame < min(counts):
-            notes.append(f"the series has {min(counts)} images at every place; time point {frame} is read")
-            return [place[frame] for place in layout.places]
-        several = f"{min(counts)} time points or reconstructions" if len(counts) == 1 else "several acquisitions"
-        choose = f"choose one from 0 to {min(counts) - 1}: mome segment --frame 0, in Python frame=0"
-        raise InputError(
-            f"{len(different)} of {len(layout.places)} places have several different images: there are {several}",
-            where=str(path),
-            hint=choose if len(counts) == 1 else "put each acquisition into a folder of its own",
-        )
-    dropped = sum(len(place) - 1 for place in layout.places)
-    notes.append(f"{dropped} duplicate slices, with the same place and the same pixels as others, are left out")
-    return [place[0] for place in layout.places]
 
 
 def _check_size(slices: Sequence[Slice], path: Path) -> None:
@@ -212,16 +229,15 @@ def _nothing_to_read(files: DicomFiles, path: Path) -> InputError:
         )
     if files.damaged:
         file = files.damaged[0]
+        other = other_kind(path / file.name) if path.is_dir() else None
         return InputError(
             f"no DICOM image can be read: {file.name} ({file.reason})",
             where=str(path),
-            hint="copy or export the series again",
+            hint=other[1] if other is not None else "copy or export the series again",
         )
     if files.objects:
         kinds = ", ".join(sorted(files.objects))
         return InputError(f"not a CT but {kinds}, without an image", where=str(path), hint="give a CT series")
-    return InputError(
-        "the folder holds no DICOM images" if path.is_dir() else "not a DICOM image",
-        where=str(path),
-        hint=f"give a DICOM series, or {ENDINGS_HINT}",
-    )
+    if path.is_dir():
+        return no_scan_in(path)
+    return InputError("not a DICOM image", where=str(path), hint=f"give a DICOM series, or {ENDINGS_HINT}")

@@ -22,12 +22,17 @@ class Slice:
         orientation: (6,) ImageOrientationPatient: the directions of a row and of a column.
         pixel_spacing: (2,) The distance between rows and between columns in mm.
         thickness: SliceThickness in mm.
+        slice_spacing: SpacingBetweenSlices in mm.
+        gantry_tilt: GantryDetectorTilt in degrees.
+        diameter: ReconstructionDiameter in mm.
         slope: RescaleSlope.
         intercept: RescaleIntercept.
+        has_rescale: Whether the header gives RescaleSlope or RescaleIntercept, valid or not.
         rescale_type: RescaleType, "HU" where it is missing.
         has_lookup_table: Whether a table, not a slope, converts the stored values.
         image_type: ImageType of the file or FrameType of the frame.
         order: Sorts slices at one place by acquisition, time point and instance number.
+        attributes: Attribute → value of those by which acquisitions, phases and reconstructions differ.
     """
 
     header: ImageHeader
@@ -36,12 +41,17 @@ class Slice:
     orientation: np.ndarray | None = field(compare=False)
     pixel_spacing: np.ndarray | None = field(compare=False)
     thickness: float | None
+    slice_spacing: float | None
+    gantry_tilt: float | None
+    diameter: float | None
     slope: float | None
     intercept: float | None
+    has_rescale: bool
     rescale_type: str
     has_lookup_table: bool
     image_type: tuple[str, ...]
     order: tuple[float, ...]
+    attributes: dict[str, Any] = field(compare=False)
 
     @property
     def name(self) -> str:
@@ -98,28 +108,50 @@ def _slice(header: ImageHeader, dataset: Any, frame: int, groups: list[Any]) -> 
         return dataset if owner is None else owner[name].value[0]
 
     content, rescale = part("FrameContentSequence"), part("PixelValueTransformationSequence")
-    measures = part("PixelMeasuresSequence")
-    order = (
-        number(content, "FrameAcquisitionNumber") or number(dataset, "AcquisitionNumber"),
-        number(content, "TemporalPositionIndex") or number(dataset, "TemporalPositionIdentifier"),
-        number(dataset, "ContentTime"),
-        number(dataset, "InstanceNumber"),
-        frame,
-    )
+    measures, cardiac = part("PixelMeasuresSequence"), part("CardiacSynchronizationSequence")
+    thickness = number(measures, "SliceThickness")
+    image_type = texts(part("CTImageFrameTypeSequence").get("FrameType") or dataset.get("ImageType"))
+    attributes: dict[str, Any] = {
+        "AcquisitionNumber": _first(number(content, "FrameAcquisitionNumber"), number(dataset, "AcquisitionNumber")),
+        "TemporalPositionIdentifier": _first(
+            number(content, "TemporalPositionIndex"), number(dataset, "TemporalPositionIdentifier")
+        ),
+        "NominalPercentageOfCardiacPhase": number(cardiac, "NominalPercentageOfCardiacPhase"),
+        "ImageType": image_type or None,
+        "KVP": number(dataset, "KVP"),
+        "SliceThickness": None if thickness is None else round(thickness, 1),
+        "SeriesNumber": header.series_number,
+        "TriggerTime": _first(number(cardiac, "NominalCardiacTriggerDelayTime"), number(dataset, "TriggerTime")),
+        "AcquisitionTime": _first(number(content, "FrameAcquisitionDateTime"), number(dataset, "AcquisitionTime")),
+        "ContentTime": number(dataset, "ContentTime"),
+        "InstanceNumber": number(dataset, "InstanceNumber"),
+        "frame": float(frame),
+    }
+    sorted_by = ("AcquisitionNumber", "TemporalPositionIdentifier", "ContentTime", "InstanceNumber", "frame")
     return Slice(
         header=header,
         frame=frame,
         position=numbers(part("PlanePositionSequence"), "ImagePositionPatient", 3),
         orientation=_orientation(part("PlaneOrientationSequence")),
         pixel_spacing=_pixel_spacing(measures),
-        thickness=number(measures, "SliceThickness"),
+        thickness=thickness,
+        slice_spacing=number(measures, "SpacingBetweenSlices"),
+        gantry_tilt=number(part("CTAcquisitionDetailsSequence"), "GantryDetectorTilt"),
+        diameter=number(part("CTReconstructionSequence"), "ReconstructionDiameter"),
         slope=number(rescale, "RescaleSlope"),
         intercept=number(rescale, "RescaleIntercept"),
+        has_rescale=rescale.get("RescaleSlope") is not None or rescale.get("RescaleIntercept") is not None,
         rescale_type=printable(rescale.get("RescaleType") or "HU").upper(),
         has_lookup_table=bool(dataset.get("ModalityLUTSequence")),
-        image_type=texts(part("CTImageFrameTypeSequence").get("FrameType") or dataset.get("ImageType")),
-        order=tuple(float(value or 0) for value in order),
+        image_type=image_type,
+        order=tuple(float(attributes[name] or 0) for name in sorted_by),
+        attributes=attributes,
     )
+
+
+def _first(*values: float | None) -> float | None:
+    """Returns the first value that is given."""
+    return next((value for value in values if value is not None), None)
 
 
 def _orientation(dataset: Any) -> np.ndarray | None:
@@ -136,4 +168,5 @@ def _orientation(dataset: Any) -> np.ndarray | None:
 
 def _pixel_spacing(dataset: Any) -> np.ndarray | None:
     values = numbers(dataset, "PixelSpacing", 2)
-    return None if values is None or values.min() <= 0 else values
+    # Outside these limits, in mm, no CT has its pixels, and products of spacings underflow or overflow.
+    return None if values is None or values.min() < 1e-3 or values.max() > 1e3 else values

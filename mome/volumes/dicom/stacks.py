@@ -53,7 +53,8 @@ def stacks_of(files: DicomFiles) -> list[Stack]:
     """
     groups: dict[str, list[Slice]] = {}
     for image in files.slices:
-        groups.setdefault(image.header.series_uid, []).append(image)
+        # Without a UID, the number of the series is all that tells series apart.
+        groups.setdefault(image.header.series_uid or str(image.header.series_number), []).append(image)
     stacks = [stack for images in groups.values() for stack in _split(images)]
     others: dict[str, list[ImageHeader]] = {}
     for header in files.others:
