@@ -145,7 +145,7 @@ def test_gradient_checkpointing_gives_the_same_gradients() -> None:
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        ({"experts": "swiglu(n=2)", "router": "topk(k=3)"}, "picks k=3 experts of 2"),
+        ({"experts": "swiglu(n=2)", "router": "topk(k=3)"}, "router topk picks k=3 experts of 2"),
         ({"fusion": "text_guided(top_k=9)"}, "keeps top_k=9 of 2 scales"),
         ({"encodr": "unet"}, "has no 'encodr', did you mean 'encoder'"),
         ({"experts": "swigu"}, "did you mean 'swiglu'"),
@@ -168,7 +168,7 @@ def test_gradient_checkpointing_gives_the_same_gradients() -> None:
         ({"head": "plain(prior=1)", "fusion": "last"}, "prior of the head lies between 0 and 1"),
         ({"fusion": "text_guided(dim=0)"}, "dim of fusion text_guided is at least 1"),
         ({"experts": "linear(n=2)", "router": "switch(jitter=2)"}, "jitter of router switch"),
-        ({"experts": "linear(n=2)", "router": "topk(k=1, z_weight=-1)"}, "z_weight of a router is at least 0"),
+        ({"experts": "linear(n=2)", "router": "topk(k=1, z_weight=-1)"}, "z_weight of router topk is at least 0"),
         ({"patch_size": 64}, "three numbers of voxels, got 64"),
         ({"patch_size": ["16", 16, 16]}, "three numbers"),
         ({"patch_size": [18, 16, 16]}, r"multiples of 4\n  try: patch_size=\[20, 16, 16\]"),

@@ -207,6 +207,7 @@ def test_pairs_that_make_no_sense_are_refused() -> None:
 
 # Arguments that make the built-in parts small; the others run as they are.
 LITTLE = {name: f"{name}(n=2, hidden=8)" for name in ("mlp", "swiglu", "geglu")} | {"dynamic": "dynamic(hidden=8)"}
+LITTLE |= {"group_limited": "group_limited(groups=1)"}  # two experts make one group
 # One router for each form of routing.
 FORMS = ("topk(k=1)", "expert_choice", "slot")
 
@@ -217,7 +218,7 @@ def _offloaded() -> list[dict[str, object]]:
     cases: list[dict[str, object]] = [{"experts": name} for name in experts]
     cases += [{"experts": e, "router": r} for e in experts[:-2] if "(n=" in e for r in FORMS]
     cases += [{"experts": e, "router": r} for e in ("film", "conv") for r in FORMS[:2]]
-    cases += [{"experts": "mlp(n=2, hidden=8)", "router": r} for r in ("place", *ROUTERS.names())]
+    cases += [{"experts": "mlp(n=2, hidden=8)", "router": LITTLE.get(r, r)} for r in ("place", *ROUTERS.names())]
     fusions = sorted({"gate", *FUSIONS.names()})
     cases += [{"fusion": f, **head} for f in fusions for head in ({"head": "dynamic(hidden=8)"}, PLAIN)]
     cases += [{"head": LITTLE.get(h, h), **(PLAIN if h == "plain" else {})} for h in HEADS.names()]

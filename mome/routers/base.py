@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from mome.map_context import MapContext
@@ -14,9 +16,11 @@ class Router(nn.Module):
     """Decides which voxels of a map go to which experts.
 
     A router computes in float32 whatever the model's precision: it leaves autocast and casts its input. Its parameters
-    stay in float32 when a model is loaded in half precision. It is deterministic in eval. Its parameters are its own
-    (`nn.Parameter`), or belong to submodules that it calls: a weight that is read outside its module's `forward` is
-    invisible to offloading and adapters.
+    and buffers stay in float32 when a model is cast to another precision or loaded in it, because a balancing bias
+    moves by steps that half precision would lose. It is deterministic in eval; in training it draws noise from torch's
+    default generator only, whose state is saved with a run. Its parameters are its own (`nn.Parameter`), or belong to
+    submodules that it calls: a weight that is read outside its module's `forward` is invisible to offloading and
+    adapters.
 
     Attributes:
         returns: The form of routing that the router returns.
@@ -48,3 +52,14 @@ class Router(nn.Module):
 
         The training loop calls `MoME.after_step` once per optimiser step, which calls this.
         """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Moves the tensors as `nn.Module.to` and its relatives do, but leaves float32 tensors in float32."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            result = fn(tensor)
+            if tensor.dtype == torch.float32 and result.dtype != torch.float32:
+                return tensor.to(result.device)
+            return result
+
+        return super()._apply(moved, recurse)
