@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from types import ModuleType
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mome.errors import InputError
 from mome.map_context import MapContext
@@ -21,12 +21,13 @@ _LEAST, _MOST = 1e-16, 1e16
 
 
 class ReLURouter(GateRouter):
-    """Weights relu(l), without softmax or top-k; the loss is λ · E · Σ_e f_e · P_e (`losses.l1_loss`).
+    """Weights relu(W x + b), without softmax or top-k; the loss is λ · E · Σ_e f_e · P_e (`losses.l1_loss`).
 
     Wang et al. 2024, *ReMoE: Fully Differentiable Mixture-of-Experts with ReLU Routing* (arXiv 2412.14711), with the
     constants of its code. After each optimiser step λ is multiplied by 1.2 if the share of zeros among all tokens'
     weights (the sparsity) was below 1 − k/E, and divided by 1.2 otherwise; the tokens of all processes count. Here
-    every router has its own λ; the paper has one for the model, from the mean sparsity of its layers.
+    every router has its own λ; the paper has one for the model, from the mean sparsity of its layers. The paper's gate
+    has no b. Without it, half of the logits of tokens around zero stay positive however large the penalty becomes.
 
     A token may have no expert: then the layer's result is zero there. About half of the weights are positive at first,
     so that the first steps cost more than k experts per token.
@@ -64,12 +65,13 @@ class ReLURouter(GateRouter):
             raise InputError(f"l1_growth of router relu is above 1, got {config.l1_growth}", hint="l1_growth=1.2")
         self.initial_l1_weight, self.l1_growth = config.initial_l1_weight, config.l1_growth
         self.register_buffer("l1_weight", torch.tensor(config.initial_l1_weight, dtype=torch.float32))
+        self.bias_E = nn.Parameter(torch.zeros(num_experts))
         # the numbers of positive weights and of all weights since the last optimiser step
         self.register_buffer("active", torch.zeros((), dtype=torch.int64), persistent=False)
         self.register_buffer("possible", torch.zeros((), dtype=torch.int64), persistent=False)
 
     def forward(self, x_BDHWC: Tensor, context: MapContext) -> Assignments:
-        scores_TE = self.logits(x_BDHWC.flatten(0, 3)).relu()
+        scores_TE = (self.logits(x_BDHWC.flatten(0, 3)) + self.bias_E.float()).relu()
         active_TE = scores_TE > 0
         counts_E = active_TE.sum(0)
         tokens_N, experts_N = active_TE.nonzero(as_tuple=True)
@@ -103,8 +105,9 @@ class ReLURouter(GateRouter):
 
     @torch.no_grad()
     def init_weights_(self, init: ModuleType, std: float) -> None:
-        """Fills the weights with a normal distribution, and λ with its start."""
+        """Fills W with a normal distribution, b with zeros, and λ with its start."""
         super().init_weights_(init, std)
+        init.zeros_(self.bias_E)
         init.constant_(self.l1_weight, self.initial_l1_weight)
         init.zeros_(self.active)
         init.zeros_(self.possible)
