@@ -18,6 +18,8 @@ class BalancingBias(nn.Module):
     (arXiv 2408.15664), add Δ itself; subtracting its mean is torchtitan's, and keeps the biases from drifting together.
 
     The bias is a buffer, part of every checkpoint; a moving average of the weights copies it. The counts are not saved.
+    DistributedDataParallel copies the first process's buffers to the others before each forward that follows a
+    synchronised one. Accumulate gradients under `no_sync`, as Accelerate does: the counts of a step then stay.
 
     Args:
         num_experts: E.
