@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 from torch import Tensor
-from transformers import DeepseekV3Config
+from transformers import DeepseekV3Config, MixtralConfig
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3TopkRouter
-from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+from transformers.models.mixtral.modeling_mixtral import MixtralTopKRouter, load_balancing_loss_func
 
 from mome.errors import InputError
 from mome.map_context import DEFAULT_CONTEXT
@@ -246,6 +246,18 @@ def test_group_limited_is_hugging_faces_deepseek_v3(normalize: bool) -> None:
         _, weights, ids = theirs(tokens().reshape(1, -1, DIM))
         gates = torch.zeros(TOKENS, 16).scatter(1, ids, weights)
         torch.testing.assert_close(router(tokens(), DEFAULT_CONTEXT).gates_TE(), gates)
+
+
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_topk_is_hugging_faces_mixtral(k: int) -> None:
+    router = build(f"topk(k={k}, normalize={k > 1})")  # Mixtral divides a single weight by itself
+    theirs = MixtralTopKRouter(MixtralConfig(num_local_experts=4, num_experts_per_tok=k, hidden_size=DIM))
+    with torch.no_grad():
+        theirs.weight.copy_(router.weight_EC)
+        _, weights, ids = theirs(tokens().reshape(-1, DIM))
+        routing = router(tokens(), DEFAULT_CONTEXT)
+    assert torch.equal(routing.ids_TK, ids)
+    torch.testing.assert_close(routing.weights_TK / routing.weights_TK.sum(-1, keepdim=True), weights)
 
 
 # -- contract ------------------------------------------------------------------------------------------------------

@@ -11,22 +11,22 @@ from mome.errors import InputError
 from mome.map_context import MapContext
 from mome.registry import at_least
 from mome.routers.balancing_bias import BalancingBias
-from mome.routers.gate import GateRouter
+from mome.routers.linear_router import LinearRouter
 from mome.routers.routing import Routing, TokenChoice
 
 # Keeps a division by a sum of scores that are all zero finite, as in DeepSeek-V3's code.
 _TINY = 1e-20
 
 
-class BiasedRouter(GateRouter):
+class BiasedRouter(LinearRouter):
     """Chooses by score plus bias; the weights are the chosen scores without the bias.
 
     Args:
         config: A Config with `k`, `normalize`, `scale`, `bias_rate` and weights of losses.
-        name, dim, num_experts: See `GateRouter`.
+        name, dim, num_experts: See `LinearRouter`.
 
     Raises:
-        InputError: See `GateRouter`; or `scale` is not positive, or `bias_rate` is negative.
+        InputError: See `LinearRouter`; or `scale` is not positive, or `bias_rate` is negative.
     """
 
     def __init__(self, config: Any, *, name: str, dim: int, num_experts: int) -> None:

@@ -11,14 +11,14 @@ from torch.nn import functional as F
 
 from mome.errors import InputError
 from mome.map_context import MapContext
-from mome.routers.gate import GateRouter, float32_linear
+from mome.routers.linear_router import LinearRouter, float32_linear
 from mome.routers.routing import TokenChoice
 
 # The noise keeps this standard deviation where softplus vanishes, so that the load loss stays finite (our choice).
 _LEAST_NOISE = 1e-2
 
 
-class NoisyTopKRouter(GateRouter):
+class NoisyTopKRouter(LinearRouter):
     """H = W_g x + ε · σ with σ = softplus(W_n x) + 0.01 and ε ~ N(0, 1); the k best are weighed by their softmax.
 
     After Shazeer et al. 2017, *Outrageously Large Neural Networks* (arXiv 1701.06538), section "Noisy Top-K Gating".

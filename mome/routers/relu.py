@@ -12,7 +12,7 @@ from mome.errors import InputError
 from mome.map_context import MapContext
 from mome.registry import at_least
 from mome.routers.all_processes import sum_over_processes
-from mome.routers.gate import GateRouter
+from mome.routers.linear_router import LinearRouter
 from mome.routers.losses import l1_loss
 from mome.routers.routing import Assignments, Routing
 
@@ -20,7 +20,7 @@ from mome.routers.routing import Assignments, Routing
 _LEAST, _MOST = 1e-16, 1e16
 
 
-class ReLURouter(GateRouter):
+class ReLURouter(LinearRouter):
     """Weights relu(W x + b), without softmax or top-k; the loss is λ · E · Σ_e f_e · P_e (`losses.l1_loss`).
 
     Wang et al. 2024, *ReMoE: Fully Differentiable Mixture-of-Experts with ReLU Routing* (arXiv 2412.14711), with the

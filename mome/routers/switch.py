@@ -9,11 +9,11 @@ from torch import Tensor
 
 from mome.errors import InputError
 from mome.map_context import MapContext
-from mome.routers.gate import GateRouter
+from mome.routers.linear_router import LinearRouter
 from mome.routers.routing import TokenChoice
 
 
-class SwitchRouter(GateRouter):
+class SwitchRouter(LinearRouter):
     """The most probable expert, weighed by its probability; inputs are jittered in training (Fedus et al. 2021)."""
 
     @dataclass(frozen=True, kw_only=True)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from mome.map_context import MapContext
-from mome.routers.gate import GateRouter
+from mome.routers.linear_router import LinearRouter
 from mome.routers.routing import TokenChoice
 
 
-class TopKRouter(GateRouter):
+class TopKRouter(LinearRouter):
     """softmax over the experts, the k best kept, their weights normalised to one (Mixtral's order)."""
 
     @dataclass(frozen=True, kw_only=True)

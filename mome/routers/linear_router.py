@@ -1,4 +1,4 @@
-"""The gate that most routers share: logits that are a linear map of the token."""
+"""What most routers share: logits that are a linear map of the token."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mome.routers.losses import WeightedLosses
 from mome.routers.routing import TokenChoice, count_assignments
 
 
-class GateRouter(Router):
+class LinearRouter(Router):
     """A router whose logits are l = W x, with one row of W for each expert.
 
     Args:
