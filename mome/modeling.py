@@ -74,6 +74,7 @@ class MoME(SavedModel):
         self.fusion = parts.fusion
         self.head = parts.head
         self.text_bank = parts.text_bank
+        self._check_labels(config.labels)
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -88,8 +89,9 @@ class MoME(SavedModel):
             Names that had no row: their rows are zeros, or one-hot rows that no other label uses.
 
         Raises:
-            InputError: See `MoMEConfig.check_labels`.
+            InputError: See `MoMEConfig.check_labels`, or a router that reads labels has no expert for one of them.
         """
+        self._check_labels(labels)
         if trained_labels is None:
             trained_labels = [name for name in self.config.trained_labels if name in labels]
         self.config.set_labels(labels, trained_labels)
@@ -97,9 +99,15 @@ class MoME(SavedModel):
 
     def after_step(self) -> None:
         """Lets every router update the state that follows the optimiser; call it once after each optimiser step."""
-        for module in self.modules():
-            if isinstance(module, Router):
-                module.after_step()
+        for router in self._routers():
+            router.after_step()
+
+    def _routers(self) -> list[Router]:
+        return [module for module in self.modules() if isinstance(module, Router)]
+
+    def _check_labels(self, labels: Sequence[str]) -> None:
+        for router in self._routers():
+            router.check_labels(labels)
 
     # -- the two halves of the model: once per volume, then once per chunk of prompts -------------------------
 
@@ -137,26 +145,53 @@ class MoME(SavedModel):
 
     def _decode(self, features: Features, text_PT: Tensor) -> tuple[Tensor, list[Routing | None]]:
         check_text(text_PT, cast("int", self.config.text_dim))
-        text_PT = self.text_bank(text_PT).to(self.dtype)
+        given_PT, text_PT = text_PT, self.text_bank(text_PT).to(self.dtype)
         routings: list[Routing | None] = []
         if features.scales_BSCDHW is not None:
             logits = self._predict(features.scales_BSCDHW, text_PT, features.bottleneck)
         else:
-            parts = []
-            for text_1T in text_PT.split(1):  # experts that read prompts run once for each of them
-                context = MapContext(features.origin_B3, text_BT=text_1T.expand(features.bottleneck.shape[0], -1))
+            prompts = self._describe(given_PT, text_PT)
+            parts: dict[int, Tensor] = {}
+            for members in self._sharing_prompts(prompts):
+                context = prompts.of_prompt(members[0], features.bottleneck.shape[0], features.origin_B3)
                 mixers = [cast("ScaleExpert", expert).mix for expert in self.scale_experts]
                 scales_BSCDHW, routed = self._mix(
                     mixers, features.expert_inputs, features.expert_inputs[-1].shape[1:4], context
                 )
-                parts.append(self._predict(scales_BSCDHW, text_1T, features.bottleneck))
                 routings += routed
-            logits = torch.cat(parts, dim=1)
+                for p in members:  # one by one, so that the other prompts do not even change how a logit is rounded
+                    parts[p] = self._predict(scales_BSCDHW, text_PT[p : p + 1], features.bottleneck)
+            logits = torch.cat([parts[p] for p in range(text_PT.shape[0])], dim=1)
         stride = self.encoder.strides[-1]
         if any(step > 1 for step in stride):
             full = [side * step for side, step in zip(logits.shape[2:], stride, strict=True)]
             logits = F.interpolate(logits, size=full, mode="trilinear", align_corners=False)
         return logits, routings
+
+    def _describe(self, given_PT: Tensor, text_PT: Tensor) -> MapContext:
+        """What routers and experts may know of the prompts: one row for each, with its label where a router asks."""
+        experts = cast("list[ScaleExpert]", list(self.scale_experts))
+        if not any(expert.reads_labels for expert in experts):
+            return MapContext(text_BT=text_PT)
+        return MapContext(
+            text_BT=text_PT, label_B=self.text_bank.nearest(given_PT), labels=tuple(self.text_bank.labels)
+        )
+
+    def _sharing_prompts(self, prompts: MapContext) -> list[list[int]]:
+        """The sets of prompts that share one pass of the experts of all scales.
+
+        An exported program runs the experts once per prompt: the sets depend on values, and its graph must not.
+        """
+        assert prompts.text_BT is not None
+        experts = cast("list[ScaleExpert]", list(self.scale_experts))
+        numbers_P = [] if torch.compiler.is_exporting() else [expert.prompt_groups(prompts) for expert in experts]
+        shared_P = [number_P for number_P in numbers_P if number_P is not None]
+        if not shared_P or len(shared_P) < len(experts):
+            return [[p] for p in range(prompts.text_BT.shape[0])]
+        sets: dict[tuple[int, ...], list[int]] = {}
+        for p, numbers in enumerate(torch.stack(shared_P, dim=1).tolist()):
+            sets.setdefault(tuple(numbers), []).append(p)
+        return list(sets.values())
 
     def _mix(
         self,

@@ -54,6 +54,7 @@ def build_parts(config: MoMEConfig) -> Parts:
         )
         for channels in encoder.channels[first_scale:]
     )
+    _check_maps(config, encoder, scale_experts, first_scale)
     fusion = FUSIONS.build(config.fusion, channels=config.head_channels, text_dim=text_dim, scales=len(scale_experts))
     head = HEADS.build(
         config.head,
@@ -63,6 +64,15 @@ def build_parts(config: MoMEConfig) -> Parts:
     )
     text_bank = TextBank(config.labels, text_dim, one_hot=config.has_one_hot_text)
     return Parts(encoder, scale_experts, fusion, head, text_bank, first_scale)
+
+
+def _check_maps(config: MoMEConfig, encoder: Encoder, scale_experts: nn.ModuleList, first_scale: int) -> None:
+    """Checks that the router of each scale can divide the scale's map of a patch."""
+    for expert, stride in zip(scale_experts, encoder.strides[first_scale:], strict=True):
+        assert isinstance(expert, ScaleExpert)
+        if expert.body.router is not None:
+            depth, height, width = (side // step for side, step in zip(config.patch_size, stride, strict=True))
+            expert.body.router.check_map((depth, height, width))
 
 
 def sides(divisor: Sequence[int]) -> str:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from mome.layers.dispatcher import LocalDispatcher
 from mome.map_context import MapContext
 from mome.registry import EXPERTS
+from mome.routers.groups import Groups
 from mome.routers.routing import Assignments, Routing, Slots, TokenChoice, count_assignments
 
 EXPERT_STRINGS = ["linear(n=3)", "mlp(n=3, hidden=5)", "swiglu(n=3, hidden=5, bias=True)", "geglu(n=3, hidden=5)"]
@@ -59,13 +60,15 @@ def test_dispatch_equals_a_loop_over_gates(spec: str, make) -> None:
 def test_slots_equal_a_loop_over_slots(spec: str) -> None:
     """Two groups of twelve tokens, three experts with two slots each."""
     body, x = experts(spec), torch.randn(SHAPE, dtype=torch.float64)
-    dispatch = torch.randn(2, 12, 6, dtype=torch.float64).softmax(dim=1)
-    combine = torch.randn(2, 12, 6, dtype=torch.float64).softmax(dim=2)
-    routing = Slots(torch.full((3,), 4), dispatch_GMS=dispatch, combine_GMS=combine)
+    keys, queries = torch.randn(2, 12, 5, dtype=torch.float64), torch.randn(6, 5, dtype=torch.float64)
+    logits = torch.einsum("gmc,sc->gms", keys, queries)
+    dispatch, combine = logits.softmax(dim=1), logits.softmax(dim=2)
+    groups = Groups(2, (2, 3, 2))
+    routing = Slots(torch.full((3,), 4), keys_GMC=keys, queries_SC=queries, groups=groups)
     got = LocalDispatcher()(body, x, routing, MapContext()).reshape(2, 12, 4)
-    groups = x.reshape(2, 12, 4)
+    tokens = x.reshape(2, 12, 4)
     for g in range(2):
-        slots = [one_expert(body, s // 2, dispatch[g, :, s] @ groups[g]) for s in range(6)]
+        slots = [one_expert(body, s // 2, dispatch[g, :, s] @ tokens[g]) for s in range(6)]
         torch.testing.assert_close(got[g], combine[g] @ torch.stack(slots), rtol=1e-6, atol=1e-6)
 
 
@@ -79,4 +82,5 @@ def test_a_single_expert_takes_every_token_with_weight_one(spec: str) -> None:
 
 def test_slots_have_no_gates() -> None:
     with pytest.raises(NotImplementedError, match="Slots has no gates per token"):
-        Slots(torch.ones(1), dispatch_GMS=torch.ones(1, 1, 1), combine_GMS=torch.ones(1, 1, 1)).gates_TE()
+        ones = {"keys_GMC": torch.ones(1, 1, 1), "queries_SC": torch.ones(1, 1)}
+        Slots(torch.ones(1), **ones, groups=Groups(1, (1, 1, 1))).gates_TE()

@@ -66,7 +66,7 @@ def test_the_load_is_not_doubled_by_checkpointing(parts: None) -> None:
 
 
 def test_assignments_run_under_autocast_on_a_float32_map(parts: None) -> None:
-    layer = LAYERS.build("moe(experts=mlp(n=2, hidden=8), router=expert_choice)", dim=4)
+    layer = LAYERS.build("moe(experts=mlp(n=2, hidden=8), router=own_choice)", dim=4)
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter)
     with torch.autocast("cpu", torch.bfloat16):

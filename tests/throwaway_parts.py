@@ -18,6 +18,7 @@ from mome.map_context import DEFAULT_CONTEXT
 from mome.registry import ENCODERS, EXPERTS, FUSIONS, LAYERS, ROUTERS, part
 from mome.routers.base import Router
 from mome.routers.fusion.base import Fusion
+from mome.routers.groups import Groups
 from mome.routers.routing import Assignments, Slots, TokenChoice, count_assignments
 
 
@@ -199,13 +200,17 @@ class SlotRouter(Router):
     def __init__(self, config, *, dim, num_experts):
         super().__init__()
         self.num_experts = num_experts
-        self.slots = nn.Linear(dim, num_experts, bias=False)
+        self.slots_SC = nn.Parameter(torch.empty(num_experts, dim))
 
     def forward(self, x_BDHWC, context):
-        with torch.autocast(x_BDHWC.device.type, enabled=False):
-            scores_GMS = self.slots(x_BDHWC.float().flatten(1, 3))
-        counts_E = torch.full((self.num_experts,), x_BDHWC.shape[0], device=x_BDHWC.device)
-        return Slots(counts_E, dispatch_GMS=scores_GMS.softmax(dim=1), combine_GMS=scores_GMS.softmax(dim=2))
+        batch, *sides, _ = x_BDHWC.shape
+        counts_E = torch.full((self.num_experts,), batch, device=x_BDHWC.device)
+        keys_GMC, queries_SC = x_BDHWC.float().flatten(1, 3), self.slots_SC.float()
+        return Slots(counts_E, keys_GMC=keys_GMC, queries_SC=queries_SC, groups=Groups(batch, tuple(sides)))
+
+    @torch.no_grad()
+    def init_weights_(self, init, std):
+        init.normal_(self.slots_SC, std=std)
 
 
 class OwnExperts(TokenExperts):
@@ -222,7 +227,7 @@ class OwnExperts(TokenExperts):
 
 
 PARTS = [
-    (ROUTERS, "expert_choice", ExpertChoiceRouter),
+    (ROUTERS, "own_choice", ExpertChoiceRouter),
     (EXPERTS, "conv", ConvExperts),
     (FUSIONS, "gate", GateFusion),
     (ENCODERS, "flat", FlatEncoder),

@@ -4,6 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# Anatomical groups. Neighbours in this order are related. A lesion is a tumour or a cyst; the spleen, an organ of the
+# lymphatic system, counts as a gland; `other` takes what is not in the class table. Our choice.
+GROUPS = (
+    "bones",
+    "muscles",
+    "nerves",
+    "airways",
+    "heart",
+    "vessels",
+    "digestive",
+    "glands",
+    "urogenital",
+    "lesions",
+    "other",
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Label:
@@ -18,6 +34,7 @@ class Label:
         snomed: The SNOMED CT code of the structure, or None where it is not known for sure. Left and right share a
             code, because SNOMED CT gives the side as a separate modifier.
         color: (red, green, blue), each from 0 to 255.
+        group: The anatomical group, one of `GROUPS`.
     """
 
     id: int
@@ -27,3 +44,4 @@ class Label:
     mirror: str | None
     snomed: str | None
     color: tuple[int, int, int]
+    group: str = "other"

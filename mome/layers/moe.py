@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mome.errors import InputError
@@ -19,7 +20,8 @@ from mome.routers.routing import Routing, Slots
 class MixtureOfExperts(nn.Module):
     """Map (B, D, H, W, C) → map of the same shape. The residual belongs to the layer around it.
 
-    One expert needs no router: every voxel takes it, and the routing is None.
+    One expert needs no router, unless the router says so (`needed_alone`): every voxel takes it, and the routing is
+    None.
 
     Attributes:
         reads_prompts: Whether the result depends on the prompt, so that it is computed once per prompt.
@@ -31,7 +33,7 @@ class MixtureOfExperts(nn.Module):
 
         Args:
             experts: The expert body, as in `swiglu(n=8)`.
-            router: The token router; it is used where there is more than one expert.
+            router: The token router; most are used only where there is more than one expert.
         """
 
         experts: Any = part("experts", "swiglu(n=8)")
@@ -40,12 +42,29 @@ class MixtureOfExperts(nn.Module):
     def __init__(self, config: Config, *, dim: int, text_dim: int | None = None) -> None:
         super().__init__()
         self.experts = _build_experts(config.experts, dim, text_dim)
-        several = self.experts.num_experts > 1
+        router_class, _ = ROUTERS.resolve(config.router)
         self.router = (
-            _build_router(config.router, dim, text_dim, self.experts, config.experts["name"]) if several else None
+            _build_router(config.router, dim, text_dim, self.experts, config.experts["name"])
+            if self.experts.num_experts > 1 or router_class.needed_alone
+            else None
         )
         self.dispatch = LocalDispatcher()
-        self.reads_prompts = self.experts.reads == "prompt" or (self.router is not None and self.router.reads_prompts)
+        self._experts_read_prompts = self.experts.reads == "prompt"
+        self.reads_prompts = self._experts_read_prompts or (self.router is not None and self.router.reads_prompts)
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether the context of the prompts must hold their labels."""
+        return self.router is not None and self.router.reads_labels
+
+    def prompt_groups(self, prompts: MapContext) -> Tensor | None:
+        """Says which prompts share their result: (P,) int64, or None where none do; see `Router.prompt_groups`."""
+        if self._experts_read_prompts:
+            return None
+        if self.router is not None and self.router.reads_prompts:
+            return self.router.prompt_groups(prompts)
+        assert prompts.text_BT is not None
+        return torch.zeros(prompts.text_BT.shape[0], dtype=torch.int64, device=prompts.text_BT.device)
 
     def forward(self, x_BDHWC: Tensor, context: MapContext) -> tuple[Tensor, Routing | None]:
         routing = None

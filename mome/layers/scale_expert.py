@@ -53,6 +53,15 @@ class ScaleExpert(nn.Module):
         """Whether `mix` needs a prompt, and so runs once per prompt."""
         return self.body.reads_prompts
 
+    @property
+    def reads_labels(self) -> bool:
+        """Whether the context of the prompts must hold their labels."""
+        return self.body.reads_labels
+
+    def prompt_groups(self, prompts: MapContext) -> Tensor | None:
+        """Says which prompts share the result of `mix`; see `MixtureOfExperts.prompt_groups`."""
+        return self.body.prompt_groups(prompts)
+
     def project(self, map_BCDHW: Tensor) -> Tensor:
         """Map (B, C_s, D_s, H_s, W_s) → voxels (B, D_s, H_s, W_s, dim), before the experts."""
         return self.proj_in(self.norm(map_BCDHW).relu().movedim(1, -1))

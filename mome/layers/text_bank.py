@@ -73,6 +73,26 @@ class TextBank(nn.Module):
         return rows_PT
 
     @torch.no_grad()
+    def nearest(self, text_PT: Tensor) -> Tensor:
+        """Returns the label whose stored row is nearest to each text row: (P,) int64, an index into `labels`.
+
+        The distance is Euclidean; it is zero for the rows of known labels. Labels whose row was never set are left out.
+
+        Raises:
+            InputError: No row was ever set.
+        """
+        rows_LT = self()
+        set_L = rows_LT.any(dim=1)
+        if not torch.compiler.is_exporting() and not set_L.any():
+            raise InputError(
+                "a router looks for the labels of prompts among the text rows of the model, which has none yet",
+                hint="fill them with model.text_bank.set(…), or load a trained checkpoint",
+            )
+        # The mode without a matrix product gives exactly zero for equal rows.
+        distance_PL = torch.cdist(text_PT.to(rows_LT), rows_LT, compute_mode="donot_use_mm_for_euclid_dist")
+        return distance_PL.masked_fill(~set_L, torch.inf).argmin(dim=1)
+
+    @torch.no_grad()
     def set(self, rows_LT: Tensor, *, centre_on: Tensor | None = None) -> None:
         """Stores the rows of all labels.
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +24,21 @@ class Router(nn.Module):
 
     Attributes:
         returns: The form of routing that the router returns.
-        reads_prompts: Whether the routing depends on the prompts; then the experts run once per prompt.
+        group: What decides about a voxel beside its own value, place and prompt: `token`, nothing; `patch`, the other
+            voxels of its group, which is a patch of the batch or a window of it (`mome.routers.group_router`).
+        reads_place: Whether the routing depends on where the map lies.
+        reads_prompts: Whether the routing depends on the prompts; then the experts run once per prompt, or once for
+            each set of prompts that `prompt_groups` says share their result. The router is built with `text_dim`.
+        reads_labels: Whether the router reads `label_B` and `labels` of the context.
+        needed_alone: Whether the router is used where there is one expert, too.
     """
 
     returns: ClassVar[type[TokenChoice] | type[Assignments] | type[Slots]] = TokenChoice
+    group: ClassVar[Literal["token", "patch"]] = "token"
+    reads_place: ClassVar[bool] = False
     reads_prompts: ClassVar[bool] = False
+    reads_labels: ClassVar[bool] = False
+    needed_alone: ClassVar[bool] = False
     num_experts: int
 
     def forward(self, x_BDHWC: Tensor, context: MapContext) -> Routing:
@@ -39,6 +49,32 @@ class Router(nn.Module):
             context: Where the map lies.
         """
         raise NotImplementedError
+
+    def check_map(self, sides: tuple[int, int, int]) -> None:
+        """Checks that the router can divide a map of these sides (voxels along D, H, W); the model calls it when built.
+
+        Raises:
+            InputError: It cannot.
+        """
+
+    def check_labels(self, labels: Sequence[str]) -> None:
+        """Checks that the router can serve the labels of the model, which calls it when built and when relabelled.
+
+        Raises:
+            InputError: It cannot.
+        """
+
+    def prompt_groups(self, prompts: MapContext) -> Tensor | None:
+        """Says which prompts have the same routing, for routers that read prompts.
+
+        Args:
+            prompts: The P prompts: `text_BT` and `label_B` have one row for each of them.
+
+        Returns:
+            (P,) int64; prompts with equal numbers share one pass of the experts. None, the default, where each prompt
+            needs its own.
+        """
+        return None
 
     def observe(self, routing: Routing) -> None:
         """Collects statistics of a routing, such as counts, for `after_step`.

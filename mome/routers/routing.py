@@ -7,10 +7,14 @@ expert). The tokens of a map (B, D, H, W, C) are its voxels in that order, T = B
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import gcd
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+from mome.routers.groups import Groups
 
 
 @dataclass
@@ -22,12 +26,14 @@ class Routing:
         scores_TE: float32, the router's probability or score of each expert; None where a router has none.
         losses: Auxiliary losses by name, already weighted; empty outside training.
         router: The router that made it; the layer around the router sets it.
+        inner: The routing of a nested router, for `Router.observe` of the router around it.
     """
 
     counts_E: Tensor
     scores_TE: Tensor | None = None
     losses: dict[str, Tensor] = field(default_factory=dict)
     router: Any = None
+    inner: Routing | None = None
 
     def gates_TE(self) -> Tensor:
         """The weight of every expert for every token, zero where the expert was not chosen.
@@ -81,15 +87,48 @@ class Assignments(Routing):
 
 @dataclass(kw_only=True)
 class Slots(Routing):
-    """Every expert works on a fixed number of slots, each a mixture of the tokens of one group (Soft MoE).
+    """Every expert works on a fixed number of slots, each a mean of the tokens of one group (Soft MoE).
+
+    The logits of tokens and slots are the product of two factors. The matrix (tokens × slots) is not stored: it would
+    take S / C times the memory of the tokens. Both ways, from tokens to slots and back, are attention over the factors.
 
     Attributes:
-        dispatch_GMS: float32, the share of each token in each slot. Slots are ordered by expert.
-        combine_GMS: float32, the share of each slot in each token's result.
+        keys_GMC: float32, the factor of each token.
+        queries_SC: float32, the factor of each slot. Slots are ordered by expert.
+        groups: The groups of tokens.
     """
 
-    dispatch_GMS: Tensor
-    combine_GMS: Tensor
+    keys_GMC: Tensor
+    queries_SC: Tensor
+    groups: Groups
+
+    def dispatch(self, x_TC: Tensor) -> Tensor:
+        """Softmax over the tokens of a group, times the tokens: (T, C) → (G, S, C), in the type of the factors."""
+        queries_GSC = self.queries_SC.expand(self.keys_GMC.shape[0], -1, -1)
+        return _attention(queries_GSC, self.keys_GMC, self.groups.split(x_TC).to(self.keys_GMC.dtype))
+
+    def combine(self, y_GSC: Tensor) -> Tensor:
+        """Softmax over all slots, times the results of the slots: (G, S, C) → (T, C), in the type of the factors."""
+        groups, tokens, width = self.keys_GMC.shape
+        # The tokens of a group do not depend on each other here. In pieces they run, and run back, on several cores.
+        pieces = gcd(tokens, 64)
+        keys_NMC = self.keys_GMC.reshape(groups * pieces, tokens // pieces, width)
+        y_GSC = y_GSC.to(self.keys_GMC.dtype)
+        y_NSC = y_GSC[:, None].expand(-1, pieces, -1, -1).flatten(0, 1)
+        result_NMC = _attention(keys_NMC, self.queries_SC.expand(groups * pieces, -1, -1), y_NSC)
+        return self.groups.join(result_NMC.reshape(groups, tokens, -1))
+
+    def matrices(self) -> tuple[Tensor, Tensor]:
+        """Both softmaxes as matrices (G, M, S), over the tokens and over the slots; for inspection of small maps."""
+        logits_GMS = self.keys_GMC @ self.queries_SC.T
+        return logits_GMS.softmax(dim=1), logits_GMS.softmax(dim=2)
+
+
+def _attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """softmax(queries · keysᵀ) · values over three axes, outside autocast; the op wants a fourth, for heads."""
+    with torch.autocast(queries.device.type, enabled=False):
+        heads = F.scaled_dot_product_attention(queries[:, None], keys[:, None], values[:, None], scale=1.0)
+    return heads[:, 0]
 
 
 def count_assignments(ids_TK: Tensor, num_experts: int) -> Tensor:
