@@ -43,6 +43,7 @@ class LabelGroupRouter(Router):
     def __init__(self, config: Config, *, dim: int, num_experts: int, text_dim: int) -> None:
         super().__init__()
         self.num_experts = num_experts
+        self._group_of = {label.name: label.group for label in load_table()}
         groups = config.groups or _dealt_out(num_experts)
         if len(groups) != num_experts:
             raise InputError(
@@ -90,9 +91,9 @@ class LabelGroupRouter(Router):
         Raises:
             InputError: A label belongs to a group that has no expert.
         """
-        table, experts = load_table(), []
+        experts = []
         for label in labels:
-            group = table[label].group if label in table else "other"
+            group = self._group_of.get(label, "other")
             expert = self.expert_of.get(label, self.expert_of.get(group))
             if expert is None:
                 raise InputError(

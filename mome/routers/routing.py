@@ -7,14 +7,13 @@ expert). The tokens of a map (B, D, H, W, C) are its voxels in that order, T = B
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import gcd
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from mome.routers.groups import Groups
+from mome.routers.slot_attention import slots_of_tokens, tokens_of_slots
 
 
 @dataclass
@@ -90,7 +89,7 @@ class Slots(Routing):
     """Every expert works on a fixed number of slots, each a mean of the tokens of one group (Soft MoE).
 
     The logits of tokens and slots are the product of two factors. The matrix (tokens × slots) is not stored: it would
-    take S / C times the memory of the tokens. Both ways, from tokens to slots and back, are attention over the factors.
+    take S / C times the memory of the tokens. Both ways are computed in pieces, and again in the backward pass.
 
     Attributes:
         keys_GMC: float32, the factor of each token.
@@ -104,31 +103,16 @@ class Slots(Routing):
 
     def dispatch(self, x_TC: Tensor) -> Tensor:
         """Softmax over the tokens of a group, times the tokens: (T, C) → (G, S, C), in the type of the factors."""
-        queries_GSC = self.queries_SC.expand(self.keys_GMC.shape[0], -1, -1)
-        return _attention(queries_GSC, self.keys_GMC, self.groups.split(x_TC).to(self.keys_GMC.dtype))
+        return slots_of_tokens(self.queries_SC, self.keys_GMC, self.groups.split(x_TC).to(self.keys_GMC.dtype))
 
     def combine(self, y_GSC: Tensor) -> Tensor:
         """Softmax over all slots, times the results of the slots: (G, S, C) → (T, C), in the type of the factors."""
-        groups, tokens, width = self.keys_GMC.shape
-        # The tokens of a group do not depend on each other here. In pieces they run, and run back, on several cores.
-        pieces = gcd(tokens, 64)
-        keys_NMC = self.keys_GMC.reshape(groups * pieces, tokens // pieces, width)
-        y_GSC = y_GSC.to(self.keys_GMC.dtype)
-        y_NSC = y_GSC[:, None].expand(-1, pieces, -1, -1).flatten(0, 1)
-        result_NMC = _attention(keys_NMC, self.queries_SC.expand(groups * pieces, -1, -1), y_NSC)
-        return self.groups.join(result_NMC.reshape(groups, tokens, -1))
+        return self.groups.join(tokens_of_slots(self.queries_SC, self.keys_GMC, y_GSC.to(self.keys_GMC.dtype)))
 
     def matrices(self) -> tuple[Tensor, Tensor]:
         """Both softmaxes as matrices (G, M, S), over the tokens and over the slots; for inspection of small maps."""
         logits_GMS = self.keys_GMC @ self.queries_SC.T
         return logits_GMS.softmax(dim=1), logits_GMS.softmax(dim=2)
-
-
-def _attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """softmax(queries · keysᵀ) · values over three axes, outside autocast; the op wants a fourth, for heads."""
-    with torch.autocast(queries.device.type, enabled=False):
-        heads = F.scaled_dot_product_attention(queries[:, None], keys[:, None], values[:, None], scale=1.0)
-    return heads[:, 0]
 
 
 def count_assignments(ids_TK: Tensor, num_experts: int) -> Tensor:
