@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import throwaway_parts
 import torch
 from small_models import small, volume
+from torch.nn import functional as F
 
 from mome import MoME
 from mome.errors import InputError
@@ -76,13 +78,8 @@ def test_a_prompt_is_what_its_expert_alone_makes_of_it() -> None:
                 ids = torch.full((x[..., 0].numel(), 1), expert)
                 y = scale.body.experts(x.flatten(0, 3), ids, torch.ones(ids.shape)).view(x.shape)
                 maps.append(scale.proj_out(y + x if scale.residual else y).movedim(-1, 1))
-            fine = [
-                torch.nn.functional.interpolate(m, size=maps[-1].shape[2:], mode="trilinear")
-                if m is not maps[-1]
-                else m
-                for m in maps
-            ]
-            want = model._predict(torch.stack(fine, dim=1), model.text_bank(rows)[p : p + 1], features.bottleneck)
+            maps[0] = F.interpolate(maps[0], size=maps[1].shape[2:], mode="trilinear")
+            want = model._predict(torch.stack(maps, dim=1), model.text_bank(rows)[p : p + 1], features.bottleneck)
             torch.testing.assert_close(logits(model, ["pancreas", "sternum"])[:, p], want[:, 0])
 
 
@@ -186,8 +183,6 @@ def test_a_label_without_an_expert_is_refused_by_relabel() -> None:
 
 
 def test_it_is_refused_inside_an_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
-    import throwaway_parts
-
     throwaway_parts.register(monkeypatch)
     with pytest.raises(InputError, match="router 'label_group' reads the prompt, which is not known here"):
         small(encoder="flat(layers=moe(experts=mlp(n=2), router=label_group))")
