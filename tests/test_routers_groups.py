@@ -254,7 +254,7 @@ def test_depth_is_used_with_one_expert_and_topk_is_not() -> None:
         ("depth(router=label_group)", 3, "router 'label_group' cannot stand inside 'depth': it reads the prompt"),
         ("depth(router=depth)", 3, "router 'depth' cannot stand inside 'depth': it chooses tokens itself"),
         ("depth(router=expert_choice(window=2))", 3, "'expert_choice' cannot stand inside 'depth': it has windows"),
-        ("depth(router=topk(k=4))", 3, "router picks k=4 experts of 3"),
+        ("depth(router=topk(k=4))", 3, "router topk picks k=4 experts of 3"),
     ],
 )
 def test_impossible_arguments_are_refused_when_built(router: str, experts: int, message: str) -> None:
@@ -276,3 +276,14 @@ def test_slots_are_refused_by_experts_that_read_maps(monkeypatch: pytest.MonkeyP
     throwaway_parts.register(monkeypatch)
     with pytest.raises(InputError, match="router 'soft' mixes voxels into slots, but experts 'film' read whole maps"):
         small(experts="film", router="soft")
+
+
+def test_the_router_inside_depth_balances_its_own_load() -> None:
+    """Its counts are those of the chosen tokens, once each, and its bias moves after a step."""
+    model = small(experts="mlp(n=4, hidden=8)", router="depth(capacity=0.25, router=sigmoid(k=1))").train()
+    model.gradient_checkpointing_enable()
+    model(volume(), torch.ones(2, 12)).logits.sum().backward()
+    inner = [scale.body.router.router for scale in model.scale_experts]
+    assert [int(router.bias.counts_E.sum()) for router in inner] == [8**3 // 4, 16**3 // 4]
+    model.after_step()
+    assert all(router.bias.bias_E.any() and not router.bias.counts_E.any() for router in inner)

@@ -7,6 +7,8 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
+from mome.routers.linear_router import float32_linear
+
 
 class LinearGate(nn.Module):
     """l = W x, without a bias.
@@ -22,8 +24,7 @@ class LinearGate(nn.Module):
 
     def forward(self, x_TC: Tensor) -> Tensor:
         """Logits (T, E) in float32, whatever the precision of the model."""
-        with torch.autocast(x_TC.device.type, enabled=False):
-            return nn.functional.linear(x_TC.float(), self.weight_EC.float())
+        return float32_linear(x_TC, self.weight_EC)
 
     @torch.no_grad()
     def init_weights_(self, init: ModuleType, std: float) -> None:
