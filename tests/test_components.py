@@ -22,7 +22,7 @@ SMALL = {
         "unet": TINY_UNET,
         "swin_unetr": "swin_unetr(feature_size=12, depths=[1, 1, 1, 1], num_heads=[1, 1, 1, 1], window_size=2)",
         "segresnet": "segresnet(filters=4, blocks_down=[1, 1, 1])",
-        "mednext": "mednext(filters=4)",
+        "mednext": "mednext(filters=2)",
         "resenc_unet": "resenc_unet(features=[4, 8, 8], blocks=[1, 1, 1])",
         "genesis_unet": "genesis_unet(width=4)",
         "monai": 'monai(network="UNet", arguments={"channels": [4, 8, 8], "strides": [2, 2]})',

@@ -93,11 +93,11 @@ def another_architecture(
         shape: The shape that it would have, where that is known.
         source: The file's tensors.
     """
-    first = next(iter(source))
+    first = min(source)
     shaped = f" of shape {shape}" if shape is not None else ""
     return InputError(
         f"the file is no {what}: its part '{_part(key)}' lacks {key}{shaped}; "
-        f"the file begins with {first[:80]!r} of shape {tuple(source[first].shape)}",
+        f"the file has {first[:80]!r} of shape {tuple(source[first].shape)}",
         hint=_OTHERS,
     )
 

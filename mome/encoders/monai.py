@@ -33,6 +33,7 @@ class Network(NamedTuple):
         output: The output layer, which is replaced by an identity. None where the finest map is what the network
             returns, in as many channels as its finest stage.
         reads_bottleneck: Whether the deepest map is what that module reads instead of what it returns.
+        aliases: Attributes that repeat modules of other names; they are removed, so that every tensor has one name.
     """
 
     maps: Callable[[_Arguments], list[str]]
@@ -40,6 +41,7 @@ class Network(NamedTuple):
     divisor: Callable[[_Arguments], Stride]
     output: str | None
     reads_bottleneck: bool = False
+    aliases: tuple[str, ...] = ()
 
 
 def _strides(arguments: _Arguments) -> Stride:
@@ -68,10 +70,11 @@ NETWORKS = {
         output="final_conv",
     ),
     "DynUNet": Network(
-        maps=lambda a: [f"upsamples.{level}" for level in range(len(a["strides"]) - 1)],
-        bottleneck=lambda a: "bottleneck",
+        maps=lambda a: [f"skip_layers{'.next_layer' * i}.upsample" for i in range(len(a["strides"]) - 2, -1, -1)],
+        bottleneck=lambda a: "skip_layers" + ".next_layer" * (len(a["strides"]) - 1),
         divisor=_strides,
         output="output_block",
+        aliases=("input_block", "downsamples", "bottleneck", "upsamples"),
     ),
     "UNet": Network(
         maps=lambda a: ["model" + ".1.submodule" * level + ".2" for level in _levels(a)],
@@ -132,6 +135,8 @@ class MonaiNetwork(Encoder):
         if known.output is not None:
             parent, _, child = known.output.rpartition(".")
             self.network.get_submodule(parent).register_module(child, nn.Identity())
+        for alias in known.aliases:
+            delattr(self.network, alias)
         names = known.maps(arguments)
         self.map_names, self.bottleneck_name = tuple(names), known.bottleneck(arguments)
         self.reads_bottleneck = known.reads_bottleneck

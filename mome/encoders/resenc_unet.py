@@ -76,6 +76,7 @@ class ResEncUNet(Encoder):
         )
         del self.network.decoder.seg_layers
         del self.network.decoder.encoder  # the decoder repeats the encoder, whose tensors would have two names
+        _prepare(self.network)
         fine_to_coarse = list(itertools.accumulate(steps, lambda a, b: tuple(x * y for x, y in zip(a, b, strict=True))))
         self.strides = tuple(reversed(fine_to_coarse[:-1]))
         self.size_divisor = fine_to_coarse[-1]
@@ -96,6 +97,26 @@ class ResEncUNet(Encoder):
             x = blocks(torch.cat([up(x), skip], dim=1))
             maps.append(x)
         return Pyramid(tuple(maps), stages[-1])
+
+
+class _AveragePool(nn.AvgPool3d):
+    """PyTorch has no average pooling of 16-bit numbers on the CPU, so there it runs in float32."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.device.type == "cpu" and input.element_size() == 2:
+            return super().forward(input.float()).to(input.dtype)
+        return super().forward(input)
+
+
+def _prepare(network: nn.Module) -> None:
+    """Gives every tensor one name, and replaces the poolings."""
+    for module in list(network.modules()):
+        if hasattr(module, "all_modules"):  # the sequence that runs; its members are also attributes of their own
+            for alias in {"conv", "norm", "nonlin"} & set(dict(module.named_children())):
+                delattr(module, alias)
+        for name, child in module.named_children():
+            if type(child) is nn.AvgPool3d:
+                setattr(module, name, _AveragePool(child.kernel_size, child.stride))
 
 
 def _network_class() -> Any:
