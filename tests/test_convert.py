@@ -14,8 +14,8 @@ import monai.networks.nets as nets
 import pytest
 import torch
 from monai.networks.nets.segresnet_ds import SegResEncoder
+from owner_networks import owner_maps, randomise
 from safetensors.torch import save_file
-from test_encoders import owner_maps, randomise
 from torch import Tensor, nn
 from universal_model import UniversalModel
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 import importlib.util
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import monai.networks.nets as nets
 import pytest
 import torch
-from torch import Tensor, nn
+from owner_networks import owner_maps, randomise
+from safetensors.torch import load_file, save_file
+from torch import nn
 
 from mome import MoME, MoMEConfig
 from mome.errors import InputError
@@ -152,34 +155,6 @@ def _mednext(size: str) -> nn.Module:
     )
 
 
-def randomise(network: nn.Module) -> nn.Module:
-    """Gives every tensor random values; norms keep positive scales, so that no map vanishes."""
-    torch.manual_seed(3)
-    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
-        if tensor.is_floating_point():
-            if name.endswith("running_var"):
-                tensor.data.uniform_(0.5, 1.5)
-            elif tensor.dim() > 1:
-                tensor.data.mul_(1.0 + 0.1 * torch.randn_like(tensor))
-            else:
-                tensor.data.add_(0.1 * torch.randn_like(tensor))
-    return network.eval()
-
-
-def owner_maps(network: nn.Module, names: list[str], x: Tensor) -> list[Tensor]:
-    """What the modules return in the owner's forward; a name that ends in < stands for what the module reads."""
-    found: dict[str, Tensor] = {}
-    for name in names:
-        if name.endswith("<"):
-            hook = lambda m, i, o, key=name: found.__setitem__(key, i[0].clone())  # noqa: E731
-        else:
-            hook = lambda m, i, o, key=name: found.__setitem__(key, o.clone())  # noqa: E731
-        network.get_submodule(name.rstrip("<")).register_forward_hook(hook)
-    with torch.no_grad():
-        network(x)
-    return [found[name] for name in names]
-
-
 def loaded(spec: Any, owner: nn.Module) -> nn.Module:
     """Our encoder with the owner's tensors; every one of ours must be among them."""
     encoder = ENCODERS.build(spec).eval()
@@ -252,6 +227,39 @@ def test_sizes_of_mednext_are_the_owners(size: str) -> None:
     assert {key: tensor.shape for key, tensor in owner.items() if not key.startswith("out_0")} == {
         key: tensor.shape for key, tensor in mine.items()
     }
+
+
+MONAI = [name for name in CASES if name.startswith("monai_")]
+
+
+@pytest.mark.parametrize("name", MONAI)
+def test_gradients_reach_every_parameter_of_monais_networks(name: str) -> None:
+    spec, _, _, sides = CASES[name]
+    torch.manual_seed(0)
+    encoder = ENCODERS.build(spec).train()
+    pyramid = encoder(torch.rand(2, 1, *sides))
+    sum(map_BCDHW.square().mean() for map_BCDHW in (*pyramid.maps, pyramid.bottleneck)).backward()
+    missing = [n for n, p in encoder.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert not missing
+
+
+@pytest.mark.parametrize("name", ["monai_unetr", "monai_attention_unet", "monai_dynunet"])
+def test_what_a_checkpoint_lacks_of_monais_networks_is_filled(name: str, tmp_path: Path) -> None:
+    spec, _, _, sides = CASES[name]
+    config = MoMEConfig(encoder=spec, text_encoder="bank(width=4)", labels=["liver"], dim=4, patch_size=list(sides))
+    MoME(config).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    kept = {key: tensor for key, tensor in tensors.items() if not key.startswith("encoder.")}
+    save_file(kept, tmp_path / "model.safetensors", {"format": "pt"})
+    loaded = MoME.from_pretrained(tmp_path, allow_missing=True)
+    for key, parameter in loaded.encoder.named_parameters():
+        assert torch.isfinite(parameter).all() and parameter.abs().max() < 5, key
+    for module in loaded.encoder.modules():
+        if isinstance(module, nn.PReLU):
+            assert torch.equal(module.weight, torch.full_like(module.weight, 0.25))
+    if name == "monai_unetr":
+        embeddings = loaded.encoder.network.vit.patch_embedding.position_embeddings
+        assert 0.01 < embeddings.std() < 0.04
 
 
 def test_ct_fm_has_its_published_size() -> None:

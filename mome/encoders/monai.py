@@ -110,8 +110,9 @@ _MANAGED = ("spatial_dims", "in_channels", "out_channels", "deep_supervision", "
 class MonaiNetwork(Encoder):
     """Runs the owner's own forward and collects what the modules of `NETWORKS` return.
 
-    The output layer is left out; all other weights keep the owner's names. Strides and channels are found by running
-    the network once on the meta device, where nothing is computed.
+    The output layer is left out; all other weights keep the owner's names. One encoder runs one forward at a time, not
+    several in threads. Strides and channels are found by running the network once on the meta device, where nothing is
+    computed.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -137,6 +138,9 @@ class MonaiNetwork(Encoder):
             self.network.get_submodule(parent).register_module(child, nn.Identity())
         for alias in known.aliases:
             delattr(self.network, alias)
+        for module in self.network.modules():  # a norm of MONAI's transformer blocks that runs with a second input only
+            if getattr(module, "with_cross_attention", True) is False:
+                del module.norm_cross_attn, module.cross_attn
         names = known.maps(arguments)
         self.map_names, self.bottleneck_name = tuple(names), known.bottleneck(arguments)
         self.reads_bottleneck = known.reads_bottleneck
