@@ -280,6 +280,10 @@ def test_files_that_would_execute_code_or_are_damaged_are_refused(tmp_path: Path
     (tmp_path / "d.safetensors").write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{}")
     assert "damaged" in refused("voco", tmp_path / "d.safetensors", tmp_path)
     assert "no such file" in refused("voco", tmp_path / "missing.pt", tmp_path)
+    (tmp_path / "text.pt").write_text("# not weights")
+    assert "no file of torch.save: its first bytes are those of another format" in refused(
+        "voco", tmp_path / "text.pt", tmp_path
+    )
     (tmp_path / "empty.safetensors").write_bytes(b"")
     assert "damaged" in refused("voco", tmp_path / "empty.safetensors", tmp_path)
 

@@ -69,6 +69,9 @@ def _from_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _from_torch(path: Path) -> dict[str, Tensor]:
     try:
+        with path.open("rb") as file:
+            if not file.read(2).startswith((b"PK", b"\x80")):  # an archive, or a pickle of older versions
+                raise ValueError("its first bytes are those of another format")
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         reason = "it holds Python objects beyond tensors, and reading those would execute code"
