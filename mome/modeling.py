@@ -59,7 +59,10 @@ class MoME(SavedModel):
     main_input_name = "volume"
     input_modalities = ["image", "text"]
     supports_gradient_checkpointing = True
-    _no_split_modules = ["ScaleExpert", "ConvStack"]
+    # These encoders add or join maps of several stages, so each of them stays on one device.
+    _no_split_modules = [
+        "ScaleExpert", "ConvStack", "SwinUNETR", "SegResNet", "MedNeXt", "ResEncUNet", "GenesisUNet", "MonaiNetwork",
+    ]  # fmt: skip
     # The bank subtracts the mean of its rows, which half precision would lose.
     _keep_in_fp32_modules_strict = ["router", "text_bank"]
     # The expert modules live in other files than this class, where transformers does not look for them.

@@ -96,4 +96,9 @@ def _check_patch(config: MoMEConfig, encoder: Encoder) -> None:
             f"patch_size {patch} leaves encoder '{name}' one voxel at its bottleneck of stride {sides(divisor)}",
             hint=f"patch_size={fits}, or an encoder of fewer stages",
         )
+    if encoder.max_sides is not None and any(a > b for a, b in zip(patch, encoder.max_sides, strict=True)):
+        raise InputError(
+            f"patch_size {patch} is larger than encoder '{name}' was built for, {list(encoder.max_sides)}",
+            hint=f"patch_size={list(encoder.max_sides)}, or a larger img_size in the encoder's arguments",
+        )
     check_tile(patch, encoder.strides[-1], encoder.channels[-1] + len(encoder.channels) * config.head_channels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,11 @@ SMALL = {
     "encoder": {
         "unet": TINY_UNET,
         "swin_unetr": "swin_unetr(feature_size=12, depths=[1, 1, 1, 1], num_heads=[1, 1, 1, 1], window_size=2)",
+        "segresnet": "segresnet(filters=4, blocks_down=[1, 1, 1])",
+        "mednext": "mednext(filters=2)",
+        "resenc_unet": "resenc_unet(features=[4, 8, 8], blocks=[1, 1, 1])",
+        "genesis_unet": "genesis_unet(width=4)",
+        "monai": 'monai(network="UNet", arguments={"channels": [4, 8, 8], "strides": [2, 2]})',
     },
     "experts": {
         "swiglu": "swiglu(n=4, hidden=8)",
@@ -28,6 +34,8 @@ SMALL = {
     },
     "head": {"dynamic": "dynamic(hidden=16)"},
 }
+# Parts whose package is not installed with mome; without it their tests are skipped.
+PACKAGES = {"resenc_unet": "dynamic_network_architectures"}
 BASE = {
     "encoder": TINY_UNET,
     "text_encoder": "bank(width=12)",
@@ -51,10 +59,17 @@ def _cases() -> list[Any]:
         "head": HEADS,
     }
     return [
-        pytest.param(part, SMALL.get(part, {}).get(name, name), id=f"{part}-{name}")
+        pytest.param(part, SMALL.get(part, {}).get(name, name), id=f"{part}-{name}", marks=_marks(name))
         for part, registry in registries.items()
         for name in registry.names()
     ]
+
+
+def _marks(name: str) -> list[pytest.MarkDecorator]:
+    package = PACKAGES.get(name)
+    if package is None or importlib.util.find_spec(package) is not None:
+        return []
+    return [pytest.mark.skip(reason=f"{package} is not installed")]
 
 
 ALL_PARTS = _cases()
@@ -65,6 +80,8 @@ def make_config(part: str, spec: str) -> MoMEConfig:
     values = {**BASE, part: spec}
     if part == "encoder" and spec.startswith("swin"):
         values["patch_size"] = [64, 64, 64]  # instance norm needs two voxels at stride 32
+    if part == "encoder" and spec.startswith("mednext"):
+        values["patch_size"] = [32, 32, 32]
     if part == "router":
         values["experts"] = "linear(n=4)"  # the routers meet the linear experts here, the gated ones elsewhere
     if part == "head" and spec.startswith("plain"):

@@ -44,7 +44,7 @@ LAYERS = [
         "parts",
     ],
     ["saving", "modeling", "hf_experts"],
-    ["prompts", "auto", "zoo", "checkpoints"],
+    ["prompts", "auto", "zoo", "checkpoints", "convert"],
     ["data", "viz", "inference"],
     ["training"],
     ["cli", "cli.main"],

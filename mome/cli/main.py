@@ -18,6 +18,7 @@ COMMANDS = {
     "segment": "segment scans by text prompts",
     "train": "train a model from a YAML configuration",
     "evaluate": "compare masks with a reference",
+    "convert": "turn published weights of other projects into a checkpoint",
     "list": "list models, parts and labels",
     "info": "describe a model or a scan",
 }

@@ -35,12 +35,14 @@ class Encoder(nn.Module):
             the finest map is coarser than the volume, logits are interpolated.
         bottleneck_channels: C_b.
         size_divisor: The sides D, H, W of a volume are multiples of these.
+        max_sides: The longest sides D, H, W of a volume, where a network has such a limit.
     """
 
     channels: tuple[int, ...]
     strides: tuple[Stride, ...]
     bottleneck_channels: int
     size_divisor: Stride
+    max_sides: Stride | None = None
 
     def forward(self, x_BCDHW: Tensor, context: MapContext = DEFAULT_CONTEXT) -> Pyramid:
         """Encodes a volume.

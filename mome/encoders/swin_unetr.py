@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from mome.encoders.base import Encoder, Pyramid, isotropic
+from mome.encoders.padding import on_padded
 from mome.errors import InputError
 from mome.map_context import DEFAULT_CONTEXT, MapContext
 from mome.registry import at_least
@@ -69,6 +70,9 @@ class SwinUNETR(Encoder):
         self.size_divisor = (32, 32, 32)
 
     def forward(self, x_BCDHW: Tensor, context: MapContext = DEFAULT_CONTEXT) -> Pyramid:
+        return on_padded(self._pyramid, x_BCDHW, divisor=self.size_divisor, strides=self.strides)
+
+    def _pyramid(self, x_BCDHW: Tensor) -> Pyramid:
         network = self.network
         hidden = network.swinViT(x_BCDHW, network.normalize)
         bottleneck = network.encoder10(hidden[4])  # stride 32
