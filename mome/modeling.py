@@ -24,6 +24,7 @@ from mome.encoders.base import Encoder
 from mome.errors import InputError
 from mome.layers.predict import predict
 from mome.layers.scale_expert import ScaleExpert
+from mome.layers.scale_stack import ScaleStack
 from mome.losses.bce_dice import masked_bce_dice
 from mome.map_context import MapContext
 from mome.model_inputs import check_targets, check_text, check_volume
@@ -204,15 +205,13 @@ class MoME(SavedModel):
         context: MapContext,
     ) -> tuple[Tensor, list[Routing | None]]:
         """Runs the experts of every scale and brings their maps to the finest size: (B, S, C, D, H, W)."""
-        features: list[Tensor] = []
+        scales = ScaleStack(len(mixers), finest)
         routings: list[Routing | None] = []
         for mixer, x, stride in zip(mixers, inputs, self.encoder.strides[self.first_scale :], strict=True):
             feature, routing = self._checkpointed(mixer, x, context.with_stride(stride))
-            if feature.shape[2:] != finest:
-                feature = F.interpolate(feature, size=finest, mode="trilinear", align_corners=False)
-            features.append(feature)
+            scales.add(feature)
             routings.append(routing)
-        return torch.stack(features, dim=1), routings
+        return scales.stacked(), routings
 
     def _predict(self, scales_BSCDHW: Tensor, text_PT: Tensor, bottleneck: Tensor) -> Tensor:
         logits_BPV = predict(self.fusion, self.head, scales_BSCDHW.flatten(3), text_PT, bottleneck)

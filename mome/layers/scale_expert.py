@@ -64,7 +64,7 @@ class ScaleExpert(nn.Module):
 
     def project(self, map_BCDHW: Tensor) -> Tensor:
         """Map (B, C_s, D_s, H_s, W_s) → voxels (B, D_s, H_s, W_s, dim), before the experts."""
-        return self.proj_in(self.norm(map_BCDHW).relu().movedim(1, -1))
+        return self.proj_in(self.norm(map_BCDHW).relu_().movedim(1, -1))
 
     def mix(self, x_BDHWC: Tensor, context: MapContext) -> tuple[Tensor, Routing | None]:
         """Voxels (B, D_s, H_s, W_s, dim) → feature (B, C, D_s, H_s, W_s), and how the voxels were routed."""

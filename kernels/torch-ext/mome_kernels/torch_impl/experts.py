@@ -16,6 +16,9 @@ from .routing import ExpertBlocks
 from .scratch import Scratch
 
 
+_ALL = slice(None)
+
+
 class _GradientSum:
     """The gradient of a stacked parameter, summed block by block; half precision is summed in float32."""
 
@@ -27,23 +30,23 @@ class _GradientSum:
             if not count:
                 self.total[expert].zero_()
 
-    def add_product(self, expert: int, a: Tensor, b: Tensor, first: bool) -> None:
-        """Sets total[expert] = a @ b for the expert's first block, and adds a @ b for the others."""
-        into = self.total[expert]
+    def add_product(self, expert: int, a: Tensor, b: Tensor, first: bool, rows: slice = _ALL) -> None:
+        """Sets total[expert][rows] = a @ b for the expert's first block, and adds a @ b for the others."""
+        into = self.total[expert][rows]
         if into.dtype != a.dtype:
-            self.add_row_sum(expert, (a @ b)[None], first)
+            self.add_row_sum(expert, (a @ b)[None], first, rows)
         elif first:
             torch.mm(a, b, out=into)
         else:
             into.addmm_(a, b)
 
-    def add_row_sum(self, expert: int, rows: Tensor, first: bool) -> None:
-        """Adds the sum of rows; `sum` adds pairwise, which a product with a vector of ones would not."""
-        total = rows.sum(0, dtype=self.total.dtype)
+    def add_row_sum(self, expert: int, x: Tensor, first: bool, rows: slice = _ALL) -> None:
+        """Adds the sum over dimension 0; `sum` adds pairwise, which a product with a vector of ones would not."""
+        total = x.sum(0, dtype=self.total.dtype)
         if first:
-            self.total[expert] = total
+            self.total[expert][rows] = total
         else:
-            self.total[expert] += total
+            self.total[expert][rows] += total
 
     def result(self) -> Tensor:
         return self.total.to(self.dtype)
@@ -79,6 +82,28 @@ def _weigh(y_nD: Tensor, gates_n1: Tensor, wide: Scratch) -> Tensor:
     return torch.mul(y_nD, gates_n1, out=wide.rows("weighed", *y_nD.shape))
 
 
+def _halves(kept: Tensor, width: int, gated: bool) -> list[Tensor]:
+    """The layout of a kept z (N, F) or (N, 2F): gates first and values after them, each (N, F) without gaps.
+
+    On rows with gaps an activation takes several times as long.
+    """
+    return list(kept.view(2, -1, width).unbind(0)) if gated else [kept]
+
+
+def _buffers(scratch: Scratch, count: int, width: int) -> list[Tensor]:
+    return [scratch.rows("z", count, width), scratch.rows("value", count, width)]
+
+
+def _hidden(
+    x: Tensor, up: Tensor, bias: Tensor | None, width: int, gated: bool, into: list[Tensor]
+) -> tuple[Tensor, Tensor | None]:
+    """Computes the gate and the value of a gated expert; of another expert the hidden layer and None."""
+    if not gated:
+        return _linear(x, up, bias, into[0]), None
+    gate_bias, value_bias = (None, None) if bias is None else bias.split(width)
+    return _linear(x, up[:width], gate_bias, into[0]), _linear(x, up[width:], value_bias, into[1])
+
+
 def mlp_forward(
     x: Tensor, ids: Tensor, weights: Tensor, experts: ExpertWeights, keep_hidden: bool = False
 ) -> tuple[Tensor, Tensor]:
@@ -96,12 +121,11 @@ def mlp_forward(
     for e, rows, tokens, _ in blocks:
         n = tokens.shape[0]
         part = torch.index_select(x, 0, tokens, out=scratch.rows("x", n, x.shape[1]))
-        z = kept[rows] if keep_hidden else scratch.rows("z", n, up.shape[1])
-        _linear(part, ups[e], _of(up_bias, e), z)
-        first = z[:, :width] if gated else z
+        halves = [half[rows] for half in _halves(kept, width, gated)] if keep_hidden else []
+        first, value = _hidden(part, ups[e], _of(up_bias, e), width, gated, halves or _buffers(scratch, n, width))
         h = activate(first, activation, scratch.rows("h", n, width) if keep_hidden else first)
-        if gated:
-            h = torch.mul(h, z[:, width:], out=scratch.rows("h", n, width))
+        if value is not None:
+            h = torch.mul(h, value, out=scratch.rows("h", n, width))
         y = _linear(h, downs[e], _of(down_bias, e), scratch.rows("y", n, down.shape[1]))
         blocks.add_rows(out_TD, tokens, _weigh(y, gates_N1[rows], wide))
     return out_TD.to(x.dtype), kept
@@ -130,10 +154,10 @@ def mlp_backward(
         part = torch.index_select(x, 0, tokens, out=scratch.rows("x", n, x.shape[1]))
         dy = torch.index_select(grad, 0, tokens, out=scratch.rows("dy", n, grad.shape[1]))
         if hidden is not None and hidden.numel():
-            z = hidden[rows]
+            z, *values = [half[rows] for half in _halves(hidden, width, gated)]
+            value = values[0] if gated else None
         else:
-            z = _linear(part, ups[e], _of(up_bias, e), scratch.rows("z", n, up.shape[1]))
-        z, value = (z[:, :width], z[:, width:]) if gated else (z, None)
+            z, value = _hidden(part, ups[e], _of(up_bias, e), width, gated, _buffers(scratch, n, width))
         dh = torch.mm(dy, downs[e], out=scratch.rows("dh", n, width))
         a = activate(z, activation, scratch.rows("a", n, width))
         h = a if value is None else torch.mul(a, value, out=scratch.rows("h", n, width))
@@ -146,16 +170,21 @@ def mlp_backward(
         # ⟨dy, W₂ h⟩ = ⟨W₂ᵀ dy, h⟩, so that the expert's output is not computed again
         product = torch.mul(dh, h, out=scratch.rows("h", n, width) if h is z else h)
         d_weight += product.sum(-1, dtype=d_weight.dtype)
-        dz = dh
+        d_hidden = [(dh, slice(0, width))]  # the gradient of z, and the rows of W₁ that made it
         if value is not None:
-            dz = scratch.rows("dz", n, up.shape[1])
-            torch.mul(dh, value, out=dz[:, :width])
-            torch.mul(dh, a, out=dz[:, width:])
-        activate_backward(dz[:, :width], z, activation)
-        if d_up_bias is not None:
-            d_up_bias.add_row_sum(e, torch.mul(dz, gate, out=scratch.rows("weighted dz", *dz.shape)), is_first)
-        d_up.add_product(e, dz.t(), part.mul_(gate), is_first)
-        blocks.add_rows(d_x, tokens, _weigh(torch.mm(dz, ups[e], out=part), gate, wide))
+            d_value = torch.mul(dh, a, out=scratch.rows("d_value", n, width))
+            d_hidden = [(torch.mul(dh, value, out=dh), slice(0, width)), (d_value, slice(width, 2 * width))]
+        activate_backward(dh, z, activation)
+        part.mul_(gate)
+        for dz, columns in d_hidden:
+            if d_up_bias is not None:
+                weighted = torch.mul(dz, gate, out=scratch.rows("weighted dz", *dz.shape))
+                d_up_bias.add_row_sum(e, weighted, is_first, columns)
+            d_up.add_product(e, dz.t(), part, is_first, columns)
+        back = torch.mm(dh, ups[e][:width], out=part)
+        if value is not None:
+            back.addmm_(d_value, ups[e][width:])
+        blocks.add_rows(d_x, tokens, _weigh(back, gate, wide))
     return (
         d_x.to(x.dtype),
         _in_slot_order(d_weights_N, blocks.slots, weights),
