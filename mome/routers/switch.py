@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mome.errors import InputError
 from mome.map_context import MapContext
-from mome.routers.linear_router import LinearRouter
+from mome.routers.linear_router import LinearRouter, best_experts, softmax_over_experts
 from mome.routers.routing import TokenChoice
 
 
@@ -44,8 +44,8 @@ class SwitchRouter(LinearRouter):
             x_TC = x_TC.float()  # bfloat16 has few values between 1 - jitter and 1 + jitter
             x_TC = x_TC * torch.empty_like(x_TC).uniform_(1 - self.jitter, 1 + self.jitter)
         logits_TE = self.logits(x_TC)
-        probabilities_TE = logits_TE.softmax(dim=-1)
-        weights_T1, ids_T1 = probabilities_TE.topk(1, dim=-1)
+        probabilities_TE = softmax_over_experts(logits_TE)
+        weights_T1, ids_T1 = best_experts(probabilities_TE, 1)
         return self.token_choice(
             probabilities_TE, ids_T1, weights_T1, logits_TE=logits_TE, probabilities_TE=probabilities_TE
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from mome.map_context import MapContext
-from mome.routers.linear_router import LinearRouter
+from mome.routers.linear_router import LinearRouter, best_experts, softmax_over_experts
 from mome.routers.routing import TokenChoice
 
 
@@ -38,8 +38,8 @@ class TopKRouter(LinearRouter):
 
     def forward(self, x_BDHWC: Tensor, context: MapContext) -> TokenChoice:
         logits_TE = self.logits(x_BDHWC.flatten(0, 3))
-        probabilities_TE = logits_TE.softmax(dim=-1)
-        weights_TK, ids_TK = probabilities_TE.topk(self.k, dim=-1)
+        probabilities_TE = softmax_over_experts(logits_TE)
+        weights_TK, ids_TK = best_experts(probabilities_TE, self.k)
         if self.normalize and self.k > 1:
             weights_TK = weights_TK / weights_TK.sum(-1, keepdim=True)
         return self.token_choice(

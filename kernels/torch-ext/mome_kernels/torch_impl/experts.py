@@ -15,7 +15,6 @@ from .activation import activate, activate_backward
 from .routing import ExpertBlocks
 from .scratch import Scratch
 
-
 _ALL = slice(None)
 
 
