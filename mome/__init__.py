@@ -21,6 +21,7 @@ _LAZY = {
     "create_model": "mome.zoo",
     "list_models": "mome.zoo",
     "preset_processor": "mome.zoo",
+    "upcycle": "mome.upcycling",
     "segment": "mome.inference",
     "Segmenter": "mome.inference",
     "read_volume": "mome.volumes",
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from mome.modeling import MoME
     from mome.processing import MoMEProcessor
     from mome.registry import ENCODERS, EXPERTS, FUSIONS, HEADS, LOSSES, ROUTERS, TEXT_ENCODERS
+    from mome.upcycling import upcycle
     from mome.volumes import read_volume
     from mome.zoo import create_model, list_models, preset_processor
 

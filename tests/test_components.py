@@ -26,6 +26,8 @@ SMALL = {
         "resenc_unet": "resenc_unet(features=[4, 8, 8], blocks=[1, 1, 1])",
         "genesis_unet": "genesis_unet(width=4)",
         "monai": 'monai(network="UNet", arguments={"channels": [4, 8, 8], "strides": [2, 2]})',
+        "timm": "timm(model='test_convnext', levels=[0, 1, 2], stem=4)",
+        "vit3d": "vit3d(width=12, depth=2, heads=1, patch=[4, 4, 4], decoder_channels=4)",
     },
     "experts": {
         "swiglu": "swiglu(n=4, hidden=8)",

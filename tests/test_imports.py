@@ -44,7 +44,7 @@ LAYERS = [
         "parts",
     ],
     ["saving", "modeling", "hf_experts"],
-    ["prompts", "auto", "zoo", "checkpoints", "convert"],
+    ["prompts", "auto", "zoo", "checkpoints", "convert", "upcycling"],
     ["data", "viz", "inference"],
     ["training"],
     ["cli", "cli.main"],

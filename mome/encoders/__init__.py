@@ -16,3 +16,7 @@ ENCODERS.register(
     "genesis_unet", "mome.encoders.genesis_unet:GenesisUNet", summary="the Universal Model's U-Net, of Models Genesis"
 )
 ENCODERS.register("monai", "mome.encoders.monai:MonaiNetwork", summary="other MONAI networks, by their names")
+ENCODERS.register(
+    "vit3d", "mome.encoders.vit3d:ViT3D", summary="vision transformer over 8³-voxel tokens, rotary positions"
+)
+ENCODERS.register("timm", "mome.encoders.timm:Timm", summary="any timm backbone, over slices or inflated to 3D")

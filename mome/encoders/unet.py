@@ -7,6 +7,7 @@ normalisation, leaky ReLU. The sizes are our choice.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -14,8 +15,10 @@ from mome.encoders.base import Encoder, Pyramid, isotropic
 from mome.errors import InputError
 from mome.layers.blocks import ConvStack
 from mome.layers.decoder import UNetDecoder
+from mome.layers.sparse import SparseResidual, stages_with_layer
 from mome.map_context import DEFAULT_CONTEXT, MapContext
-from mome.registry import at_least
+from mome.registry import at_least, part
+from mome.routers.routing import Routing
 
 
 class UNet(Encoder):
@@ -30,12 +33,18 @@ class UNet(Encoder):
             depth: Convolutions in each encoder stage.
             decoder_depth: Convolutions in each decoder stage.
             norm: `instance` or `group`.
+            layer: A sparse layer with a residual after stages of the encoder, as in
+                `moe(experts=swiglu(n=8), router=topk(k=2))`; None for none.
+            layer_stages: The stages that it follows, 0 is the finest; empty for every n-th stage, with the layer's
+                `every`. The cost grows with the voxels: a stage has eight times those of the next.
         """
 
         channels: tuple[int, ...] = (32, 64, 128, 256, 320)
         depth: int = 2
         decoder_depth: int = 2
         norm: str = "instance"
+        layer: Any = part("layers", None)
+        layer_stages: tuple[int, ...] = ()
 
     def __init__(self, config: Config, *, in_channels: int = 1) -> None:
         super().__init__()
@@ -65,10 +74,21 @@ class UNet(Encoder):
             norm=config.norm,
         )
 
+        self.sparse = nn.ModuleDict(
+            {
+                str(level): SparseResidual(config.layer, channels=widths[level], norm=config.norm, owner="unet")
+                for level in stages_with_layer(config.layer, config.layer_stages, levels, "unet")
+            }
+        )
+
     def forward(self, x_BCDHW: Tensor, context: MapContext = DEFAULT_CONTEXT) -> Pyramid:
         stages = []
+        routings: list[Routing] = []
         x = x_BCDHW
-        for stage in self.stages:
+        for level, stage in enumerate(self.stages):
             x = stage(x)
+            if str(level) in self.sparse:
+                x, routing = self.sparse[str(level)](x, context.with_stride((2**level,) * 3))
+                routings += [routing] if routing is not None else []
             stages.append(x)
-        return Pyramid(self.decoder(stages), stages[-1])
+        return Pyramid(self.decoder(stages), stages[-1], tuple(routings))

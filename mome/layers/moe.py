@@ -12,7 +12,7 @@ from mome.errors import InputError
 from mome.experts.base import Experts
 from mome.layers.dispatcher import LocalDispatcher
 from mome.map_context import MapContext
-from mome.registry import EXPERTS, ROUTERS, part
+from mome.registry import EXPERTS, ROUTERS, at_least, part
 from mome.routers.base import Router
 from mome.routers.routing import Routing, Slots
 
@@ -34,13 +34,17 @@ class MixtureOfExperts(nn.Module):
         Args:
             experts: The expert body, as in `swiglu(n=8)`.
             router: The token router; most are used only where there is more than one expert.
+            every: Inside an encoder, the mixture stands in every n-th block, or after every n-th stage, as
+                `mome.layers.sparse.places` counts them. The scales' own mixtures ignore it.
         """
 
         experts: Any = part("experts", "swiglu(n=8)")
         router: Any = part("routers", "topk(k=2)")
+        every: int = 1
 
     def __init__(self, config: Config, *, dim: int, text_dim: int | None = None) -> None:
         super().__init__()
+        at_least(1, "moe", every=config.every)
         self.experts = _build_experts(config.experts, dim, text_dim)
         router_class, _ = ROUTERS.resolve(config.router)
         self.router = (

@@ -1,0 +1,119 @@
+"""Sparse upcycling: a sparse model that starts with the outputs of a dense one (Komatsuzaki et al. 2022)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from mome.configuration import MoMEConfig, keys_of_file
+from mome.errors import InputError
+from mome.layers.dense_weights import check_same_outputs, dense_weights, fill_experts
+from mome.layers.moe import MixtureOfExperts
+from mome.layers.sparse import SparseFeedForward
+from mome.modeling import MoME
+
+
+@torch.no_grad()
+def upcycle(dense: MoME, **overrides: Any) -> MoME:
+    """Builds a model whose experts start as the dense feed-forward layers that they replace.
+
+    ```python
+    dense = MoME.from_pretrained("my-dense-model")  # encoder="swin_unetr(feature_size=48)"
+    sparse = upcycle(
+        dense, encoder="swin_unetr(feature_size=48, feed_forward=moe(experts=mlp(n=8), router=topk(k=2), every=2))"
+    )
+    ```
+    All other weights, the labels and the processor are those of the dense model. The routers are new; they train from
+    random weights. A scale expert of one `mlp`, `swiglu` or `geglu` can be multiplied in the same way.
+
+    Args:
+        dense: The dense model.
+        overrides: Values of the config that differ, as in `encoder=…` or `experts=…`.
+
+    Returns:
+        The sparse model, in the data type of the dense one and in eval. Its logits equal those of the dense model up to
+        rounding.
+
+    Raises:
+        InputError: Nothing becomes sparse, experts do not have the form and width of the layer they replace, the
+            router's weights do not sum to one, or other parts of the model change too.
+    """
+    config = MoMEConfig(**{**keys_of_file(dense.config.to_dict(), "the dense model"), **overrides})
+    sparse = MoME(config).to(dense.device).eval()
+    _match_types(sparse, dense)
+    sparse.load_state_dict(_fitting(dense, sparse), strict=False)
+    filled = _filled(sparse, dense)
+    if not filled:
+        raise InputError(
+            "no dense layer of the model becomes sparse",
+            hint="encoder='vit3d(feed_forward=moe(experts=swiglu(n=8), router=topk(k=2)))'",
+        )
+    _check_rest(sparse, dense, filled)
+    was_training = dense.training
+    dense.eval()
+    for name in filled:
+        module, other = sparse.get_submodule(name), dense.get_submodule(name)
+        check_same_outputs(module, other, name)
+    dense.train(was_training)
+    sparse.processor, sparse.loaded_processor = dense.processor, dense.loaded_processor
+    return sparse
+
+
+def _filled(sparse: MoME, dense: MoME) -> list[str]:
+    """Fills the mixtures whose counterpart in the dense model is dense, and returns their names."""
+    others = dict(dense.named_modules())
+    filled = []
+    for name, module in sparse.named_modules():
+        other = others.get(name)
+        if isinstance(module, SparseFeedForward) and other is not None:
+            if not isinstance(other, SparseFeedForward):
+                fill_experts(module.layer, dense_weights(other, name), name)
+                _fill_registers(sparse, name, other)
+                filled.append(name)
+        elif isinstance(module, MixtureOfExperts) and isinstance(other, MixtureOfExperts):
+            if module.experts.num_experts > 1 and other.experts.num_experts == 1:
+                fill_experts(module, dense_weights(other, name), name)
+                filled.append(name)
+    return filled
+
+
+def _fill_registers(sparse: MoME, name: str, dense: nn.Module) -> None:
+    """Copies the dense layer for the register tokens too, which take no expert."""
+    block = sparse.get_submodule(name.rpartition(".")[0])
+    for_registers = getattr(block, "register_feed_forward", None)
+    if for_registers is not None:
+        for_registers.load_state_dict(dense.state_dict())
+
+
+def _check_rest(sparse: MoME, dense: MoME, filled: list[str]) -> None:
+    """Refuses a change of anything but the layers that became sparse."""
+    inside = tuple(f"{name}." for name in filled)
+    inside += tuple(f"{name.rpartition('.')[0]}.register_feed_forward." for name in filled)
+    before, after = (
+        {key: tuple(tensor.shape) for key, tensor in model.state_dict().items() if not key.startswith(inside)}
+        for model in (dense, sparse)
+    )
+    changed = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+    if changed:
+        key = changed[0]
+        raise InputError(
+            f"{len(changed)} tensors have no counterpart in the dense model: '{key}' is {before.get(key, 'absent')} "
+            f"there, {after.get(key, 'absent')} in the new one",
+            where="upcycling, which changes dense feed-forward layers only",
+            hint="a residual layer after stages replaces none: load the model with MoME.from_pretrained and train it",
+        )
+
+
+def _fitting(dense: MoME, sparse: MoME) -> dict[str, torch.Tensor]:
+    own = sparse.state_dict()
+    return {key: t for key, t in dense.state_dict().items() if key in own and own[key].shape == t.shape}
+
+
+def _match_types(sparse: MoME, dense: MoME) -> None:
+    """Gives the new model the data type of the dense one; routers and the bank stay in float32."""
+    for name, tensor in (*sparse.named_parameters(), *sparse.named_buffers()):
+        kept = any(f"{part}." in name for part in MoME._keep_in_fp32_modules_strict)
+        if tensor.is_floating_point() and not kept:
+            tensor.data = tensor.data.to(dense.dtype)

@@ -1,0 +1,242 @@
+"""Sparse layers inside encoders: places, routings, auxiliary losses, and experts that start from dense layers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import throwaway_parts
+import torch
+from small_models import small, volume
+
+from mome import InputError, MoME, upcycle
+from mome.layers.moe import MixtureOfExperts
+from mome.layers.sparse import SparseFeedForward, places
+from mome.registry import ENCODERS
+
+MOE = "moe(experts=mlp(n=3, hidden=8), router=topk(k=2))"
+VIT = "vit3d(width=12, depth=2, heads=1, patch=[4, 4, 4], decoder_channels=4, mlp='mlp', hidden=8"
+SPARSE = {
+    "unet": f"unet(channels=[8, 8, 16], layer={MOE}, layer_stages=[1, 2])",
+    "vit3d": f"{VIT}, feed_forward={MOE})",
+}
+each = pytest.mark.parametrize("name", SPARSE)
+
+
+def rows(model: MoME) -> torch.Tensor:
+    return torch.randn(2, model.config.text_dim, generator=torch.Generator().manual_seed(1))
+
+
+def step(model: MoME) -> object:
+    output = model(volume(), rows(model), torch.ones(1, 2, 16, 16, 16))
+    output.loss.backward()
+    return output
+
+
+@each
+def test_each_router_gets_its_losses_once(name: str) -> None:
+    model = small(encoder=SPARSE[name]).train()
+    mixtures = [m for m in model.encoder.modules() if isinstance(m, MixtureOfExperts)]
+    assert len(mixtures) == 2
+    pyramid = model.encoder(volume())
+    assert [routing.router for routing in pyramid.routings] == [mixture.router for mixture in mixtures]
+    output = step(model)
+    assert set(output.aux_losses) == {"load_balance", "router_z"}
+    want = torch.stack([sum(routing.losses.values()) for routing in pyramid.routings]).mean()
+    torch.testing.assert_close(output.aux_loss, want)
+    for mixture in mixtures:
+        assert mixture.router.weight_EC.grad.abs().sum() > 0
+        assert all(p.grad.abs().sum() > 0 for p in mixture.experts.parameters())
+
+
+@each
+def test_the_kernels_run(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mome.experts import mlp
+
+    shapes = []
+    op = mlp.moe_mlp
+    monkeypatch.setattr(mlp, "moe_mlp", lambda x, *args, **kwargs: shapes.append(x.shape) or op(x, *args, **kwargs))
+    model = small(encoder=SPARSE[name])
+    with torch.no_grad():
+        model(volume(), rows(model))
+    assert shapes == {"unet": [(512, 8), (64, 16)], "vit3d": [(64, 12), (64, 12)]}[name]
+
+
+@each
+def test_checkpointing_changes_no_gradient_and_observes_once(name: str) -> None:
+    grads, losses, seen = [], [], []
+    for checkpointing in (False, True):
+        model = small(encoder=SPARSE[name]).train()
+        routers = [m.router for m in model.encoder.modules() if isinstance(m, MixtureOfExperts)]
+        for router in routers:
+            router.observe = lambda routing, counts=seen: counts.append(int(routing.counts_E.sum()))
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        losses.append(step(model).aux_loss)
+        grads.append([p.grad for p in model.parameters()])
+    torch.testing.assert_close(losses[1], losses[0])
+    torch.testing.assert_close(grads[1], grads[0])
+    assert len(seen) == 4 and seen[:2] == seen[2:]
+
+
+@each
+def test_saved_loaded_repeated_and_meta(name: str, tmp_path: Path) -> None:
+    model = small(encoder=SPARSE[name])
+    model.save_pretrained(tmp_path)
+    again = MoME.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        want = model(volume(), rows(model)).logits
+        assert torch.equal(model(volume(), rows(model)).logits, want)
+        assert torch.equal(again(volume(), rows(model)).logits, want)
+    assert ENCODERS.canonical(again.config.part_strings()["encoder"]) == model.config.encoder
+    with torch.device("meta"):
+        meta = MoME(model.config)
+    assert all(tensor.is_meta for tensor in (*meta.parameters(), *meta.buffers()))
+
+
+def test_the_issues_string_works() -> None:
+    layer = "moe(experts=swiglu(n=8), router=topk(k=2), every=2)"
+    spec = f"vit3d(width=12, depth=5, heads=1, patch=[4, 4, 4], decoder_channels=4, feed_forward={layer})"
+    encoder = ENCODERS.build(spec, in_channels=1)
+    assert [isinstance(block.feed_forward, SparseFeedForward) for block in encoder.blocks] == [0, 1, 0, 1, 0]
+    assert encoder.blocks[1].feed_forward.layer.experts.num_experts == 8
+    assert places(4, {"name": "moe", "every": 3}, "x") == [2] and places(3, {"name": "own"}, "x") == [0, 1, 2]
+
+
+def test_a_unet_without_a_layer_has_the_tensors_it_had() -> None:
+    names = set(small().state_dict())
+    assert not any("sparse" in name for name in names)
+    more = set(small(encoder=SPARSE["unet"]).state_dict()) - names
+    assert more and all(name.startswith(("encoder.sparse.1.", "encoder.sparse.2.")) for name in more)
+
+
+def test_the_residual_after_a_stage_is_what_it_says() -> None:
+    from mome.map_context import MapContext
+
+    model = small(encoder=SPARSE["unet"]).encoder
+    layer = model.sparse["2"]
+    x = torch.randn(1, 16, 2, 3, 4)
+    with torch.no_grad():
+        layer.scale_C.copy_(torch.linspace(0.1, 1, 16))
+        got, routing = layer(x, MapContext())
+        normed = (x - x.mean((2, 3, 4), keepdim=True)) / (x.var((2, 3, 4), keepdim=True, unbiased=False) + 1e-5).sqrt()
+        tokens = normed.flatten(2)[0].T
+        chosen = (tokens @ layer.layer.router.weight_EC.T).softmax(-1)
+        experts = layer.layer.experts
+        for token in range(24):
+            best = chosen[token].topk(2)
+            mixed = torch.zeros(16)
+            for weight, e in zip(best.values / best.values.sum(), best.indices, strict=True):
+                hidden = torch.nn.functional.gelu(experts.up_proj[e] @ tokens[token] + experts.up_bias[e])
+                mixed += weight * (experts.down_proj[e] @ hidden + experts.down_bias[e])
+            want = x.flatten(2)[0, :, token] + layer.scale_C * mixed
+            torch.testing.assert_close(got.flatten(2)[0, :, token], want, rtol=1e-4, atol=1e-5)
+    assert int(routing.counts_E.sum()) == 48
+
+
+def test_layers_see_their_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    throwaway_parts.register(monkeypatch)
+    place = "moe(experts=mlp(n=2, hidden=8), router=place)"
+    for spec in (f"{VIT}, feed_forward={place})", f"unet(channels=[8, 8, 16], layer={place}, layer_stages=[1])"):
+        model = small(encoder=spec)
+        with torch.no_grad():
+            near, far = (model.encode(volume(), torch.tensor([[0, 0, at]])).bottleneck for at in (0, 24))
+            assert torch.equal(near, model.encode(volume()).bottleneck) and not torch.equal(near, far)
+
+
+def test_layers_that_read_prompts_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    throwaway_parts.register(monkeypatch)
+    for spec in (f"{VIT}, feed_forward=moe(experts=film))", "unet(layer=moe(experts=film))"):
+        with pytest.raises(InputError, match="experts 'film' read the prompt, which is not known here") as caught:
+            small(encoder=spec)
+        assert "inside" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("unet(layer_stages=[1])", "layer_stages of unet has no layer to place"),
+        ("unet(layer=moe, layer_stages=[5])", "different numbers from 0 to 4, got [5]"),
+        ("unet(layer=moe, layer_stages=[1, 1])", "different numbers from 0 to 4, got [1, 1]"),
+        ("unet(layer=moe(every=6))", "every=6 gives the layer 'moe' no place among the 5 places of unet"),
+        ("vit3d(depth=2, feed_forward=moe(every=0))", "every=0 gives the layer 'moe' no place"),
+        ("vit3d(feed_forward=moe(experts=mlp(n=2), router=topk(k=3)))", "router picks k=3 experts of 2"),
+        ("vit3d(feed_forward=mo)", "unknown layer 'mo', did you mean 'moe'"),
+    ],
+)
+def test_impossible_layers_are_refused(spec: str, words: str) -> None:
+    with pytest.raises(InputError) as caught:
+        ENCODERS.build(spec, in_channels=1)
+    assert words in str(caught.value) and len(str(caught.value).splitlines()) <= 3
+
+
+DENSE_VIT = "vit3d(width=12, depth=2, heads=1, patch=[4, 4, 4], decoder_channels=4, registers=1"
+
+
+@pytest.mark.parametrize(
+    ("dense", "sparse"),
+    [
+        (
+            {"encoder": f"{DENSE_VIT}, mlp='{form}', hidden=8)"},
+            {"encoder": f"{DENSE_VIT}, mlp='{form}', hidden=8, feed_forward=moe(experts={form}(n=4, hidden=8)))"},
+        )
+        for form in ("mlp", "swiglu", "geglu")
+    ]
+    + [({"experts": "mlp(hidden=8)"}, {"experts": "mlp(n=4, hidden=8)"})],
+    ids=["mlp", "swiglu", "geglu", "scales"],
+)
+def test_upcycled_models_begin_with_the_dense_outputs(dense: dict[str, str], sparse: dict[str, str]) -> None:
+    model = small(**dense)
+    with torch.no_grad():
+        for parameter in model.parameters():  # biases too
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    start = upcycle(model, **sparse)
+    with torch.no_grad():
+        want = model(volume(), rows(model)).logits
+        torch.testing.assert_close(start(volume(), rows(model)).logits, want, rtol=0, atol=1e-5 * want.abs().max())
+    assert want.std() > 1e-3
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    mixtures = [m for m in start.modules() if isinstance(m, MixtureOfExperts) and m.router is not None]
+    assert len(mixtures) == 2 and all(m.experts.num_experts == 4 for m in mixtures)
+    step(start.train())  # and the experts move apart
+    grad = mixtures[0].experts.down_proj.grad
+    assert (grad[0] - grad[1]).abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("layer", "words"),
+    [
+        ("moe(experts=swiglu(n=2, hidden=8))", "gate is True in the experts, False in the layer"),
+        ("moe(experts=mlp(n=2, hidden=9))", "shape of the first layer is (9, 12) in the experts, (8, 12) in the layer"),
+        ("moe(experts=mlp(n=2, hidden=8, activation='relu'))", "activation is relu in the experts, gelu in the layer"),
+        ("moe(experts=mlp(n=2, hidden=8, bias=False))", "bias is False in the experts, True in the layer"),
+        ("moe(experts=linear(n=2))", "only experts mlp, swiglu and geglu of a moe layer"),
+        ("moe(experts=mlp(n=2, hidden=8), router=topk(k=1))", "its router's weights do not sum to one"),
+    ],
+)
+def test_experts_that_cannot_start_from_the_layer_are_refused(layer: str, words: str) -> None:
+    with pytest.raises(InputError) as caught:
+        upcycle(small(encoder=f"{VIT})"), encoder=f"{VIT}, feed_forward={layer})")
+    assert words in str(caught.value) and "  try: " in str(caught.value)
+    assert len(str(caught.value).splitlines()) <= 3
+
+
+def test_upcycling_changes_nothing_else() -> None:
+    with pytest.raises(InputError, match="no dense layer of the model becomes sparse"):
+        upcycle(small(encoder=f"{VIT})"), encoder=f"{VIT})")
+    with pytest.raises(InputError, match="no dense layer of the model becomes sparse"):
+        upcycle(small(), encoder=SPARSE["unet"])
+    with pytest.raises(InputError, match="tensors have no counterpart in the dense model"):
+        upcycle(small(encoder=f"{VIT})"), encoder=SPARSE["vit3d"], dim=4)
+
+
+def test_upcycling_keeps_type_labels_and_processor() -> None:
+    from mome import MoMEProcessor
+
+    model = small(encoder=f"{VIT})", trained_labels=["liver"]).to(torch.bfloat16)
+    model.processor = MoMEProcessor(spacing=[2.0, 2.0, 2.0])
+    start = upcycle(model, encoder=SPARSE["vit3d"])
+    assert start.dtype == torch.bfloat16 and start.config.trained_labels == ["liver"]
+    assert start.processor is model.processor and not start.training
+    assert start.encoder.blocks[0].feed_forward.layer.router.weight_EC.dtype == torch.float32
