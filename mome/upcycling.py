@@ -41,7 +41,8 @@ def upcycle(dense: MoME, **overrides: Any) -> MoME:
             router's weights do not sum to one, or other parts of the model change too.
     """
     config = MoMEConfig(**{**keys_of_file(dense.config.to_dict(), "the dense model"), **overrides})
-    sparse = MoME(config).to(dense.device).eval()
+    sparse = MoME(config).eval()
+    sparse.to(device=dense.device)
     _match_types(sparse, dense)
     sparse.load_state_dict(_fitting(dense, sparse), strict=False)
     filled = _filled(sparse, dense)

@@ -7,6 +7,7 @@ all the same gives the features of one slice, apart from the borders.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -81,8 +82,8 @@ def inflated_kernels(network: nn.Module, axis: int) -> Iterator[tuple[str, Tenso
 class _BatchNormAct3d(nn.BatchNorm3d):
     """timm's batch norm that is followed by dropout and an activation."""
 
-    def __init__(self, norm: nn.Module) -> None:
-        super().__init__(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)  # type: ignore[arg-type]
+    def __init__(self, norm: Any) -> None:
+        super().__init__(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
         self.drop, self.act = norm.drop, norm.act
 
     def forward(self, x: Tensor) -> Tensor:
@@ -121,16 +122,11 @@ def _inflated(module: nn.Module, axis: int, name: str) -> nn.Module:
             module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats
         )
     if isinstance(module, nn.MaxPool2d):
-        return nn.MaxPool3d(module.kernel_size, module.stride, module.padding, module.dilation,
-                            ceil_mode=module.ceil_mode)  # fmt: skip
+        sizes = (_number(size) for size in (module.kernel_size, module.stride, module.padding, module.dilation))
+        return nn.MaxPool3d(*sizes, ceil_mode=module.ceil_mode)
     if isinstance(module, nn.AvgPool2d):
-        return nn.AvgPool3d(
-            module.kernel_size,
-            module.stride,
-            module.padding,
-            module.ceil_mode,
-            module.count_include_pad,  # type: ignore[arg-type]
-        )
+        sizes = (_number(module.kernel_size), _number(module.stride), _number(module.padding))
+        return nn.AvgPool3d(*sizes, module.ceil_mode, module.count_include_pad)
     with torch.device(next(module.parameters()).device):
         return _BatchNormAct3d(module)
 
@@ -141,3 +137,12 @@ def _third(pair: tuple[int, ...], axis: int) -> tuple[int, int, int]:
     numbers = [first, second]
     numbers.insert(axis, max(pair))
     return numbers[0], numbers[1], numbers[2]
+
+
+def _number(size: int | tuple[int, int]) -> int:
+    """The size of a pooling window, which is a number or two equal ones in the networks that are inflated."""
+    if isinstance(size, int):
+        return size
+    if size[0] != size[1]:
+        raise InputError(f"a pooling window of {size[0]} × {size[1]} cannot be inflated to 3D", hint=HINT)
+    return size[0]

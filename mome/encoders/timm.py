@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -170,7 +171,8 @@ def _create(config: Timm.Config, channels: int) -> Any:
     # Swin networks of timm are built for one image size and need the first word to accept others, transformers with
     # position embeddings the second. Networks that know neither refuse them with a TypeError.
     refused = None
-    for sizes in ({"strict_img_size": False}, {"dynamic_img_size": True}, {}):
+    ways: tuple[dict[str, Any], ...] = ({"strict_img_size": False}, {"dynamic_img_size": True}, {})
+    for sizes in ways:
         try:
             return timm.create_model(config.model, **options, **sizes)
         except TypeError as error:
@@ -199,14 +201,17 @@ def _no_features(config: Timm.Config, error: BaseException | None) -> InputError
 def _statistics(model: str) -> tuple[float, float]:
     """Mean and standard deviation of the images that the network is made for, averaged over the channels."""
     import timm
+    import timm.data
 
     settings = timm.get_pretrained_cfg(model)
-    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    mean: tuple[float, ...] = timm.data.IMAGENET_DEFAULT_MEAN
+    std: tuple[float, ...] = timm.data.IMAGENET_DEFAULT_STD
     if settings is not None:
         mean, std = settings.mean, settings.std
     return sum(mean) / len(mean), sum(std) / len(std)
 
 
+@lru_cache(maxsize=8)  # a model is built twice: first without values, to count its parameters
 def _probe(config: Timm.Config, channels: int, divisor: int) -> None:
     """Runs the network on slices without values, so that one that takes a single image size is refused when built."""
     with torch.device("meta"):
@@ -254,10 +259,12 @@ def _statistics_kept(network: nn.Module) -> Iterator[None]:
         yield
         return
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        # a momentum of zero keeps the averages; the counts go to a copy
+        norm.momentum, norm.num_batches_tracked = 0.0, cast("Tensor", norm.num_batches_tracked).clone()
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count

@@ -44,7 +44,7 @@ def load_timm_weights(encoder: nn.Module, source: nn.Module) -> list[str]:
         key = wrong[0]
         found = tuple(given[key].shape) if key in given else "none"
         raise InputError(
-            f"{len(wrong)} of {len(own)} tensors do not fit: '{key}' is {tuple(own[key].shape)}, the source has {found}",
+            f"{len(wrong)} of {len(own)} tensors do not fit: '{key}' is {tuple(own[key].shape)}, in the source {found}",
             hint=f"timm.create_model('{encoder.config.model}', pretrained=True, features_only=True, "
             f"in_chans={encoder.network_channels})",
         )

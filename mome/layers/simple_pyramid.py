@@ -26,7 +26,7 @@ class SimplePyramid(nn.Module):
 
     def __init__(self, width: int, stride: int, plane: Stride) -> None:
         super().__init__()
-        step = tuple(2 if axis else 1 for axis in plane)
+        step = (1 + plane[0], 1 + plane[1], 1 + plane[2])
         self.finer = nn.ModuleList()
         self.channels: tuple[int, ...] = (width,)
         self.strides: tuple[int, ...] = (stride,)
