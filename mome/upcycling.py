@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -11,7 +11,7 @@ from mome.configuration import MoMEConfig, keys_of_file
 from mome.errors import InputError
 from mome.layers.dense_weights import check_same_outputs, dense_weights, fill_experts
 from mome.layers.moe import MixtureOfExperts
-from mome.layers.sparse import SparseFeedForward
+from mome.layers.sparse import SparseReplacement
 from mome.modeling import MoME
 
 
@@ -55,8 +55,9 @@ def upcycle(dense: MoME, **overrides: Any) -> MoME:
     was_training = dense.training
     dense.eval()
     for name in filled:
-        module, other = sparse.get_submodule(name), dense.get_submodule(name)
-        check_same_outputs(module, other, name)
+        module = sparse.get_submodule(name)
+        mixture = module.layer if isinstance(module, SparseReplacement) else module
+        check_same_outputs(cast("MixtureOfExperts", mixture), dense.get_submodule(name), name)
     dense.train(was_training)
     sparse.processor, sparse.loaded_processor = dense.processor, dense.loaded_processor
     return sparse
@@ -68,8 +69,8 @@ def _filled(sparse: MoME, dense: MoME) -> list[str]:
     filled = []
     for name, module in sparse.named_modules():
         other = others.get(name)
-        if isinstance(module, SparseFeedForward) and other is not None:
-            if not isinstance(other, SparseFeedForward):
+        if isinstance(module, SparseReplacement) and other is not None:
+            if not isinstance(other, SparseReplacement):
                 fill_experts(module.layer, dense_weights(other, name), name)
                 _fill_registers(sparse, name, other)
                 filled.append(name)

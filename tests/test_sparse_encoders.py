@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,12 @@ VIT = "vit3d(width=12, depth=2, heads=1, patch=[4, 4, 4], decoder_channels=4, ml
 SPARSE = {
     "unet": f"unet(channels=[8, 8, 16], layer={MOE}, layer_stages=[1, 2])",
     "vit3d": f"{VIT}, feed_forward={MOE})",
+}
+SWIN = "swin_unetr(feature_size=12, depths=[1, 1, 1, 1], num_heads=[1, 1, 1, 1], window_size=2"
+# Encoders through other packages; these are larger, so not every test runs them.
+FOREIGN = {
+    "swin_unetr": f"{SWIN}, feed_forward={MOE[:-1]}, every=2))",
+    "resenc_unet": f"resenc_unet(features=[8, 8, 16], blocks=[1, 1, 1], layer={MOE}, layer_stages=[1, 2])",
 }
 each = pytest.mark.parametrize("name", SPARSE)
 
@@ -240,3 +247,75 @@ def test_upcycling_keeps_type_labels_and_processor() -> None:
     assert start.dtype == torch.bfloat16 and start.config.trained_labels == ["liver"]
     assert start.processor is model.processor and not start.training
     assert start.encoder.blocks[0].feed_forward.layer.router.weight_EC.dtype == torch.float32
+
+
+FLAT = (64, 32, 32)  # the smallest volume whose deepest map of swin_unetr has two voxels
+
+
+def flat_model(encoder: str) -> MoME:
+    return small(encoder=encoder, patch_size=list(FLAT), experts="linear(n=1)")
+
+
+def flat_volume() -> torch.Tensor:
+    return torch.rand(1, 1, *FLAT, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(params=FOREIGN)
+def foreign(request: pytest.FixtureRequest) -> MoME:
+    if request.param == "resenc_unet":
+        pytest.importorskip("dynamic_network_architectures")
+    return flat_model(FOREIGN[request.param])
+
+
+def test_sparse_layers_of_other_packages_networks(foreign: MoME, tmp_path: Path) -> None:
+    """Their losses count once, they see their strides, and checkpointing, saving and the meta device work."""
+    model = foreign.train()
+    mixtures = [m for m in model.encoder.modules() if isinstance(m, MixtureOfExperts)]
+    strides, seen = [], []
+    for mixture in mixtures:
+        mixture.register_forward_pre_hook(lambda module, given: strides.append(given[1].stride))
+        mixture.router.observe = lambda routing: seen.append(routing)
+    output = model(flat_volume(), rows(model), torch.ones(1, 2, *FLAT))
+    output.loss.backward()
+    swin = "swin_unetr" in str(model.config.encoder["name"])
+    assert strides == ([(4, 4, 4), (16, 16, 16)] if swin else [(2, 2, 2), (4, 4, 4)])
+    assert [routing.router for routing in seen] == [mixture.router for mixture in mixtures]
+    want = torch.stack([sum(routing.losses.values()) for routing in seen]).mean()
+    torch.testing.assert_close(output.aux_loss, want)
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for m in mixtures for p in m.parameters())
+
+    grads = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    model.gradient_checkpointing_enable()
+    model(flat_volume(), rows(model), torch.ones(1, 2, *FLAT)).loss.backward()
+    torch.testing.assert_close([p.grad for p in model.parameters()], grads)
+    assert len(seen) == 4  # the repeated pass is not observed
+
+    del mixtures[0].router.observe, mixtures[1].router.observe
+    model.eval().save_pretrained(tmp_path)
+    again = MoME.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        logits = model(flat_volume(), rows(model)).logits
+        assert torch.equal(again(flat_volume(), rows(model)).logits, logits)
+    with torch.device("meta"):
+        assert all(tensor.is_meta for tensor in MoME(model.config).parameters())
+
+
+def test_upcycled_swin_blocks_begin_with_the_dense_outputs() -> None:
+    dense = flat_model(f"{SWIN})")
+    sparse = upcycle(dense, encoder=f"{SWIN}, feed_forward=moe(experts=mlp(n=3), router=topk(k=2)))")
+    with torch.no_grad():
+        want = dense(flat_volume(), rows(dense)).logits
+        got = sparse(flat_volume(), rows(dense)).logits
+        pyramid = sparse.encoder(flat_volume())
+    assert len(pyramid.routings) == 4 and want.std() > 1e-3
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-5 * want.abs().max())
+    with pytest.raises(InputError, match="gate is True in the experts, False in the layer"):
+        upcycle(dense, encoder=f"{SWIN}, feed_forward=moe(experts=swiglu(n=3)))")
+
+
+def test_threads_keep_their_routings_apart() -> None:
+    encoder = flat_model(FOREIGN["swin_unetr"]).encoder
+    with ThreadPoolExecutor(2) as pool, torch.no_grad():
+        first, second = pool.map(lambda _: encoder(flat_volume()).routings, range(2))
+    assert len(first) == len(second) == 2 and all(a is not b for a, b in zip(first, second, strict=True))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,8 +17,10 @@ from torch import Tensor, nn
 from mome.encoders.base import Encoder, Pyramid, Stride
 from mome.encoders.padding import on_padded
 from mome.errors import InputError, did_you_mean
+from mome.layers.sparse import SparseResidual, stages_with_layer
 from mome.map_context import DEFAULT_CONTEXT, MapContext
-from mome.registry import at_least
+from mome.registry import at_least, part
+from mome.routers.routing import Routing
 
 # Stages of the presets. nnU-Net plans six for patches with sides of 128 to 255 voxels, which both its M and its L have:
 # these differ in the patch and the batch that fit into 8 and 24 GB, not in the network. S is our choice, for patches of
@@ -47,6 +50,10 @@ class ResEncUNet(Encoder):
                 2 along every axis.
             kernels: Sides (D, H, W) of the kernels of each stage, odd. None takes 3 along every axis; nnU-Net plans
                 1 along an axis that is not downsampled yet.
+            layer: A sparse layer with a residual after stages of the encoder, as in
+                `moe(experts=swiglu(n=8), router=topk(k=2))`; None for none.
+            layer_stages: The stages that it follows, 0 is the finest; empty for every n-th stage, with the layer's
+                `every`. The cost grows with the voxels of the stage.
         """
 
         preset: str = "M"
@@ -54,6 +61,8 @@ class ResEncUNet(Encoder):
         blocks: tuple[int, ...] | None = None
         strides: tuple[tuple[int, ...], ...] | None = None
         kernels: tuple[tuple[int, ...], ...] | None = None
+        layer: Any = part("layers", None)
+        layer_stages: tuple[int, ...] = ()
 
     def __init__(self, config: Config, *, in_channels: int = 1) -> None:
         super().__init__()
@@ -82,21 +91,35 @@ class ResEncUNet(Encoder):
         self.size_divisor = fine_to_coarse[-1]
         self.channels = tuple(reversed(features[:-1]))
         self.bottleneck_channels = features[-1]
+        self.stage_strides = tuple(fine_to_coarse)
+        self.sparse = nn.ModuleDict(
+            {
+                str(stage): SparseResidual(
+                    config.layer, channels=features[stage], norm="instance", owner="encoder 'resenc_unet'"
+                )
+                for stage in stages_with_layer(config.layer, config.layer_stages, len(features), "resenc_unet")
+            }
+        )
 
     def forward(self, x_BCDHW: Tensor, context: MapContext = DEFAULT_CONTEXT) -> Pyramid:
-        return on_padded(self._pyramid, x_BCDHW, divisor=self.size_divisor, strides=self.strides)
+        run = partial(self._pyramid, context=context)
+        return on_padded(run, x_BCDHW, divisor=self.size_divisor, strides=self.strides)
 
-    def _pyramid(self, x_BCDHW: Tensor) -> Pyramid:
+    def _pyramid(self, x_BCDHW: Tensor, context: MapContext) -> Pyramid:
         encoder, decoder = self.network.encoder, self.network.decoder
         x, stages = encoder.stem(x_BCDHW), []
-        for stage in encoder.stages:
+        routings: list[Routing] = []
+        for index, stage in enumerate(encoder.stages):
             x = stage(x)
+            if str(index) in self.sparse:
+                x, routing = self.sparse[str(index)](x, context.with_stride(self.stage_strides[index]))
+                routings += [routing] if routing is not None else []
             stages.append(x)
         maps = []
         for up, blocks, skip in zip(decoder.transpconvs, decoder.stages, reversed(stages[:-1]), strict=True):
             x = blocks(torch.cat([up(x), skip], dim=1))
             maps.append(x)
-        return Pyramid(tuple(maps), stages[-1])
+        return Pyramid(tuple(maps), stages[-1], tuple(routings))
 
 
 class _AveragePool(nn.AvgPool3d):

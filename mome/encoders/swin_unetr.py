@@ -13,9 +13,10 @@ from torch.overrides import TorchFunctionMode
 
 from mome.encoders.base import Encoder, Pyramid, isotropic
 from mome.encoders.padding import on_padded
+from mome.encoders.swin_feed_forward import replace_feed_forward, routings_of
 from mome.errors import InputError
 from mome.map_context import DEFAULT_CONTEXT, MapContext
-from mome.registry import at_least
+from mome.registry import at_least, part
 
 
 class SwinUNETR(Encoder):
@@ -35,6 +36,8 @@ class SwinUNETR(Encoder):
             window_size: Side of an attention window in tokens.
             drop_rate, drop_path_rate: Dropout of units and of whole blocks, from 0 to below 1.
             use_v2: Whether a convolution block precedes each stage (Swin UNETR v2).
+            feed_forward: A sparse layer in the place of the blocks' MLPs, as in
+                `moe(experts=swiglu(n=8), router=topk(k=2), every=2)`; None for MLPs only.
         """
 
         feature_size: int = 48
@@ -44,6 +47,7 @@ class SwinUNETR(Encoder):
         drop_rate: float = 0.0
         drop_path_rate: float = 0.0
         use_v2: bool = False
+        feed_forward: Any = part("layers", None)
 
     def __init__(self, config: Config, *, in_channels: int = 1) -> None:
         super().__init__()
@@ -63,6 +67,8 @@ class SwinUNETR(Encoder):
                 use_v2=config.use_v2,
             )
         del self.network.out
+        if config.feed_forward is not None:
+            replace_feed_forward(self.network.swinViT, config.feed_forward, config.feature_size)
         width = config.feature_size
         self.channels = (8 * width, 4 * width, 2 * width, width, width)
         self.strides = isotropic((16, 8, 4, 2, 1))
@@ -70,7 +76,9 @@ class SwinUNETR(Encoder):
         self.size_divisor = (32, 32, 32)
 
     def forward(self, x_BCDHW: Tensor, context: MapContext = DEFAULT_CONTEXT) -> Pyramid:
-        return on_padded(self._pyramid, x_BCDHW, divisor=self.size_divisor, strides=self.strides)
+        with routings_of(context) as routings:
+            pyramid = on_padded(self._pyramid, x_BCDHW, divisor=self.size_divisor, strides=self.strides)
+        return pyramid._replace(routings=tuple(routings))
 
     def _pyramid(self, x_BCDHW: Tensor) -> Pyramid:
         network = self.network

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mome.encoders.base import Encoder, Pyramid, Stride
 from mome.encoders.inflate import inflate, inflated_kernels
+from mome.encoders.padding import on_padded
 from mome.errors import InputError, did_you_mean
 from mome.layers.blocks import ConvStack
 from mome.layers.decoder import UNetDecoder
@@ -97,6 +98,9 @@ class Timm(Encoder):
         self.decoder = UNetDecoder(channels, strides, depth=config.depth, norm=config.norm)
 
     def forward(self, x_BCDHW: Tensor, context: MapContext = DEFAULT_CONTEXT) -> Pyramid:
+        return on_padded(self._pyramid, x_BCDHW, divisor=self.size_divisor, strides=self.strides)
+
+    def _pyramid(self, x_BCDHW: Tensor) -> Pyramid:
         with _statistics_kept(self.network):
             stages = self.features(x_BCDHW)
         if self.pyramid is not None:

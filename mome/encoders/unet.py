@@ -7,11 +7,13 @@ normalisation, leaky ReLU. The sizes are our choice.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from mome.encoders.base import Encoder, Pyramid, isotropic
+from mome.encoders.padding import on_padded
 from mome.errors import InputError
 from mome.layers.blocks import ConvStack
 from mome.layers.decoder import UNetDecoder
@@ -76,12 +78,18 @@ class UNet(Encoder):
 
         self.sparse = nn.ModuleDict(
             {
-                str(level): SparseResidual(config.layer, channels=widths[level], norm=config.norm, owner="unet")
+                str(level): SparseResidual(
+                    config.layer, channels=widths[level], norm=config.norm, owner="encoder 'unet'"
+                )
                 for level in stages_with_layer(config.layer, config.layer_stages, levels, "unet")
             }
         )
 
     def forward(self, x_BCDHW: Tensor, context: MapContext = DEFAULT_CONTEXT) -> Pyramid:
+        run = partial(self._pyramid, context=context)
+        return on_padded(run, x_BCDHW, divisor=self.size_divisor, strides=self.strides)
+
+    def _pyramid(self, x_BCDHW: Tensor, context: MapContext) -> Pyramid:
         stages = []
         routings: list[Routing] = []
         x = x_BCDHW

@@ -8,6 +8,7 @@ do not fit.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mome.encoders.base import Encoder, Pyramid, Stride
+from mome.encoders.padding import on_padded
 from mome.errors import InputError
 from mome.layers.rotary import rotary_angles
 from mome.layers.sparse import places
@@ -93,6 +95,10 @@ class ViT3D(Encoder):
         self.decoder = UpsamplingDecoder(config.width, self.channels, levels)
 
     def forward(self, x_BCDHW: Tensor, context: MapContext = DEFAULT_CONTEXT) -> Pyramid:
+        run = partial(self._pyramid, context=context)
+        return on_padded(run, x_BCDHW, divisor=self.size_divisor, strides=self.strides)
+
+    def _pyramid(self, x_BCDHW: Tensor, context: MapContext) -> Pyramid:
         embedded_BCDHW = self.embed(x_BCDHW)
         batch, _, d, h, w = embedded_BCDHW.shape
         context = context.with_stride(self.patch)

@@ -116,7 +116,7 @@ def fill_experts(mixture: nn.Module, dense: DenseWeights, where: str) -> None:
 
 
 @torch.no_grad()
-def check_same_outputs(mixture: nn.Module, dense: nn.Module, where: str) -> None:
+def check_same_outputs(mixture: MixtureOfExperts, dense: nn.Module, where: str) -> None:
     """Checks on 64 random tokens that a filled mixture gives the outputs of the dense layer.
 
     Args:

@@ -87,15 +87,24 @@ def build_layer(spec: dict[str, Any], dim: int, owner: str) -> nn.Module:
     return layer
 
 
-class SparseFeedForward(nn.Module):
+class SparseReplacement(nn.Module):
     """A sparse layer in the place of a dense feed-forward layer. The residual belongs to the block around it.
 
     In a dense model of the same encoder the module of the same name is the dense layer; `mome.upcycling` relies on it.
+
+    Args:
+        spec: The layer.
+        dim: Width of the tokens.
+        owner: The encoder, for messages.
     """
 
     def __init__(self, spec: dict[str, Any], *, dim: int, owner: str) -> None:
         super().__init__()
         self.layer = build_layer(spec, dim, owner)
+
+
+class SparseFeedForward(SparseReplacement):
+    """The replacement in a block that hands on the place of the map, and collects routings."""
 
     def forward(self, x_BDHWC: Tensor, context: MapContext) -> tuple[Tensor, Routing | None]:
         """Map (B, D, H, W, C) → map of the same shape, and how its tokens were routed.
