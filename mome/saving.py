@@ -27,6 +27,7 @@ from mome.loaded_weights import refuse_damage, unknown_label_notes, unused_note
 from mome.loading import errors_for_people, floating_type, saved_config, with_overrides
 from mome.model_size import check_memory
 from mome.processing import MoMEProcessor
+from mome.upcycling import upcycle as upcycled
 from mome.weights_file import StoredTensor, check_tensors, described, shapes_on_meta, stored_tensors
 
 logger = logging.get_logger(__name__)
@@ -67,6 +68,7 @@ class SavedModel(PreTrainedModel):
         *args: Any,
         allow_missing: bool = False,
         allow_damaged: bool = False,
+        upcycle: bool = False,
         **kwargs: Any,
     ) -> Self:
         """Loads a model from a folder, by the name of a bundled checkpoint, or from the Hub.
@@ -76,6 +78,8 @@ class SavedModel(PreTrainedModel):
                 None takes the weights from `state_dict` and the architecture from `config`.
             allow_missing: Whether the checkpoint may lack tensors; they are then initialised, and a warning names them.
             allow_damaged: Whether tensors may hold NaN, infinite numbers, or zeros where a new model has none.
+            upcycle: Whether the saved model is dense, and experts that the overrides add start as its dense layers; see
+                `mome.upcycling.upcycle`.
             kwargs: Values of the config override the saved ones, as in `experts="swiglu(n=8)"`: weights whose
                 name and shape still fit are kept, the rest are new, and a report says which. With `labels` the
                 bank's rows follow their names. Everything else goes to `PreTrainedModel.from_pretrained`
@@ -89,6 +93,11 @@ class SavedModel(PreTrainedModel):
         """
         fields = set(MoMEConfig.__dataclass_fields__) - {"dtype"}
         overrides = {key: kwargs.pop(key) for key in list(kwargs) if key in fields}
+        if upcycle:
+            if kwargs.get("output_loading_info"):
+                raise InputError("upcycle=True has no loading info", hint="mome.upcycle(dense_model, encoder=…)")
+            dense = cls.from_pretrained(name, *args, allow_missing=allow_missing, allow_damaged=allow_damaged, **kwargs)
+            return upcycled(dense, **overrides)
         report, config = kwargs.pop("output_loading_info", False), kwargs.pop("config", None)
         if config is not None and overrides:
             raise InputError(f"both config= and {', '.join(overrides)}= were given", hint="change the config instead")

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from mome.configuration import MoMEConfig, keys_of_file
 from mome.errors import InputError
 from mome.layers.dense_weights import check_same_outputs, dense_weights, fill_experts
 from mome.layers.moe import MixtureOfExperts
 from mome.layers.sparse import SparseReplacement
-from mome.modeling import MoME
+
+_Model = TypeVar("_Model", bound=PreTrainedModel)
 
 
 @torch.no_grad()
-def upcycle(dense: MoME, **overrides: Any) -> MoME:
+def upcycle(dense: _Model, **overrides: Any) -> _Model:
     """Builds a model whose experts start as the dense feed-forward layers that they replace.
 
     ```python
@@ -25,11 +27,12 @@ def upcycle(dense: MoME, **overrides: Any) -> MoME:
         dense, encoder="swin_unetr(feature_size=48, feed_forward=moe(experts=mlp(n=8), router=topk(k=2), every=2))"
     )
     ```
-    All other weights, the labels and the processor are those of the dense model. The routers are new; they train from
-    random weights. A scale expert of one `mlp`, `swiglu` or `geglu` can be multiplied in the same way.
+    `MoME.from_pretrained("my-dense-model", encoder=…, upcycle=True)` does the same. All other weights, the labels and
+    the processor are those of the dense model. The routers are new; they train from random weights. A scale expert of one
+    `mlp`, `swiglu` or `geglu` can be multiplied in the same way.
 
     Args:
-        dense: The dense model.
+        dense: The dense `MoME`.
         overrides: Values of the config that differ, as in `encoder=…` or `experts=…`.
 
     Returns:
@@ -41,7 +44,7 @@ def upcycle(dense: MoME, **overrides: Any) -> MoME:
             router's weights do not sum to one, or other parts of the model change too.
     """
     config = MoMEConfig(**{**keys_of_file(dense.config.to_dict(), "the dense model"), **overrides})
-    sparse = MoME(config).eval()
+    sparse: Any = type(dense)(config).eval()
     sparse.to(device=dense.device)
     _match_types(sparse, dense)
     sparse.load_state_dict(_fitting(dense, sparse), strict=False)
@@ -59,11 +62,12 @@ def upcycle(dense: MoME, **overrides: Any) -> MoME:
         mixture = module.layer if isinstance(module, SparseReplacement) else module
         check_same_outputs(cast("MixtureOfExperts", mixture), dense.get_submodule(name), name)
     dense.train(was_training)
-    sparse.processor, sparse.loaded_processor = dense.processor, dense.loaded_processor
+    for processor in ("processor", "loaded_processor"):
+        setattr(sparse, processor, getattr(dense, processor))
     return sparse
 
 
-def _filled(sparse: MoME, dense: MoME) -> list[str]:
+def _filled(sparse: nn.Module, dense: nn.Module) -> list[str]:
     """Fills the mixtures whose counterpart in the dense model is dense, and returns their names."""
     others = dict(dense.named_modules())
     filled = []
@@ -81,7 +85,7 @@ def _filled(sparse: MoME, dense: MoME) -> list[str]:
     return filled
 
 
-def _fill_registers(sparse: MoME, name: str, dense: nn.Module) -> None:
+def _fill_registers(sparse: nn.Module, name: str, dense: nn.Module) -> None:
     """Copies the dense layer for the register tokens too, which take no expert."""
     block = sparse.get_submodule(name.rpartition(".")[0])
     for_registers = getattr(block, "register_feed_forward", None)
@@ -89,7 +93,7 @@ def _fill_registers(sparse: MoME, name: str, dense: nn.Module) -> None:
         for_registers.load_state_dict(dense.state_dict())
 
 
-def _check_rest(sparse: MoME, dense: MoME, filled: list[str]) -> None:
+def _check_rest(sparse: nn.Module, dense: nn.Module, filled: list[str]) -> None:
     """Refuses a change of anything but the layers that became sparse."""
     inside = tuple(f"{name}." for name in filled)
     inside += tuple(f"{name.rpartition('.')[0]}.register_feed_forward." for name in filled)
@@ -108,14 +112,14 @@ def _check_rest(sparse: MoME, dense: MoME, filled: list[str]) -> None:
         )
 
 
-def _fitting(dense: MoME, sparse: MoME) -> dict[str, torch.Tensor]:
+def _fitting(dense: nn.Module, sparse: nn.Module) -> dict[str, torch.Tensor]:
     own = sparse.state_dict()
     return {key: t for key, t in dense.state_dict().items() if key in own and own[key].shape == t.shape}
 
 
-def _match_types(sparse: MoME, dense: MoME) -> None:
+def _match_types(sparse: nn.Module, dense: Any) -> None:
     """Gives the new model the data type of the dense one; routers and the bank stay in float32."""
     for name, tensor in (*sparse.named_parameters(), *sparse.named_buffers()):
-        kept = any(f"{part}." in name for part in MoME._keep_in_fp32_modules_strict)
+        kept = any(f"{part}." in name for part in dense._keep_in_fp32_modules_strict)
         if tensor.is_floating_point() and not kept:
             tensor.data = tensor.data.to(dense.dtype)

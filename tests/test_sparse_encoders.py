@@ -167,7 +167,7 @@ def test_layers_that_read_prompts_are_refused(monkeypatch: pytest.MonkeyPatch) -
         ("unet(layer=moe, layer_stages=[1, 1])", "different numbers from 0 to 4, got [1, 1]"),
         ("unet(layer=moe(every=6))", "every=6 gives the layer 'moe' no place among the 5 places of unet"),
         ("vit3d(depth=2, feed_forward=moe(every=0))", "every=0 gives the layer 'moe' no place"),
-        ("vit3d(feed_forward=moe(experts=mlp(n=2), router=topk(k=3)))", "router picks k=3 experts of 2"),
+        ("vit3d(feed_forward=moe(experts=mlp(n=2), router=topk(k=3)))", "router topk picks k=3 experts of 2"),
         ("vit3d(feed_forward=mo)", "unknown layer 'mo', did you mean 'moe'"),
     ],
 )
@@ -238,6 +238,20 @@ def test_upcycling_changes_nothing_else() -> None:
         upcycle(small(encoder=f"{VIT})"), encoder=SPARSE["vit3d"], dim=4)
 
 
+def test_a_saved_dense_model_is_upcycled_when_it_is_loaded(tmp_path: Path) -> None:
+    dense = small(encoder=f"{VIT})")
+    dense.save_pretrained(tmp_path)
+    sparse = MoME.from_pretrained(tmp_path, encoder=SPARSE["vit3d"], upcycle=True)
+    with torch.no_grad():
+        want, got = (model(volume(), rows(dense)).logits for model in (dense, sparse))
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-5 * want.abs().max())
+    assert sparse.encoder.blocks[0].feed_forward.layer.experts.num_experts == 3
+    with pytest.raises(InputError, match="no dense layer of the model becomes sparse"):
+        MoME.from_pretrained(tmp_path, upcycle=True)
+    with pytest.raises(InputError, match="upcycle=True has no loading info"):
+        MoME.from_pretrained(tmp_path, encoder=SPARSE["vit3d"], upcycle=True, output_loading_info=True)
+
+
 def test_upcycling_keeps_type_labels_and_processor() -> None:
     from mome import MoMEProcessor
 
@@ -268,7 +282,7 @@ def foreign(request: pytest.FixtureRequest) -> MoME:
 
 
 def test_sparse_layers_of_other_packages_networks(foreign: MoME, tmp_path: Path) -> None:
-    """Their losses count once, they see their strides, and checkpointing, saving and the meta device work."""
+    """Their losses count once, they see their strides, and saving and the meta device work."""
     model = foreign.train()
     mixtures = [m for m in model.encoder.modules() if isinstance(m, MixtureOfExperts)]
     strides, seen = [], []
@@ -284,13 +298,6 @@ def test_sparse_layers_of_other_packages_networks(foreign: MoME, tmp_path: Path)
     torch.testing.assert_close(output.aux_loss, want)
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for m in mixtures for p in m.parameters())
 
-    grads = [p.grad.clone() for p in model.parameters()]
-    model.zero_grad()
-    model.gradient_checkpointing_enable()
-    model(flat_volume(), rows(model), torch.ones(1, 2, *FLAT)).loss.backward()
-    torch.testing.assert_close([p.grad for p in model.parameters()], grads)
-    assert len(seen) == 4  # the repeated pass is not observed
-
     del mixtures[0].router.observe, mixtures[1].router.observe
     model.eval().save_pretrained(tmp_path)
     again = MoME.from_pretrained(tmp_path).eval()
@@ -299,6 +306,21 @@ def test_sparse_layers_of_other_packages_networks(foreign: MoME, tmp_path: Path)
         assert torch.equal(again(flat_volume(), rows(model)).logits, logits)
     with torch.device("meta"):
         assert all(tensor.is_meta for tensor in MoME(model.config).parameters())
+
+
+@pytest.mark.wide
+def test_checkpointing_other_packages_networks_changes_no_gradient(foreign: MoME) -> None:
+    model, grads, seen = foreign.train(), [], []
+    for mixture in (m for m in model.encoder.modules() if isinstance(m, MixtureOfExperts)):
+        mixture.router.observe = seen.append
+    for checkpointing in (False, True):
+        model.zero_grad()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        model(flat_volume(), rows(model), torch.ones(1, 2, *FLAT)).loss.backward()
+        grads.append([p.grad.clone() for p in model.parameters()])
+    torch.testing.assert_close(grads[1], grads[0])
+    assert len(seen) == 4  # the repeated pass is not observed
 
 
 def test_upcycled_swin_blocks_begin_with_the_dense_outputs() -> None:
@@ -312,6 +334,20 @@ def test_upcycled_swin_blocks_begin_with_the_dense_outputs() -> None:
     torch.testing.assert_close(got, want, rtol=0, atol=1e-5 * want.abs().max())
     with pytest.raises(InputError, match="gate is True in the experts, False in the layer"):
         upcycle(dense, encoder=f"{SWIN}, feed_forward=moe(experts=swiglu(n=3)))")
+
+
+@pytest.mark.parametrize("encoder", [SPARSE["unet"], SPARSE["vit3d"], "timm(model='test_convnext', levels=[0, 1])"])
+def test_odd_sizes_are_padded_inside_and_cropped(encoder: str) -> None:
+    model = ENCODERS.build(encoder, in_channels=1) if "timm" in encoder else small(encoder=encoder).encoder
+    x = torch.rand(1, 1, 13, 18, 11)
+    with torch.no_grad():
+        maps = model.eval()(x).maps
+        whole = model(torch.nn.functional.pad(x, (0, 1, 0, 2, 0, 3))).maps
+    for map_BCDHW, padded, stride in zip(maps, whole, model.strides, strict=True):
+        sides = [-(-side // step) for side, step in zip(x.shape[2:], stride, strict=True)]
+        assert list(map_BCDHW.shape[2:]) == sides
+        if "timm" not in encoder:  # slices are not padded along their own axis
+            torch.testing.assert_close(map_BCDHW, padded[:, :, : sides[0], : sides[1], : sides[2]])
 
 
 def test_threads_keep_their_routings_apart() -> None:

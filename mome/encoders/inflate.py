@@ -122,11 +122,21 @@ def _inflated(module: nn.Module, axis: int, name: str) -> nn.Module:
             module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats
         )
     if isinstance(module, nn.MaxPool2d):
-        sizes = (_number(size) for size in (module.kernel_size, module.stride, module.padding, module.dilation))
-        return nn.MaxPool3d(*sizes, ceil_mode=module.ceil_mode)
+        return nn.MaxPool3d(
+            _number(module.kernel_size),
+            _number(module.stride),
+            _number(module.padding),
+            _number(module.dilation),
+            ceil_mode=module.ceil_mode,
+        )
     if isinstance(module, nn.AvgPool2d):
-        sizes = (_number(module.kernel_size), _number(module.stride), _number(module.padding))
-        return nn.AvgPool3d(*sizes, module.ceil_mode, module.count_include_pad)
+        return nn.AvgPool3d(
+            _number(module.kernel_size),
+            _number(module.stride),
+            _number(module.padding),
+            module.ceil_mode,
+            module.count_include_pad,
+        )
     with torch.device(next(module.parameters()).device):
         return _BatchNormAct3d(module)
 
