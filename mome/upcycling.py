@@ -28,8 +28,8 @@ def upcycle(dense: _Model, **overrides: Any) -> _Model:
     )
     ```
     `MoME.from_pretrained("my-dense-model", encoder=…, upcycle=True)` does the same. All other weights, the labels and
-    the processor are those of the dense model. The routers are new; they train from random weights. A scale expert of one
-    `mlp`, `swiglu` or `geglu` can be multiplied in the same way.
+    the processor are those of the dense model. The routers are new; they train from random weights. A scale expert of
+    one `mlp`, `swiglu` or `geglu` can be multiplied in the same way.
 
     Args:
         dense: The dense `MoME`.
