@@ -76,7 +76,7 @@ def test_assignments_run_under_autocast_on_a_float32_map(parts: None) -> None:
 
 def test_every_router_weighs_the_same_in_the_auxiliary_loss(parts: None) -> None:
     """Prompt experts have a routing for every prompt; the router inside the encoder keeps its share."""
-    model = small(encoder="flat", experts="film", router="topk(k=1)").train()
+    model = small(encoder="flat", experts="own_film", router="topk(k=1)").train()
     text = torch.ones(4, 12)
     one, four = model(volume(), text[:1]), model(volume(), text)
     torch.testing.assert_close(one.aux_loss, four.aux_loss)

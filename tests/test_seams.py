@@ -26,18 +26,18 @@ PLAIN = {"head": "plain", "text_encoder": "none"}
 # What each part is named in a config, and a string that is not its default.
 NEW = {
     "expert_choice": {"router": "own_choice(capacity=1.0)", "experts": "mlp(n=3, hidden=8)"},
-    "conv": {"experts": "conv(n=3)", "router": "topk(k=3)"},
+    "conv": {"experts": "own_conv(n=3)", "router": "topk(k=3)"},
     "gate": {"fusion": "gate(hidden=4)", "experts": "linear"},
     "gate_plain": {"fusion": "gate(hidden=4)", "experts": "linear", **PLAIN},
     "flat": {"encoder": "flat(channels=[4, 8], layers=moe(experts=swiglu(n=3, hidden=8), router=topk(k=1)))"},
-    "film": {"experts": "film(n=3)", "router": "topk(k=1)"},
+    "film": {"experts": "own_film(n=3)", "router": "topk(k=1)"},
     "place": {"router": "place(rate=0.5)", "experts": "mlp(n=2, hidden=8)"},
     "slot": {"router": "slot", "experts": "mlp(n=2, hidden=8)"},
     # pairs of two new parts
-    "conv_chosen": {"experts": "conv", "router": "own_choice"},
-    "film_placed": {"experts": "film", "router": "place"},
-    "film_chosen": {"experts": "film", "router": "own_choice"},
-    "conv_flat_gate": {"encoder": "flat", "experts": "conv", "router": "place", "fusion": "gate"},
+    "conv_chosen": {"experts": "own_conv", "router": "own_choice"},
+    "film_placed": {"experts": "own_film", "router": "place"},
+    "film_chosen": {"experts": "own_film", "router": "own_choice"},
+    "conv_flat_gate": {"encoder": "flat", "experts": "own_conv", "router": "place", "fusion": "gate"},
 }
 every_new_part = pytest.mark.parametrize("name", NEW)
 
@@ -191,16 +191,16 @@ def test_the_mixture_inside_the_encoder_reaches_the_auxiliary_loss() -> None:
 
 
 def test_pairs_that_make_no_sense_are_refused() -> None:
-    for experts in ("conv", "film"):
+    for experts in ("own_conv", "own_film"):
         with pytest.raises(InputError, match=f"router 'slot' mixes voxels into slots, but experts '{experts}' read"):
             small(experts=experts, router="slot")
-    with pytest.raises(InputError, match="experts 'film' read the prompt, which is not known here"):
-        small(encoder="flat(layers=moe(experts=film))")
+    with pytest.raises(InputError, match="experts 'own_film' read the prompt, which is not known here"):
+        small(encoder="flat(layers=moe(experts=own_film))")
     with pytest.raises(InputError, match="slots"):
-        small(encoder="flat(layers=moe(experts=conv, router=slot))")
+        small(encoder="flat(layers=moe(experts=own_conv, router=slot))")
     with pytest.raises(InputError, match="the class 'Linear' is no expert: it does not derive from"):
         small(experts=torch.nn.Linear(8, 8))
-    conv = EXPERTS.build("conv", dim=8)
+    conv = EXPERTS.build("own_conv", dim=8)
     with pytest.raises(InputError, match="experts 'object' read whole maps"):
         small(experts=conv, router="slot")
 
@@ -214,10 +214,11 @@ FORMS = ("topk(k=1)", "own_choice", "slot")
 
 def _offloaded() -> list[dict[str, object]]:
     """One model for each registered part, and each expert with each form of routing that it can have."""
-    experts = [LITTLE.get(name, name) for name in EXPERTS.names()] + ["linear(n=2)", "mlp(hidden=8)", "film", "conv"]
+    experts = [LITTLE.get(name, name) for name in EXPERTS.names()]
+    experts += ["linear(n=2)", "mlp(hidden=8)", "own_film", "own_conv"]
     cases: list[dict[str, object]] = [{"experts": name} for name in experts]
     cases += [{"experts": e, "router": r} for e in experts[:-2] if "(n=" in e for r in FORMS]
-    cases += [{"experts": e, "router": r} for e in ("film", "conv") for r in FORMS[:2]]
+    cases += [{"experts": e, "router": r} for e in ("own_film", "own_conv") for r in FORMS[:2]]
     cases += [{"experts": "mlp(n=2, hidden=8)", "router": LITTLE.get(r, r)} for r in ("place", *ROUTERS.names())]
     fusions = sorted({"gate", *FUSIONS.names()})
     cases += [{"fusion": f, **head} for f in fusions for head in ({"head": "dynamic(hidden=8)"}, PLAIN)]
@@ -273,7 +274,7 @@ def test_a_fusion_without_a_dot_product_equals_its_literal_form_in_tiles_too(
 @pytest.mark.parametrize("kind", ["tokens", "map"])
 def test_a_module_object_can_be_the_expert(kind: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    expert = throwaway_parts.OwnExperts(8) if kind == "tokens" else EXPERTS.build("conv", dim=8)
+    expert = throwaway_parts.OwnExperts(8) if kind == "tokens" else EXPERTS.build("own_conv", dim=8)
     before = {name: tensor.clone() for name, tensor in expert.state_dict().items()}
     model = small(experts=expert, router="topk(k=1)")
     assert all(torch.equal(tensor, before[name]) for name, tensor in expert.state_dict().items())
@@ -286,7 +287,7 @@ def test_a_module_object_can_be_the_expert(kind: str, tmp_path: Path) -> None:
     stored = json.loads((tmp_path / "config.json").read_text())["experts"]
     assert stored["name"] == "object" and stored["class"] == type(expert).__name__ and len(stored["sha256"]) == 16
     torch.manual_seed(1)
-    other = throwaway_parts.OwnExperts(8) if kind == "tokens" else EXPERTS.build("conv", dim=8)
+    other = throwaway_parts.OwnExperts(8) if kind == "tokens" else EXPERTS.build("own_conv", dim=8)
     again, report = MoME.from_pretrained(tmp_path, experts=other, output_loading_info=True)
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert torch.equal(logits(again.eval()), first) and again.scale_experts[1].body.experts is other

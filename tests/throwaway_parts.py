@@ -228,10 +228,10 @@ class OwnExperts(TokenExperts):
 
 PARTS = [
     (ROUTERS, "own_choice", ExpertChoiceRouter),
-    (EXPERTS, "conv", ConvExperts),
+    (EXPERTS, "own_conv", ConvExperts),
     (FUSIONS, "gate", GateFusion),
     (ENCODERS, "flat", FlatEncoder),
-    (EXPERTS, "film", FiLMExperts),
+    (EXPERTS, "own_film", FiLMExperts),
     (ROUTERS, "place", PlaceRouter),
     (ROUTERS, "slot", SlotRouter),
 ]

@@ -29,6 +29,14 @@ class Experts(nn.Module):
     reads: ClassVar[Reads]
     num_experts: int
 
+    @property
+    def always_on(self) -> nn.Module | None:
+        """A submodule that reads every voxel once, whatever the routing: (…, D) → (…, D); None where there is none.
+
+        The dispatcher adds its result to the weighted sum. `forward` does not: it may see assignments or slots.
+        """
+        return None
+
 
 class TokenExperts(Experts):
     """Experts that see one voxel at a time; the grouped kernels run them.

@@ -16,7 +16,7 @@ class LocalDispatcher:
     """Runs every expert in this process."""
 
     def __call__(self, experts: nn.Module, x_BDHWC: Tensor, routing: Routing | None, context: MapContext) -> Tensor:
-        """The weighted sum of the experts' results: (B, D, H, W, C) → (B, D, H, W, C).
+        """The weighted sum of the experts' results and the always-on part: (B, D, H, W, C) → (B, D, H, W, C).
 
         Args:
             experts: The expert body, or an adapter around it.
@@ -24,6 +24,11 @@ class LocalDispatcher:
             routing: None where there is one expert, which gets every voxel with weight one.
             context: Place and prompts, for experts that read them.
         """
+        y_BDHWC = self._routed(experts, x_BDHWC, routing, context)
+        always_on = _without_adapters(experts).always_on
+        return y_BDHWC if always_on is None else y_BDHWC + always_on(x_BDHWC)
+
+    def _routed(self, experts: nn.Module, x_BDHWC: Tensor, routing: Routing | None, context: MapContext) -> Tensor:
         kind = _without_adapters(experts)
         if isinstance(kind, MapExperts):
             shape = (*x_BDHWC.shape[:4], kind.num_experts)
