@@ -12,7 +12,7 @@ from mome import MoME
 from mome.errors import InputError
 
 COMPOSED = [
-    "shared(routed=adaptive(experts=swiglu(n=2, hidden=6), zero=1), shared=linear, gate=false)",
+    "shared(routed=adaptive(experts=swiglu(n=2, hidden=6), zero=2), shared=linear, gate=False)",
     "shared(routed=lora(n=3, rank=2), shared=mlp(hidden=6))",
     "lora(n=2, rank=3, base=geglu(hidden=6))",
     "adaptive(experts=lora(n=2, rank=2), zero=0, identity=2, constant=0)",
@@ -43,6 +43,26 @@ def test_compositions_train_save_and_load(experts: str, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     assert torch.equal(logits(MoME.from_pretrained(tmp_path).eval()), first)
     assert MoME.from_pretrained(tmp_path).config.part_strings()["experts"] == experts
+
+
+NAMES = ["conv", "lora", "shared", "identity", "zero", "constant", "adaptive", "film", "cross_attention"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_autocast_and_checkpointing(name: str) -> None:
+    """Autocast runs and stays near float32; activation checkpointing changes no gradient."""
+    losses, gradients = {}, {}
+    for mode in ("plain", "checkpointing", "autocast"):
+        model = small(experts=name, router="topk(k=1)").train()
+        if mode == "checkpointing":
+            model.gradient_checkpointing_enable()
+        with torch.autocast("cpu", torch.bfloat16, enabled=mode == "autocast"):
+            losses[mode] = model(volume(), text(), torch.ones(1, 2, 16, 16, 16)).loss
+        losses[mode].backward()
+        gradients[mode] = [parameter.grad for parameter in model.parameters()]
+        assert all(torch.isfinite(grad).all() for grad in gradients[mode])
+    torch.testing.assert_close(gradients["checkpointing"], gradients["plain"])
+    torch.testing.assert_close(losses["autocast"].float(), losses["plain"], rtol=0.05, atol=0.02)
 
 
 ADAPTED = {
