@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mome.experts.base import Experts, MapExperts, TokenExperts
+from mome.experts.rows import sum_rows, take_rows
 from mome.map_context import MapContext
 from mome.routers.routing import Assignments, Routing, Slots, TokenChoice
 
@@ -48,9 +49,9 @@ class LocalDispatcher:
             case TokenChoice():
                 return experts(x_TD, routing.ids_TK, routing.weights_TK)
             case Assignments():  # each assignment is a token of its own
-                rows_ND, experts_N1 = _take_rows(x_TD, routing.tokens_N), routing.experts_N[:, None]
+                rows_ND, experts_N1 = take_rows(x_TD, routing.tokens_N), routing.experts_N[:, None]
                 y_ND = experts(rows_ND, experts_N1, routing.weights_N[:, None])
-                return _sum_rows(y_ND.to(x_TD.dtype), routing.tokens_N, x_TD.shape[0])
+                return sum_rows(y_ND.to(x_TD.dtype), routing.tokens_N, x_TD.shape[0])
             case Slots():
                 return self._slots(experts, x_TD, routing)
         raise TypeError(f"a routing is a TokenChoice, Assignments or Slots, not a {type(routing).__name__}")
@@ -63,24 +64,6 @@ class LocalDispatcher:
         experts_N1 = experts_S1.repeat(groups, 1)
         y_ND = experts(slots_GSD.flatten(0, 1).to(x_TD.dtype), experts_N1, slots_GSD.new_ones(experts_N1.shape))
         return routing.combine(y_ND.unflatten(0, (groups, slots))).to(x_TD.dtype)
-
-
-def _take_rows(x_TD: Tensor, tokens_N: Tensor) -> Tensor:
-    """x[tokens]. Its gradient sums rows in a fixed order on every device, for the reason of `_sum_rows`."""
-    if x_TD.device.type == "cpu":
-        return x_TD.gather(0, tokens_N[:, None].expand(-1, x_TD.shape[1]))
-    return x_TD[tokens_N]
-
-
-def _sum_rows(y_ND: Tensor, tokens_N: Tensor, tokens: int) -> Tensor:
-    """The sum of the rows of each token: (N, D) → (T, D), in a fixed order, so that results are reproducible.
-
-    On CPUs scatter_add has a fixed order and index_put has not (its threads add atomically); on GPUs it is the reverse.
-    """
-    y_TD = y_ND.new_zeros(tokens, y_ND.shape[1])
-    if y_ND.device.type == "cpu":
-        return y_TD.scatter_add(0, tokens_N[:, None].expand(-1, y_ND.shape[1]), y_ND)
-    return y_TD.index_put((tokens_N,), y_ND, accumulate=True)
 
 
 def _without_adapters(experts: nn.Module) -> Experts:
