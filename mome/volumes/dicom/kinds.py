@@ -47,7 +47,9 @@ def reason_not_hu(slices: Sequence[Slice]) -> str | None:
     Spectral scanners store maps of other quantities, such as electron density, as CT; RescaleType names the quantity
     (DICOM PS3.3 C.11.1.1.2). "US" stands for an unspecified one.
     """
-    projections = {word for image in slices for word in image.image_type if _holds(word, _PROJECTIONS, _PROJECTION_PARTS)}
+    projections = {
+        word for image in slices for word in image.image_type if _holds(word, _PROJECTIONS, _PROJECTION_PARTS)
+    }
     if projections:
         return f"it is a projection over several slices ({', '.join(sorted(projections))[:40]})"
     words = {word for image in slices for word in image.image_type if _holds(word, _NO_HU, _NO_HU_PARTS)}
