@@ -240,3 +240,10 @@ def test_a_damaged_mask_is_made_again(tmp_path: Path) -> None:
     assert not entry.get("skipped") and len(mask.read_bytes()) == len(whole)
     (entry,) = segment_folder(segmenter(), [scan], out, ["liver"], resume=True)
     assert entry["skipped"]
+
+
+@pytest.mark.parametrize("stem", ["../x", "/x", "", ".", "a/b"])
+def test_a_stem_never_leaves_the_folder(tmp_path: Path, stem: str) -> None:
+    result = segmenter().segment(ct(tmp_path / "a.nii.gz"), ["liver"])
+    with pytest.raises(InputError, match="a stem is a file name"):
+        result.save(tmp_path / "o", stem)

@@ -65,7 +65,8 @@ def checked_volume(volume: Volume, where: str | None = None, *, any_values: bool
         )
     if doubt is not None:
         notes.append(doubt.what)
-    notes += doubtful_planes(array, tuple(notes))
+    else:  # drawn images have equal planes, and are doubted already
+        notes += doubtful_planes(array, tuple(notes))
     return replace(volume, array=array, affine=affine, notes=tuple(dict.fromkeys(notes)))
 
 
@@ -104,17 +105,17 @@ def check_grid(shape: Sequence[int], affine: np.ndarray, where: str | None) -> N
             where=where,
             hint="give the whole stack of slices",
         )
-    if affine.shape == (4, 4) and not np.array_equal(affine[3], (0, 0, 0, 1)):
-        raise InputError(
-            f"the last row of the affine is {affine[3].tolist()}, not [0, 0, 0, 1]",
-            where=where,
-            hint="give an affine (4, 4) from voxels to mm in RAS; is it transposed?",
-        )
     if not _can_be_inverted(affine):
         raise InputError(
             "the affine cannot be inverted: it does not say where the voxels are",
             where=where,
             hint="convert the scan again from its DICOM series",
+        )
+    if not np.array_equal(affine[3], (0, 0, 0, 1)):
+        raise InputError(
+            f"the last row of the affine is {affine[3].tolist()}, not [0, 0, 0, 1]",
+            where=where,
+            hint="give an affine (4, 4) from voxels to mm in RAS; is it transposed?",
         )
     check_size(shape, affine=affine, where=where)
 
