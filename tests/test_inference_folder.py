@@ -245,5 +245,5 @@ def test_a_damaged_mask_is_made_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stem", ["../x", "/x", "", ".", "a/b"])
 def test_a_stem_never_leaves_the_folder(tmp_path: Path, stem: str) -> None:
     result = segmenter().segment(ct(tmp_path / "a.nii.gz"), ["liver"])
-    with pytest.raises(InputError, match="a stem is a file name"):
+    with pytest.raises(InputError, match="a stem is the name of a file"):
         result.save(tmp_path / "o", stem)

@@ -94,8 +94,8 @@ class Segmentation:
             writer: A name from `mome.volumes.WRITERS`, as a config string or dict.
 
         Raises:
-            InputError: `stem` is no name, there is no such writer or it cannot write this, a mask would overwrite the scan, or two
-                prompts give one file name.
+            InputError: `stem` is no name, there is no such writer or it cannot write this, a mask would overwrite the
+                scan, or two prompts give one file name.
             OutputError: The disk is full or the folder cannot be written.
         """
         if not stem or Path(stem).name != stem:
