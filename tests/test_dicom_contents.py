@@ -329,13 +329,19 @@ def test_overlays_in_unused_bits_are_no_values(tmp_path: Path) -> None:
     assert largest_hu_error(volume.array, volume.affine) < 1.1
 
 
-@pytest.mark.parametrize("kind", ["MIP", "MINIP", "PROJECTION IMAGE"])
+@pytest.mark.parametrize("kind", ["MIP", "MINIP", "PROJECTION IMAGE", "CSA MIP", "CT_SOM5_MIP"])
 def test_projections_over_slices_are_refused(tmp_path: Path, kind: str) -> None:
     slices = series(POSITIONS)
     for image in slices:
         image.ImageType = ["DERIVED", "SECONDARY", "AXIAL", kind]
     write(tmp_path, slices)
     refused(tmp_path, "projection over several slices")
+
+
+@pytest.mark.parametrize("kind", ["CT_SOM7 IODINE MAP", "DENSITY", "CSA VRT"])
+def test_parts_of_the_image_type_say_what_is_no_hu(tmp_path: Path, kind: str) -> None:
+    write(tmp_path, series(POSITIONS, ImageType=["DERIVED", "SECONDARY", "AXIAL", kind]))
+    refused(tmp_path, "ImageType says")
 
 
 @pytest.mark.parametrize("key", ["PatientID", "StudyInstanceUID", "FrameOfReferenceUID", "ConvolutionKernel"])

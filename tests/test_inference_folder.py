@@ -210,6 +210,26 @@ def test_a_report_that_cannot_be_written(tmp_path: Path, monkeypatch) -> None:
         segment_folder(segmenter(), [scan], tmp_path / "out", ["liver"])
 
 
+def test_a_mask_that_somebody_corrected_is_kept(tmp_path: Path) -> None:
+    scan, out = ct(tmp_path / "a.nii.gz"), tmp_path / "o"
+    segment_folder(segmenter(), [scan], out, ["liver"])
+    mask = out / "a_liver.nii.gz"
+    image = nib.load(mask)
+    corrected = np.asarray(image.dataobj).copy()
+    corrected[:4] = 1
+    nib.save(nib.Nifti1Image(corrected, image.affine, image.header), mask)
+    before = mask.read_bytes()
+    with pytest.raises(InputError, match="the mask was changed after it was written"):
+        segment_folder(segmenter(), [scan], out, ["liver"])
+    for _ in range(2):
+        (entry,) = segment_folder(segmenter(), [scan], out, ["liver"], resume=True)
+        assert entry["skipped"] and mask.read_bytes() == before
+        assert sum("changed after they were written, and kept" in note for note in entry["notes"]) == 1
+    (entry,) = segment_folder(segmenter(), [scan], out, ["liver"], overwrite=True)
+    assert mask.read_bytes() != before and not any("changed" in note for note in entry["notes"])
+    segment_folder(segmenter(), [scan], out, ["liver"])  # an untouched mask is replaced by the same mask
+
+
 def test_a_damaged_mask_is_made_again(tmp_path: Path) -> None:
     scan, out = ct(tmp_path / "a.nii.gz"), tmp_path / "o"
     segment_folder(segmenter(), [scan], out, ["liver"])
@@ -220,3 +240,10 @@ def test_a_damaged_mask_is_made_again(tmp_path: Path) -> None:
     assert not entry.get("skipped") and len(mask.read_bytes()) == len(whole)
     (entry,) = segment_folder(segmenter(), [scan], out, ["liver"], resume=True)
     assert entry["skipped"]
+
+
+@pytest.mark.parametrize("stem", ["../x", "/x", "", ".", "a/b"])
+def test_a_stem_never_leaves_the_folder(tmp_path: Path, stem: str) -> None:
+    result = segmenter().segment(ct(tmp_path / "a.nii.gz"), ["liver"])
+    with pytest.raises(InputError, match="a stem is the name of a file"):
+        result.save(tmp_path / "o", stem)

@@ -283,3 +283,24 @@ def test_signs_of_numbers_and_names_within_words() -> None:
     for prompt in ("LULobe", "XHeartQ", "SpinalCordX"):
         assert_refused(prompt, "not understood")
     assert TABLE.resolve("renal").free_text == "left and right renal"
+
+
+@pytest.mark.parametrize("prompt", ["lens OS", "eye OD", "parotid OS", "ear AS", "ear, a.d."])
+def test_sides_of_eyes_and_ears_are_refused(prompt: str) -> None:
+    assert load_table().resolve(prompt).how == "refused"
+
+
+def test_the_latin_word_for_bone_is_no_side() -> None:
+    table = load_table()
+    assert table.resolve("os sacrum").names == ("sacrum",)
+    assert table.resolve("os coxae left").names == ("hip_left",)
+
+
+@pytest.mark.parametrize("prompt", ["larynx/pharynx", "larynx & pharynx", "trachea and bronchus"])
+def test_a_label_joined_to_other_anatomy_is_refused(prompt: str) -> None:
+    found = load_table().resolve(prompt)
+    assert found.how == "refused" and "several structures" in (found.warning or "")
+
+
+def test_a_comma_may_invert_one_name() -> None:
+    assert load_table().resolve("cartilage, thyroid").how == "free"

@@ -13,7 +13,7 @@ from mome.atomic import check_output_folder
 from mome.errors import InputError, OutputError
 from mome.inference.fingerprint import model_fingerprint, predictor_settings, scan_identity
 from mome.inference.prepared import PreparedPrompts
-from mome.inference.report import Report, is_complete
+from mome.inference.report import Report, changed_masks, file_sha256, is_complete
 from mome.inference.scans import find_scans
 from mome.inference.segmenter import Segmenter
 from mome.temporary_names import remove_stale_parts
@@ -56,9 +56,10 @@ def segment_folder(
         multilabel: Write one map of ids per scan instead of a mask per prompt.
         writer: A name from `mome.volumes.WRITERS`.
         resume: Skip studies that the report calls done for the same prompts, model, settings and scan, and whose
-            masks are there.
-        overwrite: Replace masks of another scan, model or setting, and files that the report does not know. Without
-            it, and without `resume`, only masks that the same request would make again are replaced.
+            masks are there. Masks that somebody has corrected are kept, with a note.
+        overwrite: Replace masks of another scan, model or setting, masks that somebody has changed, and files that the
+            report does not know. Without it, and without `resume`, only masks that the same request would make again
+            are replaced.
         frame: The volume to take from 4-D files, from 0.
         dicom: Which DICOM series are read and what is accepted.
         progress: Called with (tiles done, number of tiles) of the current scan.
@@ -108,7 +109,7 @@ def segment_folder(
         if resume:  # another process may have finished the scan meanwhile
             report.refresh()
         if resume and name in report.entries and is_complete(report.entries[name], out, study):
-            entry = {**report.entries[name], "skipped": True}
+            entry = _kept(report.entries[name], out)
         else:
             # Embedding waits for the first scan that needs it: a finished run is resumed without the text encoder.
             prepared = prepared or segmenter.prepare(understood)
@@ -156,8 +157,8 @@ def _refuse_masks_of_others(owners: dict[Path, Path], report: Report, request: d
     """Checks that the masks which are there already are of the same scans, model and settings.
 
     Raises:
-        InputError: A file would be replaced that is of another scan, model or setting, or that the report does not
-            know.
+        InputError: A file would be replaced that is of another scan, model or setting, that was changed after it was
+            written, or that the report does not know.
     """
     same = ("model", "settings")  # other prompts and another form of the masks lose nothing
     for path, scan in owners.items():
@@ -166,6 +167,12 @@ def _refuse_masks_of_others(owners: dict[Path, Path], report: Report, request: d
         entry = report.entries.get(stem(scan), {})
         masks = entry.get("masks")
         if entry.get("scan") == scan_identity(scan) and isinstance(masks, list) and path.name in masks:
+            if path.name in changed_masks(entry, path.parent):
+                raise InputError(
+                    "the mask was changed after it was written, and would be replaced",
+                    where=str(path),
+                    hint="--resume keeps it, --overwrite (in Python overwrite=True) replaces it",
+                )
             if all(entry.get(key) == request[key] for key in same):
                 continue
             other = "model" if entry.get("model") != request["model"] else "setting"
@@ -179,6 +186,15 @@ def _refuse_masks_of_others(owners: dict[Path, Path], report: Report, request: d
             where=f"{path}, of {scan}",
             hint="--overwrite (in Python overwrite=True), --resume, or another folder",
         )
+
+
+def _kept(entry: dict[str, Any], out: Path) -> dict[str, Any]:
+    """Returns the entry of a study that is finished, with a note on masks that somebody has changed since."""
+    notes, changed = entry["notes"], changed_masks(entry, out)
+    if changed:
+        note = f"changed after they were written, and kept; volumes are those before the change: {', '.join(changed)}"
+        notes = [*notes, *([] if note in notes else [note])]
+    return {**entry, "notes": notes, "skipped": True}
 
 
 def _segment_study(
@@ -215,6 +231,7 @@ def _segment_study(
         "status": "done",
         "masks": [path.name for path in paths],
         "mask_bytes": [path.stat().st_size for path in paths],
+        "mask_sha256": [file_sha256(path) for path in paths],
         "structures": result.summary(),
         "overlapping_voxels": overlap,
         "notes": list(result.notes),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from mome.atomic import atomic_write, output_errors
 from mome.errors import InputError
 from mome.folder_lock import folder_lock
 from mome.text_file import read_json
+from mome.volumes import read_label_map
+from mome.volumes.scan_files import scan_ending
 
 _LOCK_WAIT_S = 30.0
 _HINT = "move it away, or choose another folder"
@@ -90,8 +93,29 @@ def read_report(path: Path) -> dict[str, dict[str, Any]]:
     return {entry["name"]: entry for entry in studies}
 
 
+def file_sha256(path: Path) -> str:
+    """Returns the SHA-256 of a file's bytes, by which a mask that somebody has changed is recognised."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def changed_masks(entry: dict[str, Any], folder: Path) -> list[str]:
+    """Returns the masks of an entry that are in `folder` and were changed after they were written.
+
+    Reports of earlier versions hold no checksums; nothing is known of their masks.
+    """
+    masks, sums = entry.get("masks"), entry.get("mask_sha256")
+    if not _is_list_of(masks, str) or not _is_list_of(sums, str) or len(sums) != len(masks):
+        return []
+    there = [(mask, known) for mask, known in zip(masks, sums, strict=True) if (folder / Path(mask).name).is_file()]
+    return [mask for mask, known in there if file_sha256(folder / Path(mask).name) != known]
+
+
 def is_complete(entry: dict[str, Any], folder: Path, request: dict[str, Any]) -> bool:
-    """Says whether an earlier entry answers the same request and all its masks are in `folder`."""
+    """Says whether an earlier entry answers the same request and all its masks are in `folder`.
+
+    A mask of another size than it was written with counts where it can be read: somebody has corrected it.
+    """
     earlier = {"writer": "nifti", **entry}  # Reports from before there were other writers do not name one.
     same = all(earlier.get(key) == value for key, value in request.items())
     if not same or entry.get("status") != "done" or not _is_finished(entry):
@@ -103,8 +127,15 @@ def is_complete(entry: dict[str, Any], folder: Path, request: dict[str, Any]) ->
 
 
 def _is_whole(mask: Path, size: int | None) -> bool:
-    """Whether a mask is there with the size that it was written with."""
-    return mask.is_file() and size in (None, mask.stat().st_size)
+    """Whether a mask is there with the size that it was written with, or can be read."""
+    if not mask.is_file():
+        return False
+    if size in (None, mask.stat().st_size):
+        return True
+    try:
+        return scan_ending(mask) is not None and read_label_map(mask).array is not None
+    except InputError:
+        return False
 
 
 def _is_entry(entry: Any) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mome.errors import InputError
 from mome.inference.packed import PackedMasks
 from mome.labels import load_table
 from mome.prompts import Prompt
@@ -93,10 +94,14 @@ class Segmentation:
             writer: A name from `mome.volumes.WRITERS`, as a config string or dict.
 
         Raises:
-            InputError: There is no such writer or it cannot write this, a mask would overwrite the scan, or two
-                prompts give one file name.
+            InputError: `stem` is no name, there is no such writer or it cannot write this, a mask would overwrite the
+                scan, or two prompts give one file name.
             OutputError: The disk is full or the folder cannot be written.
         """
+        if not stem or Path(stem).name != stem:
+            raise InputError(
+                f"a stem is the name of a file without its folder, got {stem!r:.80}", hint="save(folder, 'ct')"
+            )
         chosen: MaskWriter = WRITERS.build(writer)
         separate = one_file_per_structure(chosen, multilabel=multilabel)
         names = [prompt.name for prompt in self.prompts]

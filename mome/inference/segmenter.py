@@ -68,8 +68,8 @@ class Segmenter:
         else:
             network = unwrapped(model)
             processor = processor or processor_of(network)
-        if not 0 <= overlap <= 0.9:
-            raise InputError(f"overlap is from 0 to 0.9, got {overlap}")
+        if not isinstance(overlap, int | float) or not 0 <= overlap <= 0.9:
+            raise InputError(f"overlap is a number from 0 to 0.9, got {overlap!r:.60}")
         if precision not in _PRECISIONS:
             raise InputError(
                 f"precision is one of {', '.join(_PRECISIONS)}, got {precision!r}"
@@ -103,6 +103,8 @@ class Segmenter:
         Raises:
             InputError: As for `understand`, or a prompt cannot be embedded.
         """
+        if prompts is None:
+            raise InputError("no prompt was given", hint="segment(scan, ['liver'])")
         given: list[Any] = [prompts] if isinstance(prompts, str) else list(prompts)
         are_understood = bool(given) and all(isinstance(prompt, Prompt) for prompt in given)
         understood = given if are_understood else self.understand(given)

@@ -133,11 +133,20 @@ def _labels(prompt: str, reading: Reading, structure: Structure, *, is_corrected
 
 
 def _listed_names(prompt: str, index: StructureIndex) -> list[str]:
-    """Returns the parts of a prompt that lists several structures ("liver and spleen"), or nothing."""
+    """Returns the parts of a prompt that lists several structures ("liver and spleen"), or nothing.
+
+    Parts that are other terms of anatomy count beside a label where no comma divides them ("larynx/pharynx"): a comma
+    also inverts the words of one name ("cartilage, thyroid").
+    """
     parts = [part.strip() for part in re.split(r"\band\b|[,;+&]", prompt, flags=re.IGNORECASE)]
     named = [part for part in parts if part and index.find(read(part, index).words) is not None]
     if len(named) == len(parts) > 1:
         return named
+    parts = [part.strip() for part in re.split(r"\band\b|[/;+&]", prompt, flags=re.IGNORECASE)]
+    words_of_parts = [read(part, index).words for part in parts]
+    if len(parts) > 1 and any(index.find(words) is not None for words in words_of_parts):
+        if all(words and (index.find(words) is not None or index.is_term(words)) for words in words_of_parts):
+            return parts
     words = read(prompt, index).words
     return [] if index.is_term(words) else [structure.names[0] for structure in index.split(words)]
 

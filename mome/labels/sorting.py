@@ -75,6 +75,8 @@ class WordSorter:
             self._refuse(
                 f"leaves a choice by {token.typed!r}", "one prompt for each: -p 'left kidney' -p 'right kidney'"
             )
+        elif text in vocabulary.eyes_and_ears and self.kept:
+            self._refuse(f"has the word {token.typed!r}, which may name a side", "say left or right")
         elif self._add_side(token):
             self._place += 1
         elif meanings := vocabulary.refused.get(text.removesuffix("s") if _is_plural_abbreviation(token) else text):

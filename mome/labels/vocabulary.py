@@ -19,6 +19,7 @@ class Vocabulary:
     Attributes:
         sides: Word → `left`, `right`, `both` or `relative`.
         not_sides: Words that are no misspelt side although they are spelled like one.
+        eyes_and_ears: Abbreviated sides of eyes and ears, which are words of other meanings before a name.
         glued_sides: Words for a side that may be written without a space, the longest first.
         forms: Another form of a word → the form that the reader compares.
         fillers: Words that are left out.
@@ -39,6 +40,7 @@ class Vocabulary:
 
     sides: dict[str, str]
     not_sides: frozenset[str]
+    eyes_and_ears: frozenset[str]
     glued_sides: tuple[str, ...]
     forms: dict[str, str]
     fillers: frozenset[str]
@@ -72,6 +74,7 @@ def load_vocabulary() -> Vocabulary:
     return Vocabulary(
         sides={word: side for side in ("left", "right", "both", "relative") for word in sides[side].split()},
         not_sides=frozenset(sides["not_sides"].split()),
+        eyes_and_ears=frozenset(sides["eyes_and_ears"].split()),
         glued_sides=tuple(sides["glued"].split()),
         forms={form: word for word, others in forms["forms"].items() for form in others.split()},
         fillers=frozenset(forms["fillers"].split()),

@@ -42,6 +42,10 @@ class Score:
     hd95: float
 
 
+# A larger share of an image that a mask fills is doubted (our choice); lungs fill a third of a scan of the chest.
+_LARGEST_SHARE = 0.9
+
+
 def evaluate_folder(
     prediction: str | Path,
     reference: str | Path,
@@ -107,6 +111,7 @@ def evaluate_folder(
             where=str(reference),
             hint="there are: " + ", ".join(sorted(known)) if known else "mome list labels",
         )
+    _say_what_is_not_scored(predicted, wanted, prediction, reference)
     to_score = [(case, sorted(names & chosen)) for case, names in available.items() if names & chosen]
     scores = []
     for case, names in progress(to_score):
@@ -139,6 +144,18 @@ def evaluate_folder(
         what = "the list of cases names no structure" if not known else "nothing of the reference was predicted"
         raise InputError(f"there is nothing to score: {what}", where=str(prediction if known else cases or reference))
     return scores
+
+
+def _say_what_is_not_scored(
+    predicted: dict[str, Files], wanted: dict[str, Files], prediction: str | Path, reference: str | Path
+) -> None:
+    """Warns where a set of files is compared with itself, and of predicted cases without a reference."""
+    if Path(prediction).resolve() == Path(reference).resolve():
+        logger.warning("prediction and reference are the same files: %s", prediction)
+    others = sorted(set(predicted) - set(wanted))
+    if others:
+        shown = ", ".join(others[:5]) + (", …" if len(others) > 5 else "")
+        logger.warning("%d predicted cases have no reference and are not scored: %s", len(others), shown)
 
 
 def _available_structures(
@@ -179,6 +196,11 @@ def _score(case: str, structure: str, prediction: Volume, reference: Volume, tol
             hint="mome segment keeps the scan's grid; was the reference resampled?",
         )
     p, r, spacing = prediction.array, reference.array, reference.spacing
+    for mask, whose in ((p, "prediction"), (r, "reference")):
+        share = float(mask.mean())
+        if share > _LARGEST_SHARE:
+            what = f"the {whose} of {structure!r} fills {share:.0%} of the image"
+            logger.warning("case %r: %s: is it inverted?", case, what)
     if p.any() and r.any():  # not cropped if one is empty, because HD95 is then the diagonal of the whole image
         box = bounding_box(p | r)
         p, r = p[box], r[box]

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from mome.errors import InputError
+from mome.volumes.doubtful_planes import doubtful_planes
 from mome.volumes.grid import Volume
 from mome.volumes.hounsfield import doubt_about
 from mome.volumes.sizes import check_size
@@ -34,9 +35,10 @@ def checked_volume(volume: Volume, where: str | None = None, *, any_values: bool
         InputError: The array has not three dimensions, no voxel or no finite value; the affine cannot be inverted; the
             volume is too large (see `mome.volumes.sizes`); or its values cannot be HU (see `mome.volumes.hounsfield`).
     """
-    array, affine = np.asarray(volume.array), np.asarray(volume.affine, dtype=np.float64)
+    array, array_notes = _numbers(volume.array, where)
+    affine = np.asarray(volume.affine, dtype=np.float64)
     check_grid(array.shape, affine, where)
-    notes = [*volume.notes, *_voxel_notes(affine)]
+    notes = [*volume.notes, *array_notes, *_voxel_notes(affine)]
     directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     shear = np.abs(directions.T @ directions - np.eye(3)).max()
     if shear > 1e-3:
@@ -63,7 +65,30 @@ def checked_volume(volume: Volume, where: str | None = None, *, any_values: bool
         )
     if doubt is not None:
         notes.append(doubt.what)
+    else:  # drawn images have equal planes, and are doubted already
+        notes += doubtful_planes(array, tuple(notes))
     return replace(volume, array=array, affine=affine, notes=tuple(dict.fromkeys(notes)))
+
+
+def _numbers(given: object, where: str | None) -> tuple[np.ndarray, list[str]]:
+    """Returns the voxels as an array of real numbers, and a note where masked voxels were filled with air.
+
+    Raises:
+        InputError: They are no real numbers.
+    """
+    notes = []
+    if np.ma.isMaskedArray(given):
+        masked = int(np.ma.getmaskarray(given).sum())
+        notes = [f"{masked} voxels are masked and are read as air"] if masked else []
+        given = np.ma.filled(given.astype(np.float32), -1024.0)
+    array = np.asarray(given)
+    if array.dtype.kind not in "biuf":
+        raise InputError(
+            f"the voxels of a CT are real numbers, these are of type {array.dtype}",
+            where=where,
+            hint="give HU, as in array.astype('float32')",
+        )
+    return array, notes
 
 
 @np.errstate(over="ignore", invalid="ignore")
@@ -85,6 +110,12 @@ def check_grid(shape: Sequence[int], affine: np.ndarray, where: str | None) -> N
             "the affine cannot be inverted: it does not say where the voxels are",
             where=where,
             hint="convert the scan again from its DICOM series",
+        )
+    if not np.array_equal(affine[3], (0, 0, 0, 1)):
+        raise InputError(
+            f"the last row of the affine is {affine[3].tolist()}, not [0, 0, 0, 1]",
+            where=where,
+            hint="give an affine (4, 4) from voxels to mm in RAS; is it transposed?",
         )
     check_size(shape, affine=affine, where=where)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from mome.volumes.dicom.headers import ImageHeader
@@ -24,6 +25,9 @@ _NO_HU = (
     "STD_DEVIATION", "QUANTITY", "MAT_SPECIFIC", "MAT_FRACTIONAL", "MAT_VALUE_BASED", "EFF_ATOMIC_NUM",
     "ELECTRON_DENSITY",
 )  # fmt: skip
+# The same as parts of longer values, which vendors make up ("CSA MIP", "CT_SOM7 IODINE MAP"); our choice.
+_PROJECTION_PARTS = ("MIP", "MINIP")
+_NO_HU_PARTS = ("VRT", "IODINE", "DENSITY")
 
 
 def reason_not_ct(header: ImageHeader) -> str | None:
@@ -43,10 +47,12 @@ def reason_not_hu(slices: Sequence[Slice]) -> str | None:
     Spectral scanners store maps of other quantities, such as electron density, as CT; RescaleType names the quantity
     (DICOM PS3.3 C.11.1.1.2). "US" stands for an unspecified one.
     """
-    projections = {word for image in slices for word in image.image_type if word.upper() in _PROJECTIONS}
+    projections = {
+        word for image in slices for word in image.image_type if _holds(word, _PROJECTIONS, _PROJECTION_PARTS)
+    }
     if projections:
         return f"it is a projection over several slices ({', '.join(sorted(projections))[:40]})"
-    words = {word for image in slices for word in image.image_type if word in _NO_HU}
+    words = {word for image in slices for word in image.image_type if _holds(word, _NO_HU, _NO_HU_PARTS)}
     if words:
         return f"ImageType says {', '.join(sorted(words))[:60]}"
     types = {image.rescale_type for image in slices} - {"HU", "HU_MOD", "US"}
@@ -58,6 +64,12 @@ def reason_not_hu(slices: Sequence[Slice]) -> str | None:
     if 0 in slopes:
         return "its rescale slope is 0"
     return "its rescale slope is negative" if slopes and min(slopes) < 0 else None
+
+
+def _holds(value: str, values: tuple[str, ...], parts: tuple[str, ...]) -> bool:
+    """Says whether a value of ImageType is one of `values`, or has one of `parts` as a word."""
+    upper = value.upper()
+    return upper in values or any(part in parts for part in re.split(r"[^A-Z0-9]+", upper))
 
 
 def _class_name(header: ImageHeader) -> str:
