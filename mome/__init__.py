@@ -20,6 +20,8 @@ _LAZY = {
     "MoMEProcessor": "mome.processing",
     "create_model": "mome.zoo",
     "list_models": "mome.zoo",
+    "list_parts": "mome.part_lists",
+    "card": "mome.cards",
     "preset_processor": "mome.zoo",
     "upcycle": "mome.upcycling",
     "segment": "mome.inference",
@@ -39,11 +41,13 @@ _LAZY = {
 __all__ = sorted(_LAZY)
 
 if TYPE_CHECKING:
+    from mome.cards import card
     from mome.configuration import MoMEConfig
     from mome.errors import InputError, OutputError
     from mome.inference import Segmenter, segment
     from mome.labels import load_table
     from mome.modeling import MoME
+    from mome.part_lists import list_parts
     from mome.processing import MoMEProcessor
     from mome.registry import ENCODERS, EXPERTS, FUSIONS, HEADS, LOSSES, ROUTERS, TEXT_ENCODERS
     from mome.upcycling import upcycle

@@ -1,7 +1,7 @@
 """Finds the place that a model's name means: an existing folder, a bundled checkpoint, else a Hub id.
 
 The prefixes `local-dir:` and `hf-hub:` say which of them is meant. A Hub id may carry a revision, `org/name@rev`. In
-bundled names - and _ are the same.
+bundled names - and _ are the same. A preset with the tag of its weights, `mome_ct_tiny.openkbp`, is a bundled name too.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mome.errors import InputError, did_you_mean
-from mome.presets import BUNDLED, PRESETS, bundled_models, find_name
+from mome.presets import PRESETS, bundled_models, find_name
+from mome.pretrained import bundled_folder
 
 _HUB_ID = re.compile(r"(?P<place>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
@@ -48,9 +49,9 @@ def locate(name: str | Path, revision: str | None = None, subfolder: str | None 
             raise InputError("a model is a folder, this is a file", where=text, hint=str(Path(text).parent))
         if os.path.isdir(text):
             return _folder(text, subfolder)
-        bundled = find_name(text, bundled_models())
+        bundled = bundled_folder(text)
         if bundled is not None:
-            return _folder(str(BUNDLED / bundled), subfolder)
+            return _folder(str(bundled), subfolder)
     found = _HUB_ID.fullmatch(text.removeprefix("hf-hub:"))
     if found and not found["place"].startswith("."):
         if found["revision"] and revision and found["revision"] != revision:

@@ -15,6 +15,9 @@ from mome.errors import InputError, did_you_mean
 BUNDLED = Path(__file__).parent / "checkpoints"
 SIZES = Path(__file__).parent / "preset_sizes.json"
 
+# The licence of the code of every preset; packages that an encoder imports have their own.
+LICENCE = "Apache-2.0"
+
 MINILM = (
     "hf(model='sentence-transformers/all-MiniLM-L6-v2', revision='1110a243fdf4706b3f48f1d95db1a4f5529b4d41', width=384)"
 )
@@ -40,67 +43,88 @@ _BASE = {
     "labels": "ancestor_32",
 }
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "mome_ct_tiny": {
-        "summary": "compact U-Net, sparse SwiGLU experts in every scale, text-guided fusion",
-        "model": {
-            **_TINY,
-            "experts": "swiglu(n=4, hidden=24)",
-            "router": "topk(k=1)",
-            "fusion": "text_guided",
-            "head": LEAKY_HEAD,
-        },
-        "processor": _TINY_PROCESSOR,
-    },
-    "universal_ct_tiny": {
-        "summary": "the CLIP-Driven Universal Model's parts (finest map, text-made head) on the compact U-Net",
-        "model": {**_TINY, "experts": "linear", "fusion": "last"},
-        "processor": _TINY_PROCESSOR,
-    },
-    "plain_ct_tiny": {
-        "summary": "the compact U-Net with one output per label and no text",
-        "model": {
-            **_TINY,
-            "text_encoder": "none",
-            "experts": "linear",
-            "fusion": "last",
-            "head": "plain",
-        },
-        "processor": _TINY_PROCESSOR,
-    },
-    "mome_ct_base": {
-        "summary": "Swin UNETR 48, CLIP ViT-B/32 bank, five scale experts, text-guided fusion, 32 classes",
-        "model": {**_BASE, "experts": "linear", "fusion": "text_guided", "head": LEAKY_HEAD},
-        "processor": _BASE_PROCESSOR,
-    },
-    "mome_ct_base_sparse": {
-        "summary": "mome_ct_base with a sparse mixture of 8 SwiGLU experts inside every scale",
-        "model": {
-            **_BASE,
-            "experts": "swiglu(n=8)",
-            "router": "topk(k=2)",
-            "fusion": "text_guided",
-            "head": LEAKY_HEAD,
-        },
-        "processor": _BASE_PROCESSOR,
-    },
-    "universal_ct_base": {
-        "summary": "the CLIP-Driven Universal Model's layout: Swin UNETR 48, finest map, text-made head",
-        "model": {**_BASE, "experts": "linear", "fusion": "last"},
-        "processor": _BASE_PROCESSOR,
-    },
-    "plain_ct_base": {
-        "summary": "Swin UNETR 48 with one output per label and no text",
-        "model": {
-            **_BASE,
-            "text_encoder": "none",
-            "experts": "linear",
-            "fusion": "last",
-            "head": "plain",
-        },
-        "processor": _BASE_PROCESSOR,
-    },
+# A Swin UNETR of half the width for small GPUs, and one of double the width; our choice.
+_SMALL = {**_BASE, "encoder": "swin_unetr(feature_size=24)", "dim": 24}
+_LARGE = {**_BASE, "encoder": "swin_unetr(feature_size=96)", "dim": 96}
+_NETWORKS = {
+    "tiny": (_TINY, _TINY_PROCESSOR, "the compact U-Net"),
+    "small": (_SMALL, _BASE_PROCESSOR, "Swin UNETR 24"),
+    "base": (_BASE, _BASE_PROCESSOR, "Swin UNETR 48"),
+    "large": (_LARGE, _BASE_PROCESSOR, "Swin UNETR 96"),
 }
+_SPARSE = {"experts": "swiglu(n=8)", "router": "topk(k=2)"}
+_TEXT_GUIDED = {"fusion": "text_guided", "head": LEAKY_HEAD}
+
+
+def _mome(size: str, summary: str, **parts: str) -> dict[str, Any]:
+    model, processor, _ = _NETWORKS[size]
+    experts = {"experts": "linear", **parts}
+    return {"summary": summary, "model": {**model, **experts, **_TEXT_GUIDED}, "processor": processor}
+
+
+def _mome_sparse(size: str) -> dict[str, Any]:
+    """The rule of every `…_sparse`: eight SwiGLU experts in every scale, of which a voxel takes two."""
+    return _mome(size, f"mome_ct_{size} with a sparse mixture of 8 SwiGLU experts inside every scale", **_SPARSE)
+
+
+def _universal(size: str) -> dict[str, Any]:
+    model, processor, network = _NETWORKS[size]
+    return {
+        "summary": f"the CLIP-Driven Universal Model's parts (finest map, text-made head) on {network}",
+        "model": {**model, "experts": "linear", "fusion": "last"},
+        "processor": processor,
+    }
+
+
+def _plain(size: str) -> dict[str, Any]:
+    model, processor, network = _NETWORKS[size]
+    parts = {"text_encoder": "none", "experts": "linear", "fusion": "last", "head": "plain"}
+    return {
+        "summary": f"{network} with one output per label and no text",
+        "model": {**model, **parts},
+        "processor": processor,
+    }
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # The bundled weights belong to this one: it has sparse experts though its name does not say so.
+    "mome_ct_tiny": _mome(
+        "tiny",
+        "compact U-Net, sparse SwiGLU experts in every scale, text-guided fusion",
+        experts="swiglu(n=4, hidden=24)",
+        router="topk(k=1)",
+    ),
+    "mome_ct_small": _mome("small", "Swin UNETR 24, five scale experts, text-guided fusion, 32 classes"),
+    "mome_ct_base": _mome(
+        "base", "Swin UNETR 48, CLIP ViT-B/32 bank, five scale experts, text-guided fusion, 32 classes"
+    ),
+    "mome_ct_large": _mome("large", "Swin UNETR 96, five scale experts, text-guided fusion, 32 classes"),
+    **{f"mome_ct_{size}_sparse": _mome_sparse(size) for size in _NETWORKS},
+    **{f"universal_ct_{size}": _universal(size) for size in _NETWORKS},
+    **{f"plain_ct_{size}": _plain(size) for size in _NETWORKS},
+}
+for _name, _summary, _encoder in (
+    (
+        "mome_ct_timm_convnext_tiny",
+        "timm's ConvNeXt-T over slices and a 3D decoder, 8 sparse SwiGLU experts in every scale",
+        "timm(model='convnext_tiny')",
+    ),
+    (
+        "mome_ct_resenc_m",
+        "nnU-Net's residual encoder U-Net M, 8 sparse SwiGLU experts in every scale",
+        "resenc_unet(preset='M')",
+    ),
+    (
+        "mome_ct_vit3d_small",
+        "3D vision transformer over 8³-voxel tokens, 8 sparse SwiGLU experts in every scale",
+        "vit3d",
+    ),
+):
+    PRESETS[_name] = {
+        "summary": _summary,
+        "model": {**_BASE, "encoder": _encoder, "dim": 32, **_SPARSE, **_TEXT_GUIDED},
+        "processor": _BASE_PROCESSOR,
+    }
 
 
 def find_name(name: str, known: Iterable[str]) -> str | None:
@@ -132,5 +156,5 @@ def preset(name: str) -> dict[str, Any]:
 
 
 def preset_sizes() -> dict[str, dict[str, Any]]:
-    """Returns the parameters of every preset from the generated file; no torch is needed."""
+    """Returns the sizes, parts and licence of every preset from the generated file; no torch is needed."""
     return json.loads(SIZES.read_text())

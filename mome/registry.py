@@ -3,17 +3,45 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import importlib
 import warnings
-from dataclasses import MISSING
 from importlib.metadata import entry_points
 from typing import Any
 
 from mome import module_objects
 from mome.errors import InputError, did_you_mean
+from mome.part_fields import (
+    REGISTRIES,
+    arguments,
+    at_least,
+    check_config_class,
+    default_arguments,
+    module,
+    part,
+    with_nested,
+    without_defaults,
+)
+from mome.part_import import import_part
+from mome.patterns import Patterns, matching
 from mome.spec import Spec, canonical, is_name
 from mome.typed import from_data
+
+__all__ = [
+    "ENCODERS",
+    "EXPERTS",
+    "FUSIONS",
+    "HEADS",
+    "LAYERS",
+    "LOSSES",
+    "PARTS",
+    "REGISTRIES",
+    "ROUTERS",
+    "TEXT_ENCODERS",
+    "Registry",
+    "at_least",
+    "module",
+    "part",
+]
 
 _ALL: list[Registry] = []
 
@@ -24,24 +52,6 @@ class _Entry:
     summary: str
     owner: str
     extra: str | None
-
-
-def part(kind: str, default: Any = MISSING) -> Any:
-    """A field of a part's Config that holds another part, as in `base: Any = part("experts", "swiglu(n=4)")`.
-
-    The registry validates the nested spec, fills in its defaults and prints it, as it does for a top-level one. The
-    class builds it with `REGISTRIES[kind].build(config.base, …)`.
-
-    Args:
-        kind: A key of `REGISTRIES`.
-        default: A config string; the argument is required where none is given.
-    """
-    return dataclasses.field(default=default, metadata={"part": kind})
-
-
-def module(default: Any = MISSING) -> Any:
-    """A field of a part's Config that holds a torch module object; see `mome.module_objects`."""
-    return dataclasses.field(default=default, metadata={"module": True})
 
 
 class Registry:
@@ -100,15 +110,44 @@ class Registry:
         """Keeps an old name working, with a warning."""
         self._deprecated[old] = new
 
-    def names(self, pattern: str = "*") -> list[str]:
-        """Sorted names that match a wildcard pattern. Imports no part."""
+    def names(self, pattern: Patterns = "*", exclude: Patterns = ()) -> list[str]:
+        """Sorted names that match any wildcard pattern and none of `exclude`. Imports no part.
+
+        Raises:
+            InputError: A pattern is empty or opens a bracket that it does not close.
+        """
         self._load_builtin()
         self._load_plugins()
-        return sorted(name for name in self._entries if fnmatch.fnmatch(name, pattern))
+        return matching(self._entries, pattern, exclude)
 
     def summary(self, name: str) -> str:
         """The one-line summary of a part."""
         return self._entry(name).summary
+
+    def origin(self, name: str) -> tuple[str, str | None]:
+        """The package that a part comes from, and the extra of `mome` that installs what it imports, or None."""
+        entry = self._entry(name)
+        return entry.owner, entry.extra
+
+    def part_class(self, name: str) -> Any:
+        """The class of a part, imported where it was not yet.
+
+        Raises:
+            InputError: The name is unknown, or the part cannot be imported.
+        """
+        return self._import(self._current(name))
+
+    def base_class(self) -> type | None:
+        """The base class of every part of this kind, imported where it was not yet; None where there is none."""
+        if self.contract is None:
+            return None
+        path, _, base = self.contract.partition(":")
+        return getattr(importlib.import_module(path), base)
+
+    @property
+    def plural(self) -> str:
+        """The word for parts in messages, as in "routers"."""
+        return self.kind + ("es" if self.kind.endswith("s") else "s")
 
     def resolve(self, spec: Any) -> tuple[Any, Any]:
         """The part's class and its Config object; for a module object, the object and None.
@@ -125,9 +164,9 @@ class Registry:
             self._check_contract(type(found))
             return found, None
         name = self._current(given["name"])
-        cls = self._import(name)
-        arguments = {key: value for key, value in given.items() if key != "name"}
-        return cls, self._config(name, cls, arguments)
+        cls, owner = self._import(name), f"{self.kind} '{name}'"
+        values = {key: value for key, value in given.items() if key != "name"}
+        return cls, with_nested(from_data(cls.Config, values, owner=owner), owner)
 
     def build(self, spec: Any, **runtime: Any) -> Any:
         """Builds a part. `runtime` is what other parts decide, such as `dim`; it is never saved."""
@@ -140,32 +179,17 @@ class Registry:
         if module_objects.is_reference(given):
             return given
         _, config = self.resolve(given)
-        return canonical({"name": self._current(given["name"]), **_arguments(config)})
+        return canonical({"name": self._current(given["name"]), **arguments(config)})
 
     def defaults(self, spec: Spec) -> dict[str, Any]:
         """The part's default arguments as JSON values, nested parts in their canonical form."""
-        cls = self._import(self._current(spec["name"]))
-        values = {}
-        for field in dataclasses.fields(cls.Config):
-            if field.default is not MISSING:
-                values[field.name] = self._nested(field, field.default)
-            elif field.default_factory is not MISSING:
-                values[field.name] = field.default_factory()
-        return {k: v for k, v in canonical({"name": "defaults", **values}).items() if k != "name"}
+        return default_arguments(self.part_class(spec["name"]).Config)
 
     def without_defaults(self, spec: Spec) -> Spec:
         """The spec with only the arguments that differ from their defaults, nested parts likewise."""
         if module_objects.is_reference(spec):
             return spec
-        cls, defaults = self._import(self._current(spec["name"])), self.defaults(spec)
-        kinds = {field.name: field.metadata.get("part") for field in dataclasses.fields(cls.Config)}
-        short: Spec = {"name": spec["name"]}
-        for key, value in spec.items():
-            if key == "name" or (key in defaults and _same(defaults[key], value)):
-                continue
-            kind = kinds.get(key)
-            short[key] = REGISTRIES[kind].without_defaults(value) if kind and isinstance(value, dict) else value
-        return short
+        return without_defaults(self.part_class(spec["name"]).Config, spec)
 
     # -- loading ---------------------------------------------------------------------------------------------
 
@@ -202,55 +226,31 @@ class Registry:
             if other is not self and name in other.names():
                 raise InputError(
                     f"'{name}' is registered as {_with_article(other.kind)}, not as {_with_article(self.kind)}",
-                    hint=f"{self.kind} has: " + ", ".join(self.names()),
+                    hint=f"{self.plural}: " + ", ".join(self.names()),
                 )
         raise InputError(
             f"unknown {self.kind} '{name}'{did_you_mean(name, self.names())}",
-            hint=f"{self.kind} has: " + ", ".join(self.names()),
+            hint=f"{self.plural}: " + ", ".join(self.names()),
         )
 
     def _import(self, name: str) -> Any:
         entry = self._entry(name)
         if isinstance(entry.target, type):
             return entry.target
-        path, _, attribute = entry.target.partition(":")
-        try:
-            found = getattr(importlib.import_module(path), attribute)
-        except AttributeError as error:
-            raise InputError(
-                f"{self.kind} '{name}' is registered as {entry.target!r}, which does not exist",
-                hint=f"is the class spelled so in {path}? It was registered by {entry.owner}",
-            ) from error
-        except (SyntaxError, RuntimeError, NameError, TypeError) as error:
-            raise InputError(
-                f"{self.kind} '{name}' cannot be imported: {type(error).__name__}: {error}"[:300],
-                where=f"{entry.target}, of the package {entry.owner}",
-                hint="uninstall or mend that package",
-            ) from error
-        except ImportError as error:
-            missing = getattr(error, "name", None) or str(error)
-            raise InputError(
-                f"{self.kind} '{name}' needs {missing}, which is not installed",
-                hint=f"pip install 'mome[{entry.extra}]'" if entry.extra else f"pip install {missing}",
-            ) from error
+        found = import_part(entry.target, f"{self.kind} '{name}'", package=entry.owner, extra=entry.extra)
         self._check_class(name, found)
         return found
 
     def _check_class(self, name: str, target: Any) -> None:
-        if not dataclasses.is_dataclass(getattr(target, "Config", None)):
-            raise InputError(
-                f"{self.kind} '{name}' is no part: {target!r:.80} has no dataclass called Config",
-                hint="see CONTRIBUTING.md, which has a complete example",
-            )
+        check_config_class(target, f"{self.kind} '{name}'")
         self._check_contract(target)
 
     def _check_contract(self, target: type) -> None:
-        if self.contract is None:
-            return
-        path, _, base = self.contract.partition(":")
-        if not issubclass(target, getattr(importlib.import_module(path), base)):
+        base = self.base_class()
+        if base is not None and not issubclass(target, base):
             raise InputError(
-                f"the class '{target.__qualname__}' is no {self.kind}: it does not derive from {path}.{base}",
+                f"the class '{target.__qualname__}' is no {self.kind}: it does not derive from "
+                f"{base.__module__}.{base.__qualname__}",
                 hint="CONTRIBUTING.md lists the base class of every kind of part",
             )
 
@@ -260,7 +260,7 @@ class Registry:
         if module_objects.is_module(spec):
             return module_objects.remember(spec)
         if dataclasses.is_dataclass(spec) and not isinstance(spec, type):
-            return {"name": self._name_of(type(spec)), **_arguments(spec)}
+            return {"name": self._name_of(type(spec)), **arguments(spec)}
         if isinstance(spec, dict) and isinstance(spec.get("name"), str):
             # a module object in an argument is not JSON: its reference stands for it
             spec = {k: module_objects.remember(v) if module_objects.is_module(v) else v for k, v in spec.items()}
@@ -282,42 +282,11 @@ class Registry:
         if not found:
             raise InputError(
                 f"{shown} is not the Config of a registered {self.kind}",
-                hint=f"{self.kind} has: {', '.join(self.names())}",
+                hint=f"{self.plural}: " + ", ".join(self.names()),
             )
         raise InputError(
             f"{shown} is the Config of several: {', '.join(found)}", hint=f"name one, as in {{'name': '{found[0]}'}}"
         )
-
-    def _config(self, name: str, cls: Any, arguments: dict[str, Any]) -> Any:
-        config = from_data(cls.Config, arguments, owner=f"{self.kind} '{name}'")
-        nested = {}
-        for field in dataclasses.fields(config):
-            value = getattr(config, field.name)
-            try:
-                replaced = self._nested(field, value)
-            except InputError as error:
-                where = f"argument '{field.name}' of {self.kind} '{name}'"
-                raise InputError(error.what, where=error.where or where, hint=error.hint) from error
-            if replaced is not value:
-                nested[field.name] = replaced
-        return dataclasses.replace(config, **nested) if nested else config
-
-    def _nested(self, field: dataclasses.Field[Any], value: Any) -> Any:
-        """A nested part in its canonical form; any other value as it is."""
-        kind = field.metadata.get("part")
-        if kind is not None and value is not None:
-            return REGISTRIES[kind].canonical(value)
-        if field.metadata.get("module") and module_objects.is_module(value):
-            return module_objects.remember(value)
-        return value
-
-
-def _arguments(config: Any) -> dict[str, Any]:
-    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-
-
-def _same(a: Any, b: Any) -> bool:
-    return type(a) is type(b) and a == b
 
 
 def _same_target(a: str | type, b: str | type) -> bool:
@@ -331,17 +300,6 @@ def _with_article(kind: str) -> str:
     return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
 
 
-def at_least(least: float, owner: str, **values: float) -> None:
-    """Checks arguments of a part.
-
-    Raises:
-        InputError: A value is below `least`.
-    """
-    for key, value in values.items():
-        if not value >= least:
-            raise InputError(f"{key} of {owner} is at least {least}, got {value}")
-
-
 ENCODERS = Registry("encoder", "mome.encoders", "mome.encoders", "mome.encoders.base:Encoder")
 TEXT_ENCODERS = Registry(
     "text encoder", "mome.encoders.text", "mome.text_encoders", "mome.encoders.text.base:TextEncoder"
@@ -353,17 +311,18 @@ HEADS = Registry("head", "mome.layers.heads", "mome.heads", "mome.layers.heads.b
 LAYERS = Registry("layer", "mome.layers", "mome.layers")
 LOSSES = Registry("loss", "mome.losses", "mome.losses")
 
-# Every kind of part by the name that `mome list` and nested fields use.
-REGISTRIES: dict[str, Registry] = {
-    "encoders": ENCODERS,
-    "text_encoders": TEXT_ENCODERS,
-    "experts": EXPERTS,
-    "routers": ROUTERS,
-    "fusions": FUSIONS,
-    "heads": HEADS,
-    "layers": LAYERS,
-    "losses": LOSSES,
-}
+REGISTRIES.update(
+    {
+        "encoders": ENCODERS,
+        "text_encoders": TEXT_ENCODERS,
+        "experts": EXPERTS,
+        "routers": ROUTERS,
+        "fusions": FUSIONS,
+        "heads": HEADS,
+        "layers": LAYERS,
+        "losses": LOSSES,
+    }
+)
 
 # The parts of a model by their names in its config and in training configurations.
 PARTS: dict[str, Registry] = {

@@ -63,6 +63,11 @@ def typed(value: Any, hint: Any, *, owner: str, path: str) -> Any:
                 return typed(value, option, owner=owner, path=path)
             except InputError:
                 continue
+    elif origin is typing.Literal:
+        for option in options:
+            if type(value) is type(option) and value == option:
+                return value
+        raise InputError(f"{owner}, argument '{path}' is {type_name(hint)}, got {brief(value)}{_close(value, options)}")
     elif origin in (tuple, list) and isinstance(value, list | tuple):
         items = options[:1]
         result = [typed(item, items[0], owner=owner, path=f"{path}[{i}]") if items else item
@@ -76,7 +81,49 @@ def typed(value: Any, hint: Any, *, owner: str, path: str) -> Any:
         return float(value)
     elif hint in (int, str, bool) and type(value) is hint:
         return value
-    raise InputError(f"{owner}, argument '{path}' is {_type_name(hint)}, got {brief(value)}")
+    raise InputError(f"{owner}, argument '{path}' is {type_name(hint)}, got {brief(value)}")
+
+
+def _close(value: Any, options: tuple[Any, ...]) -> str:
+    return did_you_mean(value[:60], [o for o in options if isinstance(o, str)]) if isinstance(value, str) else ""
+
+
+def check_fields(cls: Any, *, owner: str) -> None:
+    """Checks that `typed` can read every field of a dataclass.
+
+    Raises:
+        InputError: The type of a field is none of those that it reads, or names something that is not defined.
+    """
+    try:
+        hints = typing.get_type_hints(cls)
+    except (NameError, TypeError) as error:
+        raise InputError(
+            f"the types of the arguments of {owner} cannot be read: {error!s:.120}",
+            hint="annotate with types that the module imports at its top level",
+        ) from error
+    for field in dataclasses.fields(cls):
+        if field.init and not _is_readable(hints[field.name]):
+            raise InputError(
+                f"argument '{field.name}' of {owner} has the type {_annotation(hints[field.name])}, which is not read",
+                hint="int, float, str, bool, dict, list[X], tuple[X, …], Literal[…] of these, unions of them, or Any",
+            )
+
+
+def _annotation(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint).replace("typing.", "")
+
+
+def _is_readable(hint: Any) -> bool:
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if hint in (Any, int, float, str, bool, dict, type(None)) or origin is dict or dataclasses.is_dataclass(hint):
+        return True
+    if origin in (typing.Union, types.UnionType):
+        return all(_is_readable(option) for option in options)
+    if origin is typing.Literal:
+        return all(type(option) in (int, str, bool, type(None)) for option in options)
+    if origin is list:
+        return len(options) == 1 and _is_readable(options[0])
+    return origin is tuple and len(options) == 2 and options[1] is Ellipsis and _is_readable(options[0])
 
 
 def check_range(owner: str, low: float, high: float, **values: float) -> None:
@@ -90,15 +137,17 @@ def check_range(owner: str, low: float, high: float, **values: float) -> None:
             raise InputError(f"{owner}.{name} is from {low:,} to {high:,}, got {value}")
 
 
-def _type_name(hint: Any) -> str:
+def type_name(hint: Any) -> str:
     """Returns a type in words, as in "a list of int"."""
     origin, options = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint) or dict in (hint, origin):
         return "a mapping of keys to values"
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(_type_name(option) for option in options)
+        return " or ".join(type_name(option) for option in options)
     if origin in (tuple, list):
-        return f"a list of {_type_name(options[0])}" if options else "a list"
+        return f"a list of {type_name(options[0])}" if options else "a list"
+    if origin is typing.Literal:
+        return "one of " + ", ".join(map(str, options))
     if hint is type(None):
         return "None"
     return getattr(hint, "__name__", str(hint))

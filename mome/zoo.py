@@ -2,56 +2,68 @@
 
 from __future__ import annotations
 
-import fnmatch
 import json
-import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from mome.errors import InputError
-from mome.presets import PRESETS, SIZES, bundled_models, find_name, preset
+from mome.patterns import Patterns
+from mome.presets import LICENCE, PRESETS, SIZES, find_name, preset
+from mome.pretrained import PRETRAINED, default_tag, matching_models, pretrained_models, split_tag
 
 if TYPE_CHECKING:
     from mome.modeling import MoME
     from mome.processing import MoMEProcessor
 
 
-def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
-    """Returns the names of presets that match a wildcard; with `pretrained`, the names of bundled checkpoints.
+def list_models(pattern: Patterns = "*", *, exclude: Patterns = (), pretrained: bool = False) -> list[str]:
+    """Returns the sorted names of presets that match; with `pretrained`, those of weights with their tags.
 
-    In the pattern - and _ are the same, except inside brackets such as `[a-z]`.
+    Args:
+        pattern: One wildcard pattern or several. - and _ are the same, except inside brackets such as `[a-z]`.
+        exclude: Patterns of names that are left out.
+        pretrained: List weights, such as `mome_ct_tiny.openkbp`, instead of presets.
+
+    Raises:
+        InputError: A pattern is empty or opens a bracket that it does not close.
     """
-    names = bundled_models() if pretrained else list(PRESETS)
-    plain = re.sub(r"\[[^\]]*\]|-", lambda found: "_" if found[0] == "-" else found[0], pattern)
-    return [name for name in sorted(names) if fnmatch.fnmatch(name.replace("-", "_"), plain)]
+    return matching_models(pretrained_models() if pretrained else PRESETS, pattern, exclude)
 
 
-def create_model(name: str, *, pretrained: bool = False, **overrides: Any) -> MoME:
+def create_model(name: str, *, pretrained: bool | None = None, **overrides: Any) -> MoME:
     """Builds a model from a preset; any part or config value can be overridden.
 
     Args:
-        name: Name of the preset; - and _ are the same in it.
-        pretrained: Load the bundled checkpoint of this preset instead of random weights.
+        name: Name of the preset, or of its weights with their tag, such as `mome_ct_tiny.openkbp`; - and _ are the
+            same in the name of the preset.
+        pretrained: Load weights instead of random ones: those of the tag, or of the preset's default tag. None loads
+            them where the name has a tag; unlike timm, which then gives random weights. False never loads them.
         overrides: Config values, as in `experts="swiglu(n=8)"`, `labels=["liver"]`.
 
     Returns:
         The model, with its processor as `model.processor`.
 
     Raises:
-        InputError: An unknown preset or value, or no bundled checkpoint of this name.
+        InputError: An unknown preset, tag or value, or no weights are there for this preset.
     """
     from mome.configuration import MoMEConfig
     from mome.labels import load_dataset
     from mome.modeling import MoME
     from mome.processing import MoMEProcessor
 
+    name, tag = split_tag(name)
     chosen = preset(name)
-    if pretrained:
-        checkpoint = find_name(name, bundled_models())
-        if checkpoint is None:
+    if pretrained or (pretrained is None and tag is not None):
+        found = find_name(name, PRESETS)
+        tag = tag or default_tag(str(found))
+        if tag is None:
             raise InputError(
                 f"no checkpoint is bundled for preset '{name}'",
-                hint="bundled: " + (", ".join(bundled_models()) or "none") + "; or load one from a folder or the Hub",
+                hint="bundled: "
+                + (", ".join(pretrained_models()) or "none")
+                + "; or load one from a folder or the Hub",
             )
+        checkpoint = f"{found}.{tag}"
         model = MoME.from_pretrained(checkpoint, **overrides)
         model.processor = MoMEProcessor.from_pretrained(checkpoint)
         return model
@@ -68,21 +80,25 @@ def preset_processor(name: str, **overrides: Any) -> MoMEProcessor:
     """Builds the processor of a preset; any setting can be overridden."""
     from mome.processing import MoMEProcessor
 
-    return MoMEProcessor(**{**preset(name)["processor"], **overrides})
+    return MoMEProcessor(**{**preset(split_tag(name)[0])["processor"], **overrides})
 
 
-def measure_sizes() -> dict[str, dict[str, Any]]:
-    """Counts the parameters of every preset on the meta device: the contents of `preset_sizes.json`."""
+def measure_sizes(names: Iterable[str] = PRESETS) -> dict[str, dict[str, Any]]:
+    """Measures presets on the meta device: the contents of `preset_sizes.json`."""
     import torch
 
+    from mome.model_cost import measure
+
     sizes = {}
-    for name in PRESETS:
+    for name in names:
         with torch.device("meta"):
-            model = create_model(name)
-        parameters = sum(p.numel() for p in model.parameters())
+            model = create_model(name).eval()
         sizes[name] = {
-            "parameters": parameters,
-            "encoder_parameters": sum(p.numel() for p in model.encoder.parameters()),
+            **measure(model)._asdict(),
+            "patch_size": list(model.config.patch_size),
+            "labels": len(model.config.labels),
+            "licence": LICENCE,
+            "weights": {tag: weights.place for tag, weights in PRETRAINED.get(name, {}).items()},
             "summary": PRESETS[name]["summary"],
             "parts": model.config.part_strings(),
         }
