@@ -50,9 +50,10 @@ def measure(model: MoME) -> Cost:
         NotImplementedError: A router's number of assignments depends on the values of the tokens.
     """
     config = model.config
-    # the model's own tensors enter as arguments of empty_like only; autocast does not know the meta device
+    network = copy.deepcopy(model).to("meta").eval().requires_grad_(False)
+    # The network moves to fake tensors of the CPU, because autocast does not know the meta device.
     with FakeTensorMode(allow_non_fake_inputs=True), sdpa_kernel(SDPBackend.MATH), torch.no_grad():
-        network = copy.deepcopy(model).to_empty(device="cpu").eval()
+        network.to_empty(device="cpu")
         volume = torch.empty(1, config.in_channels, *config.patch_size)
         one, all_prompts = (torch.empty(n, cast("int", config.text_dim)) for n in (1, max(1, len(config.labels))))
         with FlopCounterMode(display=False) as encoding:

@@ -105,7 +105,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 for _name, _summary, _encoder in (
     (
-        "mome_ct_timm_convnext_tiny",
+        "mome_ct_timm_convnext",
         "timm's ConvNeXt-T over slices and a 3D decoder, 8 sparse SwiGLU experts in every scale",
         "timm(model='convnext_tiny')",
     ),

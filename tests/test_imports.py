@@ -35,6 +35,7 @@ LAYERS = [
         "part_lists",
         "cards",
         "presets",
+        "pretrained",
         "map_context",
         "volumes",
         "labels",

@@ -232,11 +232,15 @@ def test_a_subfolder_of_a_local_folder(folder: Path) -> None:
 def test_dashes_and_underscores_are_the_same_in_names() -> None:
     assert create_model("mome-ct-tiny").config.part_strings() == create_model("mome_ct_tiny").config.part_strings()
     assert preset_processor("mome-ct_tiny").settings() == preset_processor("mome_ct_tiny").settings()
-    assert list_models("mome_ct*", pretrained=True) == list_models("mome-ct*", pretrained=True) == ["mome-ct-tiny"]
+    assert list_models("mome_ct*", pretrained=True) == list_models("mome-ct*", pretrained=True) == ["mome_ct_tiny.openkbp"]
     assert (
         list_models("mome-ct-[a-z]*")
         == list_models("mome_ct_*")
-        == ["mome_ct_base", "mome_ct_base_sparse", "mome_ct_tiny"]
+        == [
+            *("mome_ct_base", "mome_ct_base_sparse", "mome_ct_large", "mome_ct_large_sparse", "mome_ct_resenc_m"),
+            *("mome_ct_small", "mome_ct_small_sparse", "mome_ct_timm_convnext", "mome_ct_tiny", "mome_ct_tiny_sparse"),
+            "mome_ct_vit3d_small",
+        ]
     )
     assert MoME.from_pretrained("mome_ct_tiny").config.trained_labels
 

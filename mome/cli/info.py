@@ -1,4 +1,4 @@
-"""`mome info`: the parts of a model, the properties of a scan, or the series of a DICOM folder."""
+"""`mome info`: the parts of a model, the card of a part, the properties of a scan, or the series of a DICOM folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from mome.volumes.scan_files import is_dicom_folder, is_nifti, scan_ending
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the command."""
-    parser.add_argument("what", help="a model (folder, bundled name, preset, Hub id), a scan or a DICOM folder")
+    parser.add_argument("what", help="a model (folder, bundled name, preset, Hub id), a scan, a DICOM folder or a kind")
+    parser.add_argument("part", nargs="?", help="the name of a part of that kind, as in: router topk")
     parser.add_argument("--json", action="store_true", help="print for programs")
 
 
@@ -22,6 +23,8 @@ def run(args: argparse.Namespace) -> int:
     """Runs the command and returns its exit code."""
     if not args.what.strip():
         raise InputError("the name is empty", hint="a model, a scan or a DICOM folder; . is this folder")
+    if args.part is not None:
+        return _card(args.what, args.part, as_json=args.json)
     path = Path(args.what)
     if not (path / "config.json").is_file() and is_dicom_folder(path):
         return _series(path, as_json=args.json)
@@ -35,6 +38,15 @@ def run(args: argparse.Namespace) -> int:
     for key, value in facts.items():
         text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
         print(printable(f"{key:<{width}}  {text or 'none'}"))
+    return 0
+
+
+def _card(kind: str, name: str, *, as_json: bool) -> int:
+    """Prints the card of a part and returns the exit code."""
+    from mome.cards import card
+
+    found = card(kind, name)
+    print(json.dumps(found.as_dict(), indent=1) if as_json else printable(str(found), keep="\n"))
     return 0
 
 
@@ -87,6 +99,7 @@ def _scan(name: str) -> dict[str, Any]:
 def _model(name: str) -> dict[str, Any]:
     """Returns the parts and settings of a preset or a saved model, by the names that are printed."""
     from mome.presets import PRESETS, bundled_models, find_name, preset, preset_sizes
+    from mome.pretrained import tags
 
     found = find_name(name, PRESETS)
     if found is not None and find_name(name, bundled_models()) is None and not Path(name).is_dir():
@@ -95,9 +108,16 @@ def _model(name: str) -> dict[str, Any]:
             "preset": name,
             "summary": entry["summary"],
             "parameters": entry["parameters"],
+            "active parameters": entry["active_parameters"],
+            "operations": entry["flops"],
+            "operations per prompt": entry["prompt_flops"],
             **entry["parts"],
+            "patch (voxels)": entry["patch_size"],
             "processor": json.dumps(preset(name)["processor"]),
+            "licence": entry["licence"],
+            "weights": [f"{name}.{tag}" for tag in tags(name)],
         }
+    _check_no_part(name)
     from mome.cli.quiet import quiet_libraries
 
     quiet_libraries()
@@ -120,3 +140,26 @@ def _model(name: str) -> dict[str, Any]:
         "known": sorted(model.text_bank.known()),
         **({"notes": list(model.load_notes)} if model.load_notes else {}),
     }
+
+
+def _check_no_part(name: str) -> None:
+    """Refuses the name of a kind of parts, or of a part, that stands where a model is expected.
+
+    Raises:
+        InputError: It is one of these, and neither a folder nor a bundled model.
+    """
+    from mome.presets import bundled_models, find_name
+    from mome.registry import REGISTRIES
+
+    if Path(name).exists() or find_name(name, bundled_models()) is not None:
+        return
+    for kind, registry in REGISTRIES.items():
+        if name in (kind, registry.kind):
+            raise InputError(
+                f"the name of the {registry.kind} is missing", hint=f"mome info {name} {registry.names()[0]}"
+            )
+    kinds = [registry.kind.replace(" ", "_") for registry in REGISTRIES.values() if name in registry.names()]
+    if kinds:
+        raise InputError(
+            f"'{name}' is no model, it is the name of a part", hint=" or ".join(f"mome info {k} {name}" for k in kinds)
+        )

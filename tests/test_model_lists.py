@@ -1,0 +1,184 @@
+"""Lists of parts and models: patterns, tags of weights, and the table of sizes."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import mome
+from mome import MoME, create_model, list_models, list_parts
+from mome.cli.main import main
+from mome.errors import InputError
+from mome.patterns import matching
+from mome.presets import PRESETS, bundled_models, preset_sizes
+from mome.pretrained import DEPRECATED_TAGS, PRETRAINED
+from mome.processing import MoMEProcessor
+from mome.zoo import measure_sizes
+
+README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+
+# -- patterns ---------------------------------------------------------------------------------------------------------
+
+
+def test_parts_are_listed_by_patterns() -> None:
+    assert list_parts("experts", ["*glu", "lin*"], exclude="ge*") == ["linear", "swiglu"]
+    assert list_parts("text encoder", "none") == list_parts("text_encoders", "none") == ["none"]
+    assert matching(["a", "b", "]", "A"], "[]a]") == ["]", "a"] and matching(["a", "b"], "[!a]") == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "words"),
+    [("[a", "opens a bracket"), ("sw*[", "opens a bracket"), (" ", "is empty"), ([""], "is empty"), ([3], "is a text")],
+)
+def test_invalid_patterns_are_refused(pattern: object, words: str) -> None:
+    for call in (
+        lambda: list_parts("experts", pattern),
+        lambda: list_models(pattern),
+        lambda: list_models(exclude=pattern),
+    ):
+        with pytest.raises(InputError, match=words):
+            call()
+
+
+def test_several_patterns_and_exclusions(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "experts", "swi*", "lin*", "--json"]) == 0
+    assert {row["name"] for row in json.loads(capsys.readouterr().out)["experts"]} >= {"swiglu", "linear"}
+    assert main(["list", "experts", "*glu", "--exclude", "swi*", "--json"]) == 0
+    assert [row["name"] for row in json.loads(capsys.readouterr().out)["experts"]] == ["geglu"]
+    assert main(["list", "models", "mome-ct-tiny*", "--pretrained", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["models"]
+    assert [row["name"] for row in rows] == ["mome_ct_tiny.openkbp"] and rows[0]["licence"] == "Apache-2.0"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["experts", "swi*", "zzz*"], "nothing is called 'zzz*'"),
+        (["experts", "zzz*", "--json"], "nothing is called 'zzz*'"),
+        (["experts", "[a-"], "opens a bracket"),
+        (["experts", "--exclude", "[a"], "opens a bracket"),
+        (["experts", "--exclude", "*"], "nothing is called '*'"),
+        (["experts", "--pretrained"], "--pretrained concerns models"),
+        (["routers", "topq"], "did you mean 'topk'"),
+    ],
+)
+def test_lists_refuse_what_they_cannot_show(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", *words]) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err and not printed.out and len(printed.err.strip().splitlines()) <= 3
+
+
+# -- tags -------------------------------------------------------------------------------------------------------------
+
+
+def test_models_are_listed_by_patterns() -> None:
+    assert list_models("plain*", exclude=["*-large", "*small"]) == ["plain_ct_base", "plain_ct_tiny"]
+    assert list_models(pretrained=True) == list_models("mome-ct-tiny.*", pretrained=True) == ["mome_ct_tiny.openkbp"]
+    assert list_models(exclude="*") == [] and set(list_models()) == set(PRESETS)
+
+
+def test_a_tag_loads_its_weights() -> None:
+    tagged, plain = create_model("mome-ct-tiny.openkbp"), MoME.from_pretrained("mome-ct-tiny")
+    default, loaded = create_model("mome_ct_tiny", pretrained=True), MoME.from_pretrained("mome_ct_tiny.openkbp")
+    for model in (tagged, default, loaded):
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), plain.parameters(), strict=True))
+    assert tagged.processor.settings() == MoMEProcessor.from_pretrained("mome-ct-tiny").settings()
+    random = create_model("mome_ct_tiny.openkbp", pretrained=False)
+    assert not random.config.trained_labels and tagged.config.trained_labels
+
+
+def test_unknown_tags_are_refused() -> None:
+    for call in (create_model, MoME.from_pretrained, mome.preset_processor):
+        with pytest.raises(InputError, match="no weights tagged 'openkb', did you mean 'openkbp'"):
+            call("mome_ct_tiny.openkb")
+        with pytest.raises(InputError, match="no weights tagged 'x'"):
+            call("mome_ct_base.x")
+
+
+def test_a_replaced_tag_still_works_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DEPRECATED_TAGS, "mome_ct_tiny.heads", "mome_ct_tiny.openkbp")
+    with pytest.warns(DeprecationWarning, match="now called 'mome_ct_tiny.openkbp'"):
+        assert create_model("mome-ct-tiny.heads", pretrained=False).config.dim == 16
+
+
+def test_every_bundled_checkpoint_has_a_tag() -> None:
+    folders = [weights.folder for by_tag in PRETRAINED.values() for weights in by_tag.values()]
+    assert sorted(folders) == bundled_models() and set(PRETRAINED) <= set(PRESETS)
+
+
+# -- sizes ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_zoo_has_its_sizes() -> None:
+    for family in ("mome_ct_{}", "mome_ct_{}_sparse", "universal_ct_{}", "plain_ct_{}"):
+        assert all(family.format(size) in PRESETS for size in ("tiny", "small", "base", "large")), family
+    for encoder in ("timm", "resenc", "vit3d"):
+        assert list_models(f"mome_ct_{encoder}_*"), encoder
+    assert list(preset_sizes()) == list(PRESETS)
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if "tiny" in n else pytest.mark.wide) for n in PRESETS])
+def test_sizes_are_those_of_the_presets(name: str) -> None:
+    """mome/preset_sizes.json is generated: python -m mome.zoo"""
+    if "resenc" in name:
+        pytest.importorskip("dynamic_network_architectures")
+    assert json.loads(json.dumps(measure_sizes([name])))[name] == preset_sizes()[name]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_builds_on_the_meta_device(name: str) -> None:
+    if "resenc" in name:
+        pytest.importorskip("dynamic_network_architectures")
+    with torch.device("meta"):
+        model = create_model(name)
+    assert sum(parameter.numel() for parameter in model.parameters()) == preset_sizes()[name]["parameters"]
+    assert model.config.part_strings() == preset_sizes()[name]["parts"]
+
+
+def test_active_parameters_and_operations_follow_from_the_shapes() -> None:
+    """One scale with four experts of which a voxel takes one, against a count by hand."""
+    from mome.model_cost import measure
+
+    sparse, dense = (
+        measure(
+            create_model(
+                "mome_ct_tiny",
+                encoder="unet(channels=[4, 8])",
+                experts=experts,
+                router="topk(k=1)",
+                fusion="last",
+                dim=8,
+                patch_size=[8, 8, 8],
+            )
+        )
+        for experts in ("swiglu(n=4, hidden=16)", "linear(n=1)")
+    )
+    expert = 3 * 8 * 16
+    assert sparse.parameters - sparse.active_parameters == 3 * expert
+    assert dense.parameters == dense.active_parameters
+    voxels, router, linear = 8**3, 2 * 8 * 4, 2 * 8 * 8
+    assert sparse.flops - dense.flops == voxels * (2 * expert + router - linear)
+    assert sparse.prompt_flops == dense.prompt_flops > 0
+
+
+def test_a_measured_model_is_left_as_it_is() -> None:
+    from mome.model_cost import measure
+
+    model = create_model("plain_ct_tiny", patch_size=[32, 32, 32]).train()
+    measure(model)
+    assert model.training and all(p.requires_grad and p.device.type == "cpu" for p in model.parameters())
+
+
+def test_the_readme_has_the_table_of_presets() -> None:
+    rows = dict(re.findall(r"^\| `((?:mome|universal|plain)_ct_\w+)` \| (.*) \|$", README, flags=re.MULTILINE))
+    assert list(rows) == list(PRESETS)
+    for name, row in rows.items():
+        entry = preset_sizes()[name]
+        assert row == (
+            f"{entry['parameters'] / 1e6:.1f} | {entry['active_parameters'] / 1e6:.1f} | {entry['flops'] / 1e9:.0f} | "
+            f"{' × '.join(map(str, entry['patch_size']))} | {', '.join(entry['weights']) or 'none'}"
+        ), name
