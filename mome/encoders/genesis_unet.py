@@ -19,6 +19,8 @@ from mome.registry import at_least
 class GenesisUNet(Encoder):
     """Four stages of two convolutions with max pooling between them; the bottleneck has stride 8.
 
+    Source: Models Genesis (arXiv 1908.06912).
+
     The published network normalises with the statistics of the batch it is given, in inference too, where a batch is
     one patch. Here every volume is normalised by its own statistics, which is the same for one patch and lets no patch
     change the mask of another. A bias before such a normalisation has no effect, so the convolutions have none.

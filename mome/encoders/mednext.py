@@ -38,6 +38,8 @@ SIZES = {
 class MedNeXt(Encoder):
     """MONAI's network with residual connections and without its output layer.
 
+    Source: Roy et al. 2023 (arXiv 2303.09975).
+
     The four decoder maps have strides 8, 4, 2, 1 and the bottleneck has stride 16. Every block is a depthwise
     convolution, a group norm of one channel each, an expansion, GELU and a compression.
     """

@@ -110,6 +110,8 @@ _MANAGED = ("spatial_dims", "in_channels", "out_channels", "deep_supervision", "
 class MonaiNetwork(Encoder):
     """Runs the owner's own forward and collects what the modules of `NETWORKS` return.
 
+    The networks are those of https://github.com/Project-MONAI/MONAI.
+
     The output layer is left out; all other weights keep the owner's names. One encoder runs one forward at a time, not
     several in threads. Strides and channels are found by running the network once on the meta device, where nothing is
     computed.

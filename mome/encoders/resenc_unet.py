@@ -34,6 +34,8 @@ _BLOCKS = (1, 3, 4, 6)
 class ResEncUNet(Encoder):
     """nnU-Net's network without its output layers, so that weights published for it keep their meaning.
 
+    Source: Isensee et al. 2024, *nnU-Net Revisited* (arXiv 2404.09556).
+
     A stem, residual stages with instance norm and leaky ReLU, and a decoder of transposed convolutions with one
     convolution in each stage.
     """

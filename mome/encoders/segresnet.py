@@ -22,6 +22,8 @@ _GROUPS = 8  # MONAI's default
 class SegResNet(Encoder):
     """MONAI's residual U-Net without its output layers, so that weights published for it keep their meaning.
 
+    Source: Myronenko 2018 (arXiv 1810.11654).
+
     Stage i has `filters`·2^i channels; the last one is the bottleneck. Each decoder map is the sum of the upsampled
     coarser map and the encoder's map, followed by residual blocks.
     """

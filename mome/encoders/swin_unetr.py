@@ -22,6 +22,8 @@ from mome.registry import at_least, part
 class SwinUNETR(Encoder):
     """MONAI's network without its output layer, so that weights published for it keep their meaning.
 
+    Source: Hatamizadeh et al. 2022 (arXiv 2201.01266).
+
     The five decoder maps have strides 16, 8, 4, 2, 1 and the bottleneck has stride 32.
     """
 

@@ -28,6 +28,8 @@ _MODES = ("slices", "inflate")
 class Timm(Encoder):
     """The features of a timm backbone, and the U-Net decoder in three dimensions.
 
+    The networks are those of https://github.com/huggingface/pytorch-image-models; the decoder is our choice.
+
     With `slices` the 2D network sees each slice; the decoder's 3D convolutions join the slices. Maps keep the
     resolution across the slices. A plain vision transformer, whose features have one stride, gets the simple feature
     pyramid of ViTDet. With `inflate` the kernels of a convolutional network become three-dimensional.

@@ -24,7 +24,10 @@ from mome.routers.routing import Routing
 
 
 class UNet(Encoder):
-    """U-Net encoder and decoder; the bottleneck has stride 2^(stages − 1)."""
+    """U-Net encoder and decoder (arXiv 1505.04597); the bottleneck has stride 2^(stages − 1).
+
+    The sizes are our choice.
+    """
 
     @dataclass(frozen=True, kw_only=True)
     class Config:

@@ -30,6 +30,8 @@ from mome.routers.routing import Routing
 class ViT3D(Encoder):
     """Transformer over tokens of `patch` voxels; the map of tokens is the bottleneck.
 
+    It follows Primus (arXiv 2503.01835); the sizes are our choice.
+
     The decoder doubles the resolution until the finest map has that of the volume. Nothing depends on where the volume
     lies, and any number of tokens along an axis is allowed.
     """

@@ -14,7 +14,7 @@ from mome.registry import at_least
 
 
 class LinearExperts(TokenExperts):
-    """y = W_e x + b_e."""
+    """y = W_e x + b_e. That a decoder layer is one linear layer of a scale is our choice."""
 
     dense_when_single = True
 

@@ -92,7 +92,7 @@ class FeedForwardExperts(TokenExperts):
 
 
 class MLPExperts(FeedForwardExperts):
-    """W₂ act(W₁ x + b₁) + b₂ (GELU unless the config says otherwise)."""
+    """W₂ act(W₁ x + b₁) + b₂ (Vaswani et al. 2017, arXiv 1706.03762), with GELU unless the config says otherwise."""
 
     gated = False
 

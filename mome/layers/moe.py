@@ -18,7 +18,9 @@ from mome.routers.routing import Routing, Slots
 
 
 class MixtureOfExperts(nn.Module):
-    """Map (B, D, H, W, C) → map of the same shape. The residual belongs to the layer around it.
+    """Map (B, D, H, W, C) → map of the same shape: y = Σ_e G(x)_e f_e(x) (Shazeer et al. 2017, arXiv 1701.06538).
+
+    The residual belongs to the layer around it.
 
     One expert needs no router, unless the router says so (`needed_alone`): every voxel takes it, and the routing is
     None.

@@ -64,11 +64,22 @@ def masked_bce_dice(
 
 
 class BCEDiceLoss(nn.Module):
-    """`masked_bce_dice` with its weights from a config."""
+    """The weighted sum of cross entropy and soft Dice, `masked_bce_dice` (our choice).
+
+    Dice is 2 Σ p·t / (Σ p + Σ t) with `smooth` added to numerator and denominator. V-Net (Milletari et al. 2016,
+    arXiv 1606.04797) squares the terms of the denominator.
+    """
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        """The settings of `masked_bce_dice`."""
+        """Settings of `bce_dice`.
+
+        Args:
+            bce_weight: Weight of the cross entropy.
+            dice_weight: Weight of the Dice loss.
+            smooth: Added to numerator and denominator of Dice, in voxels.
+            positive_weight: Weight of voxels inside a structure in the cross entropy; those outside weigh one.
+        """
 
         bce_weight: float = 1.0
         dice_weight: float = 1.0

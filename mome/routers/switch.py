@@ -14,7 +14,10 @@ from mome.routers.routing import TokenChoice
 
 
 class SwitchRouter(LinearRouter):
-    """The most probable expert, weighed by its probability; inputs are jittered in training (Fedus et al. 2021)."""
+    """The most probable expert, weighed by its probability; inputs are jittered in training.
+
+    Source: Fedus et al. 2021, *Switch Transformers* (arXiv 2101.03961).
+    """
 
     @dataclass(frozen=True, kw_only=True)
     class Config:

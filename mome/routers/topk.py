@@ -12,7 +12,7 @@ from mome.routers.routing import TokenChoice
 
 
 class TopKRouter(LinearRouter):
-    """softmax over the experts, the k best kept, their weights normalised to one (Mixtral's order)."""
+    """softmax over the experts, the k best kept, their weights normalised to one (Mixtral, arXiv 2401.04088)."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config:

@@ -19,7 +19,10 @@ from mome.registry import at_least
 
 
 class DynamicHead(Head):
-    """Logits (B, P, V) = w₃ · φ(W₂ φ(W₁ m_p(v) + b₁) + b₂) + b₃, the weights made for (image, prompt)."""
+    """Logits (B, P, V) = w₃ · φ(W₂ φ(W₁ m_p(v) + b₁) + b₂) + b₃, the weights made for (image, prompt).
+
+    Sources: DoDNet (arXiv 2011.10217) and the CLIP-Driven Universal Model (arXiv 2301.00785).
+    """
 
     @dataclass(frozen=True, kw_only=True)
     class Config:

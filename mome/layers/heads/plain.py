@@ -12,7 +12,10 @@ from mome.layers.heads.base import Head, prior_logit
 
 
 class PlainHead(Head):
-    """Logits (B, P, V) = w_label · m(v) + b_label. With one-hot text rows this is one output channel per label."""
+    """Logits (B, P, V) = w_label · m(v) + b_label (our choice, as a baseline).
+
+    With one-hot text rows this is one output channel per label.
+    """
 
     @dataclass(frozen=True, kw_only=True)
     class Config:

@@ -10,7 +10,7 @@ from mome.routers.fusion.base import DotProduct, Fusion, mix_by_dot_product
 
 
 class UniformFusion(Fusion):
-    """Every scale weighs 1/S."""
+    """Every scale weighs 1/S (our choice, as a baseline)."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
@@ -29,7 +29,10 @@ class UniformFusion(Fusion):
 
 
 class LastFusion(Fusion):
-    """The finest scale alone, as in the CLIP-Driven Universal Model; coarser scales get no expert."""
+    """The finest scale alone; coarser scales get no expert.
+
+    The CLIP-Driven Universal Model (Liu et al. 2023, arXiv 2301.00785) uses its finest map so.
+    """
 
     finest_only = True
 
@@ -50,7 +53,7 @@ class LastFusion(Fusion):
 
 
 class LearnedFusion(Fusion):
-    """Weights over the scales that are learned for each prompt and are the same at every voxel."""
+    """Weights over the scales that are learned for each prompt and are the same at every voxel (our choice)."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config:

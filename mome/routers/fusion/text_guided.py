@@ -18,7 +18,10 @@ from mome.routers.fusion.base import DotProduct, Fusion, mix_by_dot_product
 
 
 class TextGuidedFusion(Fusion):
-    """weight(p, v, s) = softmax over s of ⟨W_q text_p, W_k f_s(v)⟩ / √d + b_s."""
+    """weight(p, v, s) = softmax over s of ⟨W_q text_p, W_k f_s(v)⟩ / √d + b_s.
+
+    That text guides a voxel-wise fusion is the paper's (arXiv 2510.26996); this form of the score is our choice.
+    """
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
