@@ -70,12 +70,13 @@ def check_config_class(part_class: Any, owner: str) -> None:
             f"{owner} is no part: {part_class!r:.80} has no dataclass called Config",
             hint="see CONTRIBUTING.md, which has a complete example",
         )
-    if not config_class.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+    declared: Any = part_class.Config
+    if not declared.__dataclass_params__.frozen:
         raise InputError(
             f"the Config of {owner} is not frozen, so that a saved spec could differ from what was built",
             hint="@dataclass(frozen=True, kw_only=True)",
         )
-    check_fields(config_class, owner=owner)
+    check_fields(declared, owner=owner)
 
 
 def arguments(config: Any) -> dict[str, Any]:
