@@ -44,6 +44,8 @@ def run(args: argparse.Namespace) -> int:
     if args.pretrained:
         every = {"models": [row for row in every["models"] if "tag" in row]}
     found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in every}
+    if not kinds:  # "expert" is a slip for "experts" rather than a part of the name expert_choice
+        _refuse_singulars(patterns)
     for pattern in patterns or ["*"]:
         hits = {kind: _matching(rows, pattern, args.exclude) for kind, rows in every.items()}
         if not any(hits.values()) and pattern.isidentifier():  # a word without wildcards also matches inside names
@@ -61,6 +63,16 @@ def run(args: argparse.Namespace) -> int:
         return 0
     _print({kind: rows for kind, rows in found.items() if rows})
     return 0
+
+
+def _refuse_singulars(patterns: list[str]) -> None:
+    singulars = {registry.kind.replace(" ", "_"): kind for kind, registry in _PARTS.items()}
+    for pattern in patterns:
+        if pattern in singulars:
+            raise InputError(
+                f"nothing is called {pattern!r}, did you mean '{singulars[pattern]}'?",
+                hint=f"mome list {singulars[pattern]}; mome list '*{pattern}*' looks inside names",
+            )
 
 
 def _print(found: dict[str, list[dict[str, Any]]]) -> None:

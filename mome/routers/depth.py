@@ -25,6 +25,8 @@ class DepthRouter(GroupRouter):
     is that expert; with several, `router` spreads the chosen tokens over them, and sees no others. The paper trains a
     predictor of the choice because a language model cannot see the tokens that follow. A patch is seen whole, so eval
     follows the same rule as training. Use it in layers with a residual.
+
+    Source: Raposo et al. 2024, *Mixture-of-Depths* (arXiv 2404.02258).
     """
 
     returns = Assignments

@@ -21,6 +21,8 @@ class ExpertChoiceRouter(GroupRouter):
     C = round(M · capacity / E) for a group of M tokens, at least 1; of equal scores the earlier tokens. A token may be
     taken by several experts, or by none: then only the residual around the layer keeps it. Every expert has the same
     load, so there is no balance loss.
+
+    Source: Zhou et al. 2022 (arXiv 2202.09368).
     """
 
     returns = Assignments

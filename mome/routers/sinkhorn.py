@@ -38,6 +38,8 @@ class SinkhornRouter(GroupRouter):
     The plan chooses only and has no gradient. The weights are sigmoid(W x) of the chosen expert where k = 1, else the
     chosen entries of softmax(W x). The plan evens the load, so there is no balance loss. In eval a token's experts do
     not depend on its group.
+
+    Source: S-BASE (Clark et al. 2022, arXiv 2202.01169); that the number of iterations is fixed is our choice.
     """
 
     @dataclass(frozen=True, kw_only=True)
