@@ -50,7 +50,8 @@ def measure(model: MoME) -> Cost:
         NotImplementedError: A router's number of assignments depends on the values of the tokens.
     """
     config = model.config
-    network: MoME = copy.deepcopy(model).to(torch.device("meta")).eval().requires_grad_(False)
+    network = copy.deepcopy(model).eval().requires_grad_(False)
+    nn.Module.to(network, torch.device("meta"))
     # The network moves to fake tensors of the CPU, because autocast does not know the meta device.
     with FakeTensorMode(allow_non_fake_inputs=True), sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         network.to_empty(device="cpu")
