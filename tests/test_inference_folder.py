@@ -95,7 +95,7 @@ def test_names_that_become_one_file_name_are_refused_before_anything_runs(tmp_pa
     scan, out = ct(tmp_path / "a.nii.gz"), tmp_path / "out"
     untouched = Untouched(segmenter())
     with pytest.raises(InputError, match="give the same file name"):
-        segment_folder(untouched, [scan], out, ["odd lesion?", "odd/lesion"])
+        segment_folder(untouched, [scan], out, ["odd lesion", "odd/lesion"])
     with pytest.raises(InputError, match="gives no file name"):
         segment_folder(untouched, [scan], out, ["liver", "???"])
     # The scan "a" with the prompt "b odd lesion" and the scan "a_b" with "odd lesion" give the same name.
@@ -103,7 +103,7 @@ def test_names_that_become_one_file_name_are_refused_before_anything_runs(tmp_pa
         segment_folder(untouched, [scan, ct(tmp_path / "a_b.nii.gz")], out, ["odd lesion", "b odd lesion"])
     assert not out.exists()
     with pytest.raises(InputError, match="give the same file name"):
-        segmenter().segment(scan, ["odd lesion?", "odd/lesion"])
+        segmenter().segment(scan, ["odd lesion", "odd/lesion"])
     assert file_part("a b") == file_part("a_b") == "a_b"
 
 

@@ -104,7 +104,8 @@ def changed_masks(entry: dict[str, Any], folder: Path) -> list[str]:
 
     Reports of earlier versions hold no checksums; nothing is known of their masks.
     """
-    masks, sums = entry.get("masks"), entry.get("mask_sha256")
+    masks: Any = entry.get("masks")
+    sums: Any = entry.get("mask_sha256")
     if not _is_list_of(masks, str) or not _is_list_of(sums, str) or len(sums) != len(masks):
         return []
     there = [(mask, known) for mask, known in zip(masks, sums, strict=True) if (folder / Path(mask).name).is_file()]
