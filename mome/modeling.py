@@ -185,7 +185,7 @@ class MoME(WithExtraExperts, SavedModel):
         return torch.cat([parts[p] for p in range(text_PT.shape[0])], dim=1)
 
     def _split_rows(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows of prompts → text rows (P, T) as given and as scaled, and class numbers (P, E) of whole-model experts."""
+        """Rows of prompts → text rows (P, T) as given and as scaled, and class numbers (P, E) of whole models."""
         width = cast("int", self.config.text_dim)
         check_text(rows, width, len(self.extra_experts))
         given_PT = rows[:, :width]
