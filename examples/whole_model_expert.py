@@ -156,7 +156,7 @@ def draw(scan: Scan, logits: Tensor, weights: Tensor, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("trust"))
-    parser.add_argument("--steps", type=int, default=250, help="training steps of each network and of the fusion")
+    parser.add_argument("--steps", type=int, default=500, help="training steps of each network and of the fusion")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     scans, unseen = [Scan(seed) for seed in range(6)], Scan(99)
