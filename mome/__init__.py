@@ -18,6 +18,7 @@ _LAZY = {
     "MoME": "mome.modeling",
     "MoMEConfig": "mome.configuration",
     "MoMEProcessor": "mome.processing",
+    "WholeModel": "mome.experts.whole_model",
     "create_model": "mome.zoo",
     "list_models": "mome.zoo",
     "list_parts": "mome.part_lists",
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from mome.cards import card
     from mome.configuration import MoMEConfig
     from mome.errors import InputError, OutputError
+    from mome.experts.whole_model import WholeModel
     from mome.inference import Segmenter, segment
     from mome.labels import load_table
     from mome.modeling import MoME

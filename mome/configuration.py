@@ -9,6 +9,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from mome.errors import InputError, did_you_mean
+from mome.experts.whole_model_reference import references
 from mome.json_file import checked_object
 from mome.model_size import numbers_within
 from mome.registry import PARTS, TEXT_ENCODERS
@@ -56,6 +57,8 @@ class MoMEConfig(PreTrainedConfig):
         head_channels: Width C of the fused features (8 in the CLIP-Driven Universal Model).
         in_channels: Channels of the volume, 1 for CT.
         patch_size: Voxels (D, H, W) of a training patch and of an inference tile, on the network grid.
+        extra_experts: Whole segmentation models that join the fusion (`mome.experts.whole_model.WholeModel`); stored
+            as their kinds, classes, spacings and hashes.
         spec_version: Version of the spec grammar and of the parts' arguments.
 
     Raises:
@@ -78,6 +81,7 @@ class MoMEConfig(PreTrainedConfig):
     head_channels: int = 8
     in_channels: int = 1
     patch_size: list[int] | tuple[int, ...] = (96, 96, 96)
+    extra_experts: Any = ()
     initializer_range: float = 0.02
     spec_version: int = SPEC_VERSION
 
@@ -97,6 +101,7 @@ class MoMEConfig(PreTrainedConfig):
             self.residual = self.experts["name"] != "linear"
         self.labels, self.trained_labels = list(self.labels), list(self.trained_labels)
         self.patch_size = list(self.patch_size)
+        self.extra_experts = references(self.extra_experts)
         if self.text_dim is None:
             self.text_dim = TEXT_ENCODERS.build(self.text_encoder).width(len(self.labels))
         self.check_labels()
@@ -111,6 +116,13 @@ class MoMEConfig(PreTrainedConfig):
         """
         overrides = {key: kwargs.pop(key) for key in list(kwargs) if key in _own_fields()}
         return super().from_dict({**keys_of_file(config_dict), **overrides}, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns what config.json holds; `extra_experts` only where there are some."""
+        values = super().to_dict()
+        if not values.get("extra_experts"):
+            values.pop("extra_experts", None)
+        return values
 
     def _check_types(self) -> None:
         # huggingface_hub's @strict skips annotations that are strings, and its messages are written for programmers.

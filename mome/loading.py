@@ -13,6 +13,7 @@ from transformers.utils.hub import cached_file
 
 from mome.configuration import MoMEConfig, keys_of_file
 from mome.errors import InputError
+from mome.experts.whole_model_reference import references, same_experts
 from mome.json_file import read_json_object
 from mome.registry import TEXT_ENCODERS
 
@@ -80,6 +81,9 @@ def with_overrides(raw: dict[str, Any], overrides: dict[str, Any]) -> tuple[MoME
         The config to load with, the labels to change to afterwards, and whether the text encoder changed.
     """
     overrides = dict(overrides)
+    if "extra_experts" in overrides:
+        overrides["extra_experts"] = references(overrides["extra_experts"])
+        same_experts(raw.get("extra_experts", ()), overrides["extra_experts"])
     if "experts" in overrides and "residual" not in overrides and "residual" in raw:
         before, after = (
             MoMEConfig(**{**raw, "residual": None, **changed}).residual

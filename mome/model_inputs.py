@@ -41,12 +41,13 @@ def check_volume(volume: Any, channels: int, divisor: Sequence[int]) -> None:
         )
 
 
-def check_text(text: Any, width: int) -> None:
+def check_text(text: Any, width: int, extra_experts: int = 0) -> None:
     """Checks text rows (P, T).
 
     Args:
         text: What was given.
         width: T, the width that the model was built for.
+        extra_experts: The number of whole-model experts, each of which has a column of class numbers behind the row.
 
     Raises:
         InputError: It is no tensor, or has another shape.
@@ -56,7 +57,13 @@ def check_text(text: Any, width: int) -> None:
             f"text_PT is a tensor of text rows (P, {width}), got {type(text).__name__}",
             hint="model.text_bank.rows([names]) for known labels, mome.prompts.embed_prompts for others",
         )
-    if text.dim() != 2 or text.shape[1] != width or text.shape[0] == 0:
+    if extra_experts and (text.dim() != 2 or text.shape[1] != width + extra_experts or text.shape[0] == 0):
+        raise InputError(
+            f"text_PT is (P, {width} + {extra_experts}), a text row and a class number of each whole-model expert, "
+            f"got {tuple(text.shape)}",
+            hint="model.prompt_rows(text rows, names of the prompts) makes them",
+        )
+    if not extra_experts and (text.dim() != 2 or text.shape[1] != width or text.shape[0] == 0):
         raise InputError(
             f"text_PT is (P, {width}), one row per prompt, got {tuple(text.shape)}",
             hint="rows come from the text encoder that the model was trained with",

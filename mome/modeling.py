@@ -9,7 +9,7 @@ Shapes: B batch, P prompts, S scales, C head channels, T text width, D H W voxel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -22,6 +22,7 @@ from transformers import initialization as init
 from mome.configuration import MoMEConfig
 from mome.encoders.base import Encoder
 from mome.errors import InputError
+from mome.extra_experts import WithExtraExperts
 from mome.layers.predict import predict
 from mome.layers.scale_expert import ScaleExpert
 from mome.layers.scale_stack import ScaleStack
@@ -31,7 +32,6 @@ from mome.model_inputs import check_targets, check_text, check_volume
 from mome.model_size import build_within_limits
 from mome.outputs import Features, MoMEOutput
 from mome.parts import build_parts
-from mome.processing import MoMEProcessor
 from mome.routers.base import Router
 from mome.routers.routing import Routing
 from mome.saving import SavedModel
@@ -40,19 +40,15 @@ from mome.saving import SavedModel
 _IGNORED = ("return_dict", "output_attentions", "output_hidden_states", "num_items_in_batch")
 
 
-class MoME(SavedModel):
+class MoME(WithExtraExperts, SavedModel):
     """A text-prompted mixture-of-experts CT segmenter.
 
     The model sees numbers only: `text_PT` are embeddings of the prompts (`model.text_bank.rows` for known labels,
     `mome.prompts.embed_prompts` for anything else). The text tower is never part of the model.
 
-    Attributes:
-        processor: The settings of the network grid, where they are known. They are no part of the weights.
-        loaded_processor: The processor saved with the checkpoint; `processor` takes precedence.
+    With whole-model experts (`extra_experts`) the rows of prompts also hold the numbers of their classes; see
+    `prompt_rows`.
     """
-
-    processor: MoMEProcessor | None = None
-    loaded_processor: MoMEProcessor | None = None
 
     config: MoMEConfig
     config_class = MoMEConfig
@@ -78,6 +74,7 @@ class MoME(SavedModel):
         self.fusion = parts.fusion
         self.head = parts.head
         self.text_bank = parts.text_bank
+        self.extra_experts = parts.extra_experts
         self._check_labels(config.labels)
         self.gradient_checkpointing = False
         self.post_init()
@@ -128,15 +125,16 @@ class MoME(SavedModel):
         check_volume(volume_B1DHW, self.config.in_channels, self.encoder.size_divisor)
         context = MapContext(origin_B3)
         pyramid = self._checkpointed(self.encoder, volume_B1DHW.to(self.dtype), context)
+        extra_maps = tuple(self._checkpointed(scale, volume_B1DHW) for scale in self.extra_experts)
         maps_BCDHW = pyramid.maps[self.first_scale :]
         experts = cast("list[ScaleExpert]", list(self.scale_experts))
         if any(expert.reads_prompts for expert in experts):
             expert_inputs = tuple(
                 expert.project(map_BCDHW) for expert, map_BCDHW in zip(experts, maps_BCDHW, strict=True)
             )
-            return Features(None, pyramid.bottleneck, pyramid.routings, expert_inputs, origin_B3)
+            return Features(None, pyramid.bottleneck, pyramid.routings, expert_inputs, origin_B3, extra_maps)
         scales_BSCDHW, routings = self._mix(experts, maps_BCDHW, maps_BCDHW[-1].shape[2:], context)
-        return Features(scales_BSCDHW, pyramid.bottleneck, (*pyramid.routings, *routings))
+        return Features(scales_BSCDHW, pyramid.bottleneck, (*pyramid.routings, *routings), extra_maps=extra_maps)
 
     def decode(self, features: Features, text_PT: Tensor) -> Tensor:
         """Expert maps and prompts → logits (B, P, D, H, W) at the input's resolution.
@@ -148,29 +146,65 @@ class MoME(SavedModel):
         return logits
 
     def _decode(self, features: Features, text_PT: Tensor) -> tuple[Tensor, list[Routing | None]]:
-        check_text(text_PT, cast("int", self.config.text_dim))
-        given_PT, text_PT = text_PT, self.text_bank(text_PT).to(self.dtype)
+        given_PT, text_PT, numbers_PE = self._split_rows(text_PT)
         routings: list[Routing | None] = []
-        if features.scales_BSCDHW is not None:
+        if features.scales_BSCDHW is not None and not self.extra_experts:
             logits = self._predict(features.scales_BSCDHW, text_PT, features.bottleneck)
         else:
-            prompts = self._describe(given_PT, text_PT)
             parts: dict[int, Tensor] = {}
-            for members in self._sharing_prompts(prompts):
-                context = prompts.of_prompt(members[0], features.bottleneck.shape[0], features.origin_B3)
-                mixers = [cast("ScaleExpert", expert).mix for expert in self.scale_experts]
-                scales_BSCDHW, routed = self._mix(
-                    mixers, features.expert_inputs, features.expert_inputs[-1].shape[1:4], context
-                )
+            for members, own_BSCDHW, routed in self._scale_sets(features, given_PT, text_PT):
                 routings += routed
                 for p in members:  # one by one, so that the other prompts do not even change how a logit is rounded
-                    parts[p] = self._predict(scales_BSCDHW, text_PT[p : p + 1], features.bottleneck)
+                    scales, present_1S = self.with_extra_scales(own_BSCDHW, features.extra_maps, numbers_PE[p : p + 1])
+                    parts[p] = self._predict(scales, text_PT[p : p + 1], features.bottleneck, present_1S)
             logits = torch.cat([parts[p] for p in range(text_PT.shape[0])], dim=1)
         stride = self.encoder.strides[-1]
         if any(step > 1 for step in stride):
             full = [side * step for side, step in zip(logits.shape[2:], stride, strict=True)]
             logits = F.interpolate(logits, size=full, mode="trilinear", align_corners=False)
         return logits, routings
+
+    def fusion_weights(self, features: Features, text_PT: Tensor) -> Tensor:
+        """The weights (B, P, S + E, D, H, W) of the scales, then of the whole-model experts, at the finest resolution.
+
+        Args:
+            features: What `encode` returned.
+            text_PT: As for `decode`.
+
+        Raises:
+            NotImplementedError: The fusion does not say how it weighs; see `Fusion.weights`.
+        """
+        given_PT, text_PT, numbers_PE = self._split_rows(text_PT)
+        parts: dict[int, Tensor] = {}
+        for members, own_BSCDHW, _ in self._scale_sets(features, given_PT, text_PT):
+            for p in members:
+                scales, present_1S = self.with_extra_scales(own_BSCDHW, features.extra_maps, numbers_PE[p : p + 1])
+                weights = self.fusion.weights(scales.flatten(3), text_PT[p : p + 1], present_1S)
+                weights = weights.expand(scales.shape[0], -1, -1, scales[0, 0, 0].numel())
+                parts[p] = weights.unflatten(-1, scales.shape[3:])
+        return torch.cat([parts[p] for p in range(text_PT.shape[0])], dim=1)
+
+    def _split_rows(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows of prompts → text rows (P, T) as given and as scaled, and class numbers (P, E) of whole models."""
+        width = cast("int", self.config.text_dim)
+        check_text(rows, width, len(self.extra_experts))
+        given_PT = rows[:, :width]
+        return given_PT, self.text_bank(given_PT).to(self.dtype), rows[:, width:].long()
+
+    def _scale_sets(
+        self, features: Features, given_PT: Tensor, text_PT: Tensor
+    ) -> Iterator[tuple[list[int], Tensor, list[Routing | None]]]:
+        """The sets of prompts that share the model's own scales, with these (B, S, C, D, H, W) and their routings."""
+        if features.scales_BSCDHW is not None:
+            yield list(range(text_PT.shape[0])), features.scales_BSCDHW, []
+            return
+        prompts = self._describe(given_PT, text_PT)
+        mixers = [cast("ScaleExpert", expert).mix for expert in self.scale_experts]
+        finest = features.expert_inputs[-1].shape[1:4]
+        for members in self._sharing_prompts(prompts):
+            context = prompts.of_prompt(members[0], features.bottleneck.shape[0], features.origin_B3)
+            scales_BSCDHW, routed = self._mix(mixers, features.expert_inputs, finest, context)
+            yield members, scales_BSCDHW, routed
 
     def _describe(self, given_PT: Tensor, text_PT: Tensor) -> MapContext:
         """What routers and experts may know of the prompts: one row for each, with its label where a router asks."""
@@ -213,8 +247,10 @@ class MoME(SavedModel):
             routings.append(routing)
         return scales.stacked(), routings
 
-    def _predict(self, scales_BSCDHW: Tensor, text_PT: Tensor, bottleneck: Tensor) -> Tensor:
-        logits_BPV = predict(self.fusion, self.head, scales_BSCDHW.flatten(3), text_PT, bottleneck)
+    def _predict(
+        self, scales_BSCDHW: Tensor, text_PT: Tensor, bottleneck: Tensor, present_PS: Tensor | None = None
+    ) -> Tensor:
+        logits_BPV = predict(self.fusion, self.head, scales_BSCDHW.flatten(3), text_PT, bottleneck, present_PS)
         return logits_BPV.unflatten(-1, scales_BSCDHW.shape[3:])
 
     def forward(
@@ -248,7 +284,7 @@ class MoME(SavedModel):
                     hint="arguments: volume, text_PT, targets, supervised_BP, origin_B3, return_loss",
                 )
         check_volume(volume, self.config.in_channels, self.encoder.size_divisor)
-        check_text(text_PT, cast("int", self.config.text_dim))
+        check_text(text_PT, cast("int", self.config.text_dim), len(self.extra_experts))
         if targets is not None:
             check_targets(volume, text_PT.shape[0], targets, supervised_BP)
         features = self.encode(volume, origin_B3)

@@ -74,12 +74,13 @@ def remember(module: Any) -> dict[str, Any]:
     return {"name": OBJECT, "class": kind.__qualname__, "sha256": key}
 
 
-def recall(reference: dict[str, Any], what: str) -> Any:
+def recall(reference: dict[str, Any], what: str, argument: str = "experts=module") -> Any:
     """Returns the module of a reference. Its parameters are marked as initialised, so that no recipe overwrites them.
 
     Args:
         reference: What `remember` returned, perhaps read from a config.json.
         what: The part it stands for, for the message, as in "expert".
+        argument: The argument that takes the object again, for the message.
 
     Raises:
         InputError: No such module was passed in this process.
@@ -89,7 +90,7 @@ def recall(reference: dict[str, Any], what: str) -> Any:
         raise InputError(
             f"the {what} of this model is a module object of class {reference.get('class')!r} "
             f"(hash {reference.get('sha256')}), which a checkpoint does not hold",
-            hint="pass the same object again, as in MoME.from_pretrained(…, experts=module)",
+            hint=f"pass the same object again, as in MoME.from_pretrained(…, {argument})",
         )
     for tensor in (*module.parameters(), *module.buffers()):
         tensor._is_hf_initialized = True  # transformers' initialisers pass over such tensors

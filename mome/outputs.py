@@ -21,6 +21,7 @@ class Features(NamedTuple):
             scale has one expert).
         expert_inputs: Where experts read prompts: the voxels (B, D_s, H_s, W_s, dim) of each scale before them.
         origin_B3: Where the patches lie; see `MapContext`.
+        extra_maps: Logits (B, N, D, H, W) of the classes of each whole-model expert, at the volume's resolution.
     """
 
     scales_BSCDHW: Tensor | None
@@ -28,6 +29,7 @@ class Features(NamedTuple):
     routings: tuple[Routing | None, ...]
     expert_inputs: tuple[Tensor, ...] = ()
     origin_B3: Tensor | None = None
+    extra_maps: tuple[Tensor, ...] = ()
 
 
 @dataclass

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from mome.configuration import MoMEConfig
 from mome.encoders.base import Encoder
 from mome.errors import InputError
+from mome.layers.extra_scale import WholeModelScale
 from mome.layers.heads.base import Head
 from mome.layers.scale_expert import ScaleExpert
 from mome.layers.text_bank import TextBank
@@ -28,6 +29,7 @@ class Parts(NamedTuple):
     head: Head
     text_bank: TextBank
     first_scale: int
+    extra_experts: nn.ModuleList
 
 
 def build_parts(config: MoMEConfig) -> Parts:
@@ -55,7 +57,20 @@ def build_parts(config: MoMEConfig) -> Parts:
         for channels in encoder.channels[first_scale:]
     )
     _check_maps(config, encoder, scale_experts, first_scale)
-    fusion = FUSIONS.build(config.fusion, channels=config.head_channels, text_dim=text_dim, scales=len(scale_experts))
+    extra_experts = nn.ModuleList(
+        WholeModelScale(
+            reference,
+            in_channels=config.in_channels,
+            patch_size=config.patch_size,
+            head_channels=config.head_channels,
+            labels=config.labels,
+        )
+        for reference in config.extra_experts
+    )
+    if extra_experts:
+        _check_takes_whole_models(config.fusion["name"], fusion_class)
+    scales = len(scale_experts) + len(extra_experts)
+    fusion = FUSIONS.build(config.fusion, channels=config.head_channels, text_dim=text_dim, scales=scales)
     head = HEADS.build(
         config.head,
         channels=config.head_channels,
@@ -63,7 +78,21 @@ def build_parts(config: MoMEConfig) -> Parts:
         bottleneck_channels=encoder.bottleneck_channels,
     )
     text_bank = TextBank(config.labels, text_dim, one_hot=config.has_one_hot_text)
-    return Parts(encoder, scale_experts, fusion, head, text_bank, first_scale)
+    return Parts(encoder, scale_experts, fusion, head, text_bank, first_scale, extra_experts)
+
+
+def _check_takes_whole_models(name: str, fusion_class: Any) -> None:
+    """Checks that a fusion weighs every scale, and can leave out one that a prompt does not have."""
+    if fusion_class.finest_only:
+        raise InputError(
+            f"fusion '{name}' reads the finest scale alone, so that a whole-model expert would have no say",
+            hint="fusion=text_guided",
+        )
+    if not fusion_class.takes_present and fusion_class.dot_product is Fusion.dot_product:
+        raise InputError(
+            f"fusion '{name}' cannot leave out an expert that has no class for a prompt",
+            hint="fusion=text_guided, or forward(…, present_PS) and takes_present = True in its class",
+        )
 
 
 def _check_maps(config: MoMEConfig, encoder: Encoder, scale_experts: nn.ModuleList, first_scale: int) -> None:

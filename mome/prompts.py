@@ -78,7 +78,9 @@ def understand(texts: list[str], model: MoME) -> list[Prompt]:
 
 
 def embed_prompts(prompts: list[Prompt], model: MoME) -> Tensor:
-    """Text rows (P, T) float32. Labels that the bank stores come from it; all other prompts go through the text tower.
+    """Rows of prompts, float32, as `MoME.prompt_rows` makes them.
+
+    Labels that the bank stores come from it; all other prompts go through the text tower.
 
     Raises:
         InputError: Free text, and the model's text encoder has no tower or it cannot be loaded.
@@ -94,7 +96,7 @@ def embed_prompts(prompts: list[Prompt], model: MoME) -> Tensor:
             hint = "; or ".join([*advice, *([error.hint] if error.hint else [])]) or None
             raise InputError(error.what, where=error.where, hint=hint) from error
         rows |= {p.name: row for p, row in zip(outside, encoded, strict=True)}
-    return torch.stack([rows[p.name] for p in prompts])
+    return model.prompt_rows(torch.stack([rows[p.name] for p in prompts]), [p.name for p in prompts])
 
 
 def _wording(prompt: Prompt) -> str:

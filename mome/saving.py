@@ -142,8 +142,10 @@ class SavedModel(PreTrainedModel):
             )
         model, info = loaded
         if place is not None:
+            processor = None
             with contextlib.suppress(InputError):  # the model was saved without a processor
-                model.loaded_processor = MoMEProcessor.from_pretrained(place, **hub)
+                processor = MoMEProcessor.from_pretrained(place, **hub)
+            model.loaded_processor = processor
         if revision is not None:  # a processor that is loaded later must be of the same revision
             model.config.name_or_path = f"hf-hub:{place}@{revision}"
         _copy_mapped_tensors(model)

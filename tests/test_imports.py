@@ -58,6 +58,7 @@ LAYERS = [
         "model_inputs",
         "parts",
         "upcycling",
+        "extra_experts",
     ],
     ["saving", "modeling", "hf_experts"],
     ["prompts", "auto", "model_cost", "zoo", "checkpoints", "convert"],

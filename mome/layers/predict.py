@@ -8,13 +8,20 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from mome.layers.heads.base import Head
-from mome.routers.fusion.base import Fusion
+from mome.routers.fusion.base import Fusion, mix_by_dot_product, without_absent
 
 # Elements of the mixture (B, P, C, V) of one tile of voxels; 64 MB in float32.
 _TILE_ELEMENTS = 2**24
 
 
-def predict(fusion: Fusion, head: Head, features_BSCV: Tensor, text_PT: Tensor, bottleneck: Tensor) -> Tensor:
+def predict(
+    fusion: Fusion,
+    head: Head,
+    features_BSCV: Tensor,
+    text_PT: Tensor,
+    bottleneck: Tensor,
+    present_PS: Tensor | None = None,
+) -> Tensor:
     """Fuses the scales and applies the head: logits (B, P, V).
 
     Where the fusion is a dot product and the head has three layers, one op computes both. Any other pair runs the
@@ -25,21 +32,41 @@ def predict(fusion: Fusion, head: Head, features_BSCV: Tensor, text_PT: Tensor, 
         features_BSCV: The maps of all scales at the finest resolution.
         text_PT: Text rows of the prompts.
         bottleneck: The encoder's deepest map.
+        present_PS: bool, the scales that each prompt has; None where it has all.
     """
     dot_product = fusion.dot_product(text_PT)
     layers = head.layers(text_PT, bottleneck) if dot_product is not None else None
     if dot_product is not None and layers is not None:
-        query_PC, bias_PS, top_k = dot_product
+        query_PC, bias_PS, top_k = without_absent(dot_product, present_PS)
         slope = layers.negative_slope
         return fusion_head(features_BSCV, query_PC, bias_PS, *layers[:6], top_k=top_k, negative_slope=slope)
-    return predict_in_tiles(fusion, head, features_BSCV, text_PT, bottleneck)
+    return predict_in_tiles(fusion, head, features_BSCV, text_PT, bottleneck, present_PS)
 
 
-def predict_in_tiles(fusion: Fusion, head: Head, features_BSCV: Tensor, text_PT: Tensor, bottleneck: Tensor) -> Tensor:
-    """The plain forward of fusion and head over tiles of voxels; in training each tile is recomputed in backward."""
+def predict_in_tiles(
+    fusion: Fusion,
+    head: Head,
+    features_BSCV: Tensor,
+    text_PT: Tensor,
+    bottleneck: Tensor,
+    present_PS: Tensor | None = None,
+) -> Tensor:
+    """The plain forward of fusion and head over tiles of voxels; in training each tile is recomputed in backward.
+
+    What a fusion reads of the whole map (`Fusion.summarise`) is computed before the split.
+    """
+    known = {"summary": fusion.summarise(features_BSCV), "present_PS": present_PS}
+    known = {name: value for name, value in known.items() if value is not None}
+
+    def fuse(features: Tensor, text: Tensor) -> Tensor:
+        if present_PS is not None and not fusion.takes_present:
+            numbers = fusion.dot_product(text)
+            assert numbers is not None  # parts.py builds no other fusion beside whole-model experts
+            return mix_by_dot_product(features, without_absent(numbers, present_PS))
+        return fusion(features, text, **known)
 
     def one_tile(features: Tensor, text: Tensor, deepest: Tensor) -> Tensor:
-        return head(fusion(features, text), text, deepest)
+        return head(fuse(features, text), text, deepest)
 
     batch, _, channels, voxels = features_BSCV.shape
     tile_voxels = max(1, _TILE_ELEMENTS // (batch * text_PT.shape[0] * channels))

@@ -44,7 +44,10 @@ def build_model(run: RunConfig) -> tuple[MoME, MoMEProcessor]:
 
 
 # The keys of a config that a run may replace. Labels and the number of the format are not among them.
-_MODEL_KEYS = (*PARTS, "dim", "residual", "head_channels", "in_channels", "patch_size", "text_dim", "initializer_range")
+_MODEL_KEYS = (
+    *PARTS, "dim", "residual", "head_channels", "in_channels", "patch_size", "text_dim", "initializer_range",
+    "extra_experts",
+)  # fmt: skip
 _PROCESSOR_KEYS = ("spacing", "orientation", "hu_window", "padding_hu")
 
 

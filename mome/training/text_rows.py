@@ -19,7 +19,7 @@ _STREAM = 7919  # keeps these draws apart from the sampler's, which also start f
 
 
 class TextRows:
-    """Text rows (P, T) of the trained labels at any step.
+    """Rows of the trained labels at any step, as `MoME.prompt_rows` makes them.
 
     With a text tower, the rows are embeddings of the labels' names and synonyms, and the model's bank is filled with
     the embeddings of the names. Without a tower, the rows are those of the model's bank; an empty bank is filled with
@@ -50,9 +50,15 @@ class TextRows:
             self.probability = 0.0
             self.names_PT = _stored_rows(model, names)
             self.wordings = list(self.names_PT.split(1))
+        width = self.names_PT.shape[1]
+        # The numbers of the classes of whole-model experts belong to a label, not to its wording.
+        self.numbers_PE = model.prompt_rows(self.names_PT, names)[:, width:]
 
     def at(self, step: int) -> Tensor:
-        """Returns the rows (P, T) for one step."""
+        """Returns the rows for one step."""
+        return torch.cat([self._text_at(step), self.numbers_PE], dim=1)
+
+    def _text_at(self, step: int) -> Tensor:
         if self.probability == 0:
             return self.names_PT
         rng = np.random.default_rng([self.seed, _STREAM, step])

@@ -40,7 +40,7 @@ def validate(
     was_training = model.training
     model.eval()
     names = list(run.labels)
-    text_PT = model.text_bank.rows(names)
+    text_PT = model.prompt_rows(model.text_bank.rows(names), names)
     scores: dict[str, list[float]] = {name: [] for name in names}
     rank, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     for source in run.validation:

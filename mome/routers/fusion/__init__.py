@@ -6,3 +6,10 @@ FUSIONS.register("text_guided", "mome.routers.fusion.text_guided:TextGuidedFusio
 FUSIONS.register("uniform", "mome.routers.fusion.static:UniformFusion", summary="the mean of the scales")
 FUSIONS.register("learned", "mome.routers.fusion.static:LearnedFusion", summary="static weights for each prompt")
 FUSIONS.register("last", "mome.routers.fusion.static:LastFusion", summary="the finest scale only (the ancestor)")
+FUSIONS.register("gated", "mome.routers.fusion.gated:GatedFusion", summary="an independent gate for each scale")
+FUSIONS.register("pooled", "mome.routers.fusion.pooled:PooledFusion", summary="one weight per scale and patch")
+FUSIONS.register(
+    "cross_attention",
+    "mome.routers.fusion.cross_attention:CrossAttentionFusion",
+    summary="voxels attend to tokens made from the text",
+)

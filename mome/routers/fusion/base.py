@@ -33,11 +33,23 @@ class Fusion(nn.Module):
     reference. A fusion that is a softmax of dot products also returns the arguments of the fused op from `dot_product`.
     `forward` may use the fusion's own parameters; `dot_product` uses only submodules that it calls.
 
+    `predict` splits the voxels into tiles. A fusion that needs the whole map returns from `summarise` what it reads of
+    it; `predict` calls this once, before the split, and gives the result to `forward` as `summary`. A tile therefore
+    changes no result.
+
     Attributes:
         finest_only: Whether only the finest scale gets an expert.
+        takes_present: Whether `forward` takes `present_PS`, bool, the scales that each prompt has; the others get no
+            weight. Whole-model experts need it (see `mome.layers.extra_scale`), except where the fusion returns a
+            `dot_product`, whose biases are masked for it.
     """
 
     finest_only: ClassVar[bool] = False
+    takes_present: ClassVar[bool] = False
+
+    def summarise(self, features_BSCV: Tensor) -> Tensor | None:
+        """What the fusion reads of the whole map; None, the default, where every voxel is fused by itself."""
+        return None
 
     def forward(self, features_BSCV: Tensor, text_PT: Tensor) -> Tensor:
         """Feature maps and prompts → mixture (B, P, C, V), or (B, 1, C, V) where it is the same for every prompt.
@@ -52,9 +64,46 @@ class Fusion(nn.Module):
         """The numbers of the fused op, or None where the fusion has another form."""
         return None
 
+    def weights(self, features_BSCV: Tensor, text_PT: Tensor, present_PS: Tensor | None = None) -> Tensor:
+        """The weights (B or 1, P, S, V or 1) of the scales on a whole map, for looking at them.
+
+        Args:
+            features_BSCV, text_PT: As for `forward`, V being the whole map.
+            present_PS: bool, the scales that each prompt has; None where it has all.
+
+        Raises:
+            NotImplementedError: The fusion has neither a `dot_product` nor weights of its own.
+        """
+        numbers = self.dot_product(text_PT)
+        if numbers is None:
+            raise NotImplementedError(f"{type(self).__name__} does not say how it weighs the scales")
+        return dot_product_weights(features_BSCV, without_absent(numbers, present_PS))
+
+
+# Added to the score of a scale that a prompt does not have. Its weight is then exactly zero, because the exponential
+# underflows. The number is finite, so that no NaN can arise, and fits float16.
+ABSENT = -3e4
+
+
+def without_absent(numbers: DotProduct, present_PS: Tensor | None) -> DotProduct:
+    """The same numbers with the biases of absent scales lowered, so that they get no weight.
+
+    Args:
+        numbers: What `dot_product` returned.
+        present_PS: bool, the scales that each prompt has; None where it has all.
+    """
+    if present_PS is None:
+        return numbers
+    return numbers._replace(bias_PS=numbers.bias_PS.masked_fill(~present_PS, ABSENT))
+
 
 def mix_by_dot_product(features_BSCV: Tensor, numbers: DotProduct) -> Tensor:
     """The mixture (B, P, C, V) that a `DotProduct` describes: the plain form of what the fused op computes."""
+    return torch.einsum("bpsv,bscv->bpcv", dot_product_weights(features_BSCV, numbers), features_BSCV)
+
+
+def dot_product_weights(features_BSCV: Tensor, numbers: DotProduct) -> Tensor:
+    """The weights (B, P, S, V) of the scales that a `DotProduct` describes."""
     scores_BPSV = torch.einsum("pc,bscv->bpsv", numbers.query_PC.to(features_BSCV), features_BSCV)
     scores_BPSV = scores_BPSV + numbers.bias_PS[..., None]
     if 0 < numbers.top_k < features_BSCV.shape[1]:
@@ -62,5 +111,4 @@ def mix_by_dot_product(features_BSCV: Tensor, numbers: DotProduct) -> Tensor:
         order_BPSV = scores_BPSV.argsort(dim=2, descending=True, stable=True)
         dropped_BPSV = order_BPSV[:, :, numbers.top_k :]
         scores_BPSV = scores_BPSV.scatter(2, dropped_BPSV, float("-inf"))
-    weights_BPSV = scores_BPSV.softmax(dim=2)
-    return torch.einsum("bpsv,bscv->bpcv", weights_BPSV, features_BSCV)
+    return scores_BPSV.softmax(dim=2)

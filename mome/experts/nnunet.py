@@ -1,0 +1,277 @@
+"""A trained folder of nnU-Net v2 or TotalSegmentator as a whole-model expert, through the installed `nnunetv2`.
+
+Written against nnunetv2 2.8.1 (MIC-DKFZ/nnUNet at e495086): `PlansManager`, `ConfigurationManager` and
+`get_network_from_plans`. The plain network runs on the model's own patch; nnU-Net's mirroring, its own sliding window
+and its postprocessing are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mome.errors import InputError
+from mome.experts.whole_model import WholeModel, path_of
+from mome.text_file import read_json
+
+# The networks of nnU-Net, and the arguments in its plans that are names of classes. No other name is imported.
+_NETWORKS, _ARGUMENTS = "dynamic_network_architectures.architectures.", "torch.nn."
+
+# nnU-Net keeps scores as NumPy numbers in its checkpoints. To rebuild a number runs no code of the file. The older name
+# is that of NumPy 1.
+_scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]
+_NUMBERS: list[Any] = [
+    (_scalar, "numpy.core.multiarray.scalar"),
+    (_scalar, "numpy._core.multiarray.scalar"),
+    np.dtype,
+    np.dtypes.Float64DType,
+    np.dtypes.Float32DType,
+    np.dtypes.Int64DType,
+]
+
+
+class NNUNetNetwork(nn.Module):
+    """The model's volume in, nnU-Net's logits out: HU and axes are those that nnU-Net expects.
+
+    Args:
+        network: nnU-Net's network.
+        hu_window: The HU that 0 and 1 of the volume stand for.
+        intensities: `mean`, `std`, `percentile_00_5` and `percentile_99_5` of nnU-Net's plans, in HU.
+        transpose_forward: The order in which nnU-Net reads the axes (z, y, x).
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        hu_window: Sequence[float],
+        intensities: dict[str, float],
+        transpose_forward: Sequence[int],
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.low, self.high = map(float, hu_window)
+        self.intensities = {key: float(value) for key, value in intensities.items()}
+        # our axes are (x, y, z), those of its reader (z, y, x)
+        self.order = [2 - axis for axis in transpose_forward]
+        self.settings = (self.low, self.high, sorted(self.intensities.items()), self.order)
+
+    def forward(self, volume_BCDHW: Tensor) -> Tensor:
+        hu = self.low + (self.high - self.low) * volume_BCDHW
+        hu = hu.clamp(self.intensities["percentile_00_5"], self.intensities["percentile_99_5"])
+        x = (hu - self.intensities["mean"]) / max(self.intensities["std"], 1e-8)
+        maps = self.network(x.permute(0, 1, *[axis + 2 for axis in self.order]))
+        back = [self.order.index(axis) + 2 for axis in range(3)]
+        return maps.permute(0, 1, *back)
+
+
+def nnunet_folder(
+    path: str | Path,
+    *,
+    hu_window: Sequence[float],
+    fold: int | str = 0,
+    checkpoint: str = "checkpoint_final.pth",
+    classes: Sequence[str] | None = None,
+    orientation: str = "RAS",
+) -> WholeModel:
+    """Reads a folder that nnU-Net trained, with `plans.json`, `dataset.json` and `fold_<fold>/<checkpoint>`.
+
+    The folder is one that the user names; no config and no checkpoint can name one. Its weights are read with
+    `torch.load(weights_only=True)`, which runs no code of the file. Of the classes that `plans.json` names, only
+    networks of `dynamic_network_architectures` and layers of torch are imported.
+
+    Args:
+        path: The folder, as in ".../nnUNetTrainer__nnUNetPlans__3d_fullres".
+        hu_window: The HU window of the processor of the model that the expert becomes a part of, as in
+            [-1024, 1600]. It covers the range that nnU-Net reads.
+        fold: The number of the fold, or "all".
+        checkpoint: The file inside the folder of the fold.
+        classes: Other names for the classes of `dataset.json`, in the same order.
+        orientation: The orientation of the scans that nnU-Net was trained on; nnU-Net itself does not look at it.
+            TotalSegmentator brings its scans to RAS.
+
+    Raises:
+        InputError: `nnunetv2` is not installed, a file is missing, the weights cannot be read without running code,
+            or the network is of a kind that is not supported: 2-D, a stage of a cascade, several channels, another
+            normalisation than that of CT, or a window that cuts off HU which the network reads.
+    """
+    folder = path_of(path, "folder of nnU-Net")
+    try:
+        from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+    except ImportError as error:
+        raise InputError(
+            f"an nnU-Net folder needs {getattr(error, 'name', None) or 'nnunetv2'}, which is not installed",
+            where=str(path),
+            hint="pip install nnunetv2",
+        ) from error
+    dataset = read_json(_file(folder, "dataset.json"), "the data set of the nnU-Net folder")
+    plans = read_json(_file(folder, "plans.json"), "the plans of the nnU-Net folder")
+    saved = _weights(_file(folder, f"fold_{fold}", checkpoint))
+    manager = PlansManager(plans)
+    name = saved["init_args"]["configuration"]
+    configuration = manager.get_configuration(name)
+    check_configuration(configuration, dataset, where=f"{path}, configuration {name!r:.60}")
+    names, activation = classes_of(dataset)
+    network = get_network_from_plans(
+        checked_class(configuration.network_arch_class_name, _NETWORKS),
+        _checked_arguments(configuration),
+        configuration.network_arch_init_kwargs_req_import,
+        1,
+        len(names),
+        allow_init=False,
+        deep_supervision=False,
+    )
+    try:
+        network.load_state_dict(saved["network_weights"])
+    except RuntimeError as error:
+        raise InputError(
+            f"the weights do not fit the network of plans.json; trainer {saved.get('trainer_name')!r:.60} may build "
+            "another one",
+            where=str(path),
+            hint="build the network yourself and pass WholeModel(network, classes, spacing=…)",
+        ) from error
+    intensities = manager.foreground_intensity_properties_per_channel["0"]
+    check_window(hu_window, intensities, where=str(path))
+    adapter = NNUNetNetwork(
+        network,
+        hu_window=hu_window,
+        intensities=read_intensities(intensities),
+        transpose_forward=manager.transpose_forward,
+    )
+    return WholeModel(
+        adapter,
+        names if classes is None else classes,
+        spacing=spacing_xyz(configuration.spacing, manager.transpose_forward),
+        orientation=orientation,
+        hu_window=hu_window,
+        activation=activation,
+        kind="nnunet",
+    )
+
+
+def spacing_xyz(spacing: Sequence[float], transpose_forward: Sequence[int]) -> list[float]:
+    """The spacing of a configuration, which is in nnU-Net's transposed order of (z, y, x), as (x, y, z)."""
+    zyx = [0.0, 0.0, 0.0]
+    for position, axis in enumerate(transpose_forward):
+        zyx[axis] = float(spacing[position])
+    return zyx[::-1]
+
+
+def classes_of(dataset: dict[str, Any]) -> tuple[list[str], str]:
+    """The names of the network's maps in order, and the activation, from the contents of `dataset.json`.
+
+    Labels have one map for each number, the background first, under a softmax. Regions, which are lists of several
+    numbers, have one map each in the order of the file, without the background, under a sigmoid.
+    """
+    labels = {name: value for name, value in dataset["labels"].items() if name != "ignore"}
+    if any(isinstance(value, list) and len(value) > 1 for value in labels.values()):
+        return [name for name, value in labels.items() if value not in (0, [0])], "sigmoid"
+    numbers = {name: int(value[0] if isinstance(value, list) else value) for name, value in labels.items()}
+    return sorted(numbers, key=lambda name: numbers[name]), "softmax"
+
+
+def check_configuration(configuration: Any, dataset: dict[str, Any], where: str) -> None:
+    """Checks that a configuration is one that the adapter carries.
+
+    Raises:
+        InputError: It is 2-D, a stage of a cascade, reads several channels, or does not normalise HU as CT.
+    """
+    channels = dataset.get("channel_names", dataset.get("modality", {}))
+    reasons = {
+        "is 2-D": len(configuration.patch_size) != 3,
+        "is a stage of a cascade, which reads masks of another network": configuration.previous_stage_name is not None,
+        f"reads {len(channels)} channels": len(channels) != 1,
+        f"normalises by {configuration.normalization_schemes}, not as CT": list(configuration.normalization_schemes)
+        != ["CTNormalization"],
+    }
+    for reason, applies in reasons.items():
+        if applies:
+            raise InputError(
+                f"the nnU-Net configuration {reason}",
+                where=where,
+                hint="a 3d_fullres or 3d_lowres configuration of CT, or WholeModel around a module of your own",
+            )
+
+
+def check_window(hu_window: Sequence[float], intensities: dict[str, float], where: str) -> None:
+    """Checks that the model's window keeps all HU that nnU-Net reads.
+
+    Raises:
+        InputError: The window cuts some off.
+    """
+    low, high = intensities["percentile_00_5"], intensities["percentile_99_5"]
+    if hu_window[0] > low or hu_window[1] < high:
+        raise InputError(
+            f"nnU-Net reads {low:.0f} to {high:.0f} HU, the window {list(hu_window)} cuts some of it off",
+            where=where,
+            hint=f"a processor with hu_window=[{low:.0f}, {high:.0f}] or wider",
+        )
+
+
+def read_intensities(properties: dict[str, Any]) -> dict[str, float]:
+    """The four numbers of nnU-Net's normalisation of CT."""
+    return {key: float(properties[key]) for key in ("mean", "std", "percentile_00_5", "percentile_99_5")}
+
+
+def checked_class(name: Any, prefix: str) -> str:
+    """A name of a class in plans.json that may be imported.
+
+    Raises:
+        InputError: It is outside the packages that nnU-Net's own plans name.
+    """
+    if not isinstance(name, str) or not name.startswith(prefix):
+        raise InputError(
+            f"plans.json names the class {name!r:.80}, which is not imported: it is not in {prefix[:-1]}",
+            hint="build the network yourself and pass WholeModel(network, classes, spacing=…)",
+        )
+    return name
+
+
+def _checked_arguments(configuration: Any) -> dict[str, Any]:
+    arguments = dict(configuration.network_arch_init_kwargs)
+    for key in configuration.network_arch_init_kwargs_req_import:
+        if arguments[key] is not None:
+            checked_class(arguments[key], _ARGUMENTS)
+    return arguments
+
+
+def _file(folder: Path, *parts: str) -> Path:
+    file = folder.joinpath(*parts)
+    if not file.is_file():
+        raise InputError(
+            f"the nnU-Net folder has no {'/'.join(parts)}",
+            where=str(folder),
+            hint="a folder such as nnUNetTrainer__nnUNetPlans__3d_fullres; fold= and checkpoint= choose the weights",
+        )
+    return file
+
+
+def _weights(file: Path) -> dict[str, Any]:
+    """Reads a checkpoint without running code of it.
+
+    Raises:
+        InputError: It holds more than tensors and plain values, or lacks what nnU-Net writes.
+    """
+    try:
+        with torch.serialization.safe_globals(_NUMBERS):
+            saved = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpickling errors of several types
+        first = (str(error).splitlines() or [""])[0][:120]
+        raise InputError(
+            f"the checkpoint cannot be read without running code of it: {first}",
+            where=str(file),
+            hint="where you trust it, save network_weights, init_args and trainer_name of it anew with torch.save",
+        ) from error
+    if (
+        not isinstance(saved, dict)
+        or "network_weights" not in saved
+        or "configuration" not in saved.get("init_args", {})
+    ):
+        raise InputError("the checkpoint lacks network_weights or init_args of nnU-Net", where=str(file))
+    return saved
