@@ -12,6 +12,8 @@ of the demo, all in float32 on one thread, must have the same bits.
 Speed and memory (`--pairs`): encode, decode with 32 prompts, and a training step of the bundled checkpoint. In every
 pair both checkouts run once, in alternating order, so that a busy machine slows both alike. A probe's time is the
 median of its repetitions after a warm-up, and its memory the peak resident memory of its process.
+
+`--share` compares how much longer `encode` takes than its encoder alone.
 """
 
 from __future__ import annotations
@@ -152,6 +154,10 @@ def timed_call(name: str) -> Callable[[], Any]:
     volume, text_PT = inputs(model, PROMPTS)
     if name == "encode":
         return torch.inference_mode()(lambda: model.encode(volume))
+    if name == "encoder":
+        from mome.map_context import DEFAULT_CONTEXT
+
+        return torch.inference_mode()(lambda: model.encoder(volume, DEFAULT_CONTEXT))
     with torch.inference_mode():
         features = model.encode(volume)
     return torch.inference_mode()(lambda: model.decode(features, text_PT))
@@ -161,12 +167,24 @@ def probe_timing(name: str, repetitions: int = 5) -> dict[str, Any]:
     """Median milliseconds of a call, and the peak resident memory of this process in MiB."""
     call = timed_call(name)
     call()
-    times = []
-    for _ in range(repetitions):
-        began = time.perf_counter()
-        call()
-        times.append(1e3 * (time.perf_counter() - began))
+    times = [timed(call) for _ in range(repetitions)]
     return {"ms": statistics.median(times), "mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+
+
+def timed(call: Callable[[], Any]) -> float:
+    """Milliseconds of one call."""
+    began = time.perf_counter()
+    call()
+    return 1e3 * (time.perf_counter() - began)
+
+
+def probe_share(repetitions: int = 25) -> dict[str, Any]:
+    """Median milliseconds of `encode` and of the encoder alone, timed in turn in one process, and their ratio."""
+    encode, encoder = timed_call("encode"), timed_call("encoder")
+    encode(), encoder()
+    times = [(timed(encode), timed(encoder)) for _ in range(repetitions)]
+    medians = [statistics.median(column) for column in zip(*times, strict=True)]
+    return {"encode_ms": medians[0], "encoder_ms": medians[1], "ratio": medians[0] / medians[1]}
 
 
 # -- equality --------------------------------------------------------------------------------------------------------
@@ -233,6 +251,23 @@ def compare_timing(before: Side, after: Side, pairs: int, threads: int) -> dict[
     return report
 
 
+def compare_shares(before: Side, after: Side, pairs: int, threads: int) -> dict[str, Any]:
+    """How much longer `encode` takes than its encoder alone, on both sides; the ratios are medians over the pairs."""
+    results: dict[str, list[dict[str, Any]]] = {"before": [], "after": []}
+    for pair in range(pairs):
+        order = [("before", before), ("after", after)]
+        for label, side in order if pair % 2 == 0 else reversed(order):
+            results[label].append(side.probe("share", threads))
+    report = {}
+    for label, entries in results.items():
+        report[label] = {key: statistics.median(entry[key] for entry in entries) for key in entries[0]}
+        row = report[label]
+        print(
+            f"{label:<8}encode {row['encode_ms']:.1f} ms, encoder {row['encoder_ms']:.1f} ms, ratio {row['ratio']:.3f}"
+        )
+    return {**report, "pairs": results}
+
+
 def main() -> int:
     """Runs the command line; returns 1 if a result differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -243,10 +278,12 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=7, help="pairs of timed runs; 0 checks equality only")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of timed runs")
     parser.add_argument("--out", type=Path, help="write all results to this JSON file")
-    parser.add_argument("--probe", choices=("logits", *TIMED), help=argparse.SUPPRESS)
+    parser.add_argument("--probe", choices=("logits", "share", *TIMED), help=argparse.SUPPRESS)
+    parser.add_argument("--share", action="store_true", help="only compare the times of encode and of its encoder")
     args = parser.parse_args()
     if args.probe:
-        print(json.dumps(probe_logits() if args.probe == "logits" else probe_timing(args.probe)))
+        probes = {"logits": probe_logits, "share": probe_share}
+        print(json.dumps(probes[args.probe]() if args.probe in probes else probe_timing(args.probe)))
         return 0
     if args.before is None or args.after is None:
         parser.error("two checkouts are needed")
@@ -257,14 +294,17 @@ def main() -> int:
         "after": after.describe(),
         "processor": platform.processor() or platform.machine(),
         "threads": args.threads,
-        "equality": check_equality(before, after),
     }
-    if args.pairs:
+    if args.share:
+        report["share"] = compare_shares(before, after, args.pairs, args.threads)
+    else:
+        report["equality"] = check_equality(before, after)
+    if args.pairs and not args.share:
         report["timing"] = compare_timing(before, after, args.pairs, args.threads)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(report, indent=1) + "\n")
-    return 0 if all(check["equal"] for check in report["equality"].values()) else 1
+    return 0 if all(check["equal"] for check in report.get("equality", {}).values()) else 1
 
 
 if __name__ == "__main__":
