@@ -16,7 +16,7 @@ from mome.layers.heads.base import Head
 from mome.layers.scale_expert import ScaleExpert
 from mome.layers.text_bank import TextBank
 from mome.model_size import check_tile
-from mome.registry import ENCODERS, FUSIONS, HEADS
+from mome.registry import ENCODERS, FUSIONS, HEADS, TEXT_ENCODERS
 from mome.routers.fusion.base import Fusion
 
 
@@ -44,6 +44,9 @@ def build_parts(config: MoMEConfig) -> Parts:
     _check_patch(config, encoder)
     fusion_class, _ = FUSIONS.resolve(config.fusion)
     first_scale = len(encoder.channels) - 1 if fusion_class.finest_only else 0
+    learned_width = getattr(TEXT_ENCODERS.build(config.text_encoder), "learned_width", 0)
+    text_bank = TextBank(config.labels, text_dim, one_hot=config.has_one_hot_text, learned_width=learned_width)
+    text_dim = text_bank.out_width
     scale_experts = nn.ModuleList(
         ScaleExpert(
             channels,
@@ -77,7 +80,6 @@ def build_parts(config: MoMEConfig) -> Parts:
         text_dim=text_dim,
         bottleneck_channels=encoder.bottleneck_channels,
     )
-    text_bank = TextBank(config.labels, text_dim, one_hot=config.has_one_hot_text)
     return Parts(encoder, scale_experts, fusion, head, text_bank, first_scale, extra_experts)
 
 

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from mome.encoders.text.base import check_width
 from mome.errors import InputError
 from mome.labels import Resolved, load_table
 from mome.registry import TEXT_ENCODERS
+from mome.spec import brief
 
 if TYPE_CHECKING:
     from mome.modeling import MoME
@@ -83,13 +85,15 @@ def embed_prompts(prompts: list[Prompt], model: MoME) -> Tensor:
     Labels that the bank stores come from it; all other prompts go through the text tower.
 
     Raises:
-        InputError: Free text, and the model's text encoder has no tower or it cannot be loaded.
+        InputError: Free text, and the model's text encoder has no tower, it cannot be loaded, or its rows have another
+            width than the model reads.
     """
     rows = model.text_bank.known()
     outside = [p for p in prompts if p.name not in rows]
     if outside:
         try:
             encoded = _tower(model.config.text_encoder).encode([_wording(p) for p in outside])
+            check_width(encoded, model.text_bank.rows_LT.shape[1], f"text_encoder {brief(model.config.text_encoder)}")
         except InputError as error:
             # The advice of the class table, such as "ask for kidney_left and kidney_right", often needs no tower.
             advice = dict.fromkeys(p.resolved.warning for p in outside if p.resolved.warning)

@@ -19,6 +19,7 @@ COMMANDS = {
     "train": "train a model from a YAML configuration",
     "evaluate": "compare masks with a reference",
     "convert": "turn published weights of other projects into a checkpoint",
+    "embed": "add labels to a model, or store the embeddings of labels in a file",
     "list": "list models, parts and labels",
     "info": "describe a model or a scan",
 }

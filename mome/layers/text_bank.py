@@ -20,10 +20,17 @@ class TextBank(nn.Module):
         labels: Names, in the order of the rows.
         width: Width T of the rows.
         one_hot: Whether text rows only number the labels; rows are then made, not embedded.
+        learned_width: Width R of the rows that the bank learns for one-hot rows; 0 where it learns none. Row t belongs
+            to the label whose one-hot row has its 1 in column t, and follows it when labels change.
+
+    Attributes:
+        out_width: Width of the rows that the layers of the model read: R, or T where no rows are learned.
     """
 
-    def __init__(self, labels: Sequence[str], width: int, *, one_hot: bool) -> None:
+    def __init__(self, labels: Sequence[str], width: int, *, one_hot: bool, learned_width: int = 0) -> None:
         super().__init__()
+        self.out_width = learned_width or width
+        self.learned_TR = nn.Parameter(torch.empty(width, learned_width)) if learned_width else None
         self.labels, self.one_hot = list(labels), one_hot
         self.register_buffer("rows_LT", torch.empty(len(self.labels), width))
         self.register_buffer("mean_T", torch.empty(width))
@@ -35,11 +42,15 @@ class TextBank(nn.Module):
     def forward(self, text_PT: Tensor | None = None) -> Tensor:
         """Text rows (P, T), of labels or of free text, brought to the mean and scale that the model was trained on.
 
-        Without text it returns the stored rows (L, T) as they are.
+        Without text it returns the stored rows (L, T) as they are. Where rows are learned, the result is (P, R).
         """
         if text_PT is None:
             return self.rows_LT
-        return (text_PT.to(self.mean_T) - self.mean_T) * self.scale
+        rows_PT = (text_PT.to(self.mean_T) - self.mean_T) * self.scale
+        if self.learned_TR is None:
+            return rows_PT
+        with torch.autocast(rows_PT.device.type, enabled=False):
+            return rows_PT @ self.learned_TR
 
     @property
     def is_empty(self) -> bool:
@@ -121,6 +132,28 @@ class TextBank(nn.Module):
             self.scale.copy_(1 / (centre_on - mean_T).square().mean().sqrt().clamp(min=1e-6))
 
     @torch.no_grad()
+    def set_rows(self, names: Sequence[str], rows_PT: Tensor) -> None:
+        """Stores the rows of some labels; all other rows, the mean and the scale stay as they are.
+
+        Args:
+            names: Labels of the bank.
+            rows_PT: One row per name.
+
+        Raises:
+            InputError: A name is not in the bank, the shape is another one, or a value is not finite.
+        """
+        missing = [name for name in names if name not in self.labels]
+        if missing:
+            raise InputError(f"{missing[0]!r} is not one of the {len(self.labels)} labels this model stores")
+        expected = (len(names), self.rows_LT.shape[1])
+        if tuple(rows_PT.shape) != expected:
+            raise InputError(f"the rows have shape {tuple(rows_PT.shape)}, the bank takes {expected}")
+        if not torch.isfinite(rows_PT).all():
+            raise InputError("a text row holds a value that is not finite", hint="check the text tower")
+        for name, row in zip(names, rows_PT, strict=True):
+            self.rows_LT[self.labels.index(name)] = row.to(self.rows_LT)
+
+    @torch.no_grad()
     def reset(self) -> None:
         """Resets the bank to its initial state."""
         self.rows_LT.copy_(self._first_rows())
@@ -159,3 +192,5 @@ class TextBank(nn.Module):
         init.copy_(self.rows_LT, self._first_rows())
         init.zeros_(self.mean_T)
         init.ones_(self.scale)
+        if self.learned_TR is not None:  # the size of centred embeddings
+            init.normal_(self.learned_TR, mean=0.0, std=1.0)

@@ -87,9 +87,10 @@ def _bank_labels(run: RunConfig, text_encoder: str | dict[str, Any], stored: lis
     """Returns the labels of the text bank: the trained ones first, then the others.
 
     With `bank: table`, the others are the whole class table if the text encoder has a tower to embed them, else the
-    labels that the bank `stored` before.
+    labels that the bank `stored` before; of a new model, the labels of the text encoder's file.
     """
     if run.bank == "trained":
         return list(run.labels)
-    others = load_table().names() if TEXT_ENCODERS.build(text_encoder).needs_tower else stored
+    encoder = TEXT_ENCODERS.build(text_encoder)
+    others = load_table().names() if encoder.needs_tower else stored or encoder.stored_labels()
     return list(run.labels) + [name for name in others if name not in run.labels]

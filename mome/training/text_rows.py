@@ -8,9 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mome.encoders.text.base import check_width
 from mome.errors import InputError
 from mome.labels import load_table
 from mome.registry import TEXT_ENCODERS
+from mome.spec import brief
 
 if TYPE_CHECKING:
     from mome.modeling import MoME
@@ -22,8 +24,8 @@ class TextRows:
     """Rows of the trained labels at any step, as `MoME.prompt_rows` makes them.
 
     With a text tower, the rows are embeddings of the labels' names and synonyms, and the model's bank is filled with
-    the embeddings of the names. Without a tower, the rows are those of the model's bank; an empty bank is filled with
-    one-hot rows first.
+    the embeddings of the names. Without a tower, the rows are those of the model's bank; an empty bank is first filled
+    from the text encoder's file, or with one-hot rows where it has none.
 
     A model trained on one wording of a label gives other masks for other wordings. Training on synonyms makes the masks
     agree. Our choice.
@@ -35,7 +37,8 @@ class TextRows:
         seed: Seed of the run. The rows of a step depend on the seed and the step alone.
 
     Raises:
-        InputError: The bank has no row for one of the labels, or is too narrow for one-hot rows.
+        InputError: The bank or the file has no row for one of the labels, the bank is too narrow for one-hot rows, or
+            the text encoder gives rows of another width than the model reads.
     """
 
     def __init__(self, model: MoME, names: list[str], synonyms: float, seed: int) -> None:
@@ -43,11 +46,12 @@ class TextRows:
         encoder = TEXT_ENCODERS.build(model.config.text_encoder)
         if encoder.needs_tower:
             self.probability = synonyms
-            self.wordings = _embed_wordings(encoder, names)
+            self.wordings = _embed_wordings(model, encoder, names)
             self.names_PT = torch.stack([rows_WT[0] for rows_WT in self.wordings])
             _fill_bank(model, encoder, names, self.names_PT)
         else:
             self.probability = 0.0
+            _fill_from_file(model, encoder, names)
             self.names_PT = _stored_rows(model, names)
             self.wordings = list(self.names_PT.split(1))
         width = self.names_PT.shape[1]
@@ -69,11 +73,11 @@ class TextRows:
         return torch.stack(rows)
 
 
-def _embed_wordings(encoder: Any, names: list[str]) -> list[Tensor]:
+def _embed_wordings(model: MoME, encoder: Any, names: list[str]) -> list[Tensor]:
     """Returns for every label the embeddings (W, T) of its W wordings: its name, then its synonyms."""
     table = load_table()
     texts = [[_words(name), *table[name].synonyms] for name in names]
-    rows = encoder.encode([text for wordings in texts for text in wordings])
+    rows = _checked(model, encoder.encode([text for wordings in texts for text in wordings]))
     return list(rows.split([len(wordings) for wordings in texts]))
 
 
@@ -82,6 +86,23 @@ def _fill_bank(model: MoME, encoder: Any, names: list[str], names_PT: Tensor) ->
     others = [_words(label) for label in model.config.labels[len(names) :]]
     bank_LT = torch.cat([names_PT, encoder.encode(others)]) if others else names_PT
     model.text_bank.set(bank_LT, centre_on=names_PT)
+
+
+def _fill_from_file(model: MoME, encoder: Any, names: list[str]) -> None:
+    """Fills an empty bank from the file of the text encoder; rows of labels that the file lacks stay unset."""
+    held = encoder.stored_labels() if model.text_bank.is_empty else []
+    if not held:
+        return
+    names_PT = _checked(model, encoder.encode([_words(name) for name in names]))
+    bank_LT = torch.zeros(len(model.config.labels), names_PT.shape[1])
+    known = [i for i, label in enumerate(model.config.labels) if label in held]
+    bank_LT[known] = encoder.encode([_words(model.config.labels[i]) for i in known])
+    model.text_bank.set(bank_LT, centre_on=names_PT)
+
+
+def _checked(model: MoME, rows_PT: Tensor) -> Tensor:
+    """Returns rows of the width that the model reads; a tower may have changed since the model was built."""
+    return check_width(rows_PT, model.text_bank.rows_LT.shape[1], f"text_encoder {brief(model.config.text_encoder)}")
 
 
 def _stored_rows(model: MoME, names: list[str]) -> Tensor:

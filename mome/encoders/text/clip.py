@@ -7,13 +7,14 @@ from typing import Any
 
 from torch import Tensor
 
-from mome.encoders.text.tower import TEMPLATE, TextTower
+from mome.encoders.text.hub_tower import HubTower
+from mome.encoders.text.templates import TEMPLATE
 
 # CLIP's own limit.
 _MAX_LENGTH = 77
 
 
-class CLIPText(TextTower):
+class CLIPText(HubTower):
     """The projected text embedding of a CLIP model, as the CLIP-Driven Universal Model uses it."""
 
     @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,8 @@ class CLIPText(TextTower):
             model: Hub id or a folder.
             revision: Commit, tag or branch; a commit makes runs repeatable.
             normalize: Whether rows are scaled to unit length.
-            template: Sentence around a prompt; `{}` is the prompt.
+            template: Sentence around a prompt, or its name (`universal_model`, `prompt_only`); `{}` is the prompt.
+            templates: An ensemble of templates instead of one: a row is the mean of their normalised embeddings.
             width: Width T of the rows; 0 reads it from the model's config.
         """
 
@@ -32,6 +34,7 @@ class CLIPText(TextTower):
         revision: str = "main"
         normalize: bool = False
         template: str = TEMPLATE
+        templates: tuple[str, ...] = ()
         width: int = 512
 
     def __init__(self, config: Config) -> None:
@@ -40,14 +43,18 @@ class CLIPText(TextTower):
             revision=config.revision,
             normalize=config.normalize,
             template=config.template,
+            templates=config.templates,
             max_length=_MAX_LENGTH,
             width=config.width,
         )
 
+    def _read_width(self) -> int:
+        return int(self._load_config().projection_dim)
+
     def _open(self) -> tuple[Any, Any]:
         from transformers import AutoTokenizer, CLIPTextModelWithProjection
 
-        return self._load(AutoTokenizer), self._load(CLIPTextModelWithProjection).eval()
+        return self._load(AutoTokenizer), self._load_model(CLIPTextModelWithProjection)
 
-    def _pool(self, model: Any, tokens: Any) -> Tensor:
+    def _pool(self, model: Any, tokens: dict[str, Tensor]) -> Tensor:
         return model(**tokens).text_embeds
