@@ -26,10 +26,12 @@ class NewLabel(NamedTuple):
     Attributes:
         name: Its name in the class table, or the free text.
         wording: The text that the text encoder embeds.
+        note: What the user should know of how the text was read, or None.
     """
 
     name: str
     wording: str
+    note: str | None = None
 
 
 def read_labels(texts: Iterable[str]) -> list[NewLabel]:
@@ -48,10 +50,10 @@ def read_labels(texts: Iterable[str]) -> list[NewLabel]:
         if resolved.how == "close":
             raise InputError(f"{text!r:.80} is not a label, but close to {resolved.names[0]!r}", hint="write its name")
         if resolved.names:
-            found |= {name: NewLabel(name, _words(name)) for name in resolved.names}
+            found |= {name: NewLabel(name, _words(name), resolved.warning) for name in resolved.names}
         else:
             name = text.strip()
-            found.setdefault(name, NewLabel(name, resolved.free_text or _words(name)))
+            found.setdefault(name, NewLabel(name, resolved.free_text or _words(name), resolved.warning))
     return list(found.values())
 
 

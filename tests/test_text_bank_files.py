@@ -82,11 +82,11 @@ def test_added_labels_do_not_touch_other_logits(tower: str) -> None:
     [
         (["thymus", "liver"], "has the label 'liver' already"),
         (["Liver"], "has the label 'liver' already"),
-        (["thymsu"], "close to 'thymus'"),
+        (["pancraes"], "close to 'pancreas'"),
         ([""], "empty"),
         ([], "no label to add"),
-        (["lesion " * 60], "reads at most"),
-        (["qwertz"], "has the label"),
+        (["foo bar"], "knows nothing of 'foo bar'"),
+        (["qwertz"], "has the label 'qwertz' already"),
     ],
 )
 def test_labels_that_cannot_be_added(tower: str, texts: list[str], words: str) -> None:
@@ -130,7 +130,8 @@ def test_models_without_embeddings_are_refused(tower: str) -> None:
 def test_the_command_adds_labels(capsys, saved: str, tmp_path: Path) -> None:
     out = tmp_path / "new"
     assert main(["embed", saved, "--add", "thymus", "my lesion", "--out", str(out)]) == 0
-    assert "added thymus, my lesion" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "added thymus, my lesion" in printed and "'thymus' is not in the class table" in printed
     before, after = MoME.from_pretrained(saved), MoME.from_pretrained(out)
     x = volume()
     with torch.no_grad():
@@ -150,14 +151,7 @@ def test_a_half_precision_checkpoint_stays_one(capsys, tower: str, tmp_path: Pat
     assert main(["embed", str(tmp_path / "half"), "--add", "thymus", "-o", str(tmp_path / "new")]) == 0
     old, new = (load_file(tmp_path / name / "model.safetensors") for name in ("half", "new"))
     assert all(torch.equal(old[name].float(), new[name].float()) for name in old if name != "text_bank.rows_LT")
-    assert (
-        new[
-            "encoder.stem.layers.0.weight"
-            if "encoder.stem.layers.0.weight" in new
-            else next(name for name in new if name.startswith("encoder") and new[name].ndim == 5)
-        ].dtype
-        == torch.float16
-    )
+    assert {new[name].dtype for name in new if name.startswith("encoder.")} == {torch.float16}
 
 
 # -- files of rows ----------------------------------------------------------------------------------------------------
@@ -314,7 +308,7 @@ def test_options_that_do_not_belong_together(capsys, saved: str, tmp_path: Path)
     refused(capsys, "is a folder", "--bank", _folder(tmp_path / "d.safetensors"), "--labels", "openkbp", *encoder)
     refused(capsys, "neither a tower nor a file", "--bank", bank, "--add", "liver", "--text-encoder", "bank")
     refused(capsys, "unknown text encoder 'hff'", "--bank", bank, "--add", "liver", "--text-encoder", "hff")
-    refused(capsys, "close to 'thymus'", saved, "--add", "thymsu", "-o", out)
+    refused(capsys, "close to 'pancreas'", saved, "--add", "pancraes", "-o", out)
     refused(capsys, "no such folder", tmp_path / "no model", "--add", "thymus", "-o", out)
     (_folder(tmp_path / "mine") / "notes.txt").write_text("mine")
     refused(capsys, "holds other files", saved, "--add", "thymus", "-o", tmp_path / "mine", "--overwrite")

@@ -40,8 +40,8 @@ def saved(request, tmp_path_factory) -> str:
     name = save_tiny("bert", folder)
     (folder / "model.safetensors").unlink()
     text = {
-        "hf_model_name": name, "hf_tokenizer_name": name, "hf_proj_type": "mlp", "hf_pooler_type": "cls_last_hidden_state_pooler",
-        "hf_model_pretrained": False,
+        "hf_model_name": name, "hf_tokenizer_name": name, "hf_proj_type": "mlp",
+        "hf_pooler_type": "cls_last_hidden_state_pooler", "hf_model_pretrained": False,
     }  # fmt: skip
     return save_open_clip(folder, text)
 

@@ -8,7 +8,8 @@ import torch
 
 WORDS = (
     "a an of the ct computerized tomography liver spleen aorta thymus left right upper lobe lung kidney gland adrenal "
-    "organ name query instruct : heart pancreas stomach lesion in magnetic resonance image to sigmoid"
+    "organ name query instruct : heart pancreas stomach lesion in magnetic resonance image to sigmoid "
+    "spinal cord brainstem esophagus parotid mandible larynx my"
 ).split()
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[END]"]
 _TEMPLATES = {

@@ -48,7 +48,7 @@ def _add(args: argparse.Namespace) -> int:
     _check_model_folder(args.out, overwrite=args.overwrite)
     from mome.embedding import add_labels, read_labels
 
-    read_labels(args.add)  # a label that cannot be read is refused before the model is loaded
+    labels = read_labels(args.add)  # a label that cannot be read is refused before the model is loaded
     from mome.cli.quiet import quiet_libraries
 
     quiet_libraries()
@@ -57,7 +57,7 @@ def _add(args: argparse.Namespace) -> int:
     model = MoME.from_pretrained(args.model, dtype="auto")
     names = add_labels(model, args.add, args.text_encoder)
     model.save_pretrained(args.out)
-    for note in model.load_notes:
+    for note in dict.fromkeys([*model.load_notes, *(label.note for label in labels if label.note)]):
         print(printable(f"note: {note}"))
     print(printable(f"added {', '.join(names)}"))
     print("the weights were not trained on them, and every segmentation will say so")
@@ -74,11 +74,13 @@ def _bank(args: argparse.Namespace) -> int:
         raise InputError("--bank needs --labels or --add", hint="--labels totalsegmentator_v2")
     _check_bank_file(args.bank, overwrite=args.overwrite)
     from mome.cli.quiet import quiet_libraries
-    from mome.embedding import embed_labels, labels_of
+    from mome.embedding import embed_labels, labels_of, read_labels
     from mome.encoders.text.bank_file import write_bank_file
     from mome.spec import write
 
     texts = [*(labels_of(args.labels) if args.labels is not None else []), *args.add]
+    for note in dict.fromkeys(label.note for label in read_labels(texts) if label.note):
+        print(printable(f"note: {note}"))
     quiet_libraries()
     bank = embed_labels(texts, args.text_encoder)
     write_bank_file(args.bank, bank)

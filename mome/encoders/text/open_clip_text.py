@@ -89,7 +89,7 @@ class OpenCLIPText(TextTower):
 
     def _embed(self, sentences: list[str]) -> Tensor:
         tokenizer, model = self._tower
-        length = int(model.context_length)
+        length = int(tokenizer.context_length)  # that of a model with a transformers tower may be larger
         tokens_PN = tokenizer(sentences, context_length=length)
         # open_clip cuts long texts without a word. One more place changes the tokens of a text that was cut.
         is_cut_P = (tokenizer(sentences, context_length=length + 1)[:, :length] != tokens_PN).any(1)

@@ -80,7 +80,7 @@ class TextTower(TextEncoder):
         for name in sorted(tensors):
             values = tensors[name].detach().cpu().contiguous()
             digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
-            digest.update(values.reshape(-1).view(torch.uint8).numpy())
+            digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
     def _rows(self, texts: list[str]) -> Tensor:
