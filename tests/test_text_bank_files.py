@@ -85,7 +85,7 @@ def test_added_labels_do_not_touch_other_logits(tower: str) -> None:
         (["pancraes"], "close to 'pancreas'"),
         ([""], "empty"),
         ([], "no label to add"),
-        (["foo bar"], "knows nothing of 'foo bar'"),
+        (["heart", "qwertz"], "knows nothing of 'qwertz'"),
         (["qwertz"], "has the label 'qwertz' already"),
     ],
 )
