@@ -215,6 +215,18 @@ def test_training_reads_a_bank_file(tower: str, tmp_path: Path) -> None:
         embed_prompts(understand(["pancreas"], again), again)
 
 
+def test_fine_tuning_keeps_added_free_text(tower: str, tmp_path: Path) -> None:
+    from mome.training.config import RunConfig
+    from mome.training.setup import build_model
+
+    model = trained(tower)
+    add_labels(model, ["my lesion"])
+    model.save_pretrained(tmp_path)
+    tuned, _ = build_model(RunConfig(init=str(tmp_path), labels=("spleen",)))
+    assert tuned.config.labels[0] == "spleen" and {"my lesion", "liver", "heart"} <= set(tuned.config.labels)
+    assert torch.equal(tuned.text_bank.rows(["my lesion"]), model.text_bank.rows(["my lesion"]))
+
+
 def test_a_label_that_the_file_lacks_is_refused_before_training(tower: str, tmp_path: Path) -> None:
     path = tmp_path / "labels.safetensors"
     write_bank_file(path, embed_labels(["liver"], tower))
@@ -351,14 +363,23 @@ def test_learned_rows_are_trained_saved_and_follow_their_labels(tmp_path: Path) 
         embed_prompts(understand(["some lesion"], again), again)
 
 
-def test_learned_rows_are_averaged_over_the_steps() -> None:
+def test_learned_rows_are_averaged_over_the_steps_and_stay_in_float32() -> None:
+    from types import SimpleNamespace
+
+    from mome.training.weight_average import start_average
+
     model = small(text_encoder="learned(dim=5)")
-    assert "text_bank.learned_TR" in dict(model.named_parameters())
+    average = start_average(model, 0.75, SimpleNamespace(device="cpu"))
+    first = model.text_bank.learned_TR.detach().clone()
+    average.update_parameters(model)
+    with torch.no_grad():
+        model.text_bank.learned_TR.add_(1)
+    average.update_parameters(model)
+    torch.testing.assert_close(average.module.text_bank.learned_TR, first + 0.25)
     assert "text_bank.learned_TR" not in dict(small(text_encoder="learned").named_parameters())
-    half = small(text_encoder="learned(dim=5)").to(torch.bfloat16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        rows = half.text_bank(half.text_bank.rows(["liver"]))
-    assert torch.equal(rows.float(), half.text_bank.learned_TR[[0]].float())
+        rows = model.text_bank(model.text_bank.rows(["liver"]))
+    assert torch.equal(rows, model.text_bank.learned_TR[[0]])
 
 
 def test_the_bank_file_names_its_fields(tower: str, tmp_path: Path) -> None:

@@ -86,11 +86,12 @@ def _check_labels(run: RunConfig) -> None:
 def _bank_labels(run: RunConfig, text_encoder: str | dict[str, Any], stored: list[str]) -> list[str]:
     """Returns the labels of the text bank: the trained ones first, then the others.
 
-    With `bank: table`, the others are the whole class table if the text encoder has a tower to embed them, else the
-    labels that the bank `stored` before; of a new model, the labels of the text encoder's file.
+    With `bank: table`, the others are the labels that the bank `stored` before and, if the text encoder has a tower to
+    embed them, the whole class table; of a new model, the labels of the text encoder's file.
     """
     if run.bank == "trained":
         return list(run.labels)
     encoder = TEXT_ENCODERS.build(text_encoder)
-    others = load_table().names() if encoder.needs_tower else stored or encoder.stored_labels()
-    return list(run.labels) + [name for name in others if name not in run.labels]
+    # Free text that was added to a model is no label of the table.
+    others = [*load_table().names(), *stored] if encoder.needs_tower else stored or encoder.stored_labels()
+    return list(dict.fromkeys([*run.labels, *others]))
