@@ -15,7 +15,10 @@ _MAX_LENGTH = 77
 
 
 class CLIPText(HubTower):
-    """The projected text embedding of a CLIP model, as the CLIP-Driven Universal Model uses it."""
+    """The projected text embedding of a CLIP model (Radford et al. 2021, arXiv 2103.00020).
+
+    The CLIP-Driven Universal Model uses it (Liu et al. 2023, arXiv 2301.00785).
+    """
 
     @dataclass(frozen=True, kw_only=True)
     class Config:

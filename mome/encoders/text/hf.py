@@ -16,7 +16,7 @@ POOLINGS = ("mean", "cls", "last", "pooler", "last_token", "eos")
 
 
 class HuggingFaceText(HubTower):
-    """Any text model that `AutoModel` loads: encoder models, sentence embedders, language models.
+    """Any text model that `AutoModel` loads: encoder models, sentence embedders, language models. Our choice.
 
     The pooling is the one that the model's card names: BiomedBERT `cls`, the sentence-transformers family mostly
     `mean`, Qwen3-Embedding `last_token`. Qwen3-Embedding's card puts an instruction before a query:

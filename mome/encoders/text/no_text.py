@@ -8,7 +8,7 @@ from mome.encoders.text.stored import StoredText
 
 
 class NoText(StoredText):
-    """One-hot rows that only choose the output channel of a head that reads no text."""
+    """One-hot rows that only choose the output channel of a head that reads no text. Our choice."""
 
     one_hot = True
 

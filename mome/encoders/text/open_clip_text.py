@@ -30,6 +30,7 @@ _SMALL_FILES = (_CONFIG, "*tokenizer*", "vocab*", "merges.txt", "special_tokens_
 
 class OpenCLIPText(TextTower):
     """The projected text embedding of an open_clip model; its image tower is dropped after loading.
+    BiomedCLIP is such a model (Zhang et al. 2023, arXiv 2303.00915).
 
     Weights are safetensors, or torch files that are read with `weights_only=True`.
     """
