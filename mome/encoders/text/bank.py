@@ -16,7 +16,10 @@ from mome.registry import at_least
 
 
 class BankText(StoredText):
-    """Embeddings that were made elsewhere; only labels of the checkpoint's bank or of the file can be prompted. Our choice."""
+    """Embeddings that were made elsewhere; only labels of the checkpoint's bank or of the file can be prompted.
+
+    Our choice.
+    """
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
