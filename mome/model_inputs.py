@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from mome.errors import InputError
 from mome.parts import sides
@@ -38,6 +39,26 @@ def check_volume(volume: Any, channels: int, divisor: Sequence[int]) -> None:
         raise InputError(
             f"the volume's sides {tuple(volume.shape[2:])} are not multiples of {sides(divisor)}",
             hint="pad it, or let mome.inference.segment do so",
+        )
+
+
+def check_bottleneck(volume: Tensor, stride: Sequence[int], networks: Iterable[nn.Module]) -> None:
+    """Checks that instance norms see more than one voxel of the coarsest map.
+
+    Args:
+        volume: The volume (B, C, D, H, W).
+        stride: Voxels of the volume per voxel of the coarsest map, along each side.
+        networks: The modules that see this map.
+
+    Raises:
+        InputError: The coarsest map has one voxel, and an instance norm would make it 0.
+    """
+    if math.prod(-(-side // step) for side, step in zip(volume.shape[2:], stride, strict=True)) > 1:
+        return
+    if any(isinstance(module, nn.InstanceNorm3d) for network in networks for module in network.modules()):
+        raise InputError(
+            f"a volume of {sides(volume.shape[2:])} voxels has one voxel in the coarsest map, and its norm needs two",
+            hint=f"make a side at least twice as long as {sides(stride)}; the config's patch_size is large enough",
         )
 
 

@@ -28,7 +28,7 @@ from mome.layers.scale_expert import ScaleExpert
 from mome.layers.scale_stack import ScaleStack
 from mome.losses.bce_dice import masked_bce_dice
 from mome.map_context import MapContext
-from mome.model_inputs import check_targets, check_text, check_volume
+from mome.model_inputs import check_bottleneck, check_targets, check_text, check_volume
 from mome.model_size import build_within_limits
 from mome.outputs import Features, MoMEOutput
 from mome.parts import build_parts
@@ -120,9 +120,11 @@ class MoME(WithExtraExperts, SavedModel):
             origin_B3: int64, the voxel of the network grid at which each patch begins; for routers that look at it.
 
         Raises:
-            InputError: The volume has another shape, or a side is not a multiple of the encoder's `size_divisor`.
+            InputError: The volume has another shape, a side is not a multiple of the encoder's `size_divisor`, or the
+                coarsest map has one voxel and an instance norm.
         """
         check_volume(volume_B1DHW, self.config.in_channels, self.encoder.size_divisor)
+        check_bottleneck(volume_B1DHW, self.encoder.size_divisor, (self.encoder, self.scale_experts))
         context = MapContext(origin_B3)
         pyramid = self._checkpointed(self.encoder, volume_B1DHW.to(self.dtype), context)
         extra_maps = tuple(self._checkpointed(scale, volume_B1DHW) for scale in self.extra_experts)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Collection, Mapping
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,12 @@ if TYPE_CHECKING:
 # Written into preprocessor_config.json, so that AutoProcessor finds this class.
 _AUTO_MAP = {"AutoProcessor": "modeling_mome.MoMEProcessor"}
 _SETTINGS = ("spacing", "orientation", "hu_window", "padding_hu")
+_REPLACEMENTS = {
+    "spacing": "spacing=[1.5, 1.5, 1.5]",
+    "hu_window": "hu_window=[-175, 250]",
+    "padding_hu": "padding_hu=-1024",
+}
+_SHORTEST_MM, _USUAL_LONGEST_MM, _LONGEST_MM = 0.1, 10.0, 30.0
 # Keys that transformers writes into preprocessor_config.json or sets on the object.
 _HUGGING_FACE_KEYS = ("image_processor_type", "feature_extractor_type", "processor_class", "auto_map", "backend")
 _LOADING_KEYS = (
@@ -110,7 +117,9 @@ class MoMEProcessor(ImageProcessingMixin):
             ) from error
         for key, value in overrides.items():
             setattr(loaded[0] if isinstance(loaded, tuple) else loaded, key, value)
-        _check_plausible(loaded[0] if isinstance(loaded, tuple) else loaded, f"preprocessor_config.json of {name}")
+        _check_plausible(
+            loaded[0] if isinstance(loaded, tuple) else loaded, overrides, f"preprocessor_config.json of {name}"
+        )
         return loaded
 
     @classmethod
@@ -190,34 +199,55 @@ def processor_of(model: Any) -> MoMEProcessor:
     return MoMEProcessor.from_pretrained(place)  # the name includes the revision that the model was loaded with
 
 
-def _check_plausible(processor: MoMEProcessor, where: str) -> None:
-    """Checks settings that were read from a file, which may be damaged, for values that no CT segmenter has.
+def implausible_settings(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Returns the settings that no CT segmenter has, each with a sentence; the limits are our choice.
+
+    A voxel is 0.1 to 10 mm long. The HU window is 20 to 20,000 HU wide and holds soft tissue: it reaches above −200 and
+    begins below 300 HU. The padding is air, or lies below the window.
+
+    Args:
+        settings: `MoMEProcessor.settings`.
+    """
+    found = []
+    shortest, longest = min(settings["spacing"]), max(settings["spacing"])
+    if shortest < _SHORTEST_MM or longest > _USUAL_LONGEST_MM:
+        is_coarse = shortest >= _SHORTEST_MM and longest <= _LONGEST_MM
+        why = "coarse: small structures are lost" if is_coarse else "none of a CT segmenter (0.1 to 30 mm)"
+        found.append(("spacing", f"the spacing {settings['spacing']} mm is {why}"))
+    low, high = settings["hu_window"]
+    if not 20 <= high - low <= 20_000 or high <= -200 or low >= 300:
+        found.append(
+            ("hu_window", f"the hu_window {settings['hu_window']} is none of a CT segmenter: it must show soft tissue")
+        )
+    padding = settings["padding_hu"]
+    if not -32_768 <= padding <= max(-200, low):
+        found.append(("padding_hu", f"padding_hu {padding:g} is no value of air, which lies outside of a scan"))
+    return found
+
+
+def _check_plausible(processor: MoMEProcessor, overrides: Collection[str], where: str) -> None:
+    """Checks settings that were read from a file, which may be damaged; see `implausible_settings`.
+
+    Voxels of 10 to 30 mm are noted where a scan is segmented.
+
+    Args:
+        processor: The processor.
+        overrides: Names of settings that the caller gave; they are noted where a scan is segmented.
+        where: The file that errors name.
 
     Raises:
-        InputError: A voxel is shorter than 0.1 mm or longer than 30 mm; the HU window is narrower than 1 HU, wider
-            than 20,000 HU or outside the range of CT (−1024 to 3071 HU); or the padding is outside ±32768 HU. The
-            limits are our choice.
+        InputError: A setting of the file is none that a CT segmenter has.
     """
-    shortest, longest = min(processor.spacing), max(processor.spacing)
-    if shortest < 0.1 or longest > 30:
-        raise InputError(
-            f"the spacing {processor.spacing} mm is none of a CT segmenter (0.1 to 30 mm)",
-            where=where,
-            hint="is the file damaged? MoMEProcessor.from_pretrained(…, spacing=[1.5, 1.5, 1.5]) replaces it",
+    for name, what in implausible_settings(processor.settings()):
+        is_coarse = (
+            name == "spacing" and min(processor.spacing) >= _SHORTEST_MM and max(processor.spacing) <= _LONGEST_MM
         )
-    low, high = processor.hu_window
-    if not 1 <= high - low <= 20_000 or high <= -1024 or low >= 3071:
-        raise InputError(
-            f"the hu_window {processor.hu_window} is none of a CT segmenter",
-            where=where,
-            hint="is the file damaged? MoMEProcessor.from_pretrained(…, hu_window=[-175, 250]) replaces it",
-        )
-    if abs(processor.padding_hu) > 32_768:
-        raise InputError(
-            f"padding_hu {processor.padding_hu:g} is no value of a CT",
-            where=where,
-            hint="is the file damaged? MoMEProcessor.from_pretrained(…, padding_hu=-1024) replaces it",
-        )
+        if name not in overrides and not is_coarse:
+            raise InputError(
+                what,
+                where=where,
+                hint=f"is the file damaged? MoMEProcessor.from_pretrained(…, {_REPLACEMENTS[name]}) replaces it",
+            )
 
 
 def _checked(name: str, value: Any) -> Any:

@@ -46,7 +46,7 @@ def test_processor_settings_can_be_changed(tmp_path: Path) -> None:
     processor.spacing = (1, 2, 3)
     processor.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text("{}")
-    again = MoMEProcessor.from_pretrained(tmp_path, hu_window=[0, 1])
-    assert again.spacing == [1.0, 2.0, 3.0] and again.hu_window == [0.0, 1.0]
+    again = MoMEProcessor.from_pretrained(tmp_path, hu_window=[-200, 300])
+    assert again.spacing == [1.0, 2.0, 3.0] and again.hu_window == [-200.0, 300.0]
     again.save_pretrained(tmp_path)
     assert MoMEProcessor.from_pretrained(tmp_path).settings() == again.settings()

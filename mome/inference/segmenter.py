@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mome.errors import InputError, did_you_mean
+from mome.inference.doubtful_masks import filled_masks
 from mome.inference.masks import predict_masks
 from mome.inference.network import unwrapped, without_float16
 from mome.inference.phases import Phases
 from mome.inference.predictor import ModelPredictor, Predictor
 from mome.inference.prepared import PreparedPrompts
 from mome.inference.result import Segmentation
-from mome.processing import MoMEProcessor, processor_of
+from mome.processing import MoMEProcessor, implausible_settings, processor_of
 from mome.prompts import Prompt, embed_prompts, understand
 from mome.volumes import Volume, checked_volume, read_volume
 from mome.volumes.dicom import DEFAULT_DICOM, DicomOptions
@@ -58,6 +59,7 @@ class Segmenter:
         precision: str = "fp32",
         prompt_chunk: int = 32,
     ) -> None:
+        _check_default_device()
         chosen = None if device is None else _device(device)  # before the model is loaded, which takes longer
         if isinstance(model, str | Path):
             from mome.modeling import MoME
@@ -81,7 +83,9 @@ class Segmenter:
             torch.nn.Module.to(network, chosen)
         network, autocast, notes = without_float16(network, ModelPredictor(network).device, _PRECISIONS[precision])
         self.model, self.processor = network.eval(), processor
-        self.overlap, self.precision, self.prompt_chunk = overlap, precision, max(1, prompt_chunk)
+        if not isinstance(prompt_chunk, int) or isinstance(prompt_chunk, bool) or prompt_chunk < 1:
+            raise InputError(f"prompt_chunk is a whole number of at least 1, got {prompt_chunk!r:.60}")
+        self.overlap, self.precision, self.prompt_chunk = overlap, precision, prompt_chunk
         self.predictor: Predictor = ModelPredictor(self.model, autocast)
         self.notes = (*getattr(network, "load_notes", ()), *notes)
 
@@ -137,6 +141,7 @@ class Segmenter:
             InputError: The scan is of another type or cannot be read, a prompt cannot be embedded, the logits are not
                 finite, or the GPU's memory does not suffice.
         """
+        _check_default_device()
         phases = Phases()
         if not isinstance(scan, str | Path | Volume):
             raise _no_scan(scan)
@@ -160,7 +165,12 @@ class Segmenter:
             phases=phases,
         )
         source = None if isinstance(scan, Volume) else Path(scan)
-        notes = (*volume.notes, *self.notes)
+        notes = (
+            *volume.notes,
+            *self.notes,
+            *(what for _, what in implausible_settings(self.processor.settings())),
+            *filled_masks(masks, volume.array),
+        )
         return Segmentation(prepared.prompts, masks, volume.grid, volume.header, phases.seconds, notes, source)
 
 
@@ -197,6 +207,19 @@ def _no_scan(given: Any) -> InputError:
     )
 
 
+def _check_default_device() -> None:
+    """Checks that new tensors get values.
+
+    Raises:
+        InputError: The default device is `meta`, whose tensors hold no numbers.
+    """
+    if torch.get_default_device().type == "meta":
+        raise InputError(
+            "torch's default device is 'meta', whose tensors hold no numbers",
+            hint="call this outside of torch.device('meta')",
+        )
+
+
 def _device(device: str | torch.device) -> torch.device:
     """Returns a device that computes.
 
@@ -207,6 +230,8 @@ def _device(device: str | torch.device) -> torch.device:
         chosen = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise InputError(f"no such device: {device!r:.60}", hint="cpu, cuda, cuda:1") from error
+    if chosen.type == "cpu" and chosen.index:
+        raise InputError(f"there is one device 'cpu', got {str(chosen)!r}", hint="device='cpu'")
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise InputError("there is no CUDA device here", hint="device='cpu'")
     try:

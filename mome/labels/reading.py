@@ -128,6 +128,7 @@ def read(prompt: str, index: StructureIndex) -> Reading:
     sorter = WordSorter(index)
     tokens = split_words(prompt, index.vocabulary)
     sorter.add_all(tokens)
+    sorter.check_sides_before_names()
     # The lung of "LUL" is the same one in "Lung_LUL".
     typed = {token.text for token in sorter.kept if not token.abbreviation}
     kept = [token for token in sorter.kept if not token.abbreviation or token.text not in typed]

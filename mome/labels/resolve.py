@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass
 
@@ -151,6 +152,14 @@ def _listed_names(prompt: str, index: StructureIndex) -> list[str]:
     return [] if index.is_term(words) else [structure.names[0] for structure in index.split(words)]
 
 
+def _takes_away(prompt: str, index: StructureIndex) -> bool:
+    """Says whether a dash stands between two names, as in "mandible-teeth", where it may mean "without"."""
+    parts = re.split(r"\s*[-\u2010-\u2015\u2212]\s*", prompt)
+    words = [read(part, index).words if part.strip() else [] for part in parts]
+    is_name = [bool(found) and (index.find(found) is not None or index.is_term(found)) for found in words]
+    return any(first and second for first, second in itertools.pairwise(is_name))
+
+
 def _free_text(prompt: str, reading: Reading, phrases: dict[str, str], index: StructureIndex) -> Finding:
     """A prompt that names no label: free text, or refused where its side or one of its words would be guessed at."""
     has_two_sides = index.has_two_sides(reading.words)
@@ -162,6 +171,9 @@ def _free_text(prompt: str, reading: Reading, phrases: dict[str, str], index: St
     if listed:
         hint = "one prompt for each: " + " ".join(f"-p {part!r}" for part in listed[:3])
         return _refused(prompt, "names several structures", hint)
+    if not index.is_term(reading.words) and _takes_away(prompt, index):
+        hint = "name only what is asked for; write a space in place of the dash where it is one name"
+        return _refused(prompt, "has a dash between two names, which may mean 'without'", hint)
     rest = reading.text
     is_sided = has_two_sides or bool(reading.sides) or index.has_two_sides(reading.respelt(index))
     left_over = reading.left_over(index, is_sided=is_sided)

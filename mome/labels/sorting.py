@@ -76,7 +76,7 @@ class WordSorter:
                 f"leaves a choice by {token.typed!r}", "one prompt for each: -p 'left kidney' -p 'right kidney'"
             )
         elif text in vocabulary.eyes_and_ears and self.kept:
-            self._refuse(f"has the word {token.typed!r}, which may name a side", "say left or right")
+            self._refuse_side_of_eyes(token)
         elif self._add_side(token):
             self._place += 1
         elif meanings := vocabulary.refused.get(text.removesuffix("s") if _is_plural_abbreviation(token) else text):
@@ -85,6 +85,20 @@ class WordSorter:
         elif not self._is_filler(token):
             self._place += 1
             self._add_name(token)
+
+    def check_sides_before_names(self) -> None:
+        """Refuses a side of eyes and ears before the name of a structure with two sides, as in "OS parotid".
+
+        Before other words, "os" is a bone ("os coxae", "os pubis").
+        """
+        for place, token in enumerate(self.kept[:-1]):
+            if token.text in self.index.vocabulary.eyes_and_ears:
+                words = [self.index.canonical(kept.text) for kept in self.kept]
+                if self.index.find(words) is None and self.index.has_two_sides(words[place + 1 :]):
+                    self._refuse_side_of_eyes(token)
+
+    def _refuse_side_of_eyes(self, token: Token) -> None:
+        self._refuse(f"has the word {token.typed!r}, which may name a side", "say left or right")
 
     def _is_filler(self, token: Token) -> bool:
         """Whether a word adds nothing; "A" after a name, as in "Kidney A", is no article."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,6 +116,7 @@ def evaluate_folder(
     _say_what_is_not_scored(predicted, wanted, prediction, reference)
     to_score = [(case, sorted(names & chosen)) for case, names in available.items() if names & chosen]
     scores = []
+    unscored: Counter[str] = Counter()
     for case, names in progress(to_score):
         if case not in predicted:
             if on_missing is None:
@@ -121,6 +124,8 @@ def evaluate_folder(
             on_missing(case, None)
             continue
         references, predictions = open_masks(wanted[case], dataset), open_masks(predicted[case], dataset)
+        if structures is None:
+            unscored.update(_without_reference(predicted[case], predictions, available[case]))
         for structure in names:
             if structure not in references:
                 raise InputError(
@@ -140,10 +145,23 @@ def evaluate_folder(
                     f"case {case!r} has no prediction of {structure!r}",
                     hint=f"segment it with -p {structure}; {_HINT_PARTIAL}",
                 )
+    if unscored:
+        shown = ", ".join(f"{name} ({count})" for name, count in sorted(unscored.items())[:20])
+        more = ", …" if len(unscored) > 20 else ""
+        logger.warning("predicted structures without a reference are not scored (cases): %s%s", shown, more)
     if not scores:
         what = "the list of cases names no structure" if not known else "nothing of the reference was predicted"
         raise InputError(f"there is nothing to score: {what}", where=str(prediction if known else cases or reference))
     return scores
+
+
+def _without_reference(files: Files, predictions: dict[str, Callable[[], Volume]], annotated: set[str]) -> list[str]:
+    """Returns the predicted structures of a case that its reference does not have.
+
+    The table of a label map may name structures of which the map has no voxel; they are not predicted.
+    """
+    others = sorted(set(predictions) - annotated)
+    return [name for name in others if name in files or predictions[name]().array.any()]
 
 
 def _say_what_is_not_scored(
@@ -167,11 +185,14 @@ def _available_structures(
         InputError: A case of the reference is not in the list, or its label map has no names.
     """
     annotated = None if cases is None else read_case_list(cases)
+    if annotated is not None:  # names of files and of the list may have accents in another form
+        annotated = {unicodedata.normalize("NFC", case): names for case, names in annotated.items()}
     available = {}
     for case, files in wanted.items():
-        if annotated is not None and case not in annotated:
+        listed = unicodedata.normalize("NFC", case)
+        if annotated is not None and listed not in annotated:
             raise InputError(f"case {case!r} is not in the list of cases", where=str(cases))
-        available[case] = set(open_masks(files, dataset) if annotated is None else annotated[case])
+        available[case] = set(open_masks(files, dataset) if annotated is None else annotated[listed])
     return available
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -46,11 +47,15 @@ def find_masks(place: str | Path, *, dataset: str | None = None, cases: Sequence
         raise InputError("no such file or folder", where=str(place))
     files = scans_in(place) if place.is_dir() else [place]
     names = load_table().names()
+    # macOS decomposes accents in names of files; the same case may have either form on two machines.
+    forms = {unicodedata.normalize("NFC", case): case for case in cases}
     found: dict[str, Files] = {}
     for file in files:
-        case, structure = _split(stem(file), names, cases)
+        name = unicodedata.normalize("NFC", stem(file))
+        case, structure = _split(name, names, list(forms))
         if structure is not None and _is_map(file, structure, dataset):
-            case, structure = stem(file), None
+            case, structure = name, None
+        case = forms.get(case, case)
         other = found.setdefault(case, {}).setdefault(structure, file)
         if other is not file:
             what = "label map" if structure is None else f"mask of {structure!r}"

@@ -98,11 +98,11 @@ class TrainConfig:
     tracker: str = "tensorboard"
 
     def __post_init__(self) -> None:
-        for name in ("samples", "batch_size", "gradient_accumulation", "keep_checkpoints"):
-            if getattr(self, name) < 1:
+        for name in ("samples", "steps", "batch_size", "gradient_accumulation", "keep_checkpoints"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"train.{name} is at least 1, got {getattr(self, name)}")
         counts_from_zero = (
-            "steps", "checkpoint_every", "validate_every", "validate_cases", "log_every", "workers", "threads",
+            "checkpoint_every", "validate_every", "validate_cases", "log_every", "workers", "threads",
         )  # fmt: skip
         for name in counts_from_zero:
             if (getattr(self, name) or 0) < 0:
@@ -110,7 +110,7 @@ class TrainConfig:
         for name, top in (("warmup", 1), ("ema", 1), ("synonyms", 1), ("weight_decay", math.inf)):
             if not 0 <= getattr(self, name) <= top:
                 raise InputError(f"train.{name} is from 0 to {top}, got {getattr(self, name)}")
-        check_range("train", 0, 2**31, seed=self.seed, samples=self.samples, steps=self.steps or 0)
+        check_range("train", 0, 2**31, seed=self.seed, samples=self.samples, steps=self.steps or 1)
         check_range("train", 1, 2**16, batch_size=self.batch_size, gradient_accumulation=self.gradient_accumulation)
         check_threads(self.threads, "train.threads")
         check_threads(self.workers, "train.workers")

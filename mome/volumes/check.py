@@ -9,14 +9,17 @@ import numpy as np
 
 from mome.errors import InputError
 from mome.volumes.doubtful_planes import doubtful_planes
-from mome.volumes.grid import Volume
-from mome.volumes.hounsfield import doubt_about
+from mome.volumes.doubtful_regions import doubtful_regions
+from mome.volumes.grid import Grid, Volume
+from mome.volumes.hounsfield import doubt_about, other_order
 from mome.volumes.sizes import check_size
 
 # The volume of three unit vectors along the axes: 1 where they are at right angles, 0 where they lie in a plane. A
 # tilted gantry leaves more than 0.8.
 _FLATTEST = 0.01
 # Our choice: CT has slices of at most 10 mm, rarely more, and pixels of more than 0.1 mm.
+# Fields of view of clinical CT, and the pixels below which a volume is taken for a crop (our choice).
+_SMALLEST_VIEW_MM, _LARGEST_VIEW_MM, _FEWEST_PIXELS = 50.0, 1000.0, 32
 _SMALLEST_VOXEL_MM, _LARGEST_VOXEL_MM = 0.1, 12.0
 
 
@@ -38,7 +41,8 @@ def checked_volume(volume: Volume, where: str | None = None, *, any_values: bool
     array, array_notes = _numbers(volume.array, where)
     affine = np.asarray(volume.affine, dtype=np.float64)
     check_grid(array.shape, affine, where)
-    notes = [*volume.notes, *array_notes, *_voxel_notes(affine)]
+    notes = [*volume.notes, *array_notes, *_voxel_notes(affine), *_extent_notes(array.shape, affine)]
+    spacing = Grid(array.shape, affine).spacing
     directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     shear = np.abs(directions.T @ directions - np.eye(3)).max()
     if shear > 1e-3:
@@ -66,7 +70,11 @@ def checked_volume(volume: Volume, where: str | None = None, *, any_values: bool
     if doubt is not None:
         notes.append(doubt.what)
     else:  # drawn images have equal planes, and are doubted already
-        notes += doubtful_planes(array, tuple(notes))
+        in_planes = doubtful_planes(array, tuple(notes))
+        if not in_planes and (order := other_order(array)) is not None:
+            in_planes = [order]
+        notes += in_planes
+        notes += doubtful_regions(array, spacing)
     return replace(volume, array=array, affine=affine, notes=tuple(dict.fromkeys(notes)))
 
 
@@ -127,6 +135,21 @@ def _voxel_notes(affine: np.ndarray) -> list[str]:
         return []
     shown = " × ".join(f"{size:.4g}" for size in sizes)
     return [f"voxels are {shown} mm large, which is unusual: is the header right? Small structures may be missed"]
+
+
+def _extent_notes(shape: tuple[int, ...], affine: np.ndarray) -> list[str]:
+    """Returns a note where the field of view is not that of a CT of a patient.
+
+    The second largest extent is judged: a scan may be long, as one of the whole body, or have a few slices only.
+    """
+    extents = np.linalg.norm(affine[:3, :3], axis=0) * shape
+    second = float(np.sort(extents)[1])
+    largest_sides = sorted(shape)[1:]
+    if second > _LARGEST_VIEW_MM:
+        return [f"the field of view is {second / 1000:.2g} m, more than that of a scanner: is the voxel size right?"]
+    if second < _SMALLEST_VIEW_MM and largest_sides[0] >= _FEWEST_PIXELS:
+        return [f"the field of view is {second / 10:.2g} cm: a specimen, an animal, or a crop?"]
+    return []
 
 
 def _can_be_inverted(affine: np.ndarray) -> bool:

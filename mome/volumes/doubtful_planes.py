@@ -1,4 +1,4 @@
-"""Notes on planes of a volume that were copied, or whose values jump as a missing intercept makes them."""
+"""Notes on planes of a volume that were copied or repeated, or whose values jump as a missing intercept makes them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ _STEP = 4
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 # An intercept is about −1,024 HU. Anatomy never moves every quantile by as much from one plane to the next.
 _SMALLEST_JUMP, _MOST_SPREAD = 500.0, 150.0
+# A scan that was resampled by nearest neighbours has copies at equal distances, and many of them.
+_MANY_COPIES = 0.2
 _COPIED = "have the same pixels as the slice before"
 
 
@@ -26,7 +28,11 @@ def doubtful_planes(array: np.ndarray, known: tuple[str, ...]) -> list[str]:
     same = (sample[:, :, 1:] == sample[:, :, :-1]).all(axis=(0, 1))
     copied = [k + 1 for k in np.flatnonzero(same) if _is_copy(array[:, :, k], array[:, :, k + 1])]
     if copied and not any(_COPIED in note for note in known):
-        notes.append(f"{len(copied)} planes {_COPIED}, at another place, as plane {copied[0] + 1}: was one copied?")
+        many = len(copied) >= _MANY_COPIES * array.shape[2]
+        question = "was the scan made finer by nearest neighbours?" if many else "was one copied?"
+        notes.append(f"{len(copied)} planes {_COPIED}, at another place, as plane {copied[0] + 1}: {question}")
+    if len(copied) < _MANY_COPIES * array.shape[2]:
+        notes += [note for axis in range(3) if (note := _repeated_block(array, axis))]
     changes = np.diff(np.quantile(sample, _QUANTILES, axis=(0, 1)), axis=1)
     jumps = (np.ptp(changes, axis=0) < _MOST_SPREAD) & (np.abs(changes.mean(axis=0)) > _SMALLEST_JUMP)
     # Planes of one value are padding.
@@ -39,6 +45,27 @@ def doubtful_planes(array: np.ndarray, known: tuple[str, ...]) -> list[str]:
             "planes lack their intercept?"
         )
     return notes
+
+
+def _repeated_block(array: np.ndarray, axis: int) -> str | None:
+    """Returns a note where planes that are no neighbours are equal. Two planes of a scanner never are."""
+    planes = np.moveaxis(array, axis, 0)
+    sample = np.ascontiguousarray(planes[:, ::_STEP, ::_STEP])
+    varied = np.flatnonzero(np.ptp(sample.reshape(len(sample), -1), axis=1) > _MOST_SPREAD)
+    first_of: dict[bytes, int] = {}
+    pairs: list[tuple[int, int]] = []
+    for k in varied.tolist():
+        other = first_of.setdefault(sample[k].tobytes(), k)
+        # Equal neighbours are copies, which have a note of their own.
+        if k - other > 1 and not np.array_equal(planes[k - 1], planes[k]) and np.array_equal(planes[other], planes[k]):
+            pairs.append((other, k))
+    if not pairs:
+        return None
+    (here, there), name = pairs[0], "ijk"[axis]
+    return (
+        f"{len(pairs)} planes of axis {name} stand twice, as plane {here + 1} again at {there + 1}: was a part of the "
+        "scan repeated?"
+    )
 
 
 def _is_copy(plane: np.ndarray, following: np.ndarray) -> bool:

@@ -20,8 +20,8 @@ _ROUNDING = 8.0
 _AIR, _DARKER_THAN_FAT = (-1100.0, -850.0), (-1300.0, -200.0)
 _SOFT_TISSUE = (-200.0, 200.0)
 _LARGEST_HU = 32_767.0
-# 65,536 − 1,300: where HU of air lie that were stored as unsigned 16-bit numbers.
-_WRAPPED_AIR = (64_236.0, 65_535.0)
+# Where HU of air lie that were stored as unsigned 16-bit numbers, also after an intercept of −1,024.
+_WRAPPED_AIR = (63_200.0, 65_535.0)
 # Scanners give no smaller values than about −1,300 HU, apart from one value of padding.
 _SMALLEST_HU = -1_300.0
 # A scan with fewer different values is drawn, and has peaks where its painter chose.
@@ -30,6 +30,8 @@ _FEWEST_VALUES = 100
 _NO_AIR = (-650.0, -180.0)
 # Vessels and organs with contrast lie up to some hundred HU, and fill whole crops.
 _TISSUE_PEAK, _FEWEST_BEYOND_CONTRAST = (-150.0, 200.0), 300_000
+# The difference of neighbours along one axis, as a share of that of distant voxels, above which order was lost.
+_UNLIKE, _UNLIKE_IN_CROPS = 0.38, 0.7
 # A crop of fewer voxels may hold no air.
 _WHOLE_SCAN = 600_000
 _FACTORS = (10.0, 2.0, 0.5, 0.1)
@@ -76,6 +78,8 @@ def doubt_about(values: np.ndarray) -> Doubt | None:
         return None
     if enough and (doubt := _wrapped_or_inverted(sample)):
         return doubt
+    if enough and (doubt := _other_scale(values, sample)):
+        return doubt
     if enough and _has_offset(sample, low):
         return Doubt(
             "air lies near 0 and soft tissue near 1024: the values are HU with an offset of 1024 that the file does "
@@ -89,7 +93,7 @@ def doubt_about(values: np.ndarray) -> Doubt | None:
 def _wrapped_or_inverted(sample: np.ndarray) -> Doubt | None:
     """Recognises negative HU that were stored as unsigned numbers, and HU of the wrong sign."""
     wrapped = _share(sample, *_WRAPPED_AIR)
-    if wrapped >= 0.005 and _share(sample, 0, 4_000) >= 0.02 and _share(sample, 4_001, 60_000) < 0.02:
+    if wrapped >= 0.005 and _share(sample, -1_100, 4_000) >= 0.02 and _share(sample, 4_001, 60_000) < 0.02:
         return Doubt(
             f"{wrapped:.0%} of the voxels lie near 65,536: negative HU were stored as unsigned 16-bit numbers; "
             "subtract 65,536 from values above 32,767",
@@ -119,6 +123,24 @@ def _wrapped_or_inverted(sample: np.ndarray) -> Doubt | None:
     return None
 
 
+def _other_scale(values: np.ndarray, sample: np.ndarray) -> Doubt | None:
+    """Recognises attenuation coefficients of water 0.0195/mm, and z-scores, that were multiplied by a power of ten."""
+    for water in (195.0, 1950.0):
+        air, soft = _share(sample, -0.06 * water, 0.06 * water), _share(sample, 0.95 * water, 1.12 * water)
+        if air >= 0.03 and soft >= 0.03 and _share(sample, -np.inf, -0.1 * water) < 0.01:
+            return Doubt(
+                f"air lies near 0 and soft tissue near {water:.0f}: this looks like attenuation × 10,000 per "
+                f"{'mm' if water < 1000 else 'cm'}, not HU"
+            )
+    mean, deviation = float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
+    if abs(mean) < 0.01 * deviation and any(abs(deviation / scale - 1) < 0.01 for scale in (10.0, 100.0, 1000.0)):
+        return Doubt(
+            f"the mean is {mean:.2g} and the standard deviation {deviation:.4g}: this looks like z-scores × "
+            f"{10 ** round(np.log10(deviation)):g}, not HU"
+        )
+    return None
+
+
 def _has_offset(sample: np.ndarray, low: float) -> bool:
     """Says whether air lies near 24 and soft tissue near 1064. Padding at the lowest value is left aside."""
     inside = sample[sample > low + 1]
@@ -126,6 +148,9 @@ def _has_offset(sample: np.ndarray, low: float) -> bool:
     # Bone has no narrow peak near 1024, and values of another unit reach far below air.
     is_narrow = soft >= 2 * max(_share(inside, 1175, 1425), _share(inside, 600, 850))
     is_air_elsewhere = _share(inside, -1100, -850) >= 0.01 or _share(inside, -np.inf, _SMALLEST_HU) >= 0.005
+    # Values near 65,536 are wrapped negative numbers, not an offset.
+    if _share(sample, 60_000, 65_535) >= 0.0005:
+        return False
     return soft >= 0.02 and soft > bone_if_hu and is_narrow and air >= 0.02 and not is_air_elsewhere
 
 
@@ -192,7 +217,7 @@ def _peaks_elsewhere(sample: np.ndarray, low: float) -> Doubt | None:
     if low > _SOFT_TISSUE[0] and tenth[0] >= 0.1 and tenth[1] < 0.03 and tenth[2] >= 0.1:
         return Doubt("air seems to lie near −100 and soft tissue near 0; they look like HU × 0.1")
     if low > _SOFT_TISSUE[0] and sample.size >= _WHOLE_SCAN:
-        return Doubt(f"no voxel is below {low:.4g}, where air and lung lie in HU: are the values HU?")
+        return Doubt(f"no voxel is below {low:.4g}, where air and lung lie in HU: are the values HU?{_likely(sample)}")
     air = _lowest_peak(sample[sample > low + 1])
     if air is not None and (_NO_AIR[0] < air < _NO_AIR[1] or air < -1_125):
         return Doubt(
@@ -256,11 +281,7 @@ def _noise(values: np.ndarray) -> Doubt | None:
     """Recognises noise: neighbouring voxels differ as much as distant ones, and by more than the noise of a scanner."""
     if values.ndim != 3 or min(values.shape) < 3:
         return None
-    side = [slice(max(0, n // 2 - 64), n // 2 + 64) for n in values.shape]
-    block = values[side[0], side[1], side[2]]
-    shuffled = np.random.default_rng(0).permutation(block.reshape(-1))
-    distant = float(np.abs(np.diff(shuffled)).mean())
-    nearest = [float(np.abs(np.diff(block, axis=axis)).mean()) for axis in range(3)]
+    distant, nearest = _differences(values)
     # Noise of a scanner has a standard deviation of some ten HU, whose mean difference is about as large.
     if distant < 100 or min(nearest) < 0.85 * distant:
         return None
@@ -268,6 +289,37 @@ def _noise(values: np.ndarray) -> Doubt | None:
         "neighbouring voxels differ as much as distant ones: this is noise, or its voxels are in another order or type "
         "than the header says"
     )
+
+
+def other_order(values: np.ndarray) -> str | None:
+    """Returns a note where the voxels of a scan are in another order than the header says.
+
+    Where a file of Fortran's order is read in that of C, neighbours along one or two axes are as unlike as distant
+    voxels.
+
+    Args:
+        values: (i, j, k), HU, finite.
+    """
+    if min(values.shape) < 3:
+        return None
+    distant, nearest = _differences(values)
+    unlike = _UNLIKE if values.size >= _FEWEST_BEYOND_CONTRAST else _UNLIKE_IN_CROPS
+    if distant < 100 or max(nearest) < unlike * distant or min(nearest) > 0.6 * max(nearest):
+        return None
+    axis = "ijk"[int(np.argmax(nearest))]
+    return (
+        f"neighbouring voxels along axis {axis} are nearly as unlike as distant ones: the voxels may be in another "
+        "order than the header says (C and Fortran order mixed up?)"
+    )
+
+
+def _differences(values: np.ndarray) -> tuple[float, list[float]]:
+    """Returns the mean differences of distant voxels, and of neighbours along each axis, in the middle of a volume."""
+    side = [slice(max(0, n // 2 - 64), n // 2 + 64) for n in values.shape]
+    block = values[side[0], side[1], side[2]]
+    shuffled = np.random.default_rng(0).permutation(block.reshape(-1))
+    distant = float(np.abs(np.diff(shuffled)).mean())
+    return distant, [float(np.abs(np.diff(block, axis=axis)).mean()) for axis in range(3)]
 
 
 def _sample(values: np.ndarray) -> np.ndarray:

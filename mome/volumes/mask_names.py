@@ -107,10 +107,10 @@ def split_mask_name(name: str, structures: Sequence[str], scans: Sequence[str] =
 
 
 def refuse_to_overwrite(scans: Sequence[Path], masks: Sequence[Path]) -> None:
-    """Checks that no mask would replace a scan.
+    """Checks that no mask would replace a scan, and that none has the name of a folder.
 
     Raises:
-        InputError: A path of `masks` is one of the scans, after symbolic links are followed.
+        InputError: A path of `masks` is one of the scans, after symbolic links are followed, or a folder.
     """
     # `Path.resolve` raises an error for a circle of symbolic links.
     resolved = {os.path.realpath(scan) for scan in scans}
@@ -118,4 +118,10 @@ def refuse_to_overwrite(scans: Sequence[Path], masks: Sequence[Path]) -> None:
         if os.path.realpath(path) in resolved:
             raise InputError(
                 "a mask would overwrite its scan", where=str(path), hint="choose another folder for the masks"
+            )
+        if path.is_dir():
+            raise InputError(
+                "a folder has the name of a mask, and is not replaced",
+                where=str(path),
+                hint="move the folder away, or choose another folder for the masks",
             )

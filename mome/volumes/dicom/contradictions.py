@@ -73,6 +73,8 @@ def contradictions(slices: Sequence[Slice], layout: Layout) -> list[str]:
             f"slices are {thickness:.4g} mm thick and {step:.4g} mm apart: slices may be missing, and what lies "
             "between them is not seen"
         )
+    if (note := _other_locations(slices, layout)) is not None:
+        notes.append(note)
     if len({image.thickness for image in slices}) > 1:
         notes.append("SliceThickness differs between slices; only positions are used")
     tilts = [image.gantry_tilt for image in slices if image.gantry_tilt is not None]
@@ -92,6 +94,28 @@ def contradictions(slices: Sequence[Slice], layout: Layout) -> list[str]:
     if any(image.header.is_lossy for image in slices):
         notes.append("the images were compressed with loss: small structures and HU may have changed")
     return notes
+
+
+def _other_locations(slices: Sequence[Slice], layout: Layout) -> str | None:
+    """Returns a note where SliceLocation gives other distances between the slices than their positions.
+
+    SliceLocation is a position along the normal or along the table, of either sign and any origin.
+    """
+    if len(slices) < 2 or any(image.location is None for image in slices):
+        return None
+    stated = np.abs(np.array([image.location for image in slices]) - slices[0].location)  # type: ignore[operator]
+    positions = np.stack([image.position for image in slices]) - slices[0].position  # type: ignore[misc]
+    orientation = slices[0].orientation
+    assert orientation is not None
+    along = (np.cross(orientation[:3], orientation[3:]), *np.eye(3))
+    lengths = [*(np.abs(positions @ axis) for axis in along), np.linalg.norm(positions, axis=1)]
+    apart = min(float(np.abs(stated - length).max()) for length in lengths)
+    if apart <= 0.5 * layout.typical_step:
+        return None
+    return (
+        f"SliceLocation places slices up to {apart:.4g} mm elsewhere than ImagePositionPatient does; the positions are "
+        "used"
+    )
 
 
 def doubtful_slices(array: np.ndarray) -> list[str]:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mome.volumes.dicom.headers import DamagedFile
+from mome.volumes.dicom.damaged import DamagedFile
 
 _PROGRAM = Path(__file__).with_name("decoder_process.py")
 # A frame takes less than a second; a process that needs longer than this, in seconds, is stopped.

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from mome.errors import InputError
 from mome.git_lfs import POINTER_START
+from mome.volumes.dicom.damaged import DamagedFile
 from mome.volumes.dicom.elements import printable
-from mome.volumes.dicom.headers import DamagedFile, ImageHeader, read_header
+from mome.volumes.dicom.headers import ImageHeader, read_header
 from mome.volumes.dicom.kinds import reason_not_ct
 from mome.volumes.dicom.quiet import quiet_decoders
 from mome.volumes.dicom.slices import Slice, slices_of

@@ -13,7 +13,9 @@ from typing import Any
 
 from mome.errors import InputError
 from mome.volumes.dicom.bounded import BoundedFile
+from mome.volumes.dicom.damaged import DamagedFile
 from mome.volumes.dicom.elements import integer, printable
+from mome.volumes.dicom.statements import STATEMENTS, header_doubts, other_quantity
 
 # Attributes that are read only to recognise them in the description of a series. They are not kept.
 _IDENTIFYING = (
@@ -59,6 +61,7 @@ _KEYWORDS = (
     "PixelSpacing",
     "SliceThickness",
     "SpacingBetweenSlices",
+    "SliceLocation",
     "GantryDetectorTilt",
     "ReconstructionDiameter",
     "AnatomicalOrientationType",
@@ -80,6 +83,7 @@ _KEYWORDS = (
     "LossyImageCompression",
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
+    *STATEMENTS,
     *_IDENTIFYING,
 )
 _UNDEFINED_LENGTH = 0xFFFFFFFF
@@ -110,6 +114,8 @@ class ImageHeader:
         acquisition_images: ImagesInAcquisition, or None.
         origin: A hash of patient, study, frame of reference and reconstruction kernel; slices of one volume share it.
         is_lossy: Whether LossyImageCompression says that the pixels were compressed with loss.
+        quantity: What the header says that values are instead of HU, or empty.
+        doubts: Sentences about what the header says of the images, for the user.
         has_pixels: Whether pixel data follow the header.
         is_truncated: Whether the file ends before its pixel data do.
         is_too_long: Whether uncompressed pixel data are longer, by a row or more, than the size of the image.
@@ -133,13 +139,11 @@ class ImageHeader:
     acquisition_images: int | None
     origin: str
     is_lossy: bool
+    quantity: str
+    doubts: tuple[str, ...]
     has_pixels: bool
     is_truncated: bool
     is_too_long: bool
-
-
-class DamagedFile(Exception):
-    """A file that cannot be read; the message is the reason."""
 
 
 def require_pydicom(where: str | None = None) -> None:
@@ -178,6 +182,8 @@ def read_header(path: Path) -> tuple[ImageHeader, Any]:
         with BoundedFile(path) as file:
             dataset = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=list(_KEYWORDS))
             header = _image_header(path, dataset, *_pixel_data(file, size, dataset))
+    except DamagedFile:
+        raise
     except Exception as error:  # pydicom raises errors of many types for damaged files
         raise DamagedFile("its header cannot be read") from error
     if not header.sop_class and not header.modality:
@@ -247,6 +253,8 @@ def _image_header(path: Path, dataset: Any, has_pixels: bool, is_truncated: bool
         acquisition_images=integer(dataset, "ImagesInAcquisition"),
         origin=_origin(dataset),
         is_lossy=str(dataset.get("LossyImageCompression") or "").strip() == "01",
+        quantity=other_quantity(dataset),
+        doubts=header_doubts(dataset),
         has_pixels=has_pixels,
         is_truncated=is_truncated,
         is_too_long=is_too_long,

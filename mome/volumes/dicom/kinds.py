@@ -29,6 +29,13 @@ _NO_HU = (
 _PROJECTION_PARTS = ("MIP", "MINIP")
 _NO_HU_PARTS = ("VRT", "IODINE", "DENSITY")
 
+# Words for images of which parts were removed, or whose contrast was (our choice).
+_PROCESSED = re.compile(
+    r"REMOV(ED|AL)|SEGMENTED|MASKED|ERASED|\bVNC\b|VIRTUAL[ _]NON[ _]?CONTRAST|VIRTUAL[ _]UNENHANCED"
+)
+_ENERGY = re.compile(r"(\d{2,3})[ _]*KEV\b")
+_MONOENERGETIC = re.compile(r"\b(MONO(E|[ -]?ENERGETIC|CHROMATIC)?|VMI)\b")
+
 
 def reason_not_ct(header: ImageHeader) -> str | None:
     """Returns what an object is instead of a CT, as in "MR" or "Segmentation (SEG)", or None where it is a CT."""
@@ -58,12 +65,37 @@ def reason_not_hu(slices: Sequence[Slice]) -> str | None:
     types = {image.rescale_type for image in slices} - {"HU", "HU_MOD", "US"}
     if types:
         return f"its values are not HU but {', '.join(sorted(types))[:40]}"
+    quantities = {image.header.quantity for image in slices} - {""}
+    if quantities:
+        return ", ".join(sorted(quantities))[:160]
     if any(image.has_lookup_table for image in slices):
         return "a lookup table instead of a slope and an intercept converts its values"
     slopes = [image.slope for image in slices if image.slope is not None]
     if 0 in slopes:
         return "its rescale slope is 0"
     return "its rescale slope is negative" if slopes and min(slopes) < 0 else None
+
+
+def series_doubts(slices: Sequence[Slice]) -> list[str]:
+    """Returns the doubts about all slices of a series, each once, and notes on processed and monoenergetic images.
+
+    Args:
+        slices: The slices; ImageType and SeriesDescription name how they were made.
+    """
+    notes = list(dict.fromkeys(note for image in slices for note in image.header.doubts))
+    words = {word.upper() for image in slices for word in (*image.image_type, image.header.description)}
+    processed = sorted(word for word in words if _PROCESSED.search(word))
+    if processed:
+        notes.append(
+            f"the images were processed ({', '.join(processed)[:60]}): parts of the body may be removed or changed"
+        )
+    energies = sorted({found[1] for word in words for found in _ENERGY.finditer(word)}, key=int)
+    if energies or any(_MONOENERGETIC.search(word.replace("_", " ")) for word in words):
+        at = f" at {', '.join(energies)[:20]} keV" if energies else ""
+        notes.append(
+            f"the images are a monoenergetic reconstruction{at}: contrast and bone have other HU than in a usual CT"
+        )
+    return notes
 
 
 def _holds(value: str, values: tuple[str, ...], parts: tuple[str, ...]) -> bool:

@@ -14,7 +14,7 @@ from mome.volumes.dicom.elements import printable
 from mome.volumes.dicom.files import DicomFiles, UnusableFile, folder_files, read_files
 from mome.volumes.dicom.geometry import Layout, lay_out
 from mome.volumes.dicom.headers import require_pydicom
-from mome.volumes.dicom.kinds import reason_not_hu
+from mome.volumes.dicom.kinds import reason_not_hu, series_doubts
 from mome.volumes.dicom.options import DEFAULT_DICOM, DicomOptions
 from mome.volumes.dicom.phases import check_one_acquisition, one_per_place
 from mome.volumes.dicom.pixels import read_pixels
@@ -100,6 +100,7 @@ def read_dicom(path: Path, options: DicomOptions = DEFAULT_DICOM, *, frame: int 
             where=str(path),
             hint="only scans of people are segmented",
         )
+    notes += series_doubts(stack.slices)
     bare = [image for image in stack.slices if image.slope is None or image.intercept is None]
     if not any(image.has_rescale for image in stack.slices):
         notes.append("the slices have neither RescaleSlope nor RescaleIntercept: slope 1 and intercept 0 are used")

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from mome.volumes.dicom.damaged import DamagedFile
 from mome.volumes.dicom.elements import number, numbers, printable, texts
-from mome.volumes.dicom.headers import DamagedFile, ImageHeader
+from mome.volumes.dicom.headers import ImageHeader
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Slice:
         pixel_spacing: (2,) The distance between rows and between columns in mm.
         thickness: SliceThickness in mm.
         slice_spacing: SpacingBetweenSlices in mm.
+        location: SliceLocation in mm.
         gantry_tilt: GantryDetectorTilt in degrees.
         diameter: ReconstructionDiameter in mm.
         slope: RescaleSlope.
@@ -42,6 +44,7 @@ class Slice:
     pixel_spacing: np.ndarray | None = field(compare=False)
     thickness: float | None
     slice_spacing: float | None
+    location: float | None
     gantry_tilt: float | None
     diameter: float | None
     slope: float | None
@@ -136,6 +139,7 @@ def _slice(header: ImageHeader, dataset: Any, frame: int, groups: list[Any]) -> 
         pixel_spacing=_pixel_spacing(measures),
         thickness=thickness,
         slice_spacing=number(measures, "SpacingBetweenSlices"),
+        location=number(dataset, "SliceLocation") if header.frames == 1 else None,
         gantry_tilt=number(part("CTAcquisitionDetailsSequence"), "GantryDetectorTilt"),
         diameter=number(part("CTReconstructionSequence"), "ReconstructionDiameter"),
         slope=number(rescale, "RescaleSlope"),
