@@ -29,6 +29,9 @@ class StandIn(torch.nn.Module):
         )
         self.encoded = 0
 
+    def prompt_rows(self, text_PT: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
+        return text_PT
+
     def encode(self, volume_B1DHW: torch.Tensor, origin_B3: torch.Tensor | None = None) -> torch.Tensor:
         self.encoded += 1
         return volume_B1DHW
