@@ -18,6 +18,7 @@ from small_models import small
 from torch import Tensor
 
 from mome import MoME
+from mome.routers.base import Router
 
 SIDE, PROMPTS = 8, 2
 
@@ -52,6 +53,12 @@ CASES = {
     "slots": Case("mlp(n=4, hidden=8)", "soft(slots=3)"),
     "empty-receiver": Case("mlp(n=4, hidden=8)", "sigmoid(k=1, bias_rate=0.1)"),
     "empty-sender": Case("mlp(n=4, hidden=8)", "relu(k=1, initial_l1_weight=0.1)", empty_scans=1),
+    "shared": Case("shared(routed=swiglu(n=4, hidden=8), shared=mlp(hidden=8))", "topk(k=2)"),
+    "adaptive": Case("adaptive(experts=mlp(n=4, hidden=8))", "topk(k=3, balance_weight=0.5)"),
+    "constant": Case("constant(n=4)", "topk(k=2)"),
+    "encoder": Case(
+        "linear", "topk", encoder="unet(channels=[4, 8], layer=moe(experts=swiglu(n=4, hidden=8), router=topk(k=2)))"
+    ),
     "fsdp": Case("mlp(n=4, hidden=8)", "topk(k=2, balance_weight=0.5)", ep_size=1),
 }
 
@@ -95,8 +102,17 @@ def whole(tensor: Tensor) -> Tensor:
     return full.full_tensor() if hasattr(full, "full_tensor") else tensor
 
 
+def gathered(tensor: Tensor) -> Tensor:
+    """The tensors of all processes, one behind the other along dimension 0."""
+    if not dist.is_initialized():
+        return tensor
+    parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts)
+
+
 def run(case: Case, model: MoME, given: dict[str, Tensor], saved: Path) -> dict[str, Tensor]:
-    """Two optimiser steps: losses, gradients and counts of the first, then the parameters and logits; saves the model.
+    """Two optimiser steps: losses, gradients and counts of both, then the parameters and logits; saves the model.
 
     Losses are averaged over the processes, if there are several.
     """
@@ -104,9 +120,16 @@ def run(case: Case, model: MoME, given: dict[str, Tensor], saved: Path) -> dict[
     model.train()
     if case.checkpointing:
         model.gradient_checkpointing_enable()
+    counts: list[Tensor] = []
+    for module in model.modules():
+        if isinstance(module, Router):
+            module.register_forward_hook(lambda router, args, routing: counts.append(routing.counts_E))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     for step in range(2):
+        counts.clear()
         result = model(**given)
+        sent = torch.stack([torch.stack(counts).sum(0)])
+        values[f"{step}.sent"] = gathered(sent)
         for key in ("loss", "segmentation_loss", "aux_loss"):
             value = result[key].detach().clone()
             if dist.is_initialized():
@@ -126,11 +149,7 @@ def run(case: Case, model: MoME, given: dict[str, Tensor], saved: Path) -> dict[
     with torch.no_grad():
         logits = model.decode(model.encode(given["volume"]), given["text_PT"])
         torch.testing.assert_close(logits, model(given["volume"], given["text_PT"]).logits)
-    if dist.is_initialized():
-        parts = [torch.empty_like(logits) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, logits.contiguous())
-        logits = torch.cat(parts)
-    values["logits"] = logits
+    values["logits"] = gathered(logits)
     model.save_pretrained(saved)
     return values
 
