@@ -42,7 +42,7 @@ def expert_plan(model: nn.Module) -> dict[str, str]:
     The parameters of every body of several experts are split along dimension 0, and its tokens are dispatched. Bodies
     that cannot be split are left out; `check_experts` refuses them.
     """
-    plan = {}
+    plan: dict[str, str] = {}
     for name, body in _routed_bodies(model):
         if isinstance(body, TokenExperts) and body.stacked:
             pattern = re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name)
@@ -98,11 +98,12 @@ def check_experts(model: nn.Module, ep_size: int) -> None:
         )
 
 
-def checked_distributed_config(config: Any, build: Callable[[], nn.Module]) -> Any:
+def checked_distributed_config(config: Any, dtype: torch.dtype | str, build: Callable[[], nn.Module]) -> Any:
     """Checks a `DistributedConfig` before anything is loaded.
 
     Args:
         config: The config, or a dict of its arguments.
+        dtype: The type in which the weights are loaded, or "auto".
         build: Makes the model; it is called on the meta device.
 
     Returns:
@@ -110,7 +111,8 @@ def checked_distributed_config(config: Any, build: Callable[[], nn.Module]) -> A
 
     Raises:
         InputError: transformers is too old, the config splits what is not split here, the run has another number of
-            processes, a parameter is a single number without a dimension, or see `check_experts`.
+            processes, a parameter is a single number without a dimension, the experts' gradients would be wrong in the type, or
+            see `check_experts`.
     """
     if Version(transformers.__version__) < Version(_OLDEST_TRANSFORMERS):
         raise InputError(
@@ -143,6 +145,7 @@ def checked_distributed_config(config: Any, build: Callable[[], nn.Module]) -> A
                     "FSDP2 cannot shard a parameter without a dimension", where=name, hint="give it the shape (1,)"
                 )
     if config.ep_size > 1:
+        _check_type(config.ep_size, dtype)
         check_experts(model, config.ep_size)
     return config
 
@@ -188,6 +191,18 @@ def writes_files(model: nn.Module) -> bool:
 def _is_distributed(model: Any) -> bool:
     given = getattr(model.config, "distributed_config", None)
     return given is not None and dist.is_available() and dist.is_initialized()
+
+
+def _check_type(ep_size: int, dtype: torch.dtype | str) -> None:
+    # In other types FSDP2 guards against overflow by a division of its own, in addition to that by the number of
+    # processes, where an expert has one copy (torch 2.14). "auto" may be such a type.
+    if dtype not in (torch.float32, torch.bfloat16):
+        name = str(dtype).removeprefix("torch.")
+        raise InputError(
+            f"ep_size={ep_size} with weights in {name}: FSDP2 would divide the experts' gradients by ep_size twice",
+            where="distributed_config",
+            hint="dtype=torch.float32 or dtype=torch.bfloat16",
+        )
 
 
 def _check_processes(needed: int) -> None:

@@ -134,7 +134,7 @@ class SavedModel(PreTrainedModel):
             if kwargs.get("distributed_config") is not None:
                 architecture = config
                 kwargs["distributed_config"] = checked_distributed_config(
-                    kwargs["distributed_config"], lambda: cls(copy.deepcopy(architecture))
+                    kwargs["distributed_config"], kwargs["dtype"], lambda: cls(copy.deepcopy(architecture))
                 )
             stored = _stored(place, hub, kwargs)
             if stored is not None:

@@ -33,6 +33,8 @@ class Case:
         empty_scans: The scans from this one on are zeros.
         checkpointing: Whether activations are computed again in the backward pass.
         encoder: The encoder.
+        head: The head. `plain` has no kinks: where a hidden unit lies next to one, rounding decides about its gradient.
+        steps: Optimiser steps.
     """
 
     experts: str
@@ -41,12 +43,14 @@ class Case:
     empty_scans: int = 99
     checkpointing: bool = False
     encoder: str = "unet(channels=[4, 8])"
+    head: str = "plain"
+    steps: int = 1
 
 
 # sigmoid's bias sends every voxel to expert 0; relu sends no voxel of a scan of zeros to any expert
 CASES = {
-    "topk": Case("swiglu(n=4, hidden=8)", "topk(k=2, balance_weight=0.5, z_weight=0.1)"),
-    "one-expert-each": Case("linear(n=4)", "sigmoid(k=1, bias_rate=0.1)"),
+    "topk": Case("swiglu(n=4, hidden=8)", "topk(k=2, balance_weight=0.5, z_weight=0.1)", head="dynamic", steps=2),
+    "one-expert-each": Case("linear(n=4)", "sigmoid(k=1, bias_rate=0.1)", steps=2),
     "checkpointing": Case("mlp(n=4, hidden=8)", "topk(k=2)", checkpointing=True),
     "replicas": Case("mlp(n=4, hidden=8)", "topk(k=2, balance_weight=0.5)", ep_size=2),
     "assignments": Case("mlp(n=4, hidden=8)", "expert_choice(capacity=1.5)"),
@@ -65,7 +69,7 @@ CASES = {
 
 def write_checkpoint(case: Case, name: str, folder: Path) -> None:
     """Saves a random model of a case."""
-    model = small(encoder=case.encoder, patch_size=[SIDE] * 3, experts=case.experts, router=case.router)
+    model = small(encoder=case.encoder, patch_size=[SIDE] * 3, experts=case.experts, router=case.router, head=case.head)
     with torch.no_grad():
         for module_name, parameter in model.named_parameters():
             if parameter.ndim == 2 and "body.experts" in module_name:  # biases, which begin at zero
@@ -112,7 +116,7 @@ def gathered(tensor: Tensor) -> Tensor:
 
 
 def run(case: Case, model: MoME, given: dict[str, Tensor], saved: Path) -> dict[str, Tensor]:
-    """Two optimiser steps: losses, gradients and counts of both, then the parameters and logits; saves the model.
+    """Optimiser steps: losses, gradients and counts of each, then the parameters and logits; saves the model.
 
     Losses are averaged over the processes, if there are several.
     """
@@ -125,7 +129,7 @@ def run(case: Case, model: MoME, given: dict[str, Tensor], saved: Path) -> dict[
         if isinstance(module, Router):
             module.register_forward_hook(lambda router, args, routing: counts.append(routing.counts_E))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    for step in range(2):
+    for step in range(case.steps):
         counts.clear()
         result = model(**given)
         sent = torch.stack([torch.stack(counts).sum(0)])

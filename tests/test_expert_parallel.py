@@ -176,7 +176,19 @@ def test_experts_are_checked_before_processes_meet(tmp_path: Path, monkeypatch: 
     with pytest.raises(InputError, match="upcycle=True makes new weights"):
         MoME.from_pretrained(tmp_path, upcycle=True, distributed_config={"ep_size": 2, "fsdp_size": 2})
     with pytest.raises(InputError, match="without a dimension"):
-        checked_distributed_config({"fsdp_size": 2}, lambda: nn.ParameterDict({"s": nn.Parameter(torch.ones(()))}))
+        scalar = nn.ParameterDict({"s": nn.Parameter(torch.ones(()))})
+        checked_distributed_config({"fsdp_size": 2}, torch.float32, lambda: scalar)
+
+
+@needs_dispatch
+@pytest.mark.parametrize("dtype", [torch.float64, "float16"])
+def test_types_whose_gradients_would_be_divided_twice_are_refused(
+    dtype: torch.dtype | str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    small(experts="linear(n=4)").save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"ep_size=2 with weights in float(64|16): .*\n.*\n.*dtype=torch.float32"):
+        MoME.from_pretrained(tmp_path, dtype=dtype, distributed_config={"ep_size": 2, "fsdp_size": 2})
 
 
 def test_an_older_transformers_is_refused_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,16 +251,18 @@ def compare(name: str, processes: int, several: dict[str, Tensor], folder: Path)
     case, end = CASES[name], f"{name}-{processes}"
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    one = run(case, MoME.from_pretrained(folder / name), batch(case, range(processes)), folder / f"{end}-alone")
+    model = MoME.from_pretrained(folder / name)
+    model.save_pretrained(folder / f"{end}-loaded")
+    one = run(case, model, batch(case, range(processes)), folder / f"{end}-alone")
     torch.set_num_threads(threads)
-    assert {"1.loss", "logits"} < one.keys() and sum(key.startswith("1.grad.") for key in one) > 20
+    assert {"0.loss", "logits"} < one.keys() and sum(key.startswith("0.grad.") for key in one) > 20
     for key, value in one.items():
         if key.endswith(".sent"):  # the tokens that each process sent to each expert
             assert torch.equal(several[key].sum(0), value.sum(0)), key
         else:
             assert_close(several[key], value, key)
     for before, after, close in (
-        (folder / name, folder / f"{end}-unchanged", torch.equal),
+        (folder / f"{end}-loaded", folder / f"{end}-unchanged", torch.equal),
         (folder / f"{end}-alone", folder / f"{end}-trained", is_close),
     ):
         assert sorted(path.name for path in before.iterdir()) == sorted(path.name for path in after.iterdir())
