@@ -35,6 +35,7 @@ class Case:
         encoder: The encoder.
         head: The head. `plain` has no kinks: where a hidden unit lies next to one, rounding decides about its gradient.
         steps: Optimiser steps.
+        rate: The learning rate. The norms of an empty scan have large gradients.
     """
 
     experts: str
@@ -45,6 +46,7 @@ class Case:
     encoder: str = "unet(channels=[4, 8])"
     head: str = "plain"
     steps: int = 1
+    rate: float = 0.05
 
 
 # sigmoid's bias sends every voxel to expert 0; relu sends no voxel of a scan of zeros to any expert
@@ -56,7 +58,7 @@ CASES = {
     "assignments": Case("mlp(n=4, hidden=8)", "expert_choice(capacity=1.5)"),
     "slots": Case("mlp(n=4, hidden=8)", "soft(slots=3)"),
     "empty-receiver": Case("mlp(n=4, hidden=8)", "sigmoid(k=1, bias_rate=0.1)"),
-    "empty-sender": Case("mlp(n=4, hidden=8)", "relu(k=1, initial_l1_weight=0.1)", empty_scans=1),
+    "empty-sender": Case("mlp(n=4, hidden=8)", "relu(k=1, initial_l1_weight=0.1)", empty_scans=1, rate=1e-5),
     "shared": Case("shared(routed=swiglu(n=4, hidden=8), shared=mlp(hidden=8))", "topk(k=2)"),
     "adaptive": Case("adaptive(experts=mlp(n=4, hidden=8))", "topk(k=3, balance_weight=0.5)"),
     "constant": Case("constant(n=4)", "topk(k=2)"),
@@ -128,7 +130,7 @@ def run(case: Case, model: MoME, given: dict[str, Tensor], saved: Path) -> dict[
     for module in model.modules():
         if isinstance(module, Router):
             module.register_forward_hook(lambda router, args, routing: counts.append(routing.counts_E))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    optimizer = torch.optim.SGD(model.parameters(), lr=case.rate)
     for step in range(case.steps):
         counts.clear()
         result = model(**given)
