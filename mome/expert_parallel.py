@@ -111,8 +111,8 @@ def checked_distributed_config(config: Any, dtype: torch.dtype | str, build: Cal
 
     Raises:
         InputError: transformers is too old, the config splits what is not split here, the run has another number of
-            processes, a parameter has no dimension, the experts' gradients would be wrong in the type, or see
-            `check_experts`.
+            processes, the model has whole-model experts, a parameter has no dimension, the experts' gradients would be
+            wrong in the type, or see `check_experts`.
     """
     if Version(transformers.__version__) < Version(_OLDEST_TRANSFORMERS):
         raise InputError(
@@ -139,6 +139,12 @@ def checked_distributed_config(config: Any, dtype: torch.dtype | str, build: Cal
     with torch.device("meta"):
         model = build()
     if config.dp_replicate_size * config.fsdp_size > 1:
+        if len(getattr(model, "extra_experts", ())):
+            raise InputError(
+                "a model with whole-model experts is not spread over processes: they load their own weights",
+                where="distributed_config",
+                hint="leave distributed_config= out, or the whole-model experts",
+            )
         for name, parameter in model.named_parameters():
             if parameter.ndim == 0:
                 raise InputError(
@@ -199,7 +205,7 @@ def _check_type(ep_size: int, dtype: torch.dtype | str) -> None:
     if dtype not in (torch.float32, torch.bfloat16):
         name = str(dtype).removeprefix("torch.")
         raise InputError(
-            f"ep_size={ep_size} with weights in {name}: FSDP2 would divide the experts' gradients by the processes twice",
+            f"ep_size={ep_size} with weights in {name}: FSDP2 would divide the experts' gradients twice",
             where="distributed_config",
             hint="dtype=torch.float32 or dtype=torch.bfloat16",
         )

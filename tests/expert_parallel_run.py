@@ -35,7 +35,7 @@ class Case:
         encoder: The encoder.
         head: The head. `plain` has no kinks: where a hidden unit lies next to one, rounding decides about its gradient.
         steps: Optimiser steps.
-        rate: The learning rate. The norms of an empty scan have large gradients.
+        rate: The learning rate; 0 where the norms of an empty scan would amplify the rounding of a step.
     """
 
     experts: str
@@ -58,7 +58,7 @@ CASES = {
     "assignments": Case("mlp(n=4, hidden=8)", "expert_choice(capacity=1.5)"),
     "slots": Case("mlp(n=4, hidden=8)", "soft(slots=3)"),
     "empty-receiver": Case("mlp(n=4, hidden=8)", "sigmoid(k=1, bias_rate=0.1)"),
-    "empty-sender": Case("mlp(n=4, hidden=8)", "relu(k=1, initial_l1_weight=0.1)", empty_scans=1, rate=1e-5),
+    "empty-sender": Case("mlp(n=4, hidden=8)", "relu(k=1, initial_l1_weight=0.1)", empty_scans=1, rate=0.0),
     "shared": Case("shared(routed=swiglu(n=4, hidden=8), shared=mlp(hidden=8))", "topk(k=2)"),
     "adaptive": Case("adaptive(experts=mlp(n=4, hidden=8))", "topk(k=3, balance_weight=0.5)"),
     "constant": Case("constant(n=4)", "topk(k=2)"),

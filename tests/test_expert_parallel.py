@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from small_models import small
 from torch import Tensor, nn
 
-from mome import MoME
+from mome import MoME, WholeModel
 from mome.errors import InputError
 from mome.expert_parallel import check_experts, checked_distributed_config, expert_plan
 from mome.experts.base import TokenExperts
@@ -178,6 +178,14 @@ def test_experts_are_checked_before_processes_meet(tmp_path: Path, monkeypatch: 
     with pytest.raises(InputError, match="without a dimension"):
         scalar = nn.ParameterDict({"s": nn.Parameter(torch.ones(()))})
         checked_distributed_config({"fsdp_size": 2}, torch.float32, lambda: scalar)
+
+
+@needs_dispatch
+def test_models_with_whole_model_experts_are_not_spread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    other = WholeModel(nn.Conv3d(1, 2, 1), ["background", "liver"], spacing=[2.0, 2.0, 3.0])
+    with pytest.raises(InputError, match="whole-model experts is not spread"):
+        checked_distributed_config({"fsdp_size": 2}, torch.float32, lambda: small(extra_experts=[other]))
 
 
 @needs_dispatch
