@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from mome.errors import InputError, did_you_mean
 from mome.labels import load_table
@@ -76,10 +77,17 @@ def shown(names: list[str]) -> str:
 
 
 def _readable(model: nn.Module) -> dict[str, Tensor]:
-    """The floating-point tensors whose values are in memory; offloaded and quantised ones are left out."""
+    """The floating-point tensors whose values are in memory; offloaded and quantised ones are left out.
+
+    Of a tensor that is spread over processes it is the part of this process.
+    """
+    tensors = {
+        name: tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        for name, tensor in model.state_dict().items()
+    }
     return {
         name: tensor
-        for name, tensor in model.state_dict().items()
+        for name, tensor in tensors.items()
         if type(tensor) is Tensor and not tensor.is_meta and tensor.is_floating_point()
     }
 

@@ -22,6 +22,7 @@ from transformers import initialization as init
 from mome.configuration import MoMEConfig
 from mome.encoders.base import Encoder
 from mome.errors import InputError
+from mome.expert_parallel import FSDP_PLAN, expert_plan
 from mome.extra_experts import WithExtraExperts
 from mome.layers.predict import predict
 from mome.layers.scale_expert import ScaleExpert
@@ -78,6 +79,7 @@ class MoME(WithExtraExperts, SavedModel):
         self._check_labels(config.labels)
         self.gradient_checkpointing = False
         self.post_init()
+        self._ep_plan, self._fsdp_plan = expert_plan(self), dict(FSDP_PLAN)
 
     def relabel(self, labels: list[str], trained_labels: list[str] | None = None) -> list[str]:
         """Replaces the list of labels; each label keeps its row.
@@ -123,6 +125,10 @@ class MoME(WithExtraExperts, SavedModel):
             InputError: The volume has another shape, a side is not a multiple of the encoder's `size_divisor`, or the
                 coarsest map has one voxel and an instance norm.
         """
+        return self._encode(volume_B1DHW, origin_B3)
+
+    def _encode(self, volume_B1DHW: Tensor, origin_B3: Tensor | None) -> Features:
+        # FSDP2 wraps `encode` like `forward`, and must not begin a second forward pass inside one
         check_volume(volume_B1DHW, self.config.in_channels, self.encoder.size_divisor)
         check_bottleneck(volume_B1DHW, self.encoder.size_divisor, (self.encoder, self.scale_experts))
         context = MapContext(origin_B3)
@@ -289,7 +295,7 @@ class MoME(WithExtraExperts, SavedModel):
         check_text(text_PT, cast("int", self.config.text_dim), len(self.extra_experts))
         if targets is not None:
             check_targets(volume, text_PT.shape[0], targets, supervised_BP)
-        features = self.encode(volume, origin_B3)
+        features = self._encode(volume, origin_B3)
         logits, prompt_routings = self._decode(features, text_PT)
         routings = [routing for routing in (*features.routings, *prompt_routings) if routing is not None]
         if self.training:
@@ -352,8 +358,14 @@ class MoME(WithExtraExperts, SavedModel):
         else:
             super()._init_weights(module)
         own = getattr(module, "init_weights_", None)
-        if own is not None:
+        # some initialisers compute with the tensors, which those that are spread over processes do not support
+        if own is not None and not _is_loaded(module):
             own(init, self.config.initializer_range)
+
+
+def _is_loaded(module: nn.Module) -> bool:
+    """Whether every tensor of the module has its value from a checkpoint."""
+    return all(getattr(tensor, "_is_hf_initialized", False) for tensor in (*module.parameters(), *module.buffers()))
 
 
 def _auxiliary_losses(routings: Sequence[Routing], like: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -19,6 +19,13 @@ from transformers.utils import find_adapter_config_file, logging
 from mome.atomic import check_output_folder, output_errors
 from mome.configuration import MoMEConfig
 from mome.errors import InputError
+from mome.expert_parallel import (
+    checked_distributed_config,
+    finish_distributed,
+    refuse_new_weights,
+    wait_for_all,
+    writes_files,
+)
 from mome.hub import locate
 from mome.hub_connection import download_options
 from mome.labels import load_table
@@ -43,7 +50,7 @@ AUTO_MAP = {
 
 _HUB_ARGUMENTS = ("revision", "cache_dir", "token", "local_files_only", "force_download", "subfolder")
 # With these the weights do not come from the files with the usual names, or are renamed while they are loaded.
-_OTHER_FILES = ("variant", "gguf_file", "key_mapping", "distributed_config", "tp_plan", "tp_size")
+_OTHER_FILES = ("variant", "gguf_file", "key_mapping", "tp_plan", "tp_size")
 _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 
 
@@ -83,8 +90,9 @@ class SavedModel(PreTrainedModel):
             kwargs: Values of the config override the saved ones, as in `experts="swiglu(n=8)"`: weights whose
                 name and shape still fit are kept, the rest are new, and a report says which. With `labels` the
                 bank's rows follow their names. Everything else goes to `PreTrainedModel.from_pretrained`
-                (`revision`, `dtype`, `device_map`, …). Weights are loaded in float32 unless `dtype` says otherwise,
-                however they are stored. Only safetensors files are read.
+                (`revision`, `dtype`, `device_map`, …; for `distributed_config` see `mome.expert_parallel`). Weights are
+                loaded in float32 unless `dtype` says otherwise, however they are stored. Only safetensors files are
+                read.
 
         Raises:
             InputError: Not a MoME checkpoint, one of another architecture, a damaged one, one that lacks tensors or
@@ -94,6 +102,11 @@ class SavedModel(PreTrainedModel):
         fields = set(MoMEConfig.__dataclass_fields__) - {"dtype"}
         overrides = {key: kwargs.pop(key) for key in list(kwargs) if key in fields}
         if upcycle:
+            if kwargs.get("distributed_config") is not None:
+                raise InputError(
+                    "upcycle=True makes new weights, which a model that is spread over processes does not",
+                    hint="save the upcycled model from one process first, then load it with distributed_config=",
+                )
             if kwargs.get("output_loading_info"):
                 raise InputError("upcycle=True has no loading info", hint="mome.upcycle(dense_model, encoder=…)")
             dense = cls.from_pretrained(name, *args, allow_missing=allow_missing, allow_damaged=allow_damaged, **kwargs)
@@ -118,6 +131,11 @@ class SavedModel(PreTrainedModel):
             if not isinstance(config, MoMEConfig):
                 raise InputError("without a name, config= is a MoMEConfig", hint="config=MoMEConfig(…), state_dict=…")
             _refuse_adapter(place, hub)
+            if kwargs.get("distributed_config") is not None:
+                architecture = config
+                kwargs["distributed_config"] = checked_distributed_config(
+                    kwargs["distributed_config"], kwargs["dtype"], lambda: cls(copy.deepcopy(architecture))
+                )
             stored = _stored(place, hub, kwargs)
             if stored is not None:
                 expected = shapes_on_meta(cls, config)
@@ -130,7 +148,10 @@ class SavedModel(PreTrainedModel):
                     allow_missing=allow_missing,
                     allow_mismatched=ignore_mismatched,
                 )
-                if kwargs.get("device_map") is None:
+                if kwargs.get("distributed_config") is not None:
+                    absent = [name for name, tensor in expected.items() if stored.get(name) != tensor]
+                    refuse_new_weights(absent, str(name))
+                if kwargs.get("device_map") is None and kwargs.get("distributed_config") is None:
                     check_memory(sum(math.prod(tensor.shape) for tensor in expected.values()))
             loaded: Any = super().from_pretrained(
                 place,
@@ -141,6 +162,8 @@ class SavedModel(PreTrainedModel):
                 **kwargs,
             )
         model, info = loaded
+        if kwargs.get("distributed_config") is not None:
+            finish_distributed(model)
         if place is not None:
             processor = None
             with contextlib.suppress(InputError):  # the model was saved without a processor
@@ -194,7 +217,8 @@ class SavedModel(PreTrainedModel):
 
         The model's `processor` is written where it is set. Otherwise the processor that was loaded with the weights is
         written, unless the folder has one already. All files are written beside the folder's own and then replace
-        them, so that a failed write leaves the old model as it was.
+        them, so that a failed write leaves the old model as it was. A model that is spread over processes is saved by a
+        call on every process; one of them writes.
 
         Raises:
             InputError: The folder is a file, or may not be written.
@@ -205,9 +229,10 @@ class SavedModel(PreTrainedModel):
         self.config.auto_map = dict(AUTO_MAP)
         if kwargs.get("push_to_hub"):  # transformers uploads the folder that it writes to
             super().save_pretrained(folder, *args, **kwargs)
-            self._save_extras(folder)
+            if writes_files(self):
+                self._save_extras(folder)
             return
-        is_main = args[0] if args else kwargs.get("is_main_process", True)
+        is_main = (args[0] if args else kwargs.get("is_main_process", True)) and writes_files(self)
         part = folder / f".{secrets.token_hex(8)}.part"
         with output_errors(folder, "the model", part):
             part.mkdir(parents=True)
@@ -215,6 +240,7 @@ class SavedModel(PreTrainedModel):
             if is_main:
                 self._save_extras(part, keep=folder)
             _move_files(part, folder)
+        wait_for_all(self)
 
     def _upload_modified_files(self, working_dir: Any, *args: Any, **kwargs: Any) -> Any:
         # With `push_to_hub=True` transformers uploads before its own `save_pretrained` returns.

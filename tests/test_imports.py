@@ -59,6 +59,7 @@ LAYERS = [
         "parts",
         "upcycling",
         "extra_experts",
+        "expert_parallel",
     ],
     ["saving", "modeling", "hf_experts"],
     ["prompts", "embedding", "auto", "model_cost", "zoo", "checkpoints", "convert"],

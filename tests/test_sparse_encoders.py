@@ -12,8 +12,9 @@ from small_models import small, volume
 
 from mome import InputError, MoME, upcycle
 from mome.layers.moe import MixtureOfExperts
-from mome.layers.sparse import SparseFeedForward, places
-from mome.registry import ENCODERS
+from mome.layers.sparse import SparseFeedForward, SparseResidual, places
+from mome.map_context import DEFAULT_CONTEXT
+from mome.registry import ENCODERS, LAYERS
 
 MOE = "moe(experts=mlp(n=3, hidden=8), router=topk(k=2))"
 VIT = "vit3d(width=12, depth=2, heads=1, patch=[4, 4, 4], decoder_channels=4, mlp='mlp', hidden=8"
@@ -355,3 +356,18 @@ def test_threads_keep_their_routings_apart() -> None:
     with ThreadPoolExecutor(2) as pool, torch.no_grad():
         first, second = pool.map(lambda _: encoder(flat_volume()).routings, range(2))
     assert len(first) == len(second) == 2 and all(a is not b for a, b in zip(first, second, strict=True))
+
+
+def test_the_gradients_of_a_batch_of_one_are_those_of_a_larger_batch() -> None:
+    """InstanceNorm3d of torch 2.14 gives others on CPUs if the gradient of a single map comes with channels last."""
+    torch.manual_seed(0)
+    spec = LAYERS.canonical("moe(experts=swiglu(n=4, hidden=8), router=topk(k=2))")
+    layer = SparseResidual(spec, channels=8, norm="instance", owner="unet").double()
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter)
+    x, weight = torch.randn(2, 2, 8, 3, 3, 3, dtype=torch.float64)
+    together = torch.autograd.grad((layer(x, DEFAULT_CONTEXT)[0] * weight).sum(), list(layer.parameters()))
+    single = [layer(x[i : i + 1], DEFAULT_CONTEXT)[0] * weight[i : i + 1] for i in range(2)]
+    apart = torch.autograd.grad(single[0].sum() + single[1].sum(), list(layer.parameters()))
+    for (name, _), one, two in zip(layer.named_parameters(), together, apart, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5, msg=name)

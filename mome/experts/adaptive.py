@@ -35,6 +35,8 @@ class AdaptiveExperts(TokenExperts):
     belongs to routers; the loss and capacities by type of expert; and the multiplication of x by k.
     """
 
+    routed_part = "experts"
+
     @dataclass(frozen=True, kw_only=True)
     class Config:
         """Settings of `adaptive`; the numbers of extra experts are those of MoE++'s code.

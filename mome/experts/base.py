@@ -44,10 +44,18 @@ class TokenExperts(Experts):
     Attributes:
         dense_when_single: Whether `forward` takes None for ids and weights where there is one expert, which then runs
             on every token without sorting and weighing.
+        stacked: Whether all parameters are the module's own, with the experts along dimension 0, and `forward` also
+            works with a part of them and ids that count from the first of these. Then expert parallelism can split
+            them (`mome.expert_parallel`).
+        routed_part: The name of the submodule of token experts that `forward` calls for the experts that have weights,
+            with ids that count from its first expert; None where the module's own experts are these. Expert
+            parallelism splits the submodule.
     """
 
     reads: ClassVar[Reads] = "tokens"
     dense_when_single: ClassVar[bool] = False
+    stacked: ClassVar[bool] = False
+    routed_part: ClassVar[str | None] = None
 
     def forward(self, x_TD: Tensor, ids_TK: Tensor | None, weights_TK: Tensor | None) -> Tensor:
         """Σ_k weight · expert(x) for every token: (T, D) → (T, D).

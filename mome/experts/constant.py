@@ -20,6 +20,8 @@ class ConstantExperts(TokenExperts):
     `adaptive`.
     """
 
+    stacked = True
+
     @dataclass(frozen=True, kw_only=True)
     class Config:
         """Settings of `constant`.

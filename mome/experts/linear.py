@@ -17,6 +17,7 @@ class LinearExperts(TokenExperts):
     """y = W_e x + b_e. That a decoder layer is one linear layer of a scale is our choice."""
 
     dense_when_single = True
+    stacked = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config:

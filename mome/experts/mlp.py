@@ -23,6 +23,7 @@ class FeedForwardExperts(TokenExperts):
     `down_proj` (E, D, F).
     """
 
+    stacked = True
     gated: ClassVar[bool]
     gate_up_proj: nn.Parameter
     up_proj: nn.Parameter

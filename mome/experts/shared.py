@@ -21,6 +21,8 @@ class SharedExperts(TokenExperts):
     `expert_choice`, `depth` or `relu`. Under `depth` the shared part therefore costs every voxel.
     """
 
+    routed_part = "routed"
+
     @dataclass(frozen=True, kw_only=True)
     class Config:
         """Settings of `shared`.

@@ -59,7 +59,8 @@ class LocalDispatcher:
     def _slots(self, experts: nn.Module, x_TD: Tensor, routing: Slots) -> Tensor:
         slots_GSD = routing.dispatch(x_TD)
         groups, slots = slots_GSD.shape[:2]
-        per_expert = slots // _without_adapters(experts).num_experts
+        # with expert parallelism the body's own number of experts is that of this process
+        per_expert = slots // routing.counts_E.shape[0]
         experts_S1 = torch.arange(slots, device=x_TD.device)[:, None] // per_expert
         experts_N1 = experts_S1.repeat(groups, 1)
         y_ND = experts(slots_GSD.flatten(0, 1).to(x_TD.dtype), experts_N1, slots_GSD.new_ones(experts_N1.shape))

@@ -46,7 +46,7 @@ class SoftRouter(GroupRouter):
         at_least(1, "router soft", slots=config.slots)
         self.num_experts, self.slots = num_experts, config.slots
         self.slots_SC = nn.Parameter(torch.empty(num_experts * config.slots, dim))
-        self.scale = nn.Parameter(torch.empty(()))
+        self.scale = nn.Parameter(torch.empty(1))  # FSDP2 shards no parameter without a dimension
 
     def forward(self, x_BDHWC: Tensor, context: MapContext) -> Slots:
         groups = self.groups_of(x_BDHWC)
