@@ -22,8 +22,8 @@ from transformers import initialization as init
 from mome.configuration import MoMEConfig
 from mome.encoders.base import Encoder
 from mome.errors import InputError
-from mome.forward_observer import ForwardObserver
 from mome.extra_experts import WithExtraExperts
+from mome.forward_observer import ForwardObserver
 from mome.layers.predict import predict
 from mome.layers.scale_expert import ScaleExpert
 from mome.layers.scale_stack import ScaleStack

@@ -20,6 +20,7 @@ from mome.routers.routing import Assignments, Slots
 from mome.routers.shares import slot_masses, winners, wins
 from mome.training.config_file import load_run_config
 from mome.training.loop import train
+from mome.training.progress import StepReporter
 from mome.training.router_statistics import RouterStatistics, flat
 
 
@@ -109,16 +110,25 @@ def test_routers_inside_routers_are_not_named_twice() -> None:
     assert list(named_routers(outer)) == ["a"]
 
 
-def test_the_log_has_statistics_and_losses_stay_the_same(tmp_path: Path) -> None:
-    """With accumulation over two batches; a run that continues appends to the log."""
-    recipe = write_recipe(tmp_path)
-    common = ["train.validate_every=0", "train.checkpoint_every=2"]
+def test_the_log_has_statistics_and_losses_stay_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With accumulation over two batches; a run that is killed in step 3 continues its log."""
+    recipe, real = write_recipe(tmp_path), StepReporter.step
+    common = ["train.validate_every=0", "train.checkpoint_every=2", "train.steps=4"]
+
+    def killed(self: StepReporter, done: int, *rest: object) -> None:
+        real(self, done, *rest)
+        if done == 3:
+            raise KeyboardInterrupt
+
     runs = {}
     for every in (0, 2):
         out = tmp_path / f"every_{every}"
-        for steps in (2, 4):
-            overrides = [*common, f"train.steps={steps}", f"train.log_every={every}", f"train.out={out}"]
-            train(load_run_config(recipe, overrides))
+        run = load_run_config(recipe, [*common, f"train.log_every={every}", f"train.out={out}"])
+        monkeypatch.setattr(StepReporter, "step", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(run)
+        monkeypatch.setattr(StepReporter, "step", real)
+        train(run)
         runs[every] = losses(out)
     assert runs[0] == runs[2] and sorted(runs[2]) == [1, 2, 3, 4]
     models = [(tmp_path / f"every_{every}" / "model" / "model.safetensors").read_bytes() for every in (0, 2)]

@@ -24,9 +24,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_WINDOW = (-160, 240)
-_ALPHA = 0.55
-_ROW_INCHES, _WIDTH_INCHES, _LEGEND_INCHES = 3.3, 10.5, 3.6
+# HU shown as black and as white. Below colours the window is wider, because white bone would make every colour pale.
+_WINDOW, _WINDOW_BELOW_COLORS = (-160, 240), (-300, 900)
+_ALPHA = 0.6
+_HEAD_INCHES, _FOOT_INCHES = 0.75, 0.35
+_ROW_INCHES, _WIDTH_INCHES, _LEGEND_INCHES = 4.0, 11.0, 3.4
 
 
 @dataclass
@@ -55,7 +57,7 @@ def save_scales(path: Path, inspection: Inspection, view: View) -> Path:
         inside = numbers[view.name] if numbers[view.name]["voxels"] else numbers[BODY]
         where = "structure" if numbers[view.name]["voxels"] else BODY
         names = [
-            f"{name}\n{_percent(wins)} of the {where}, mean weight {weight:.2f}"
+            f"{name}\nwins {_percent(wins)} of the {where}, mean weight {weight:.2f}"
             for name, wins, weight in zip(inspection.scale_names, inside["wins"], inside["weight"], strict=True)
         ]
         rows.append(_Row("scale with the largest weight", view.scale_N, names, colors_of(inside["wins"])))
@@ -73,7 +75,7 @@ def save_experts(path: Path, inspection: Inspection, view: View) -> Path:
         where = "structure" if place == view.name else BODY
         wins = loads[place]["wins"] or [0.0] * router["experts"]
         colors = colors_of(loads[BODY]["wins"] or wins)
-        names = [f"expert {e}: {_percent(share)} of the {where}" for e, share in enumerate(wins)]
+        names = [f"expert {e} wins {_percent(share)} of the {where}" for e, share in enumerate(wins)]
         per_prompt = "" if "all prompts" in router["load"] else ", for this prompt"
         rows.append(_Row(f"{_words(name)}: expert with\nthe largest weight{per_prompt}", winner_N, names, colors))
     return _save(path, f"{_words(view.name)}: which expert decides", rows, view, None)
@@ -93,10 +95,12 @@ def _save(path: Path, title: str, rows: list[_Row], view: View, note: str | None
         len(rows),
         4,
         squeeze=False,
-        figsize=(height * sum(widths) + _LEGEND_INCHES, height * len(rows) + 1.0),
-        gridspec_kw={"width_ratios": [*widths, legend], "wspace": 0.03, "hspace": 0.06},
+        figsize=(height * sum(widths) + _LEGEND_INCHES, height * len(rows) + _HEAD_INCHES + _FOOT_INCHES),
+        gridspec_kw={"width_ratios": [*widths, legend], "wspace": 0.1, "hspace": 0.06},
         facecolor="black",
     )
+    tall = figure.get_figheight()
+    figure.subplots_adjust(left=0.01, right=0.99, top=1 - _HEAD_INCHES / tall, bottom=_FOOT_INCHES / tall)
     for r, row in enumerate(rows):
         for panel, (plane, axis) in zip(panels[r], PLANES, strict=False):
             image = _draw(panel, row, view, axis)
@@ -113,7 +117,7 @@ def _save(path: Path, title: str, rows: list[_Row], view: View, note: str | None
         figure.text(0.5, 0.005, "  ".join(notes), color="white", fontsize=11, ha="center", va="bottom")
     try:
         with atomic_write(path, "the picture") as part:
-            figure.savefig(part, format="png", dpi=100, facecolor="black", bbox_inches="tight", pad_inches=0.15)
+            figure.savefig(part, format="png", dpi=130, facecolor="black", bbox_inches="tight", pad_inches=0.15)
     finally:
         plt.close(figure)
     return path
@@ -127,7 +131,8 @@ def _draw(panel: Axes, row: _Row, view: View, axis: int) -> Any:
     across, up = [a for a in range(3) if a != axis]
     extent = (0, grid.shape[across] * grid.spacing[across], 0, grid.shape[up] * grid.spacing[up])
     same: dict[str, Any] = {"origin": "lower", "extent": extent, "aspect": "equal", "interpolation": "nearest"}
-    panel.imshow(view.images[axis].T, cmap="gray", vmin=_WINDOW[0], vmax=_WINDOW[1], **same)
+    low, high = _WINDOW if row.values_N is None else _WINDOW_BELOW_COLORS
+    panel.imshow(view.images[axis].T, cmap="gray", vmin=low, vmax=high, **same)
     image = None
     if row.values_N is not None:
         values = view.on_plane(axis, row.values_N)

@@ -42,7 +42,7 @@ def save_loads(path: Path, inspection: Inspection) -> Path | None:
         _draw(panel, table)
     try:
         with atomic_write(path, "the picture") as part:
-            figure.savefig(part, format="png", dpi=100)
+            figure.savefig(part, format="png", dpi=130)
     finally:
         plt.close(figure)
     return path
@@ -79,6 +79,7 @@ def _tables(inspection: Inspection) -> list[_Table]:
                 label = region if shared or region == prompt else f"{prompt}: {region}"
                 if shared or region in (BODY, prompt):
                     rows.append((label if region != SCAN else "whole scan", entry["load"]))
-        title = f"{name.replace('_', ' ')}, router {router['router']}: load of the experts, %"
-        tables.append(_Table(title, [f"{e}" for e in range(router["experts"])], rows))
+        title = f"router of {name.replace('_', ' ')}: load of the experts, %"
+        short = "expert " if router["experts"] <= 8 else ""
+        tables.append(_Table(title, [f"{short}{e}" for e in range(router["experts"])], rows))
     return tables
