@@ -113,7 +113,7 @@ def test_routers_inside_routers_are_not_named_twice() -> None:
 def test_the_log_has_statistics_and_losses_stay_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With accumulation over two batches; a run that is killed in step 3 continues its log."""
     recipe, real = write_recipe(tmp_path), StepReporter.step
-    common = ["train.validate_every=0", "train.checkpoint_every=2", "train.steps=4"]
+    common = ["encoder=unet(channels=[4, 8, 8])", "train.validate_every=0", "train.checkpoint_every=2", "train.steps=4"]
 
     def killed(self: StepReporter, done: int, *rest: object) -> None:
         real(self, done, *rest)
