@@ -49,7 +49,8 @@ def main(rank: int, processes: int, rendezvous: str, result: str) -> None:
 
     torch.set_num_threads(1)
     if processes > 1:
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
+        places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+        os.environ |= {name: str(number) for name, number in places.items()}
         dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=processes)
     accelerator = Accelerator(cpu=True)
     assert accelerator.num_processes == processes
