@@ -24,6 +24,7 @@ from mome.encoders.base import Encoder
 from mome.errors import InputError
 from mome.expert_parallel import FSDP_PLAN, expert_plan
 from mome.extra_experts import WithExtraExperts
+from mome.forward_observer import ForwardObserver
 from mome.layers.predict import predict
 from mome.layers.scale_expert import ScaleExpert
 from mome.layers.scale_stack import ScaleStack
@@ -34,6 +35,7 @@ from mome.model_size import build_within_limits
 from mome.outputs import Features, MoMEOutput
 from mome.parts import build_parts
 from mome.routers.base import Router
+from mome.routers.fusion.shown import shown_weights
 from mome.routers.routing import Routing
 from mome.saving import SavedModel
 
@@ -49,7 +51,12 @@ class MoME(WithExtraExperts, SavedModel):
 
     With whole-model experts (`extra_experts`) the rows of prompts also hold the numbers of their classes; see
     `prompt_rows`.
+
+    Attributes:
+        observer: Looks at forward passes while it is set; it changes no result.
     """
+
+    observer: ForwardObserver | None = None
 
     config: MoMEConfig
     config_class = MoMEConfig
@@ -157,6 +164,7 @@ class MoME(WithExtraExperts, SavedModel):
         given_PT, text_PT, numbers_PE = self._split_rows(text_PT)
         routings: list[Routing | None] = []
         if features.scales_BSCDHW is not None and not self.extra_experts:
+            self._show_fusion(features.scales_BSCDHW, text_PT, range(text_PT.shape[0]))
             logits = self._predict(features.scales_BSCDHW, text_PT, features.bottleneck)
         else:
             parts: dict[int, Tensor] = {}
@@ -164,6 +172,7 @@ class MoME(WithExtraExperts, SavedModel):
                 routings += routed
                 for p in members:  # one by one, so that the other prompts do not even change how a logit is rounded
                     scales, present_1S = self.with_extra_scales(own_BSCDHW, features.extra_maps, numbers_PE[p : p + 1])
+                    self._show_fusion(scales, text_PT, [p], present_1S)
                     parts[p] = self._predict(scales, text_PT[p : p + 1], features.bottleneck, present_1S)
             logits = torch.cat([parts[p] for p in range(text_PT.shape[0])], dim=1)
         stride = self.encoder.strides[-1]
@@ -255,6 +264,18 @@ class MoME(WithExtraExperts, SavedModel):
             routings.append(routing)
         return scales.stacked(), routings
 
+    @torch.no_grad()
+    def _show_fusion(
+        self, scales_BSCDHW: Tensor, text_PT: Tensor, prompts: Sequence[int], present_1S: Tensor | None = None
+    ) -> None:
+        """Shows the observer, where there is one, how these prompts weigh the scales; one prompt at a time."""
+        if self.observer is None:
+            return
+        sides = scales_BSCDHW.shape[3:]
+        for p in prompts:
+            weights_BSV = shown_weights(self.fusion, scales_BSCDHW.flatten(3), text_PT[p : p + 1], present_1S)
+            self.observer.on_fusion(p, None if weights_BSV is None else weights_BSV.unflatten(-1, sides))
+
     def _predict(
         self, scales_BSCDHW: Tensor, text_PT: Tensor, bottleneck: Tensor, present_PS: Tensor | None = None
     ) -> Tensor:
@@ -301,6 +322,8 @@ class MoME(WithExtraExperts, SavedModel):
         if self.training:
             for routing in routings:
                 routing.router.observe(routing)
+            if self.observer is not None:
+                self.observer.on_routings(routings)
         aux_loss, aux_losses = _auxiliary_losses(routings, logits)
         if targets is None or not return_loss:
             return MoMEOutput(logits=logits, aux_loss=aux_loss, aux_losses=aux_losses)

@@ -49,6 +49,8 @@ LAYERS = [
     [
         "configuration",
         "outputs",
+        "forward_observer",
+        "router_names",
         "hub",
         "processing",
         "loading",
@@ -63,7 +65,7 @@ LAYERS = [
     ],
     ["saving", "modeling", "hf_experts"],
     ["prompts", "embedding", "auto", "model_cost", "zoo", "checkpoints", "convert"],
-    ["data", "viz", "inference"],
+    ["data", "viz", "inference", "inspection"],
     ["training"],
     ["cli", "cli.main"],
 ]

@@ -197,8 +197,8 @@ def test_one_mask_at_a_time_is_held(tmp_path: Path, monkeypatch) -> None:
 def test_the_planes_of_a_preview_are_those_of_the_resampled_mask() -> None:
     volume, mask = white_box("PIR")
     masks = {"liver": mask, "spleen": np.flip(mask, 0).copy(), "empty": np.zeros_like(mask)}
-    grid = preview._picture_grid(volume.grid)
-    planes, shown = preview._cut_masks(masks, volume.grid, grid)
+    grid = preview.picture_grid(volume.grid)
+    planes, shown = preview.cut_masks(masks, volume.grid, grid)
     assert list(shown) == ["liver", "spleen"]
     for name, cuts in shown.items():
         soft = preview.resample(masks[name], volume.grid, grid).numpy()

@@ -35,6 +35,7 @@ from mome.training.checkpoint import (
 from mome.training.config import RunConfig, TrainConfig
 from mome.training.optimizer import build_optimizer, learning_rate, set_learning_rate
 from mome.training.progress import StepReporter
+from mome.training.router_statistics import RouterStatistics
 from mome.training.run_settings import check_same_run, remove_run_settings, save_run_settings, tracker_settings
 from mome.training.setup import build_model
 from mome.training.sources import open_all_sources, patch_dataset
@@ -129,6 +130,7 @@ def _run_steps(
     checkpoints = out / "checkpoints"
     accelerator, model, optimizer, average = state.accelerator, state.model, state.optimizer, state.average
     reporter = StepReporter(accelerator, out, start, steps, config.log_every)
+    statistics = RouterStatistics(accelerator.unwrap_model(model), run.labels)
     if config.tracker == "tensorboard":
         accelerator.init_trackers("mome", config=tracker_settings(run))
     if run.validation and not config.validate_every:
@@ -140,7 +142,8 @@ def _run_steps(
         for step in range(start, steps):
             rate = learning_rate(step, steps, config.learning_rate, config.warmup)
             set_learning_rate(optimizer, rate)
-            losses = _optimizer_step(accelerator, model, optimizer, loss_function, batches, text.at(step), config)
+            with statistics.collecting() if reporter.is_logged(step + 1) else contextlib.nullcontext():
+                losses = _optimizer_step(accelerator, model, optimizer, loss_function, batches, text.at(step), config)
             if not math.isfinite(losses["loss"]):
                 raise LossNotFinite(
                     f"the loss is {losses['loss']} at step {step + 1}: the training diverged",
@@ -150,7 +153,7 @@ def _run_steps(
             if average is not None:
                 average.update_parameters(accelerator.unwrap_model(model))
             done = step + 1
-            reporter.step(done, losses, rate)
+            reporter.step(done, losses, rate, statistics.read(accelerator) if reporter.is_logged(done) else None)
             if config.checkpoint_every and done % config.checkpoint_every == 0 and done < steps:
                 save_checkpoint(state, checkpoints, done, config.keep_checkpoints)
             if config.validate_every and (done % config.validate_every == 0 or done == steps):

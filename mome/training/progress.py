@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mome.atomic import atomic_write, output_errors
 from mome.text_file import read_text
+from mome.training.router_statistics import flat
 
 
 class StepLog:
@@ -61,7 +62,7 @@ class StepReporter:
         out: Folder of the run.
         start: Steps done so far.
         steps: Steps of the whole run.
-        every: Steps between printed and tracked losses; 0 prints none.
+        every: Steps between printed and tracked losses and between statistics; 0 prints and tracks none.
     """
 
     def __init__(self, accelerator: Accelerator, out: Path, start: int, steps: int, every: int) -> None:
@@ -82,21 +83,28 @@ class StepReporter:
     ) -> None:
         self.bar.stop()
 
-    def step(self, done: int, losses: dict[str, float], rate: float) -> None:
+    def is_logged(self, done: int) -> bool:
+        """Says whether the step that ends with `done` steps done is printed and tracked, with statistics."""
+        return bool(self.every) and done % self.every == 0
+
+    def step(self, done: int, losses: dict[str, float], rate: float, statistics: dict[str, Any] | None = None) -> None:
         """Reports one step.
 
         Args:
             done: Steps done, this one included.
             losses: `loss` and others by name.
             rate: The learning rate of this step.
+            statistics: Of the routers and the fusion (`RouterStatistics.read`), in steps that are tracked.
         """
+        statistics = statistics or {}
         if self.log is not None:
-            self.log.write(step=done, **losses, lr=rate, seconds=round(time.perf_counter() - self.began, 3))
+            seconds = round(time.perf_counter() - self.began, 3)
+            self.log.write(step=done, **losses, lr=rate, seconds=seconds, **statistics)
         self.bar.update(self.task, completed=done, description=f"training  loss {losses['loss']:.4f}")
-        if self.every and done % self.every == 0:
+        if self.is_logged(done):
             if not self.bar.console.is_terminal:
                 self.accelerator.print(f"step {done}/{self.steps}: loss {losses['loss']:.4f}", flush=True)
-            self.accelerator.log({**losses, "learning_rate": rate}, step=done)
+            self.accelerator.log({**losses, "learning_rate": rate, **flat(statistics)}, step=done)
 
     def validation(self, done: int, scores: dict[str, float]) -> None:
         """Reports the scores of a validation after `done` steps."""

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_PLANES = (("axial", 2), ("coronal", 1), ("sagittal", 0))
+PLANES = (("axial", 2), ("coronal", 1), ("sagittal", 0))
 # What is above is body, not air; and the air that is shown around the body.
-_BODY_HU, _MARGIN_MM = -400.0, 12.0
+BODY_HU, _MARGIN_MM = -400.0, 12.0
 # Letters at the low and the high end of every axis of the picture's grid.
-_ENDS = {0: ("R", "L"), 1: ("P", "A"), 2: ("I", "S")}
+ENDS = {0: ("R", "L"), 1: ("P", "A"), 2: ("I", "S")}
 
 
 def save_preview(
@@ -51,14 +51,14 @@ def save_preview(
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    grid = _picture_grid(volume.grid)
+    grid = picture_grid(volume.grid)
     hu = resample(volume.array, volume.grid, grid, fill=-1024.0).numpy()
-    planes, cuts = _cut_masks(masks, volume.grid, grid)
-    images = {axis: np.take(hu, planes[axis], axis=axis) for _, axis in _PLANES}
-    shown = {axis: {name: cut[axis] for name, cut in cuts.items()} for _, axis in _PLANES}
-    frames = {axis: _frame(images[axis], list(shown[axis].values()), grid, axis) for _, axis in _PLANES}
+    planes, cuts = cut_masks(masks, volume.grid, grid)
+    images = {axis: np.take(hu, planes[axis], axis=axis) for _, axis in PLANES}
+    shown = {axis: {name: cut[axis] for name, cut in cuts.items()} for _, axis in PLANES}
+    frames = {axis: visible_frame(images[axis], list(shown[axis].values()), grid, axis) for _, axis in PLANES}
     # Every plane is drawn at the same height, so that none is small; its own frame decides its width.
-    widths = [float(np.clip(_aspect(frames[axis]), 1 / 3, 3)) for _, axis in _PLANES]
+    widths = [float(np.clip(frame_aspect(frames[axis]), 1 / 3, 3)) for _, axis in PLANES]
     height = min(9.0, 15 / sum(widths))
     figure, panels = plt.subplots(
         1,
@@ -68,7 +68,7 @@ def save_preview(
         facecolor="black",
     )
     colors = _colors(list(cuts))
-    for panel, (title, axis) in zip(panels, _PLANES, strict=True):
+    for panel, (title, axis) in zip(panels, PLANES, strict=True):
         _draw_plane(panel, grid, axis, images[axis], shown[axis], colors, window)
         left, right, bottom, top = frames[axis]
         panel.set_xlim(left, right)
@@ -105,21 +105,23 @@ def _draw_plane(
             # A dark line below the contour separates pale colours from bone and dark ones from soft tissue.
             panel.contour(xs, ys, cut.T, levels=[0.5], colors=["black"], linewidths=4.2)
             panel.contour(xs, ys, cut.T, levels=[0.5], colors=[colors[name]], linewidths=2.0)
-    (left, right), (bottom, top) = _ENDS[across], _ENDS[up]
+    (left, right), (bottom, top) = ENDS[across], ENDS[up]
     style: dict[str, Any] = {"color": "#ffd400", "ha": "center", "va": "center", "fontsize": 11}
     for x, y, letter in ((0.02, 0.5, left), (0.98, 0.5, right), (0.5, 0.02, bottom), (0.5, 0.97, top)):
         panel.text(x, y, letter, transform=panel.transAxes, **style)
     panel.axis("off")
 
 
-def _frame(image: np.ndarray, cuts: list[np.ndarray], grid: Grid, axis: int) -> tuple[float, float, float, float]:
+def visible_frame(
+    image: np.ndarray, cuts: list[np.ndarray], grid: Grid, axis: int
+) -> tuple[float, float, float, float]:
     """The part of a plane that holds the body and the structures, with a margin; all of it where there is neither.
 
     Returns:
         Left, right, bottom and top in mm.
     """
     across, up = [a for a in range(3) if a != axis]
-    inside = image > _BODY_HU
+    inside = image > BODY_HU
     for cut in cuts:
         inside = inside | (cut > 0.5)
     edges: list[float] = []
@@ -131,7 +133,7 @@ def _frame(image: np.ndarray, cuts: list[np.ndarray], grid: Grid, axis: int) -> 
     return edges[0], edges[1], edges[2], edges[3]
 
 
-def _aspect(frame: tuple[float, float, float, float]) -> float:
+def frame_aspect(frame: tuple[float, float, float, float]) -> float:
     left, right, bottom, top = frame
     return (right - left) / (top - bottom)
 
@@ -163,13 +165,13 @@ def _add_legend(figure: Figure, colors: dict[str, Any]) -> None:
         )
 
 
-def _picture_grid(grid: Grid) -> Grid:
+def picture_grid(grid: Grid) -> Grid:
     """An isotropic grid in LAS orientation, so that the patient's right is on the left of the picture."""
     finest = max(1.0, min(grid.spacing))
     return network_grid(grid, spacing=(finest,) * 3, orientation="LAS")
 
 
-def _cut_masks(
+def cut_masks(
     masks: Mapping[str, np.ndarray], source: Grid, grid: Grid
 ) -> tuple[dict[int, int], dict[str, dict[int, np.ndarray]]]:
     """Chooses the planes and cuts the masks with them.
