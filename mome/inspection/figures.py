@@ -179,7 +179,8 @@ def _explain(figure: Figure, panel: Axes, row: _Row, view: View, image: Any) -> 
         handles += [Patch(color=OTHERS, label=f"{others} other experts")] if others else []
     else:
         bar = figure.colorbar(image, cax=panel.inset_axes((0.06, 0.55, 0.7, 0.07)), orientation="horizontal")
-        bar.solids.set_alpha(1)
+        if bar.solids is not None:  # without it the bar is as pale as the map
+            bar.solids.set_alpha(1)
         bar.set_ticks([0, 0.25, 0.5, 0.75, 1])
         bar.ax.tick_params(colors="white", labelsize=10)
         bar.ax.set_xlabel("weight of the winning scale, 0 to 1", color="white", fontsize=10)

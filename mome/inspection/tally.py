@@ -67,7 +67,7 @@ class RouterTally:
             if regions is not None and name not in regions:
                 continue
             voxels = self._voxels_R[r]
-            entry = {"voxels": int(voxels), "load": None, "wins": None, "without_expert": None}
+            entry: dict[str, Any] = {"voxels": int(voxels), "load": None, "wins": None, "without_expert": None}
             if voxels:
                 entry["load"] = _rounded(self._load_RE[r] / self._load_RE[r].sum().clamp(min=1e-20))
                 entry["wins"] = _rounded(self._wins_RE[r] / voxels)

@@ -74,7 +74,7 @@ def _is_block(same: np.ndarray, expected: np.ndarray) -> bool:
     (top, bottom), (left, right) = (np.percentile(places, (5, 95)).astype(int) for places in (rows, columns))
     block = slice(top, bottom + 1), slice(left, right + 1)
     filled, wanted = np.count_nonzero((same & expected)[block]), np.count_nonzero(expected[block])
-    return min(expected[block].shape) >= _FEWEST_SIDE and filled >= _FILLED * wanted
+    return bool(min(expected[block].shape) >= _FEWEST_SIDE and filled >= _FILLED * wanted)
 
 
 def _straight_cut(array: np.ndarray, axis: int, step_mm: float) -> int | None:

@@ -56,7 +56,7 @@ def _bytes_of_pixels(start: bytes) -> int:
             is_implicit_VR=False,
             is_little_endian=True,
             stop_when=lambda tag, vr, length: tag == _PIXEL_DATA,
-            specific_tags=list(_SIZES),
+            specific_tags=[*_SIZES],  # type: ignore[list-item]
         )
         rows, columns, frames, samples, bits = (integer(dataset, keyword) for keyword in _SIZES)
     except Exception:  # pydicom raises errors of many types; a header that cannot be read accounts for no pixels
