@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,3 +32,14 @@ def ct_data() -> Path:
     if folder is None:
         pytest.skip("no real CT here: set MOME_TEST_DATA to the folder that holds openkbp/ and torso/")
     return folder
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Tensors that are too small for threads run many times faster without them."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

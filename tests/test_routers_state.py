@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,15 +25,6 @@ from mome.training.random_state import load_random_state, save_random_state
 from mome.training.weight_average import start_average
 
 EXPERTS, DIM = 8, 6
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Hundreds of steps on tiny tensors run many times faster without threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def build(spec: str, experts: int = EXPERTS) -> Router:

@@ -11,6 +11,7 @@ import pytest
 import throwaway_parts
 import torch
 from small_models import small, volume
+from tiny_parts import tiny
 from torch.nn import functional as F
 from training_runs import RECIPE, write_cases
 
@@ -205,24 +206,21 @@ def test_pairs_that_make_no_sense_are_refused() -> None:
         small(experts=conv, router="slot")
 
 
-# Arguments that make the built-in parts small; the others run as they are.
-LITTLE = {name: f"{name}(n=2, hidden=8)" for name in ("mlp", "swiglu", "geglu")} | {"dynamic": "dynamic(hidden=8)"}
-LITTLE |= {"group_limited": "group_limited(groups=1)"}  # two experts make one group
 # One router for each form of routing.
 FORMS = ("topk(k=1)", "own_choice", "slot")
 
 
 def _offloaded() -> list[dict[str, object]]:
     """One model for each registered part, and each expert with each form of routing that it can have."""
-    experts = [LITTLE.get(name, name) for name in EXPERTS.names()]
-    experts += ["linear(n=2)", "mlp(hidden=8)", "own_film", "own_conv"]
-    cases: list[dict[str, object]] = [{"experts": name} for name in experts]
-    cases += [{"experts": e, "router": r} for e in experts[:-2] if "(n=" in e for r in FORMS]
-    cases += [{"experts": e, "router": r} for e in ("own_film", "own_conv") for r in FORMS[:2]]
-    cases += [{"experts": "mlp(n=2, hidden=8)", "router": LITTLE.get(r, r)} for r in ("place", *ROUTERS.names())]
-    fusions = sorted({"gate", *FUSIONS.names()})
+    reads = {tiny("experts", name): EXPERTS.part_class(name).reads for name in EXPERTS.names()}
+    reads |= {"own_film": "prompt", "own_conv": "map"}
+    cases: list[dict[str, object]] = [{"experts": e} for e in (*reads, "linear", "mlp(hidden=8)", "identity")]
+    cases += [{"experts": e, "router": r} for e in reads for r in (FORMS if reads[e] == "tokens" else FORMS[:2])]
+    cases += [{"experts": "mlp(n=2, hidden=8)", "router": "place"}]
+    cases += [{"experts": "mlp(n=4, hidden=8)", "router": tiny("router", r)} for r in ROUTERS.names()]
+    fusions = ["gate", *(tiny("fusion", f) for f in FUSIONS.names())]
     cases += [{"fusion": f, **head} for f in fusions for head in ({"head": "dynamic(hidden=8)"}, PLAIN)]
-    cases += [{"head": LITTLE.get(h, h), **(PLAIN if h == "plain" else {})} for h in HEADS.names()]
+    cases += [{"head": tiny("head", h), **(PLAIN if h == "plain" else {})} for h in HEADS.names()]
     return [*cases, {"encoder": "flat"}]
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import pytest
 import torch
+from safetensors.torch import save_file
 
 WORDS = (
     "a an of the ct computerized tomography liver spleen aorta thymus left right upper lobe lung kidney gland adrenal "
@@ -73,3 +76,17 @@ def save_tiny(kind: str, folder: Path, *, padding_side: str = "right", hidden: i
 def spec(name: str, folder: str, **arguments: object) -> dict[str, object]:
     """The dict of a text encoder of `folder`."""
     return {"name": name, "model": folder, **arguments}
+
+
+def save_open_clip(folder: Path, text: dict[str, object], seed: int = 0) -> str:
+    """Saves a random model as its Hub repository holds it, and returns the folder. It takes texts of 12 tokens."""
+    open_clip = pytest.importorskip("open_clip", reason="the extra open_clip is not installed")
+    torch.manual_seed(seed)
+    vision = {"image_size": 16, "layers": 1, "width": 64, "patch_size": 8}
+    shape = {"embed_dim": 8, "vision_cfg": vision, "text_cfg": {"context_length": 12, **text}}
+    model_class = open_clip.CustomTextCLIP if "hf_model_name" in text else open_clip.CLIP
+    model = model_class(**json.loads(json.dumps(shape)))
+    folder.mkdir(exist_ok=True)
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "open_clip_model.safetensors")
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": shape, "preprocess_cfg": {}}))
+    return str(folder)
