@@ -155,7 +155,7 @@ def listing() -> str:
         "# The matrix of parts",
         "",
         "Made by `python tests/matrix.py` from the registries; `tests/test_matrix.py` runs it. Each model is built",
-        "from its strings at a tiny size, trained for one step (finite loss, gradients and weights; a gradient at every",
+        "from its strings at a tiny size, trained for a step (finite loss, gradients and weights, a gradient for each",
         "parameter), evaluated twice with equal logits, saved, loaded and compared bit for bit. What is refused is",
         "refused when it is built. `pytest` runs a sample, chosen by the rule that stands with each product, and",
         "`pytest -m wide` the rest, so that both together leave out no pair.",
