@@ -16,9 +16,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, noop_context_fn
 from transformers import initialization as init
 
+from mome.activation_checkpointing import checkpoint_contexts
 from mome.configuration import MoMEConfig
 from mome.encoders.base import Encoder
 from mome.errors import InputError
@@ -359,7 +360,11 @@ class MoME(WithExtraExperts, SavedModel):
 
     def _checkpointed(self, function: Callable[..., Any], *args: Any) -> Any:
         if self.gradient_checkpointing and self.training:
-            return self._gradient_checkpointing_func(function, *args)
+            run = self._gradient_checkpointing_func
+            if torch.compiler.is_compiling():  # a compiled checkpoint takes contexts of another kind
+                return run(function, *args)
+            given = run.keywords.get("context_fn", noop_context_fn)
+            return run(function, *args, context_fn=partial(checkpoint_contexts, self, given))
         return function(*args)
 
     def _initialize_weights(self, module: nn.Module, *args: Any, **kwargs: Any) -> None:

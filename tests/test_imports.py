@@ -38,6 +38,7 @@ LAYERS = [
         "presets",
         "pretrained",
         "map_context",
+        "activation_checkpointing",
         "volumes",
         "labels",
         "metrics",

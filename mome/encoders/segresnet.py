@@ -38,8 +38,7 @@ class SegResNet(Encoder):
             filters: Channels of the finest stage.
             blocks_down: Residual blocks in each encoder stage, fine to coarse.
             blocks_up: Residual blocks in each decoder stage, coarse to fine; one in each where None.
-            norm: `batch`, `instance` (affine) or `group` (8 groups). With gradient checkpointing the running statistics
-                of `batch` move twice in a step, as those of any batch norm that is recomputed.
+            norm: `batch`, `instance` (affine) or `group` (8 groups).
             resolution: Voxel size along D, H, W, in any unit, only for `deep_supervision`. Axes with larger voxels are
                 not downsampled until the others have caught up. None takes all axes alike.
         """

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from types import ModuleType
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mome.encoders.base import Encoder, Pyramid, Stride
 from mome.encoders.inflate import inflate, inflated_kernels
@@ -103,8 +102,7 @@ class Timm(Encoder):
         return on_padded(self._pyramid, x_BCDHW, divisor=self.size_divisor, strides=self.strides)
 
     def _pyramid(self, x_BCDHW: Tensor) -> Pyramid:
-        with _statistics_kept(self.network):
-            stages = self.features(x_BCDHW)
+        stages = self.features(x_BCDHW)
         if self.pyramid is not None:
             stages = self.pyramid(stages[-1])
         if self.stem is not None:
@@ -256,21 +254,3 @@ def _with_neighbours(x_BCNHW: Tensor, neighbours: int) -> Tensor:
     at_N = torch.arange(count, device=x_BCNHW.device)
     shifted = [x_BCNHW[:, :, (at_N + i).clamp(0, count - 1)] for i in range(-neighbours, neighbours + 1)]
     return torch.cat(shifted, dim=1)
-
-
-@contextmanager
-def _statistics_kept(network: nn.Module) -> Iterator[None]:
-    """Leaves the running averages of batch norms alone while activation checkpointing repeats a forward pass."""
-    if torch._C._current_graph_task_id() == -1:  # no backward pass is running
-        yield
-        return
-    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        # a momentum of zero keeps the averages; the counts go to a copy
-        norm.momentum, norm.num_batches_tracked = 0.0, cast("Tensor", norm.num_batches_tracked).clone()
-    try:
-        yield
-    finally:
-        for norm, (momentum, count) in zip(norms, before, strict=True):
-            norm.momentum, norm.num_batches_tracked = momentum, count
