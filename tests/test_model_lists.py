@@ -165,6 +165,52 @@ def test_active_parameters_and_operations_follow_from_the_shapes() -> None:
     assert sparse.prompt_flops == dense.prompt_flops > 0
 
 
+def counted(experts: str, router: str):
+    """The cost of a model with one scale of width 8, eight voxels along each axis, and two labels."""
+    from mome.model_cost import measure
+
+    parts = {"encoder": "unet(channels=[4, 8])", "fusion": "last", "dim": 8, "patch_size": [8, 8, 8]}
+    return measure(create_model("mome_ct_tiny", experts=experts, router=router, labels=["liver", "spleen"], **parts))
+
+
+SWIGLU = 3 * 8 * 8  # one swiglu expert of width 8 and hidden width 8
+ADAPTIVE = "adaptive(experts=swiglu(n=4, hidden=8), zero=1, identity=1, constant=2)"
+
+
+@pytest.mark.parametrize(
+    ("experts", "router", "idle"),
+    [
+        ("swiglu(n=4, hidden=8)", "relu(k=1)", 3 * SWIGLU),
+        ("swiglu(n=4, hidden=8)", "expert_choice(capacity=2.0)", 2 * SWIGLU),
+        ("swiglu(n=4, hidden=8)", "soft", 0),
+        ("shared(routed=swiglu(n=4, hidden=8), shared=swiglu(n=1, hidden=8))", "topk(k=2)", 2 * SWIGLU),
+        ("lora(n=4, rank=4, base=linear)", "topk(k=2)", 2 * (2 * 4 * 8)),
+        (ADAPTIVE, "topk(k=2)", 0.75 * (4 * SWIGLU + 2 * 3 * 8)),
+        ("conv(n=4)", "topk(k=2)", 0),
+    ],
+)
+def test_active_parameters_of_composed_experts(experts: str, router: str, idle: int) -> None:
+    cost = counted(experts, router)
+    assert cost.parameters - cost.active_parameters == idle
+    assert cost.flops > 0
+
+
+def test_an_even_load_is_counted_where_the_rows_depend_on_values() -> None:
+    relu, topk = (counted("swiglu(n=4, hidden=8)", router) for router in ("relu(k=2)", "topk(k=2)"))
+    assert relu.flops == topk.flops
+    free = "adaptive(experts=swiglu(n=4, hidden=8), zero=2, identity=2, constant=0)"
+    adaptive, routed = (counted(experts, "topk(k=2)") for experts in (free, "swiglu(n=8, hidden=8)"))
+    assert routed.flops - adaptive.flops == 8**3 * 2 * SWIGLU  # half of the two assignments are to nested experts
+    conv = [counted(f"conv(n={n})", "topk(k=1)").flops for n in (2, 3)]
+    assert conv[1] - conv[0] == 8**3 * 2 * (27 * 8 + 8 * 8 + 8)  # one more expert, and its column of the router
+
+
+def test_a_cost_that_depends_on_prompts_is_refused() -> None:
+    with pytest.raises(InputError, match="cannot be counted") as caught:
+        counted("swiglu(n=4, hidden=8)", "label_group")
+    assert "router=label_group" in str(caught.value)
+
+
 def test_a_measured_model_is_left_as_it_is() -> None:
     from mome.model_cost import measure
 

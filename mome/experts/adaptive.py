@@ -89,10 +89,15 @@ class AdaptiveExperts(TokenExperts):
 
     def _computed(self, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
         """The weighted sum of the nested experts, (T, D), in float32 at least."""
-        token_N, place_N = (ids_TK < self.nested).nonzero(as_tuple=True)
+        token_N, place_N = self.nested_assignments(ids_TK)
         ids_N, weights_N = ids_TK[token_N, place_N], weights_TK[token_N, place_N]
         y_ND = self.experts(take_rows(x_TD, token_N), ids_N[:, None], weights_N[:, None])
         return sum_rows(y_ND.to(torch.promote_types(x_TD.dtype, torch.float32)), token_N, x_TD.shape[0])
+
+    def nested_assignments(self, ids_TK: Tensor) -> tuple[Tensor, Tensor]:
+        """The assignments to nested experts: the token (N,) and the place among its K experts (N,) of each."""
+        token_N, place_N = (ids_TK < self.nested).nonzero(as_tuple=True)
+        return token_N, place_N
 
     def _without_zero_experts(self, ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
         """The weights with those of zero experts set to 0 and the others scaled."""
