@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any, TypeVar, cast
 
 import torch
@@ -13,6 +14,9 @@ from mome.errors import InputError
 from mome.layers.dense_weights import check_same_outputs, dense_weights, fill_experts
 from mome.layers.moe import MixtureOfExperts
 from mome.layers.sparse import SparseReplacement
+from mome.module_objects import is_reference
+from mome.registry import ENCODERS
+from mome.spec import brief
 
 _Model = TypeVar("_Model", bound=PreTrainedModel)
 
@@ -41,7 +45,7 @@ def upcycle(dense: _Model, **overrides: Any) -> _Model:
 
     Raises:
         InputError: Nothing becomes sparse, experts do not have the form and width of the layer they replace, the
-            router's weights do not sum to one, or other parts of the model change too.
+            router's weights do not sum to one, or other parts or settings of the model change too.
     """
     config = MoMEConfig(**{**keys_of_file(dense.config.to_dict(), "the dense model"), **overrides})
     sparse: Any = type(dense)(config).eval()
@@ -55,13 +59,16 @@ def upcycle(dense: _Model, **overrides: Any) -> _Model:
             hint="encoder='vit3d(feed_forward=moe(experts=swiglu(n=8), router=topk(k=2)))'",
         )
     _check_rest(sparse, dense, filled)
+    _check_settings(config, dense.config, filled)
     was_training = dense.training
     dense.eval()
-    for name in filled:
-        module = sparse.get_submodule(name)
-        mixture = module.layer if isinstance(module, SparseReplacement) else module
-        check_same_outputs(cast("MixtureOfExperts", mixture), dense.get_submodule(name), name)
-    dense.train(was_training)
+    try:
+        for name in filled:
+            module = sparse.get_submodule(name)
+            mixture = module.layer if isinstance(module, SparseReplacement) else module
+            check_same_outputs(cast("MixtureOfExperts", mixture), dense.get_submodule(name), name)
+    finally:
+        dense.train(was_training)
     for processor in ("processor", "loaded_processor"):
         setattr(sparse, processor, getattr(dense, processor))
     return sparse
@@ -110,6 +117,40 @@ def _check_rest(sparse: nn.Module, dense: nn.Module, filled: list[str]) -> None:
             where="upcycling, which changes dense feed-forward layers only",
             hint="a residual layer after stages replaces none: load the model with MoME.from_pretrained and train it",
         )
+
+
+def _check_settings(config: MoMEConfig, dense: MoMEConfig, filled: list[str]) -> None:
+    """Refuses a change of settings that leaves the shapes of the tensors alone, such as another window or activation.
+
+    The sparse layers of the encoder may differ, and the experts and the router of scales that became sparse.
+    """
+    after, before = (keys_of_file(c.to_dict(), "the model") for c in (config, dense))
+    may_differ = {"experts", "router"} if any(name.startswith("scale_experts.") for name in filled) else set()
+    for key in after:
+        own, given = after[key], before.get(key)
+        if key == "encoder":
+            own, given = _without_layers(own), _without_layers(given)
+        if own != given and key not in may_differ:
+            changed = f"{key}, {_first_difference(own, given)}" if isinstance(own, dict) else key
+            raise InputError(
+                f"the new model differs from the dense one in {changed}, so that its outputs would differ",
+                where="upcycling, which changes dense feed-forward layers only",
+                hint=f"write {key} as in the dense model",
+            )
+
+
+def _without_layers(spec: dict[str, Any] | None) -> dict[str, Any]:
+    """An encoder without its sparse layers."""
+    if spec is None or is_reference(spec):
+        return spec or {}
+    layers = {f.name for f in fields(ENCODERS.part_class(spec["name"]).Config) if f.metadata.get("part") == "layers"}
+    return {key: value for key, value in spec.items() if key not in layers}
+
+
+def _first_difference(own: dict[str, Any], given: Any) -> str:
+    given = given if isinstance(given, dict) else {}
+    key = next(key for key in (*own, *given) if own.get(key) != given.get(key))
+    return f"where {key} is {brief(own.get(key))} instead of {brief(given.get(key))}"
 
 
 def _fitting(dense: nn.Module, sparse: nn.Module) -> dict[str, torch.Tensor]:

@@ -239,6 +239,23 @@ def test_upcycling_changes_nothing_else() -> None:
         upcycle(small(encoder=f"{VIT})"), encoder=SPARSE["vit3d"], dim=4)
 
 
+@pytest.mark.parametrize(
+    ("dense", "changes", "words"),
+    [
+        ({}, {"encoder": SPARSE["vit3d"][:-1] + ", rotary_base=50.0)"}, "rotary_base is 50.0 instead of 100.0"),
+        ({}, {"labels": ["spleen", "liver"]}, "in labels"),
+        ({}, {"fusion": "text_guided(top_k=1)"}, "in fusion, where top_k is 1 instead of"),
+        ({"experts": "mlp(n=4)", "router": "topk(k=1)"}, {"router": "topk(k=2)"}, "in router, where k is 2"),
+    ],
+)
+def test_settings_that_change_outputs_but_no_shape_are_refused(dense: dict, changes: dict, words: str) -> None:
+    model = small(**{"encoder": f"{VIT})", "fusion": "text_guided", "labels": ["liver", "spleen"], **dense}).train()
+    with pytest.raises(InputError) as caught:
+        upcycle(model, **{"encoder": SPARSE["vit3d"], **changes})
+    assert words in str(caught.value) and model.training
+    assert len(str(caught.value).splitlines()) <= 3
+
+
 def test_a_saved_dense_model_is_upcycled_when_it_is_loaded(tmp_path: Path) -> None:
     dense = small(encoder=f"{VIT})")
     dense.save_pretrained(tmp_path)
