@@ -124,6 +124,11 @@ def add_labels(model: MoME, texts: Sequence[str], text_encoder: Any = None) -> l
         raise InputError(f"the model has the label {held[0]!r} already", hint="mome info MODEL lists its labels")
     spec = model.config.text_encoder if text_encoder is None else TEXT_ENCODERS.canonical(text_encoder)
     encoder = TEXT_ENCODERS.build(spec)
+    if text_encoder is None and not encoder.needs_tower:  # files that a checkpoint names are not read
+        raise InputError(
+            f"text encoder '{spec['name']}' of the model has neither a tower nor a file that you named",
+            hint="--text-encoder \"hf(model='…')\" or \"bank(file='labels.safetensors', width=…)\"",
+        )
     _check_embeds(spec, encoder)
     _check_same_rows(model, spec, encoder)
     width = model.text_bank.rows_LT.shape[1]

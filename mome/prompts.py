@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mome.encoders.text.base import check_width
+from mome.encoders.text.stored import StoredText
 from mome.errors import InputError
 from mome.labels import Resolved, load_table
 from mome.registry import TEXT_ENCODERS
@@ -82,7 +83,9 @@ def understand(texts: list[str], model: MoME) -> list[Prompt]:
 def embed_prompts(prompts: list[Prompt], model: MoME) -> Tensor:
     """Rows of prompts, float32, as `MoME.prompt_rows` makes them.
 
-    Labels that the bank stores come from it; all other prompts go through the text tower.
+    Labels that the bank stores come from it; all other prompts go through the text tower. A file that the config of a
+    checkpoint names (`bank(file=…)`) is not read: its rows fill the bank in training, and a file of that name on
+    another machine is another one.
 
     Raises:
         InputError: Free text, and the model's text encoder has no tower, it cannot be loaded, or its rows have another
@@ -92,7 +95,9 @@ def embed_prompts(prompts: list[Prompt], model: MoME) -> Tensor:
     outside = [p for p in prompts if p.name not in rows]
     if outside:
         try:
-            encoded = _tower(model.config.text_encoder).encode([_wording(p) for p in outside])
+            encoder = _tower(model.config.text_encoder)
+            embed = encoder.encode if encoder.needs_tower else StoredText().encode
+            encoded = embed([_wording(p) for p in outside])
             check_width(encoded, model.text_bank.rows_LT.shape[1], f"text_encoder {brief(model.config.text_encoder)}")
         except InputError as error:
             # The advice of the class table, such as "ask for kidney_left and kidney_right", often needs no tower.

@@ -207,12 +207,19 @@ def test_training_reads_a_bank_file(tower: str, tmp_path: Path) -> None:
         model.text_bank.rows_LT, bank.rows_LT[[2, 0, 1]]
     )
     torch.testing.assert_close(model.text_bank.mean_T, bank.rows_LT[[2, 0]].mean(0))
-    path.unlink()  # a trained model holds its rows itself
     model.save_pretrained(tmp_path / "model")
     again = MoME.from_pretrained(tmp_path / "model")
-    assert torch.equal(embed_prompts(understand(["thymus"], again), again)[0], bank.rows_LT[1])
-    with pytest.raises(InputError, match="no such text bank"):
-        embed_prompts(understand(["pancreas"], again), again)
+    write_bank_file(path, embed_labels(["pancreas", "heart"], tower))  # a trained model holds its rows itself
+    for _ in range(2):
+        assert torch.equal(embed_prompts(understand(["thymus"], again), again)[0], bank.rows_LT[1])
+        with pytest.raises(InputError, match="stores its labels' embeddings only; 'pancreas' is not among them"):
+            embed_prompts(understand(["pancreas"], again), again)
+        with pytest.raises(InputError, match="neither a tower nor a file that you named"):
+            add_labels(again, ["pancreas"])
+        path.unlink(missing_ok=True)
+    index = {"weight_map": ["model.safetensors"]}
+    (tmp_path / "model" / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert read_bank_file(tmp_path / "model").labels == ("heart", "liver", "thymus")
 
 
 def test_fine_tuning_keeps_added_free_text(tower: str, tmp_path: Path) -> None:

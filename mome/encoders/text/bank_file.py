@@ -118,7 +118,8 @@ def _of_checkpoint(folder: Path) -> BankFile:
     name = "model.safetensors"
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        name = Path(str(read_json_object(index).get("weight_map", {}).get(_ROWS, name))).name
+        files = read_json_object(index).get("weight_map")
+        name = Path(str(files.get(_ROWS, name) if isinstance(files, dict) else name)).name
     refuse_pointer(folder / name)
     try:
         with safe_open(folder / name, framework="pt") as file:
