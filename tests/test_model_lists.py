@@ -17,6 +17,7 @@ from mome.patterns import matching
 from mome.presets import PRESETS, bundled_models, preset_sizes
 from mome.pretrained import DEPRECATED_TAGS, PRETRAINED
 from mome.processing import MoMEProcessor
+from mome.registry import PARTS
 from mome.zoo import measure_sizes
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
@@ -217,6 +218,13 @@ def test_a_measured_model_is_left_as_it_is() -> None:
     model = create_model("plain_ct_tiny", patch_size=[32, 32, 32]).train()
     measure(model)
     assert model.training and all(p.requires_grad and p.device.type == "cpu" for p in model.parameters())
+
+
+def test_the_readme_names_every_part() -> None:
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", README, flags=re.MULTILINE))
+    for part, registry in PARTS.items():
+        named = set(re.findall(r"`(\w+)`", rows[part]))
+        assert not {name for name in registry.names() if registry.origin(name)[0] == "mome"} ^ named, part
 
 
 def test_the_readme_has_the_table_of_presets() -> None:
