@@ -67,7 +67,8 @@ class MoME(WithExtraExperts, SavedModel):
     supports_gradient_checkpointing = True
     # These encoders add or join maps of several stages, so each of them stays on one device.
     _no_split_modules = [
-        "ScaleExpert", "ConvStack", "SwinUNETR", "SegResNet", "MedNeXt", "ResEncUNet", "GenesisUNet", "MonaiNetwork",
+        "ScaleExpert", "ConvStack", "SparseResidual", "SwinUNETR", "SegResNet", "MedNeXt", "ResEncUNet", "GenesisUNet",
+        "MonaiNetwork", "ViT3D", "Timm",
     ]  # fmt: skip
     # The bank subtracts the mean of its rows, which half precision would lose.
     _keep_in_fp32_modules_strict = ["router", "text_bank"]

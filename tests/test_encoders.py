@@ -337,3 +337,9 @@ def test_a_patch_larger_than_the_network_was_built_for_is_refused() -> None:
     encoder = ENCODERS.build(spec)
     with pytest.raises(InputError, match="at most \\[32, 32, 48\\]"):
         encoder(torch.zeros(1, 1, 64, 32, 48))
+
+
+def test_an_encoder_that_joins_maps_stays_on_one_device() -> None:
+    """The compact U-Net may be split between its stages, which are units of their own."""
+    classes = {ENCODERS.part_class(name).__name__ for name in ENCODERS.names()} - {"UNet"}
+    assert classes <= set(MoME._no_split_modules)
