@@ -1,14 +1,16 @@
-"""The steps of loading a checkpoint: its config with overrides, its data type, and its errors in words."""
+"""The steps of loading a checkpoint: its config with overrides, its tensors, its data type, and its errors in words."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
+from transformers.utils import find_adapter_config_file
 from transformers.utils.hub import cached_file
 
 from mome.configuration import MoMEConfig, keys_of_file
@@ -16,8 +18,11 @@ from mome.errors import InputError
 from mome.experts.whole_model_reference import references, same_experts
 from mome.json_file import read_json_object
 from mome.registry import TEXT_ENCODERS
+from mome.weights_file import StoredTensor, described, shapes_on_meta, stored_tensors
 
 _DTYPES = {str(dtype).split(".")[1]: dtype for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16)}
+# With these the weights do not come from the files with the usual names, or are renamed while they are loaded.
+_OTHER_FILES = ("variant", "gguf_file", "key_mapping", "tp_plan", "tp_size")
 
 
 @contextlib.contextmanager
@@ -70,6 +75,48 @@ def saved_config(name: str | Path, place: str, hub: dict[str, Any]) -> dict[str,
             hint="a folder that MoME.save_pretrained or mome train wrote, or a name of mome list models",
         )
     return keys_of_file(raw, where=path)
+
+
+def refuse_adapter(place: str | None, hub: dict[str, Any]) -> None:
+    """Refuses a checkpoint with an adapter of PEFT: transformers would load the base model that the adapter names."""
+    if place is not None and find_adapter_config_file(place, **hub) is not None:
+        raise InputError(
+            "the checkpoint holds adapter_config.json, an adapter of PEFT, which would change the model",
+            where=place,
+            hint="load the model without that file, then peft.PeftModel.from_pretrained(model, …)",
+        )
+
+
+def saved_or_none(name: str, place: str, hub: dict[str, Any], *, needed: bool) -> dict[str, Any] | None:
+    """The saved config; None where it cannot be read and is not needed, because the user gave one."""
+    try:
+        return saved_config(name, place, hub)
+    except (InputError, OSError):
+        if needed:
+            raise
+        return None
+
+
+def stored_or_none(place: str | None, hub: dict[str, Any], kwargs: dict[str, Any]) -> dict[str, StoredTensor] | None:
+    """The tensors that the checkpoint holds, or None where they are not in the usual files."""
+    if place is None:
+        state = kwargs.get("state_dict")
+        if not isinstance(state, dict):
+            raise InputError("without a name, state_dict= holds the weights", hint="config=MoMEConfig(…), state_dict=…")
+        return described(state)
+    if kwargs.get("state_dict") is not None:
+        raise InputError(
+            "both a name and state_dict= were given", hint="MoME.from_pretrained(None, config=…, state_dict=…)"
+        )
+    return None if any(kwargs.get(key) for key in _OTHER_FILES) else stored_tensors(place, hub)
+
+
+def promised_tensors(cls: Callable[[MoMEConfig], nn.Module], saved: dict[str, Any]) -> dict[str, StoredTensor]:
+    """The tensors that a checkpoint holds by its own config, before any override."""
+    try:
+        return shapes_on_meta(cls, MoMEConfig(**saved))
+    except InputError:  # a module object of the saved config is not at hand
+        return {}
 
 
 def with_overrides(raw: dict[str, Any], overrides: dict[str, Any]) -> tuple[MoMEConfig, dict[str, Any], bool]:

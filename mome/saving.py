@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import torch
 from transformers import PreTrainedModel
-from transformers.utils import find_adapter_config_file, logging
+from transformers.utils import logging
 
 from mome.atomic import check_output_folder, output_errors
 from mome.configuration import MoMEConfig
@@ -31,11 +31,19 @@ from mome.hub_connection import download_options
 from mome.labels import load_table
 from mome.layers.text_bank import TextBank
 from mome.loaded_weights import refuse_damage, unknown_label_notes, unused_note
-from mome.loading import errors_for_people, floating_type, saved_config, with_overrides
+from mome.loading import (
+    errors_for_people,
+    floating_type,
+    promised_tensors,
+    refuse_adapter,
+    saved_or_none,
+    stored_or_none,
+    with_overrides,
+)
 from mome.model_size import check_memory
 from mome.processing import MoMEProcessor
 from mome.upcycling import upcycle as upcycled
-from mome.weights_file import StoredTensor, check_tensors, described, shapes_on_meta, stored_tensors
+from mome.weights_file import check_tensors, shapes_on_meta
 
 logger = logging.get_logger(__name__)
 # Written beside every saved model, so that AutoModel(trust_remote_code=True) finds the package or names what to
@@ -49,8 +57,6 @@ AUTO_MAP = {
 }
 
 _HUB_ARGUMENTS = ("revision", "cache_dir", "token", "local_files_only", "force_download", "subfolder")
-# With these the weights do not come from the files with the usual names, or are renamed while they are loaded.
-_OTHER_FILES = ("variant", "gguf_file", "key_mapping", "tp_plan", "tp_size")
 _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 
 
@@ -124,22 +130,22 @@ class SavedModel(PreTrainedModel):
         new_text = False
         notes: list[str] = []
         with errors_for_people(name):
-            saved = None if place is None else _saved(str(name), place, hub, needed=config is None)
+            saved = None if place is None else saved_or_none(str(name), place, hub, needed=config is None)
             changed = bool(overrides) or config is not None
             if saved is not None and config is None:
                 config, labels, new_text = with_overrides(saved, overrides)
             if not isinstance(config, MoMEConfig):
                 raise InputError("without a name, config= is a MoMEConfig", hint="config=MoMEConfig(…), state_dict=…")
-            _refuse_adapter(place, hub)
+            refuse_adapter(place, hub)
             if kwargs.get("distributed_config") is not None:
                 architecture = config
                 kwargs["distributed_config"] = checked_distributed_config(
                     kwargs["distributed_config"], kwargs["dtype"], lambda: cls(copy.deepcopy(architecture))
                 )
-            stored = _stored(place, hub, kwargs)
+            stored = stored_or_none(place, hub, kwargs)
             if stored is not None:
                 expected = shapes_on_meta(cls, config)
-                promised = _promised(cls, saved) if changed and saved is not None else expected
+                promised = promised_tensors(cls, saved) if changed and saved is not None else expected
                 check_tensors(
                     stored,
                     expected,
@@ -274,48 +280,6 @@ def _source(name: str | Path | None, kwargs: dict[str, Any]) -> tuple[str | None
         kwargs["revision"] = revision
     kwargs.update(download_options(place, {key: kwargs[key] for key in _HUB_ARGUMENTS if key in kwargs}))
     return place, revision, {key: kwargs[key] for key in _HUB_ARGUMENTS if key in kwargs}
-
-
-def _refuse_adapter(place: str | None, hub: dict[str, Any]) -> None:
-    """Refuses a checkpoint with an adapter of PEFT: transformers would load the base model that the adapter names."""
-    if place is not None and find_adapter_config_file(place, **hub) is not None:
-        raise InputError(
-            "the checkpoint holds adapter_config.json, an adapter of PEFT, which would change the model",
-            where=place,
-            hint="load the model without that file, then peft.PeftModel.from_pretrained(model, …)",
-        )
-
-
-def _saved(name: str, place: str, hub: dict[str, Any], *, needed: bool) -> dict[str, Any] | None:
-    """The saved config; None where it cannot be read and is not needed, because the user gave one."""
-    try:
-        return saved_config(name, place, hub)
-    except (InputError, OSError):
-        if needed:
-            raise
-        return None
-
-
-def _stored(place: str | None, hub: dict[str, Any], kwargs: dict[str, Any]) -> dict[str, StoredTensor] | None:
-    """The tensors that the checkpoint holds, or None where they are not in the usual files."""
-    if place is None:
-        state = kwargs.get("state_dict")
-        if not isinstance(state, dict):
-            raise InputError("without a name, state_dict= holds the weights", hint="config=MoMEConfig(…), state_dict=…")
-        return described(state)
-    if kwargs.get("state_dict") is not None:
-        raise InputError(
-            "both a name and state_dict= were given", hint="MoME.from_pretrained(None, config=…, state_dict=…)"
-        )
-    return None if any(kwargs.get(key) for key in _OTHER_FILES) else stored_tensors(place, hub)
-
-
-def _promised(cls: type[SavedModel], saved: dict[str, Any]) -> dict[str, StoredTensor]:
-    """The tensors that a checkpoint holds by its own config, before any override."""
-    try:
-        return shapes_on_meta(cls, MoMEConfig(**saved))
-    except InputError:  # a module object of the saved config is not at hand
-        return {}
 
 
 def _move_files(part: Path, folder: Path) -> None:
