@@ -364,7 +364,7 @@ class MoME(WithExtraExperts, SavedModel):
             run = self._gradient_checkpointing_func
             if torch.compiler.is_compiling():  # a compiled checkpoint takes contexts of another kind
                 return run(function, *args)
-            given = run.keywords.get("context_fn", noop_context_fn)
+            given = getattr(run, "keywords", {}).get("context_fn", noop_context_fn)
             return run(function, *args, context_fn=partial(checkpoint_contexts, self, given))
         return function(*args)
 

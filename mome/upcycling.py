@@ -59,7 +59,7 @@ def upcycle(dense: _Model, **overrides: Any) -> _Model:
             hint="encoder='vit3d(feed_forward=moe(experts=swiglu(n=8), router=topk(k=2)))'",
         )
     _check_rest(sparse, dense, filled)
-    _check_settings(config, dense.config, filled)
+    _check_settings(config, cast("MoMEConfig", dense.config), filled)
     was_training = dense.training
     dense.eval()
     try:
