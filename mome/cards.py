@@ -15,7 +15,7 @@ from typing import Any
 from mome.docstrings import argument_meanings, first_sentence, module_docstring, own_docstring, prose, sources
 from mome.part_fields import default_fields
 from mome.part_lists import find_registry
-from mome.registry import EXPERTS, FUSIONS, HEADS, ROUTERS, TEXT_ENCODERS, Registry
+from mome.registry import ENCODERS, EXPERTS, FUSIONS, HEADS, LAYERS, ROUTERS, TEXT_ENCODERS, Registry
 from mome.spec import write
 from mome.typed import type_name
 
@@ -155,12 +155,27 @@ def _fits(registry: Registry, part_class: Any) -> list[str]:
         if _overrides(registry, part_class, "layers"):
             return ["Has three layers: one fused op computes it with a fusion that is a softmax of dot products."]
         return ["Runs in plain torch, a tile of voxels at a time, with every fusion."]
+    if registry is ENCODERS:
+        return _fits_of_encoder(part_class)
+    if registry is LAYERS:
+        return ["Stands inside encoders that have an argument for a layer, with parts that do not read the prompt."]
     if registry is TEXT_ENCODERS:
         sentence = (
             "Embeds free text." if part_class.needs_tower else "Has no text tower: prompts are labels of the model."
         )
         return [sentence, *(["Its rows only number the labels."] if part_class.one_hot else [])]
     return []
+
+
+def _fits_of_encoder(encoder_class: Any) -> list[str]:
+    fields = [
+        field.name for field in dataclasses.fields(encoder_class.Config) if field.metadata.get("part") == "layers"
+    ]
+    inside = " and ".join(f"{name}=" for name in fields)
+    return [
+        "All experts, fusions and heads read its maps.",
+        f"Takes sparse layers as {inside}." if inside else "Takes no sparse layers inside.",
+    ]
 
 
 def _fits_of_router(router_class: Any) -> list[str]:

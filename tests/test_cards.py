@@ -47,8 +47,14 @@ def test_every_part_has_a_card(registry: Registry, name: str) -> None:
     assert json.loads(json.dumps(found.as_dict()))["name"] == name
     assert [a.name for a in found.arguments] == [f.name for f in dataclasses.fields(registry.part_class(name).Config)]
     assert found.summary in str(found) and found.package == "mome"
-    if registry.kind in ("router", "expert", "fusion", "head", "text encoder"):
+    if registry.kind != "loss":
         assert found.fits
+
+
+def test_the_card_of_an_encoder_says_where_sparse_layers_stand() -> None:
+    assert mome.card("encoder", "vit3d").fits[1] == "Takes sparse layers as feed_forward=."
+    assert mome.card("encoder", "unet").fits[1] == "Takes sparse layers as layer=."
+    assert mome.card("encoder", "mednext").fits[1] == "Takes no sparse layers inside."
 
 
 def test_a_card_of_a_router() -> None:

@@ -16,9 +16,10 @@ from mome.registry import at_least
 
 
 class BankText(StoredText):
-    """Embeddings that were made elsewhere; only labels of the checkpoint's bank or of the file can be prompted.
+    """Embeddings that were made elsewhere; only labels of the model's bank can be prompted.
 
-    Our choice.
+    The rows of a file fill the bank in training and are saved with the model, whose prompts never read the file. Our
+    choice.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -27,8 +28,8 @@ class BankText(StoredText):
 
         Args:
             width: Width T of the stored rows.
-            file: A file that `mome embed --bank` wrote, or the folder of a checkpoint. Its rows fill the bank of a new
-                model in training; without it, the model's own bank holds all rows.
+            file: A file that `mome embed --bank` wrote, or the folder of a checkpoint. Its rows fill the empty bank of
+                a model in training; without it, the model's own bank holds all rows.
         """
 
         width: int = 512
