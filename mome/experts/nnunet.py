@@ -3,6 +3,10 @@
 Written against nnunetv2 2.8.1 (MIC-DKFZ/nnUNet at e495086): `PlansManager`, `ConfigurationManager` and
 `get_network_from_plans`. The plain network runs on the model's own patch; nnU-Net's mirroring, its own sliding window
 and its postprocessing are left out.
+
+`tests/test_whole_model_nnunet.py` compares the probabilities with those of `nnUNetPredictor` without mirroring
+(< 1e-4), on folders that nnU-Net's own trainer wrote with random weights. It was run with nnunetv2 2.8.1,
+dynamic-network-architectures 0.4.4, torch 2.14.1 and NumPy 2.4.6. The adapter was not run on a published folder.
 """
 
 from __future__ import annotations
@@ -70,11 +74,25 @@ class NNUNetNetwork(nn.Module):
         return maps.permute(0, 1, *back)
 
 
+class MeanOfFolds(nn.Module):
+    """The mean of the logits of several folds, as nnU-Net's predictor averages them."""
+
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, x_BCDHW: Tensor) -> Tensor:
+        total = self.networks[0](x_BCDHW)
+        for network in self.networks[1:]:
+            total = total + network(x_BCDHW)
+        return total / len(self.networks)
+
+
 def nnunet_folder(
     path: str | Path,
     *,
     hu_window: Sequence[float],
-    fold: int | str = 0,
+    fold: int | str | Sequence[int | str] = 0,
     checkpoint: str = "checkpoint_final.pth",
     classes: Sequence[str] | None = None,
     orientation: str = "RAS",
@@ -89,7 +107,8 @@ def nnunet_folder(
         path: The folder, as in ".../nnUNetTrainer__nnUNetPlans__3d_fullres".
         hu_window: The HU window of the processor of the model that the expert becomes a part of, as in
             [-1024, 1600]. It covers the range that nnU-Net reads.
-        fold: The number of the fold, or "all".
+        fold: The number of the fold, or "all"; a list of numbers for the mean of their logits, which costs the time of
+            all of them.
         checkpoint: The file inside the folder of the fold.
         classes: Other names for the classes of `dataset.json`, in the same order.
         orientation: The orientation of the scans that nnU-Net was trained on; nnU-Net itself does not look at it.
@@ -112,34 +131,38 @@ def nnunet_folder(
         ) from error
     dataset = read_json(_file(folder, "dataset.json"), "the data set of the nnU-Net folder")
     plans = read_json(_file(folder, "plans.json"), "the plans of the nnU-Net folder")
-    saved = _weights(_file(folder, f"fold_{fold}", checkpoint))
+    saved = {number: _weights(_file(folder, f"fold_{number}", checkpoint)) for number in _folds(fold)}
+    name = _configuration_name(saved, plans, where=str(path))
     manager = PlansManager(plans)
-    name = saved["init_args"]["configuration"]
     configuration = manager.get_configuration(name)
     check_configuration(configuration, dataset, where=f"{path}, configuration {name!r:.60}")
     names, activation = classes_of(dataset)
-    network = get_network_from_plans(
-        checked_class(configuration.network_arch_class_name, _NETWORKS),
-        _checked_arguments(configuration),
-        configuration.network_arch_init_kwargs_req_import,
-        1,
-        len(names),
-        allow_init=False,
-        deep_supervision=False,
-    )
-    try:
-        network.load_state_dict(saved["network_weights"])
-    except RuntimeError as error:
-        raise InputError(
-            f"the weights do not fit the network of plans.json; trainer {saved.get('trainer_name')!r:.60} may build "
-            "another one",
-            where=str(path),
-            hint="build the network yourself and pass WholeModel(network, classes, spacing=…)",
-        ) from error
+    networks = []
+    for number, checkpoint_of_fold in saved.items():
+        network = get_network_from_plans(
+            checked_class(configuration.network_arch_class_name, _NETWORKS),
+            _checked_arguments(configuration),
+            configuration.network_arch_init_kwargs_req_import,
+            1,
+            len(names),
+            allow_init=False,
+            deep_supervision=False,
+        )
+        try:
+            network.load_state_dict(checkpoint_of_fold["network_weights"])
+        except RuntimeError as error:
+            trainer = checkpoint_of_fold.get("trainer_name")
+            raise InputError(
+                f"the weights of fold {number} do not fit the network of plans.json; trainer {trainer!r:.60} may build "
+                "another one",
+                where=str(path),
+                hint="build the network yourself and pass WholeModel(network, classes, spacing=…)",
+            ) from error
+        networks.append(network)
     intensities = manager.foreground_intensity_properties_per_channel["0"]
     check_window(hu_window, intensities, where=str(path))
     adapter = NNUNetNetwork(
-        network,
+        networks[0] if len(networks) == 1 else MeanOfFolds(networks),
         hu_window=hu_window,
         intensities=read_intensities(intensities),
         transpose_forward=manager.transpose_forward,
@@ -239,6 +262,46 @@ def _checked_arguments(configuration: Any) -> dict[str, Any]:
         if arguments[key] is not None:
             checked_class(arguments[key], _ARGUMENTS)
     return arguments
+
+
+def _folds(fold: Any) -> list[int | str]:
+    """The folds to read, in the order given, each once.
+
+    Raises:
+        InputError: There is none, or one is neither a number nor "all".
+    """
+    given = list(fold) if isinstance(fold, list | tuple) else [fold]
+    folds = [int(one) if isinstance(one, str) and one.isdecimal() else one for one in given]
+    if not folds or not all(one == "all" or (type(one) is int and one >= 0) for one in folds):
+        raise InputError(
+            f'fold is a number, "all" or a list of these, got {fold!r:.60}', hint="fold=0, or fold=[0, 1, 2, 3, 4]"
+        )
+    return list(dict.fromkeys(folds))
+
+
+def _configuration_name(saved: dict[int | str, dict[str, Any]], plans: dict[str, Any], where: str) -> str:
+    """The configuration that all folds were trained with.
+
+    Raises:
+        InputError: They differ, or plans.json has no such configuration.
+    """
+    names = {fold: checkpoint["init_args"]["configuration"] for fold, checkpoint in saved.items()}
+    (first, name), *others = names.items()
+    for fold, other in others:
+        if other != name:
+            raise InputError(
+                f"fold {fold} was trained with configuration {other!r:.60}, fold {first} with {name!r:.60}",
+                where=where,
+                hint="folds of one configuration",
+            )
+    known = list(plans.get("configurations", {}))
+    if name not in known:
+        raise InputError(
+            f"plans.json has no configuration {name!r:.60}, which the checkpoint was trained with",
+            where=where,
+            hint=f"the plans.json of the same training; this one has {', '.join(known) or 'none'}",
+        )
+    return name
 
 
 def _file(folder: Path, *parts: str) -> Path:
