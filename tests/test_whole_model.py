@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import importlib.util
 import json
 from pathlib import Path
 
@@ -419,3 +420,21 @@ def test_training_runs_with_it_and_saves_its_projection(tmp_path: Path) -> None:
     run.model["extra_experts"] = [WholeModel(Net(2, seed=3), expert.classes, spacing=expert.spacing).reference()]
     with pytest.raises(InputError, match="started with another 'model.extra_experts'"):
         train(run)
+
+
+@pytest.mark.wide
+def test_the_example_runs_and_keeps_its_networks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = Path(__file__).parents[1] / "examples/whole_model_expert.py"
+    monkeypatch.setattr("sys.argv", [file.name, "--out", str(tmp_path), "--steps", "2"])
+    spec = importlib.util.spec_from_file_location("whole_model_example", file)
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    example.main()
+    assert "chest network: step 2 of 2" in capsys.readouterr().out
+    first = (tmp_path / "results.json").read_text()
+    assert set(json.loads(first)) == {"spinal_cord", "esophagus", "trachea"}
+    assert (tmp_path / "trust.png").stat().st_size > 10_000
+    example.main()
+    assert "chest network: step" not in capsys.readouterr().out and (tmp_path / "results.json").read_text() == first
