@@ -70,6 +70,15 @@ def test_gradients_are_those_of_the_matrices(piece: int, monkeypatch: pytest.Mon
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
+def test_a_token_of_zeros_has_a_bounded_gradient() -> None:
+    """Background voxels of a new model are exactly zero."""
+    mixture, x = layer("mlp(n=2, hidden=5)", "soft(slots=3)"), torch.randn(1, 4, 4, 4, 4)
+    x[0, 0] = 0
+    x.requires_grad_()
+    (gradient,) = torch.autograd.grad(mixture(x, DEFAULT_CONTEXT)[0].square().sum(), x)
+    assert 0 < gradient[0, 0].abs().max() < 1e5
+
+
 class _Largest(TorchDispatchMode):
     """Notes the elements of the largest tensor that an operation returns."""
 

@@ -7,7 +7,6 @@ from types import ModuleType
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mome.map_context import MapContext
 from mome.registry import at_least
@@ -18,7 +17,8 @@ from mome.routers.routing import Slots
 class SoftRouter(GroupRouter):
     """L = s · x̂ μ̂ with x̂ = x/‖x‖ and μ̂ = μ/‖μ‖; slots = softmax over tokens(L)ᵀ x; y = softmax over slots(L) f(slots).
 
-    Every expert has `slots` slots, each with a learned vector μ; s is one learned scale, 1 at first. The normalised
+    ‖x‖² is increased by 1e-6, as in the authors' code (google-research/vmoe), so that a token of zeros has a bounded
+    gradient. Every expert has `slots` slots, each with a learned vector μ; s is one learned scale, 1 at first. The normalised
     tokens make the logits only: the slots are means of the tokens as they are. The number of slots is fixed, whereas
     the paper takes it from the number of tokens; our choice, because a patch has many more tokens than an image.
 
@@ -51,8 +51,8 @@ class SoftRouter(GroupRouter):
     def forward(self, x_BDHWC: Tensor, context: MapContext) -> Slots:
         groups = self.groups_of(x_BDHWC)
         with torch.autocast(x_BDHWC.device.type, enabled=False):
-            keys_GMC = F.normalize(groups.split(x_BDHWC.flatten(0, 3)).float(), dim=-1)
-            queries_SC = self.scale.float() * F.normalize(self.slots_SC.float(), dim=-1)
+            keys_GMC = unit_length(groups.split(x_BDHWC.flatten(0, 3)).float())
+            queries_SC = self.scale.float() * unit_length(self.slots_SC.float())
         counts_E = torch.full((self.num_experts,), keys_GMC.shape[0] * self.slots, device=x_BDHWC.device)
         return Slots(counts_E, keys_GMC=keys_GMC, queries_SC=queries_SC, groups=groups)
 
@@ -61,3 +61,12 @@ class SoftRouter(GroupRouter):
         """Draws the directions of the slots; only their directions matter."""
         init.normal_(self.slots_SC, mean=0.0, std=1.0)
         init.ones_(self.scale)
+
+
+def unit_length(x: Tensor) -> Tensor:
+    """x / √(‖x‖² + 1e-6) along the last dimension.
+
+    Division by max(‖x‖, ε), as in `torch.nn.functional.normalize`, has a gradient of 1/ε = 1e12 at zero. Tokens are
+    exactly zero where a new layer reads background: the norm and the ReLU before it leave nothing, and biases are zero.
+    """
+    return x * (x.square().sum(dim=-1, keepdim=True) + 1e-6).rsqrt()
