@@ -177,6 +177,14 @@ def test_relu_runs_where_no_token_has_an_expert() -> None:
     assert routing.tokens_N.numel() == 0 and not routing.gates_TE().any() and routing.losses["l1"] == 0
 
 
+def test_relu_passes_nan_on() -> None:
+    """An expert whose logit is NaN would otherwise be left out, and the result would look sound."""
+    x = tokens()
+    x[0, 0, 0, 0, 0] = float("nan")
+    gates = build("relu(k=1)")(x, DEFAULT_CONTEXT).gates_TE()
+    assert gates[0].isnan().all() and gates[1:].isfinite().all()
+
+
 # -- losses --------------------------------------------------------------------------------------------------------
 
 

@@ -72,7 +72,7 @@ class ReLURouter(LinearRouter):
 
     def forward(self, x_BDHWC: Tensor, context: MapContext) -> Assignments:
         scores_TE = (self.logits(x_BDHWC.flatten(0, 3)) + self.bias_E.float()).relu()
-        active_TE = scores_TE > 0
+        active_TE = ~(scores_TE <= 0)  # NaN counts as active, so that it reaches the result
         counts_E = active_TE.sum(0)
         tokens_N, experts_N = active_TE.nonzero(as_tuple=True)
         losses = {"l1": self.l1_weight * l1_loss(scores_TE, counts_E, self.k)} if self.training else {}
