@@ -56,6 +56,15 @@ def test_dispatch_equals_a_loop_over_gates(spec: str, make) -> None:
         torch.testing.assert_close(got[t], wanted, rtol=1e-6, atol=1e-6)
 
 
+def test_the_assignments_of_a_token_are_summed_in_float32() -> None:
+    """In bfloat16, 256 + 1 is 256."""
+    body, x = EXPERTS.build("identity(n=300)", dim=4), torch.ones(1, 1, 1, 1, 4, dtype=torch.bfloat16)
+    ones = torch.ones(300, dtype=torch.int64)
+    routing = Assignments(ones, tokens_N=0 * ones, experts_N=ones.cumsum(0) - 1, weights_N=ones.float(), tokens=1)
+    got = LocalDispatcher()(body, x, routing, MapContext())
+    assert got.dtype == torch.bfloat16 and torch.all(got == 300)
+
+
 @pytest.mark.parametrize("spec", EXPERT_STRINGS)
 def test_slots_equal_a_loop_over_slots(spec: str) -> None:
     """Two groups of twelve tokens, three experts with two slots each."""

@@ -92,7 +92,7 @@ class AdaptiveExperts(TokenExperts):
         token_N, place_N = self.nested_assignments(ids_TK)
         ids_N, weights_N = ids_TK[token_N, place_N], weights_TK[token_N, place_N]
         y_ND = self.experts(take_rows(x_TD, token_N), ids_N[:, None], weights_N[:, None])
-        return sum_rows(y_ND.to(torch.promote_types(x_TD.dtype, torch.float32)), token_N, x_TD.shape[0])
+        return sum_rows(y_ND, token_N, x_TD.shape[0])
 
     def nested_assignments(self, ids_TK: Tensor) -> tuple[Tensor, Tensor]:
         """The assignments to nested experts: the token (N,) and the place among its K experts (N,) of each."""

@@ -5,6 +5,7 @@ On CPUs scatter_add has a fixed order and index_put has not (its threads add ato
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -16,7 +17,8 @@ def take_rows(x_TD: Tensor, tokens_N: Tensor) -> Tensor:
 
 
 def sum_rows(y_ND: Tensor, tokens_N: Tensor, tokens: int) -> Tensor:
-    """The sum of the rows of each of T tokens: (N, D) → (T, D)."""
+    """The sum of the rows of each of T tokens: (N, D) → (T, D), computed and returned in float32 at least."""
+    y_ND = y_ND.to(torch.promote_types(y_ND.dtype, torch.float32))
     y_TD = y_ND.new_zeros(tokens, y_ND.shape[1])
     if y_ND.device.type == "cpu":
         return y_TD.scatter_add(0, tokens_N[:, None].expand(-1, y_ND.shape[1]), y_ND)

@@ -51,7 +51,7 @@ class LocalDispatcher:
             case Assignments():  # each assignment is a token of its own
                 rows_ND, experts_N1 = take_rows(x_TD, routing.tokens_N), routing.experts_N[:, None]
                 y_ND = experts(rows_ND, experts_N1, routing.weights_N[:, None])
-                return sum_rows(y_ND.to(x_TD.dtype), routing.tokens_N, x_TD.shape[0])
+                return sum_rows(y_ND, routing.tokens_N, x_TD.shape[0]).to(x_TD.dtype)
             case Slots():
                 return self._slots(experts, x_TD, routing)
         raise TypeError(f"a routing is a TokenChoice, Assignments or Slots, not a {type(routing).__name__}")
