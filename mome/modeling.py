@@ -9,26 +9,20 @@ Shapes: B batch, P prompts, S scales, C head channels, T text width, D H W voxel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint, noop_context_fn
 from transformers import initialization as init
 
 from mome.activation_checkpointing import checkpoint_contexts
 from mome.configuration import MoMEConfig
-from mome.encoders.base import Encoder
+from mome.decoding import WithDecoding
 from mome.errors import InputError
 from mome.expert_parallel import FSDP_PLAN, expert_plan
-from mome.extra_experts import WithExtraExperts
-from mome.forward_observer import ForwardObserver
-from mome.layers.predict import predict
-from mome.layers.scale_expert import ScaleExpert
-from mome.layers.scale_stack import ScaleStack
 from mome.losses.bce_dice import masked_bce_dice
 from mome.map_context import MapContext
 from mome.model_inputs import check_bottleneck, check_targets, check_text, check_volume
@@ -36,7 +30,6 @@ from mome.model_size import build_within_limits
 from mome.outputs import Features, MoMEOutput
 from mome.parts import build_parts
 from mome.routers.base import Router
-from mome.routers.fusion.shown import shown_weights
 from mome.routers.routing import Routing
 from mome.saving import SavedModel
 
@@ -44,7 +37,7 @@ from mome.saving import SavedModel
 _IGNORED = ("return_dict", "output_attentions", "output_hidden_states", "num_items_in_batch")
 
 
-class MoME(WithExtraExperts, SavedModel):
+class MoME(WithDecoding, SavedModel):
     """A text-prompted mixture-of-experts CT segmenter.
 
     The model sees numbers only: `text_PT` are embeddings of the prompts (`model.text_bank.rows` for known labels,
@@ -52,12 +45,7 @@ class MoME(WithExtraExperts, SavedModel):
 
     With whole-model experts (`extra_experts`) the rows of prompts also hold the numbers of their classes; see
     `prompt_rows`.
-
-    Attributes:
-        observer: Looks at forward passes while it is set; it changes no result.
     """
-
-    observer: ForwardObserver | None = None
 
     config: MoMEConfig
     config_class = MoMEConfig
@@ -79,7 +67,7 @@ class MoME(WithExtraExperts, SavedModel):
         super().__init__(config)
         parts = build_within_limits(lambda: build_parts(config))
         self.first_scale = parts.first_scale
-        self.encoder: Encoder = parts.encoder
+        self.encoder = parts.encoder
         self.scale_experts = parts.scale_experts
         self.fusion = parts.fusion
         self.head = parts.head
@@ -121,8 +109,6 @@ class MoME(WithExtraExperts, SavedModel):
         for router in self._routers():
             router.check_labels(labels)
 
-    # -- the two halves of the model: once per volume, then once per chunk of prompts -------------------------
-
     def encode(self, volume_B1DHW: Tensor, origin_B3: Tensor | None = None) -> Features:
         """Volume (B, 1, D, H, W) → expert maps at the finest scale. The cost does not depend on the prompts.
 
@@ -144,7 +130,7 @@ class MoME(WithExtraExperts, SavedModel):
         pyramid = self._checkpointed(self.encoder, volume_B1DHW.to(self.dtype), context)
         extra_maps = tuple(self._checkpointed(scale, volume_B1DHW) for scale in self.extra_experts)
         maps_BCDHW = pyramid.maps[self.first_scale :]
-        experts = cast("list[ScaleExpert]", list(self.scale_experts))
+        experts = self._own_scales()
         if any(expert.reads_prompts for expert in experts):
             expert_inputs = tuple(
                 expert.project(map_BCDHW) for expert, map_BCDHW in zip(experts, maps_BCDHW, strict=True)
@@ -152,137 +138,6 @@ class MoME(WithExtraExperts, SavedModel):
             return Features(None, pyramid.bottleneck, pyramid.routings, expert_inputs, origin_B3, extra_maps)
         scales_BSCDHW, routings = self._mix(experts, maps_BCDHW, maps_BCDHW[-1].shape[2:], context)
         return Features(scales_BSCDHW, pyramid.bottleneck, (*pyramid.routings, *routings), extra_maps=extra_maps)
-
-    def decode(self, features: Features, text_PT: Tensor) -> Tensor:
-        """Expert maps and prompts → logits (B, P, D, H, W) at the input's resolution.
-
-        Raises:
-            InputError: The text rows have another width than the model was built for.
-        """
-        logits, _ = self._decode(features, text_PT)
-        return logits
-
-    def _decode(self, features: Features, text_PT: Tensor) -> tuple[Tensor, list[Routing | None]]:
-        given_PT, text_PT, numbers_PE = self._split_rows(text_PT)
-        routings: list[Routing | None] = []
-        if features.scales_BSCDHW is not None and not self.extra_experts:
-            self._show_fusion(features.scales_BSCDHW, text_PT, range(text_PT.shape[0]))
-            logits = self._predict(features.scales_BSCDHW, text_PT, features.bottleneck)
-        else:
-            parts: dict[int, Tensor] = {}
-            for members, own_BSCDHW, routed in self._scale_sets(features, given_PT, text_PT):
-                routings += routed
-                for p in members:  # one by one, so that the other prompts do not even change how a logit is rounded
-                    scales, present_1S = self.with_extra_scales(own_BSCDHW, features.extra_maps, numbers_PE[p : p + 1])
-                    self._show_fusion(scales, text_PT, [p], present_1S)
-                    parts[p] = self._predict(scales, text_PT[p : p + 1], features.bottleneck, present_1S)
-            logits = torch.cat([parts[p] for p in range(text_PT.shape[0])], dim=1)
-        stride = self.encoder.strides[-1]
-        if any(step > 1 for step in stride):
-            full = [side * step for side, step in zip(logits.shape[2:], stride, strict=True)]
-            logits = F.interpolate(logits, size=full, mode="trilinear", align_corners=False)
-        return logits, routings
-
-    def fusion_weights(self, features: Features, text_PT: Tensor) -> Tensor:
-        """The weights (B, P, S + E, D, H, W) of the scales, then of the whole-model experts, at the finest resolution.
-
-        Args:
-            features: What `encode` returned.
-            text_PT: As for `decode`.
-
-        Raises:
-            NotImplementedError: The fusion does not say how it weighs; see `Fusion.weights`.
-        """
-        given_PT, text_PT, numbers_PE = self._split_rows(text_PT)
-        parts: dict[int, Tensor] = {}
-        for members, own_BSCDHW, _ in self._scale_sets(features, given_PT, text_PT):
-            for p in members:
-                scales, present_1S = self.with_extra_scales(own_BSCDHW, features.extra_maps, numbers_PE[p : p + 1])
-                weights = self.fusion.weights(scales.flatten(3), text_PT[p : p + 1], present_1S)
-                weights = weights.expand(scales.shape[0], -1, -1, scales[0, 0, 0].numel())
-                parts[p] = weights.unflatten(-1, scales.shape[3:])
-        return torch.cat([parts[p] for p in range(text_PT.shape[0])], dim=1)
-
-    def _split_rows(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows of prompts → text rows (P, T) as given and as scaled, and class numbers (P, E) of whole models."""
-        width = cast("int", self.config.text_dim)
-        check_text(rows, width, len(self.extra_experts))
-        given_PT = rows[:, :width]
-        return given_PT, self.text_bank(given_PT).to(self.dtype), rows[:, width:].long()
-
-    def _scale_sets(
-        self, features: Features, given_PT: Tensor, text_PT: Tensor
-    ) -> Iterator[tuple[list[int], Tensor, list[Routing | None]]]:
-        """The sets of prompts that share the model's own scales, with these (B, S, C, D, H, W) and their routings."""
-        if features.scales_BSCDHW is not None:
-            yield list(range(text_PT.shape[0])), features.scales_BSCDHW, []
-            return
-        prompts = self._describe(given_PT, text_PT)
-        mixers = [cast("ScaleExpert", expert).mix for expert in self.scale_experts]
-        finest = features.expert_inputs[-1].shape[1:4]
-        for members in self._sharing_prompts(prompts):
-            context = prompts.of_prompt(members[0], features.bottleneck.shape[0], features.origin_B3)
-            scales_BSCDHW, routed = self._mix(mixers, features.expert_inputs, finest, context)
-            yield members, scales_BSCDHW, routed
-
-    def _describe(self, given_PT: Tensor, text_PT: Tensor) -> MapContext:
-        """What routers and experts may know of the prompts: one row for each, with its label where a router asks."""
-        experts = cast("list[ScaleExpert]", list(self.scale_experts))
-        if not any(expert.reads_labels for expert in experts):
-            return MapContext(text_BT=text_PT)
-        return MapContext(
-            text_BT=text_PT, label_B=self.text_bank.nearest(given_PT), labels=tuple(self.text_bank.labels)
-        )
-
-    def _sharing_prompts(self, prompts: MapContext) -> list[list[int]]:
-        """The sets of prompts that share one pass of the experts of all scales.
-
-        An exported program runs the experts once per prompt: the sets depend on values, and its graph must not.
-        """
-        assert prompts.text_BT is not None
-        experts = cast("list[ScaleExpert]", list(self.scale_experts))
-        numbers_P = [] if torch.compiler.is_exporting() else [expert.prompt_groups(prompts) for expert in experts]
-        shared_P = [number_P for number_P in numbers_P if number_P is not None]
-        if not shared_P or len(shared_P) < len(experts):
-            return [[p] for p in range(prompts.text_BT.shape[0])]
-        sets: dict[tuple[int, ...], list[int]] = {}
-        for p, numbers in enumerate(torch.stack(shared_P, dim=1).tolist()):
-            sets.setdefault(tuple(numbers), []).append(p)
-        return list(sets.values())
-
-    def _mix(
-        self,
-        mixers: Sequence[Callable[..., Any]],
-        inputs: Sequence[Tensor],
-        finest: torch.Size,
-        context: MapContext,
-    ) -> tuple[Tensor, list[Routing | None]]:
-        """Runs the experts of every scale and brings their maps to the finest size: (B, S, C, D, H, W)."""
-        scales = ScaleStack(len(mixers), finest)
-        routings: list[Routing | None] = []
-        for mixer, x, stride in zip(mixers, inputs, self.encoder.strides[self.first_scale :], strict=True):
-            feature, routing = self._checkpointed(mixer, x, context.with_stride(stride))
-            scales.add(feature)
-            routings.append(routing)
-        return scales.stacked(), routings
-
-    @torch.no_grad()
-    def _show_fusion(
-        self, scales_BSCDHW: Tensor, text_PT: Tensor, prompts: Sequence[int], present_1S: Tensor | None = None
-    ) -> None:
-        """Shows the observer, where there is one, how these prompts weigh the scales; one prompt at a time."""
-        if self.observer is None:
-            return
-        sides = scales_BSCDHW.shape[3:]
-        for p in prompts:
-            weights_BSV = shown_weights(self.fusion, scales_BSCDHW.flatten(3), text_PT[p : p + 1], present_1S)
-            self.observer.on_fusion(p, None if weights_BSV is None else weights_BSV.unflatten(-1, sides))
-
-    def _predict(
-        self, scales_BSCDHW: Tensor, text_PT: Tensor, bottleneck: Tensor, present_PS: Tensor | None = None
-    ) -> Tensor:
-        logits_BPV = predict(self.fusion, self.head, scales_BSCDHW.flatten(3), text_PT, bottleneck, present_PS)
-        return logits_BPV.unflatten(-1, scales_BSCDHW.shape[3:])
 
     def forward(
         self,

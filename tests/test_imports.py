@@ -64,7 +64,7 @@ LAYERS = [
         "extra_experts",
         "expert_parallel",
     ],
-    ["saving", "modeling", "hf_experts"],
+    ["saving", "decoding", "modeling", "hf_experts"],
     ["prompts", "embedding", "auto", "model_cost", "zoo", "checkpoints", "convert"],
     ["data", "viz", "inference", "inspection"],
     ["training"],

@@ -17,10 +17,10 @@ from mome.routers.routing import Slots
 class SoftRouter(GroupRouter):
     """L = s · x̂ μ̂ with x̂ = x/‖x‖ and μ̂ = μ/‖μ‖; slots = softmax over tokens(L)ᵀ x; y = softmax over slots(L) f(slots).
 
-    ‖x‖² is increased by 1e-6, as in the authors' code (google-research/vmoe), so that a token of zeros has a bounded
-    gradient. Every expert has `slots` slots, each with a learned vector μ; s is one learned scale, 1 at first. The normalised
-    tokens make the logits only: the slots are means of the tokens as they are. The number of slots is fixed, whereas
-    the paper takes it from the number of tokens; our choice, because a patch has many more tokens than an image.
+    Every expert has `slots` slots, each with a learned vector μ; s is one learned scale, 1 at first. The normalised
+    tokens make the logits only: the slots are means of the tokens as they are. ‖x‖² is increased by 1e-6, as in the
+    authors' code (google-research/vmoe), so that a token of zeros has a bounded gradient. The number of slots is fixed,
+    whereas the paper takes it from the number of tokens; our choice: a patch has many more tokens than an image.
 
     The matrix of tokens and slots is never stored (`mome.routers.slot_attention`). With 64³ tokens of width 16 and
     8 · 16 slots, forward and backward of the layer add 154 MB to the peak memory of a process (float32, CPU); with the
