@@ -1,4 +1,4 @@
-"""The linear map from tokens to the logits of experts."""
+"""The linear map from tokens to the logits of experts, as a function and as a module."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from types import ModuleType
 
 import torch
 from torch import Tensor, nn
-
-from mome.routers.linear_router import float32_linear
 
 
 class LinearGate(nn.Module):
@@ -30,3 +28,13 @@ class LinearGate(nn.Module):
     def init_weights_(self, init: ModuleType, std: float) -> None:
         """Fills the weights with a normal distribution of the model's `initializer_range`."""
         init.normal_(self.weight_EC, mean=0.0, std=std)
+
+
+def float32_linear(x_TC: Tensor, weight_EC: Tensor) -> Tensor:
+    """x Wᵀ in float32, outside autocast: (T, C) → (T, E).
+
+    In memory the tokens are the last dimension. There are few experts, and on a short last dimension a softmax takes
+    twenty times as long.
+    """
+    with torch.autocast(x_TC.device.type, enabled=False):
+        return (weight_EC.float() @ x_TC.float().t()).t()

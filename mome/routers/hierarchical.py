@@ -11,7 +11,7 @@ from mome.map_context import MapContext
 from mome.registry import at_least
 from mome.routers.base import Router
 from mome.routers.gate import LinearGate
-from mome.routers.losses import load_balance_loss, router_z_loss
+from mome.routers.losses import WeightedLosses
 from mome.routers.routing import TokenChoice, count_assignments
 
 
@@ -57,10 +57,7 @@ class HierarchicalRouter(Router):
                 hint=f"use a k from 1 to {size}, fewer groups, or more experts",
             )
         self.num_experts, self.groups, self.size, self.k = num_experts, config.groups, size, config.k
-        self.group_balance_weight, self.balance_weight = config.group_balance_weight, config.balance_weight
-        self.z_weight = config.z_weight
-        weights = {"group_balance_weight": self.group_balance_weight, "balance_weight": self.balance_weight}
-        at_least(0, "router hierarchical", **weights, z_weight=self.z_weight)
+        self.weighted_losses = WeightedLosses(config, "router hierarchical")
         self.group_gate = LinearGate(dim, config.groups)
         self.gate = LinearGate(dim, num_experts)
 
@@ -76,9 +73,11 @@ class HierarchicalRouter(Router):
         counts_E = count_assignments(ids_TK, self.num_experts)
         losses = {}
         if self.training:
-            counts_G = counts_E.view(self.groups, self.size).sum(1)
-            losses["group_balance"] = self.group_balance_weight * load_balance_loss(groups_TG, counts_G)
-            losses["load_balance"] = self.balance_weight * load_balance_loss(scores_TE, counts_E)
-            z_loss = router_z_loss(group_logits_TG) + router_z_loss(logits_TGI)
-            losses["router_z"] = self.z_weight * z_loss
+            losses = self.weighted_losses(
+                probabilities_TE=scores_TE,
+                counts_E=counts_E,
+                groups_TG=groups_TG,
+                counts_G=counts_E.view(self.groups, self.size).sum(1),
+                logits_TE=(group_logits_TG, logits_TGI),
+            )
         return TokenChoice(counts_E, scores_TE, losses, ids_TK=ids_TK, weights_TK=scores_TE.gather(1, ids_TK))

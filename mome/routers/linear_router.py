@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mome.errors import InputError
 from mome.routers.base import Router
+from mome.routers.gate import float32_linear
 from mome.routers.losses import WeightedLosses
 from mome.routers.routing import TokenChoice, count_assignments
 
@@ -68,16 +69,6 @@ class LinearRouter(Router):
     def init_weights_(self, init: ModuleType, std: float) -> None:
         """Fills the weights with a normal distribution of the model's `initializer_range`."""
         init.normal_(self.weight_EC, mean=0.0, std=std)
-
-
-def float32_linear(x_TC: Tensor, weight_EC: Tensor) -> Tensor:
-    """x Wᵀ in float32, outside autocast: (T, C) → (T, E).
-
-    In memory the tokens are the last dimension. There are few experts, and on a short last dimension a softmax takes
-    twenty times as long.
-    """
-    with torch.autocast(x_TC.device.type, enabled=False):
-        return (weight_EC.float() @ x_TC.float().t()).t()
 
 
 def softmax_over_experts(logits_TE: Tensor) -> Tensor:

@@ -31,8 +31,14 @@ def load_balance_loss(probabilities_TE: Tensor, counts_E: Tensor) -> Tensor:
     return probabilities_TE.shape[1] * (share_E * probabilities_TE.mean(0)).sum()
 
 
-def router_z_loss(logits_TE: Tensor) -> Tensor:
-    """Mean squared log-partition (Zoph et al. 2022, ST-MoE, eq. 5): keeps router logits small."""
+def router_z_loss(logits_TE: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """Mean squared log-partition (Zoph et al. 2022, ST-MoE, eq. 5): keeps router logits small.
+
+    Args:
+        logits_TE: The logits; of a router with several softmaxes the logits of each, whose losses are added.
+    """
+    if isinstance(logits_TE, tuple):
+        return torch.stack([router_z_loss(logits) for logits in logits_TE]).sum()
     return torch.logsumexp(logits_TE, dim=-1).square().mean()
 
 
@@ -87,6 +93,7 @@ _LOSSES = {
     "z_weight": _Loss("router_z", router_z_loss, ("logits_TE",)),
     "importance_weight": _Loss("importance", importance_loss, ("importance_E",)),
     "load_weight": _Loss("load", load_loss, ("load_E",)),
+    "group_balance_weight": _Loss("group_balance", load_balance_loss, ("groups_TG", "counts_G")),
 }
 
 
@@ -94,8 +101,8 @@ class WeightedLosses:
     """The auxiliary losses that a router's Config weighs.
 
     Args:
-        config: A Config with fields `balance_weight`, `z_weight`, `importance_weight` or `load_weight`; a loss whose
-            field is missing or 0 is not computed.
+        config: A Config with fields `balance_weight`, `z_weight`, `importance_weight`, `load_weight` or
+            `group_balance_weight`; a loss whose field is missing or 0 is not computed.
         owner: The router in messages, as in "router topk".
 
     Raises:
@@ -106,7 +113,7 @@ class WeightedLosses:
         self.weights: dict[str, float] = {field: getattr(config, field) for field in _LOSSES if hasattr(config, field)}
         at_least(0, owner, **self.weights)
 
-    def __call__(self, **known: Tensor | Callable[[], Tensor]) -> dict[str, Tensor]:
+    def __call__(self, **known: Tensor | tuple[Tensor, ...] | Callable[[], Tensor]) -> dict[str, Tensor]:
         """Returns the weighted losses by name.
 
         Args:

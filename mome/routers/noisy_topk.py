@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from mome.errors import InputError
 from mome.map_context import MapContext
-from mome.routers.linear_router import LinearRouter, float32_linear, softmax_over_experts
+from mome.routers.gate import float32_linear
+from mome.routers.linear_router import LinearRouter, softmax_over_experts
 from mome.routers.routing import TokenChoice
 
 # The noise keeps this standard deviation where softplus vanishes, so that the load loss stays finite (our choice).
