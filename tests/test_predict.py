@@ -37,6 +37,17 @@ def test_the_fused_op_equals_the_plain_forward(fusion: str, head: str) -> None:
     torch.testing.assert_close(predict(f, h, features, text, bottleneck), plain, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("head", [*HEAD_STRINGS, "mask_embedding"])
+@pytest.mark.parametrize("fusion", [*FUSION_STRINGS, "gated", "pooled", "cross_attention"])
+def test_logits_under_autocast_are_float32_with_and_without_the_fused_op(fusion: str, head: str) -> None:
+    f, h, (features, text, bottleneck) = parts(fusion, head)
+    wanted = predict(f, h, features, text, bottleneck).detach()
+    with torch.autocast("cpu", torch.bfloat16):
+        got = predict(f, h, features.bfloat16(), text, bottleneck)
+    assert got.dtype == wanted.dtype == torch.float32
+    torch.testing.assert_close(got, wanted, rtol=0.1, atol=0.1 * float(wanted.abs().max()))
+
+
 def test_text_guided_fusion_follows_its_formula() -> None:
     f, _, (features, text, _) = parts("text_guided(dim=6)", "plain")
     query, key, bias = f.scores.query, f.scores.key.weight_DC, f.scores.bias_S

@@ -25,7 +25,8 @@ def predict(
     """Fuses the scales and applies the head: logits (B, P, V).
 
     Where the fusion is a dot product and the head has three layers, one op computes both. Any other pair runs the
-    plain forward of its parts, a tile of voxels at a time, so that no (P × C × voxels) is stored.
+    plain forward of its parts, a tile of voxels at a time, so that no (P × C × voxels) is stored. Under autocast the
+    logits are float32 in both cases.
 
     Args:
         fusion, head: Parts of the model.
@@ -40,7 +41,11 @@ def predict(
         query_PC, bias_PS, top_k = without_absent(dot_product, present_PS)
         slope = layers.negative_slope
         return fusion_head(features_BSCV, query_PC, bias_PS, *layers[:6], top_k=top_k, negative_slope=slope)
-    return predict_in_tiles(fusion, head, features_BSCV, text_PT, bottleneck, present_PS)
+    logits_BPV = predict_in_tiles(fusion, head, features_BSCV, text_PT, bottleneck, present_PS)
+    kind = features_BSCV.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        logits_BPV = logits_BPV.to(torch.promote_types(logits_BPV.dtype, torch.float32))
+    return logits_BPV
 
 
 def predict_in_tiles(
