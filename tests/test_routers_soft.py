@@ -79,6 +79,17 @@ def test_a_token_of_zeros_has_a_bounded_gradient() -> None:
     assert 0 < gradient[0, 0].abs().max() < 1e5
 
 
+def test_backward_inside_autocast_is_float32() -> None:
+    keys, x, queries = torch.randn(1, 64, 4), torch.randn(1, 64, 4), torch.randn(6, 4)
+    grads = []
+    for enabled in (False, True):
+        given = [value.clone().requires_grad_() for value in (queries, keys, x)]
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            slot_attention.slots_of_tokens(*given).square().sum().backward()
+        grads.append([value.grad for value in given])
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
 class _Largest(TorchDispatchMode):
     """Notes the elements of the largest tensor that an operation returns."""
 

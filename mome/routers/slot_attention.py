@@ -62,12 +62,13 @@ class _SlotsOfTokens(torch.autograd.Function):
         queries_SC, keys_GMC, x_GMC, slots_GSC, log_sum_GS1 = ctx.saved_tensors
         grad_queries, grad_keys, grad_x = (torch.zeros_like(given) for given in (queries_SC, keys_GMC, x_GMC))
         mean_GS1 = (grad_GSC * slots_GSC).sum(dim=2, keepdim=True)
-        for at in _pieces(queries_SC, keys_GMC):
-            weights_GSN = (_logits(queries_SC, keys_GMC[:, at]) - log_sum_GS1).exp()
-            grad_x[:, at] = weights_GSN.transpose(1, 2) @ grad_GSC
-            grad_logits_GSN = weights_GSN.mul_(grad_GSC @ x_GMC[:, at].transpose(1, 2) - mean_GS1)
-            grad_keys[:, at] = grad_logits_GSN.transpose(1, 2) @ queries_SC
-            grad_queries += (grad_logits_GSN @ keys_GMC[:, at]).sum(dim=0)
+        with torch.autocast(x_GMC.device.type, enabled=False):  # backward may be called inside autocast
+            for at in _pieces(queries_SC, keys_GMC):
+                weights_GSN = (_logits(queries_SC, keys_GMC[:, at]) - log_sum_GS1).exp()
+                grad_x[:, at] = weights_GSN.transpose(1, 2) @ grad_GSC
+                grad_logits_GSN = weights_GSN.mul_(grad_GSC @ x_GMC[:, at].transpose(1, 2) - mean_GS1)
+                grad_keys[:, at] = grad_logits_GSN.transpose(1, 2) @ queries_SC
+                grad_queries += (grad_logits_GSN @ keys_GMC[:, at]).sum(dim=0)
         return grad_queries, grad_keys, grad_x
 
 
