@@ -1,4 +1,4 @@
-"""The context of a map: its place in the volume, and the prompt. Routers and experts may read it beside the values."""
+"""The context of a map: its place in the volume, and the prompt. Routers and experts may read both beside the map."""
 
 from __future__ import annotations
 

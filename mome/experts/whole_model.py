@@ -23,7 +23,7 @@ from mome.errors import InputError, did_you_mean
 from mome.experts.whole_model_reference import MAX_CLASSES, checked_spacing
 from mome.labels import load_table
 
-# Logits are cut off at ±10, a probability of 0.99995, so that an overconfident model cannot drown the others.
+# Logits are cut off at ±10, a probability of 0.99995, so that an overconfident model cannot outweigh the others.
 LOGIT_LIMIT = 10.0
 _CHOICES = {"activation": ("softmax", "sigmoid"), "values": ("logits", "probabilities")}
 

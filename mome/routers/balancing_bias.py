@@ -1,4 +1,4 @@
-"""A bias that balances the load of experts without a loss: it moves the choice, never the weights."""
+"""A bias that balances the load of experts without a loss. It changes the choice of experts, and not their weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Routing to random experts: what a router is worth is measured against it."""
+"""Routing to random experts, as a baseline for routers that learn."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ class Fusion(nn.Module):
         raise NotImplementedError
 
     def dot_product(self, text_PT: Tensor) -> DotProduct | None:
-        """The numbers of the fused op, or None where the fusion has another form."""
+        """The arguments of the fused op, or None where the fusion has another form."""
         return None
 
     def weights(self, features_BSCV: Tensor, text_PT: Tensor, present_PS: Tensor | None = None) -> Tensor:
@@ -86,7 +86,7 @@ ABSENT = -3e4
 
 
 def without_absent(numbers: DotProduct, present_PS: Tensor | None) -> DotProduct:
-    """The same numbers with the biases of absent scales lowered, so that they get no weight.
+    """The same arguments with the biases of absent scales lowered, so that these scales get no weight.
 
     Args:
         numbers: What `dot_product` returned.
