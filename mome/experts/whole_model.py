@@ -8,7 +8,6 @@ resolves. `mome.layers.extra_scale` makes a scale of the fusion from them.
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -20,8 +19,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mome import module_objects
 from mome.errors import InputError, did_you_mean
-from mome.experts.whole_model_reference import MAX_CLASSES, checked_spacing
-from mome.labels import load_table
+from mome.experts.whole_model_classes import channels_by_name, checked_classes
+from mome.experts.whole_model_reference import checked_spacing
 
 # Logits are cut off at ±10, a probability of 0.99995, so that an overconfident model cannot outweigh the others.
 LOGIT_LIMIT = 10.0
@@ -95,11 +94,11 @@ class WholeModel(nn.Module):
         self.network = network
         self.title = getattr(network, "__name__", type(network).__name__)
         self.kind = kind or ("module" if is_module else "function")
-        self.classes = _checked_classes(classes)
+        self.classes = checked_classes(classes)
         self.spacing = checked_spacing(spacing, "a whole-model expert")
         self.orientation, self.hu_window = orientation.upper(), None if hu_window is None else [*map(float, hu_window)]
         self.activation, self.values, self.frozen, self.one_by_one = activation, values, frozen, one_by_one
-        self.channels_of = _join(self.classes)
+        self.channels_of = channels_by_name(self.classes)
         self.names = tuple(self.channels_of)
         if not self.names:
             raise InputError(
@@ -263,37 +262,6 @@ def _against_rest(log_p: Tensor) -> Tensor:
     """log p → log(p / (1 − p)); p is kept below one."""
     log_p = log_p.clamp(max=-1e-6)
     return log_p - (-torch.expm1(log_p)).log()
-
-
-def _join(classes: Sequence[str]) -> dict[str, list[int]]:
-    """The channels of every name that a prompt can have; the background has none."""
-    table, found = load_table(), dict[str, list[int]]()
-    for channel, name in enumerate(classes):
-        if name.strip().lower() == "background":
-            continue
-        labels = table.names_of(name)
-        if len(labels) > 1:  # a pair or a group, whose map is that of a union
-            warnings.warn(
-                f"class {name!r:.80} of a whole-model expert names {len(labels)} labels and is joined to none of them",
-                stacklevel=3,
-            )
-        found.setdefault(labels[0] if len(labels) == 1 else name.strip(), []).append(channel)
-    return found
-
-
-def _checked_classes(classes: Any) -> tuple[str, ...]:
-    names = () if isinstance(classes, str) else tuple(classes)
-    if not names or not all(isinstance(name, str) and name.strip() for name in names):
-        raise InputError(
-            f"classes is a list of names, one for each map, got {classes!r:.60}",
-            hint="classes=['background', 'liver', 'spleen']",
-        )
-    if len(names) > MAX_CLASSES:
-        raise InputError(
-            f"a whole-model expert has at most {MAX_CLASSES} classes, got {len(names)}",
-            hint="several experts, each with a part of the maps",
-        )
-    return names
 
 
 def _tensors(network: Any) -> Any:
