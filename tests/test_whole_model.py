@@ -131,6 +131,17 @@ def test_a_prompt_without_a_class_is_fused_as_if_there_were_no_expert() -> None:
     torch.testing.assert_close(got, want)
 
 
+def test_nan_of_an_expert_stays_with_its_own_classes() -> None:
+    network = Net()
+    expert = whole(network)
+    model = model_with(expert)
+    with torch.no_grad():
+        wanted = model(volume(), rows(model, ["aorta"])).logits
+        network.conv.weight.fill_(float("nan"))
+        assert torch.equal(model(volume(), rows(model, ["aorta"])).logits, wanted)
+        assert model(volume(), rows(model, ["liver"])).logits.isnan().any()
+
+
 def test_text_rows_without_class_numbers_are_refused() -> None:
     model = model_with(whole())
     with pytest.raises(InputError, match=r"a text row and a class number of each whole-model expert") as caught:

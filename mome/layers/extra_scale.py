@@ -89,7 +89,7 @@ class WholeModelScale(nn.Module):
             map_B1DHW = F.interpolate(map_B1DHW, size=list(size), mode="trilinear", align_corners=False)
         values_BDHW2 = torch.cat([map_B1DHW / LOGIT_LIMIT, (map_B1DHW / 2).tanh()], dim=1).movedim(1, -1)
         feature = self.project(values_BDHW2.to(self.project.weight.dtype)).movedim(-1, 1)
-        return feature * (number_1 > 0)
+        return torch.where(number_1 > 0, feature, 0)  # a product would keep NaN of an expert that failed
 
     @torch.no_grad()
     def init_weights_(self, init: ModuleType, std: float) -> None:
