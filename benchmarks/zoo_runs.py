@@ -1,0 +1,217 @@
+"""Trains short runs of one recipe that differ only in their experts=, router=, fusion= or head= strings.
+
+    python benchmarks/zoo_runs.py FOLDER --out runs/zoo          # trains and scores every arm
+    python benchmarks/zoo_runs.py FOLDER --out runs/zoo --time   # step times, on a machine that does nothing else
+
+FOLDER contains openkbp/; where it is not given, it is that of MOME_TEST_DATA. Both commands resume: an arm that is
+finished is not run again, and one that was killed goes on from its checkpoint.
+
+The recipe is examples/configs/mome_ct_tiny.yaml with smaller patches, fewer steps, 40 of the training patients, no
+phantoms and no moving average. Four other training patients, in whom all structures are annotated, are scored. The
+validation patients are not read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from zoo_arms import ARMS, BASE, recipe, split
+
+from mome import MoME
+from mome.atomic import atomic_write
+from mome.data.case_folder import CaseFolder
+from mome.errors import InputError, did_you_mean
+from mome.inference import Segmenter
+from mome.layers.moe import MixtureOfExperts
+from mome.map_context import MapContext
+from mome.metrics import evaluate_folder, summarise
+from mome.model_cost import idle_parameters
+from mome.registry import LOSSES
+from mome.routers.routing import Assignments, Routing, TokenChoice
+from mome.training.config import RunConfig, SourceConfig
+from mome.training.loop import train
+from mome.training.optimizer import build_optimizer
+from mome.training.setup import build_model
+from mome.training.sources import open_source, patch_dataset
+from mome.training.text_rows import TextRows
+
+LOAD_BATCHES = 8  # of two patches, drawn from the held-out patients as in training but not augmented
+KINDS = ("training", "step_time")  # of results of an arm
+LAST_STEPS = 20  # over which the training loss is averaged
+
+
+def held_out_batches(run: RunConfig, folder: Path, model: MoME) -> list[dict[str, torch.Tensor]]:
+    """Patches of the held-out patients, two to a batch, drawn as in training."""
+    assert model.processor is not None
+    cache = open_source(SourceConfig(folder=str(folder), dataset="openkbp"), run, model.processor)
+    patches = patch_dataset(run, [cache], model.config.patch_size, model.processor, 2 * LOAD_BATCHES)
+    patches.augmentation = None
+    pairs = [(patches[2 * i], patches[2 * i + 1]) for i in range(LOAD_BATCHES)]
+    return [{key: torch.stack([one[key], other[key]]) for key in one} for one, other in pairs]
+
+
+@torch.inference_mode()
+def expert_load(model: MoME, batches: list[dict[str, torch.Tensor]], text_PT: torch.Tensor) -> dict[str, Any]:
+    """Active parameters, and the load of the experts of each scale, from the coarsest, over some batches.
+
+    A load has `shares` of the assignments, their `entropy` divided by its largest value, and, where voxels go to
+    experts one by one, `per_voxel`, the mean number of assignments of a voxel.
+    """
+    layers = [module for module in model.scale_experts.modules() if isinstance(module, MixtureOfExperts)]
+    layers = [layer for layer in layers if layer.router is not None]
+    seen: dict[int, list[tuple[int, Routing]]] = {id(layer.router): [] for layer in layers}
+
+    def keep(router: torch.nn.Module, inputs: tuple[Any, ...], routing: Routing) -> None:
+        seen[id(router)].append((inputs[0][..., 0].numel(), routing))
+
+    hooks = [layer.router.register_forward_hook(keep) for layer in layers]
+    for batch in batches:
+        model(volume=batch["volume"], text_PT=text_PT, origin_B3=batch["origin"])
+    for hook in hooks:
+        hook.remove()
+    loads = []
+    for entries in seen.values():
+        counts_E = torch.stack([routing.counts_E for _, routing in entries]).sum(0).double()
+        share_E = counts_E / counts_E.sum()
+        load = {
+            "shares": share_E.tolist(),
+            "entropy": float(torch.special.entr(share_E).sum()) / math.log(len(share_E)),
+        }
+        if isinstance(entries[0][1], TokenChoice | Assignments):
+            load["per_voxel"] = float(counts_E.sum()) / sum(voxels for voxels, _ in entries)
+        loads.append(load)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    active = parameters - idle_parameters(model, tuple(entries[-1][1] for entries in seen.values()))
+    return {"parameters": parameters, "active_parameters": active, "load": loads}
+
+
+def run_arm(arm: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Trains one arm, or what is left of it, and scores it on the held-out patients."""
+    run, folder = recipe(arm, args), args.out / "held_out"
+    trained = train(run)
+    lines = [json.loads(line) for line in (args.out / arm / "log.jsonl").read_text().splitlines()]
+    last = lines[-LAST_STEPS:]
+    segmenter = Segmenter(MoME.from_pretrained(trained), overlap=0.0)
+    segmenter.model.processor = segmenter.processor
+    prepared = segmenter.prepare(list(run.labels))
+    for case in CaseFolder(folder, "openkbp"):
+        segmenter.segment(case.image, prepared).save(args.out / arm / "masks", case.name)
+    scores = evaluate_folder(
+        args.out / arm / "masks", folder / "labels", dataset="openkbp", cases=folder / "cases.json"
+    )
+    batches = held_out_batches(run, folder, segmenter.model)
+    return {
+        "loss": statistics.fmean(line["segmentation_loss"] for line in last),
+        "aux_loss": statistics.fmean(line["aux_loss"] for line in last),
+        "dice": {row["structure"]: row["dice"]["mean"] for row in summarise(scores)},
+        **expert_load(segmenter.model, batches, prepared.text_PT),
+    }
+
+
+def training_step(arm: str, args: argparse.Namespace) -> tuple[MoME, Callable[[], None], dict[str, torch.Tensor]]:
+    """A new model, a function that makes one optimiser step with it, and the batch that each step takes."""
+    run = recipe(arm, args)
+    model, _ = build_model(run)
+    text_PT = TextRows(model, list(run.labels), 0.0, 0).at(0)
+    model.to(memory_format=torch.channels_last_3d)
+    batch = held_out_batches(run, args.out / "held_out", model)[0]
+    optimizer, loss_function = build_optimizer(model.train(), run.train), LOSSES.build(run.loss)
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=run.train.mixed_precision == "bf16"):
+            output = model(volume=batch["volume"], text_PT=text_PT, origin_B3=batch["origin"])
+            loss = loss_function(output.logits, batch["targets"], batch["supervised"]) + output.aux_loss
+        loss.backward()
+        optimizer.step()
+        model.after_step()
+        optimizer.zero_grad()
+
+    return model, step, batch
+
+
+def time_arm(arm: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Milliseconds of steps of this arm, of steps of the base arm and of the encoder's share of them, in turns."""
+    model, base_step, batch = training_step(BASE, args)
+
+    def encoder_alone() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=args.precision == "bf16"):
+            pyramid = model.encoder(batch["volume"], MapContext(batch["origin"]))
+        sum(values.float().mean() for values in pyramid.maps).backward()
+        model.zero_grad()
+
+    calls = {"arm": training_step(arm, args)[1], "base": base_step, "encoder": encoder_alone}
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for round_ in range(2 + args.rounds):
+        for name, call in calls.items():
+            began = time.perf_counter()
+            call()
+            if round_ >= 2:  # the first two warm up
+                times[name].append(1e3 * (time.perf_counter() - began))
+    ratios = [own / base for own, base in zip(times["arm"], times["base"], strict=True)]
+    return {"step_ratio": statistics.median(ratios), **{f"{k}_ms": statistics.median(v) for k, v in times.items()}}
+
+
+def measure_once(arm: str, args: argparse.Namespace) -> None:
+    """Writes the results of an arm into its folder, unless they are there.
+
+    Raises:
+        InputError: The results there are of another command.
+    """
+    kind, measure = KINDS[1 if args.time else 0], time_arm if args.time else run_arm
+    path = args.out / arm / f"{kind}.json"
+    settings = {"steps": args.steps, "patch": args.patch, "precision": args.precision, "threads": args.threads}
+    settings["arm"] = ARMS[arm]
+    if not path.is_file():
+        result = {"settings": settings, **measure(arm, args)}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path, "the results of an arm") as part:
+            part.write_text(json.dumps(result, indent=1) + "\n")
+    elif json.loads(path.read_text())["settings"] != settings:
+        raise InputError("the results of this arm were made with other settings", where=str(path), hint="another --out")
+
+
+def main() -> None:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, nargs="?", default=os.environ.get("MOME_TEST_DATA"))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), help=", ".join(ARMS))
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--patch", type=int, default=32, help="side of the patches in voxels")
+    parser.add_argument("--precision", choices=("no", "bf16"), default="no")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--time", action="store_true", help="measure step times; trains nothing")
+    parser.add_argument("--rounds", type=int, default=10, help="of --time")
+    parser.add_argument("--results", type=Path, help="file of all results (<out>/results.json)")
+    args = parser.parse_args()
+    for arm in args.arms:
+        if arm not in ARMS:
+            parser.error(f"no arm '{arm}'{did_you_mean(arm, ARMS)}; arms: {', '.join(ARMS)}")
+    if args.data is None:
+        parser.error("name the folder that contains openkbp/, or set MOME_TEST_DATA")
+    torch.set_num_threads(args.threads)
+    split(Path(args.data), args.out)
+    for arm in args.arms:
+        print(f"{arm}: {ARMS[arm]}", flush=True)
+        measure_once(arm, args)
+    results: dict[str, dict[str, Any]] = {}
+    for arm in ARMS:
+        for kind in KINDS:
+            path = args.out / arm / f"{kind}.json"
+            if path.is_file():
+                results.setdefault(arm, {"parts": ARMS[arm]})[kind] = json.loads(path.read_text())
+    with atomic_write(args.results or args.out / "results.json", "the results") as part:
+        part.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
