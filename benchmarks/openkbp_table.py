@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 NETWORKS = {"mome-ct-tiny": "openkbp_val_mome_ct_tiny.json", "SegResNet": "openkbp_val_segresnet.json"}
@@ -41,6 +42,9 @@ for name in mome segresnet; do
 done
 ```
 
+## Short runs with other parts
+{zoo}
+
 ## The redesign beside the code before it
 {redesign}
 
@@ -56,6 +60,32 @@ def cell(value: dict[str, float], digits: int) -> str:
     """The mean, with its interval if there is one."""
     interval = f" ({value['low']:.{digits}f}–{value['high']:.{digits}f})" if "low" in value else ""
     return f"{value['mean']:.{digits}f}{interval}"
+
+
+def zoo_table(arms: dict[str, dict[str, Any]]) -> str:
+    """The arms of `zoo_runs.py` as a table; the first is the base, and the others are named by what they change."""
+    base = next(iter(arms.values()))["parts"]
+    rows = [
+        ["parts", "loss", "Dice", "step time", "encoder's share", "active parameters", "entropy", "largest share"],
+        ["---"] * 8,
+    ]
+    for arm in arms.values():
+        changed = {key: value for key, value in arm["parts"].items() if value != base.get(key)} or arm["parts"]
+        trained, timed = arm["training"], arm["step_time"]
+        loads = trained["load"]
+        rows.append(
+            [
+                ", ".join(f"`{key}={value}`" for key, value in changed.items()),
+                f"{trained['loss']:.3f}",
+                f"{trained['dice']['mean']:.3f}",
+                f"{timed['step_ratio']:.2f}",
+                f"{timed['encoder_ms'] / timed['arm_ms']:.0%}",
+                f"{trained['active_parameters']:,}",
+                " ".join(f"{load['entropy']:.2f}" for load in loads) or "one expert",
+                " ".join(f"{max(load['shares']):.2f}" for load in loads) or "one expert",
+            ]
+        )
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def main() -> None:
@@ -77,7 +107,10 @@ def main() -> None:
     training = (HERE / "results" / "openkbp_training.md").read_text().strip()
     long_tests = (HERE / "results" / "long_tests.md").read_text().strip()
     redesign = (HERE / "results" / "redesign.md").read_text().strip()
+    zoo = (HERE / "results" / "zoo_runs.md").read_text().strip()
+    arms = json.loads((HERE / "results" / "zoo_runs.json").read_text())
     text = TEXT.format(
+        zoo=zoo.replace("TABLE", zoo_table(arms)),
         table=table,
         training=training,
         tolerance=first["tolerance_mm"],

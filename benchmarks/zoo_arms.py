@@ -8,15 +8,20 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from mome import MoME
 from mome.atomic import atomic_write
 from mome.errors import InputError
 from mome.training.config import RunConfig, SourceConfig
 from mome.training.config_file import load_run_config
+from mome.training.sources import open_source, patch_dataset
 
 RECIPE = Path(__file__).parent.parent / "examples" / "configs" / "mome_ct_tiny.yaml"
 SWIGLU = "swiglu(n=4, hidden=24)"
 BASE = "topk-1"  # the parts of the preset; step times are ratios to this arm
 TRAINED, HELD_OUT = 40, 4  # patients
+HELD_OUT_BATCHES = 8  # of two patches
 
 ROUTERS = {
     BASE: "topk(k=1)", "topk-2": "topk(k=2)", "noisy_topk": "noisy_topk(k=2)", "switch": "switch",
@@ -30,9 +35,9 @@ EXPERTS = {
 }  # fmt: skip
 FUSIONS = ("uniform", "learned", "last", "gated", "pooled", "cross_attention")
 ARMS: dict[str, dict[str, str]] = {
+    **{name: {"experts": SWIGLU, "router": router} for name, router in ROUTERS.items()},
     "linear": {"experts": "linear"},
     "mlp": {"experts": "mlp(n=1)"},
-    **{name: {"experts": SWIGLU, "router": router} for name, router in ROUTERS.items()},
     **{name: {"experts": experts, "router": "topk(k=1)"} for name, experts in EXPERTS.items()},
     "adaptive": {"experts": f"adaptive(experts={SWIGLU})", "router": "topk(k=2)"},
     **{f"{name}-fusion": {"experts": SWIGLU, "router": "topk(k=1)", "fusion": name} for name in FUSIONS},
@@ -76,3 +81,13 @@ def recipe(arm: str, args: argparse.Namespace) -> RunConfig:
         model={**run.model, "patch_size": [args.patch] * 3},
         train=dataclasses.replace(run.train, **settings),
     )
+
+
+def held_out_batches(run: RunConfig, folder: Path, model: MoME) -> list[dict[str, torch.Tensor]]:
+    """Patches of the held-out patients, two to a batch, drawn as in training."""
+    assert model.processor is not None
+    cache = open_source(SourceConfig(folder=str(folder), dataset="openkbp"), run, model.processor)
+    patches = patch_dataset(run, [cache], model.config.patch_size, model.processor, 2 * HELD_OUT_BATCHES)
+    patches.augmentation = None
+    pairs = [(patches[2 * i], patches[2 * i + 1]) for i in range(HELD_OUT_BATCHES)]
+    return [{key: torch.stack([one[key], other[key]]) for key in one} for one, other in pairs]

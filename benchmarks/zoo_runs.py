@@ -18,13 +18,12 @@ import json
 import math
 import os
 import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from zoo_arms import ARMS, BASE, recipe, split
+from zoo_arms import ARMS, held_out_batches, recipe, split
+from zoo_step_time import time_arm
 
 from mome import MoME
 from mome.atomic import atomic_write
@@ -32,31 +31,13 @@ from mome.data.case_folder import CaseFolder
 from mome.errors import InputError, did_you_mean
 from mome.inference import Segmenter
 from mome.layers.moe import MixtureOfExperts
-from mome.map_context import MapContext
 from mome.metrics import evaluate_folder, summarise
 from mome.model_cost import idle_parameters
-from mome.registry import LOSSES
 from mome.routers.routing import Assignments, Routing, TokenChoice
-from mome.training.config import RunConfig, SourceConfig
 from mome.training.loop import train
-from mome.training.optimizer import build_optimizer
-from mome.training.setup import build_model
-from mome.training.sources import open_source, patch_dataset
-from mome.training.text_rows import TextRows
 
-LOAD_BATCHES = 8  # of two patches, drawn from the held-out patients as in training but not augmented
 KINDS = ("training", "step_time")  # of results of an arm
 LAST_STEPS = 20  # over which the training loss is averaged
-
-
-def held_out_batches(run: RunConfig, folder: Path, model: MoME) -> list[dict[str, torch.Tensor]]:
-    """Patches of the held-out patients, two to a batch, drawn as in training."""
-    assert model.processor is not None
-    cache = open_source(SourceConfig(folder=str(folder), dataset="openkbp"), run, model.processor)
-    patches = patch_dataset(run, [cache], model.config.patch_size, model.processor, 2 * LOAD_BATCHES)
-    patches.augmentation = None
-    pairs = [(patches[2 * i], patches[2 * i + 1]) for i in range(LOAD_BATCHES)]
-    return [{key: torch.stack([one[key], other[key]]) for key in one} for one, other in pairs]
 
 
 @torch.inference_mode()
@@ -115,49 +96,6 @@ def run_arm(arm: str, args: argparse.Namespace) -> dict[str, Any]:
         "dice": {row["structure"]: row["dice"]["mean"] for row in summarise(scores)},
         **expert_load(segmenter.model, batches, prepared.text_PT),
     }
-
-
-def training_step(arm: str, args: argparse.Namespace) -> tuple[MoME, Callable[[], None], dict[str, torch.Tensor]]:
-    """A new model, a function that makes one optimiser step with it, and the batch that each step takes."""
-    run = recipe(arm, args)
-    model, _ = build_model(run)
-    text_PT = TextRows(model, list(run.labels), 0.0, 0).at(0)
-    model.to(memory_format=torch.channels_last_3d)
-    batch = held_out_batches(run, args.out / "held_out", model)[0]
-    optimizer, loss_function = build_optimizer(model.train(), run.train), LOSSES.build(run.loss)
-
-    def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=run.train.mixed_precision == "bf16"):
-            output = model(volume=batch["volume"], text_PT=text_PT, origin_B3=batch["origin"])
-            loss = loss_function(output.logits, batch["targets"], batch["supervised"]) + output.aux_loss
-        loss.backward()
-        optimizer.step()
-        model.after_step()
-        optimizer.zero_grad()
-
-    return model, step, batch
-
-
-def time_arm(arm: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Milliseconds of steps of this arm, of steps of the base arm and of the encoder's share of them, in turns."""
-    model, base_step, batch = training_step(BASE, args)
-
-    def encoder_alone() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=args.precision == "bf16"):
-            pyramid = model.encoder(batch["volume"], MapContext(batch["origin"]))
-        sum(values.float().mean() for values in pyramid.maps).backward()
-        model.zero_grad()
-
-    calls = {"arm": training_step(arm, args)[1], "base": base_step, "encoder": encoder_alone}
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for round_ in range(2 + args.rounds):
-        for name, call in calls.items():
-            began = time.perf_counter()
-            call()
-            if round_ >= 2:  # the first two warm up
-                times[name].append(1e3 * (time.perf_counter() - began))
-    ratios = [own / base for own, base in zip(times["arm"], times["base"], strict=True)]
-    return {"step_ratio": statistics.median(ratios), **{f"{k}_ms": statistics.median(v) for k, v in times.items()}}
 
 
 def measure_once(arm: str, args: argparse.Namespace) -> None:
