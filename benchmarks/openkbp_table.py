@@ -71,15 +71,15 @@ def zoo_table(arms: dict[str, dict[str, Any]]) -> str:
     ]
     for arm in arms.values():
         changed = {key: value for key, value in arm["parts"].items() if value != base.get(key)} or arm["parts"]
-        trained, timed = arm["training"], arm["step_time"]
+        trained, timed = arm["training"], arm.get("step_time")
         loads = trained["load"]
         rows.append(
             [
                 ", ".join(f"`{key}={value}`" for key, value in changed.items()),
                 f"{trained['loss']:.3f}",
                 f"{trained['dice']['mean']:.3f}",
-                f"{timed['step_ratio']:.2f}",
-                f"{timed['encoder_ms'] / timed['arm_ms']:.0%}",
+                f"{timed['step_ratio']:.2f}" if timed else "–",
+                f"{timed['encoder_ms'] / timed['arm_ms']:.0%}" if timed else "–",
                 f"{trained['active_parameters']:,}",
                 " ".join(f"{load['entropy']:.2f}" for load in loads) or "one expert",
                 " ".join(f"{max(load['shares']):.2f}" for load in loads) or "one expert",

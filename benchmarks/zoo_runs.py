@@ -3,8 +3,9 @@
     python benchmarks/zoo_runs.py FOLDER --out runs/zoo          # trains and scores every arm
     python benchmarks/zoo_runs.py FOLDER --out runs/zoo --time   # step times, on a machine that does nothing else
 
-FOLDER contains openkbp/; where it is not given, it is that of MOME_TEST_DATA. Both commands resume: an arm that is
-finished is not run again, and one that was killed goes on from its checkpoint.
+FOLDER contains openkbp/; where it is not given, it is that of MOME_TEST_DATA. An arm that has its results is not run
+again, and a training that was killed goes on from its checkpoint. All results so far go into one file (`--results`),
+from which benchmarks/openkbp_table.py makes a table.
 
 The recipe is examples/configs/mome_ct_tiny.yaml with smaller patches, fewer steps, 40 of the training patients, no
 phantoms and no moving average. Four other training patients, in whom all structures are annotated, are scored. The
@@ -23,7 +24,7 @@ from typing import Any
 
 import torch
 from zoo_arms import ARMS, held_out_batches, recipe, split
-from zoo_step_time import time_arm
+from zoo_step_time import time_arms
 
 from mome import MoME
 from mome.atomic import atomic_write
@@ -62,7 +63,7 @@ def expert_load(model: MoME, batches: list[dict[str, torch.Tensor]], text_PT: to
     loads = []
     for entries in seen.values():
         counts_E = torch.stack([routing.counts_E for _, routing in entries]).sum(0).double()
-        share_E = counts_E / counts_E.sum()
+        share_E = counts_E / counts_E.sum().clamp(min=1)
         load = {
             "shares": share_E.tolist(),
             "entropy": float(torch.special.entr(share_E).sum()) / math.log(len(share_E)),
@@ -98,23 +99,35 @@ def run_arm(arm: str, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def measure_once(arm: str, args: argparse.Namespace) -> None:
-    """Writes the results of an arm into its folder, unless they are there.
+def is_done(arm: str, args: argparse.Namespace) -> bool:
+    """Whether an arm has the results that are asked for.
 
     Raises:
-        InputError: The results there are of another command.
+        InputError: The results in its folder are of another command.
     """
-    kind, measure = KINDS[1 if args.time else 0], time_arm if args.time else run_arm
-    path = args.out / arm / f"{kind}.json"
-    settings = {"steps": args.steps, "patch": args.patch, "precision": args.precision, "threads": args.threads}
-    settings["arm"] = ARMS[arm]
-    if not path.is_file():
-        result = {"settings": settings, **measure(arm, args)}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path, "the results of an arm") as part:
-            part.write_text(json.dumps(result, indent=1) + "\n")
-    elif json.loads(path.read_text())["settings"] != settings:
+    path = results_path(arm, args)
+    if path.is_file() and json.loads(path.read_text())["settings"] != settings_of(arm, args):
         raise InputError("the results of this arm were made with other settings", where=str(path), hint="another --out")
+    return path.is_file()
+
+
+def results_path(arm: str, args: argparse.Namespace) -> Path:
+    """The file of an arm's results."""
+    return args.out / arm / f"{KINDS[1 if args.time else 0]}.json"
+
+
+def settings_of(arm: str, args: argparse.Namespace) -> dict[str, Any]:
+    """What the results of an arm depend on."""
+    numbers = {name: getattr(args, name) for name in ("steps", "patch", "precision", "threads")}
+    return {**numbers, "arm": ARMS[arm]}
+
+
+def save(arm: str, args: argparse.Namespace, results: dict[str, Any]) -> None:
+    """Writes the results of an arm into its folder."""
+    path = results_path(arm, args)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path, "the results of an arm") as part:
+        part.write_text(json.dumps({"settings": settings_of(arm, args), **results}, indent=1) + "\n")
 
 
 def main() -> None:
@@ -138,9 +151,13 @@ def main() -> None:
         parser.error("name the folder that contains openkbp/, or set MOME_TEST_DATA")
     torch.set_num_threads(args.threads)
     split(Path(args.data), args.out)
-    for arm in args.arms:
+    missing = [arm for arm in args.arms if not is_done(arm, args)]
+    if args.time and missing:
+        for arm, times in time_arms(missing, args).items():
+            save(arm, args, times)
+    for arm in () if args.time else missing:
         print(f"{arm}: {ARMS[arm]}", flush=True)
-        measure_once(arm, args)
+        save(arm, args, run_arm(arm, args))
     results: dict[str, dict[str, Any]] = {}
     for arm in ARMS:
         for kind in KINDS:

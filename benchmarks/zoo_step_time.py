@@ -1,4 +1,4 @@
-"""Step times of the arms of `benchmarks/zoo_runs.py`, in turns with the base arm, so that a busy machine slows both."""
+"""Step times of the arms of `benchmarks/zoo_runs.py`, all in turns, so that a busy machine slows all."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from zoo_arms import BASE, held_out_batches, recipe
@@ -42,9 +41,15 @@ def training_step(arm: str, args: argparse.Namespace) -> tuple[MoME, Callable[[]
     return model, step, batch
 
 
-def time_arm(arm: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Milliseconds of steps of this arm, of steps of the base arm and of the encoder's share of them, in turns."""
-    model, base_step, batch = training_step(BASE, args)
+def time_arms(arms: list[str], args: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Step times in milliseconds, medians over rounds; in each round every arm and the base make one step.
+
+    Returns:
+        For every arm `arm_ms`, `base_ms`, `encoder_ms` (forward and backward of the encoder alone, which all arms
+        share) and `step_ratio`, the median over the rounds of its time divided by that of the base in the same round.
+    """
+    made = {arm: training_step(arm, args) for arm in dict.fromkeys([BASE, *arms])}
+    model, _, batch = made[BASE]
 
     def encoder_alone() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=args.precision == "bf16"):
@@ -52,7 +57,7 @@ def time_arm(arm: str, args: argparse.Namespace) -> dict[str, Any]:
         sum(values.float().mean() for values in pyramid.maps).backward()
         model.zero_grad()
 
-    calls = {"arm": training_step(arm, args)[1], "base": base_step, "encoder": encoder_alone}
+    calls = {"encoder alone": encoder_alone, **{arm: step for arm, (_, step, _) in made.items()}}
     times: dict[str, list[float]] = {name: [] for name in calls}
     for round_ in range(WARM_UP + args.rounds):
         for name, call in calls.items():
@@ -60,5 +65,13 @@ def time_arm(arm: str, args: argparse.Namespace) -> dict[str, Any]:
             call()
             if round_ >= WARM_UP:
                 times[name].append(1e3 * (time.perf_counter() - began))
-    ratios = [own / base for own, base in zip(times["arm"], times["base"], strict=True)]
-    return {"step_ratio": statistics.median(ratios), **{f"{k}_ms": statistics.median(v) for k, v in times.items()}}
+    median = {name: statistics.median(values) for name, values in times.items()}
+    return {
+        arm: {
+            "arm_ms": median[arm],
+            "base_ms": median[BASE],
+            "encoder_ms": median["encoder alone"],
+            "step_ratio": statistics.median(own / base for own, base in zip(times[arm], times[BASE], strict=True)),
+        }
+        for arm in arms
+    }
