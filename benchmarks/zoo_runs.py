@@ -33,7 +33,7 @@ from mome.errors import InputError, did_you_mean
 from mome.inference import Segmenter
 from mome.layers.moe import MixtureOfExperts
 from mome.metrics import evaluate_folder, summarise
-from mome.model_cost import idle_parameters
+from mome.model_cost import measure
 from mome.routers.routing import Assignments, Routing, TokenChoice
 from mome.training.loop import train
 
@@ -42,8 +42,8 @@ LAST_STEPS = 20  # over which the training loss is averaged
 
 
 @torch.inference_mode()
-def expert_load(model: MoME, batches: list[dict[str, torch.Tensor]], text_PT: torch.Tensor) -> dict[str, Any]:
-    """Active parameters, and the load of the experts of each scale, from the coarsest, over some batches.
+def expert_load(model: MoME, batches: list[dict[str, torch.Tensor]], text_PT: torch.Tensor) -> list[dict[str, Any]]:
+    """The load of the experts of each scale, from the coarsest, over some batches.
 
     A load has `shares` of the assignments, their `entropy` divided by its largest value, and, where voxels go to
     experts one by one, `per_voxel`, the mean number of assignments of a voxel.
@@ -71,9 +71,7 @@ def expert_load(model: MoME, batches: list[dict[str, torch.Tensor]], text_PT: to
         if isinstance(entries[0][1], TokenChoice | Assignments):
             load["per_voxel"] = float(counts_E.sum()) / sum(voxels for voxels, _ in entries)
         loads.append(load)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    active = parameters - idle_parameters(model, tuple(entries[-1][1] for entries in seen.values()))
-    return {"parameters": parameters, "active_parameters": active, "load": loads}
+    return loads
 
 
 def run_arm(arm: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -95,7 +93,8 @@ def run_arm(arm: str, args: argparse.Namespace) -> dict[str, Any]:
         "loss": statistics.fmean(line["segmentation_loss"] for line in last),
         "aux_loss": statistics.fmean(line["aux_loss"] for line in last),
         "dice": {row["structure"]: row["dice"]["mean"] for row in summarise(scores)},
-        **expert_load(segmenter.model, batches, prepared.text_PT),
+        "active_parameters": measure(segmenter.model).active_parameters,
+        "load": expert_load(segmenter.model, batches, prepared.text_PT),
     }
 
 
