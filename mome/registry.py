@@ -76,7 +76,7 @@ class Registry:
         _ALL.append(self)
 
     def register(
-        self, name: str, target: str | type, *, summary: str = "", owner: str = "mome", extra: str | None = None
+        self, name: str, target: str | type, *, summary: str = "", owner: str | None = None, extra: str | None = None
     ) -> None:
         """Adds a part.
 
@@ -84,7 +84,7 @@ class Registry:
             name: The name that users write.
             target: A class, or "package.module:Class", which is imported on first use.
             summary: One line for lists.
-            owner: The package that the part comes from.
+            owner: The package that the part comes from; None takes it from the path of the target or class.
             extra: The extra of `mome` that installs what the part imports.
 
         Raises:
@@ -98,6 +98,8 @@ class Registry:
             )
         if isinstance(target, type):
             self._check_class(name, target)
+        if owner is None:
+            owner = (target.__module__ if isinstance(target, type) else target).partition(":")[0].partition(".")[0]
         held = self._entries.get(name)
         if held is not None and not _same_target(held.target, target):
             raise InputError(
@@ -228,9 +230,10 @@ class Registry:
                     f"'{name}' is registered as {_with_article(other.kind)}, not as {_with_article(self.kind)}",
                     hint=f"{self.plural}: " + ", ".join(self.names()),
                 )
+        close = did_you_mean(name, self.names())
+        elsewhere = "" if close else "; a part of another package is known once that is installed"
         raise InputError(
-            f"unknown {self.kind} '{name}'{did_you_mean(name, self.names())}",
-            hint=f"{self.plural}: " + ", ".join(self.names()),
+            f"unknown {self.kind} '{name}'{close}", hint=f"{self.plural}: {', '.join(self.names())}{elsewhere}"
         )
 
     def _import(self, name: str) -> Any:

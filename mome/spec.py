@@ -40,6 +40,8 @@ def parse(text: str) -> Spec:
     """
     if len(text) > 10_000:
         raise SpecError(f"a config string of {len(text)} characters is too long", hint="use a dict")
+    if not text.strip():
+        raise SpecError("a config string is empty", hint="begin with a name, as in mlp(n=4)")
     try:
         with warnings.catch_warnings(action="ignore"):  # Python warns of odd escapes and calls in the text
             tree = ast.parse(text.strip(), mode="eval").body
@@ -73,7 +75,10 @@ def _value(node: ast.expr, text: str) -> Any:
         return {"name": _name(node, text)}
     if isinstance(node, ast.Call):
         return _call(node, text)
-    raise _at(text, node.col_offset, "only names, numbers, strings, lists and dicts may stand here")
+    what = "only names, numbers, strings, lists and dicts may stand here"
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Sub) and isinstance(node.left, ast.Name):
+        what = "a name is written with _, not with -"
+    raise _at(text, node.col_offset, what)
 
 
 def _constant(node: ast.Constant, text: str) -> Any:

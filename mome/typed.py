@@ -67,7 +67,10 @@ def typed(value: Any, hint: Any, *, owner: str, path: str) -> Any:
         for option in options:
             if type(value) is type(option) and value == option:
                 return value
-        raise InputError(f"{owner}, argument '{path}' is {type_name(hint)}, got {brief(value)}{_close(value, options)}")
+        raise InputError(
+            f"{owner}, argument '{path}' is {type_name(hint)}, got {brief(value)}{_close(value, options)}",
+            hint=_quotes(value, hint, path),
+        )
     elif origin in (tuple, list) and isinstance(value, list | tuple):
         items = options[:1]
         result = [typed(item, items[0], owner=owner, path=f"{path}[{i}]") if items else item
@@ -81,11 +84,21 @@ def typed(value: Any, hint: Any, *, owner: str, path: str) -> Any:
         return float(value)
     elif hint in (int, str, bool) and type(value) is hint:
         return value
-    raise InputError(f"{owner}, argument '{path}' is {type_name(hint)}, got {brief(value)}")
+    raise InputError(
+        f"{owner}, argument '{path}' is {type_name(hint)}, got {brief(value)}", hint=_quotes(value, hint, path)
+    )
 
 
 def _close(value: Any, options: tuple[Any, ...]) -> str:
     return did_you_mean(value[:60], [o for o in options if isinstance(o, str)]) if isinstance(value, str) else ""
+
+
+def _quotes(value: Any, hint: Any, path: str) -> str | None:
+    """What to try where a config string holds a bare word, which names a part, for a field that takes text."""
+    takes_text = hint is str or any(option is str or isinstance(option, str) for option in typing.get_args(hint))
+    if not takes_text or not isinstance(value, dict) or list(value) != ["name"]:
+        return None
+    return f"text stands in quotes, as in {path.rpartition('.')[2]}={brief(value['name'], 60)}"
 
 
 def check_fields(cls: Any, *, owner: str) -> None:

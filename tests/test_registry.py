@@ -75,6 +75,10 @@ def test_messages() -> None:
     assert "'topk' is registered as a router, not as an expert" in message("topk")
     assert "argument 'n' is int, got 'a'" in message("swiglu(n='a')")
     assert "argument 'n' is int, got 2.0" in message("swiglu(n=2.0)")
+    assert "try: text stands in quotes, as in score='sigmoid'" in message("group_limited(score=sigmoid)", ROUTERS)
+    assert "quotes" not in message("swiglu(n=two)") and "quotes" not in message("swiglu(activation=silu(a=1))")
+    assert message("ours").endswith("; a part of another package is known once that is installed")
+    assert "another package" not in message("swigu")
     assert "argument 'normalize' is bool, got 1" in message("topk(normalize=1)", ROUTERS)
 
 
@@ -87,6 +91,17 @@ def test_duplicates_name_both_owners() -> None:
     registry.register("a", "one:A", owner="first-package")
     with pytest.raises(InputError, match="first-package .* second-package"):
         registry.register("a", "two:A", owner="second-package")
+
+
+def test_the_owner_of_a_part_is_the_package_of_its_class() -> None:
+    from mome.experts.linear import LinearExperts
+
+    registry = Registry("thing", "mome.experts", "mome.test_things")
+    registry.register("a", "one.two:A")
+    registry.register("b", LinearExperts)
+    registry.register("c", type("Mine", (LinearExperts,), {"__module__": "my_script"}))
+    registry.register("d", "one:D", owner="first-package")
+    assert [registry.origin(name)[0] for name in "abcd"] == ["one", "mome", "my_script", "first-package"]
 
 
 def test_deprecated_name_still_works_with_a_warning() -> None:

@@ -95,6 +95,8 @@ def test_values() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("text-guided", "a name is written with _, not with -, at column 1\n  text-guided\n  ^"),
+        (" ", "a config string is empty\n  try: begin with a name, as in mlp(n=4)"),
         ("swiglu(8)", "arguments need a name, write key=value, at column 8\n  swiglu(8)\n         ^"),
         ("swiglu(n=8", "not a config string: '(' was never closed, at column 7\n  swiglu(n=8\n        ^"),
     ],
