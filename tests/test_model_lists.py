@@ -63,6 +63,8 @@ def test_several_patterns_and_exclusions(capsys: pytest.CaptureFixture[str]) -> 
         (["experts", "[a-"], "opens a bracket"),
         (["experts", "--exclude", "[a"], "opens a bracket"),
         (["experts", "--exclude", "*"], "nothing is called '*'"),
+        (["routers", "topk", "--exclude", "*k"], "nothing is called 'topk' apart from what --exclude leaves out"),
+        (["presets"], "did you mean 'models'"),
         (["experts", "--pretrained"], "--pretrained concerns models"),
         (["routers", "topq"], "did you mean 'topk'"),
     ],

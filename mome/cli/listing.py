@@ -51,6 +51,11 @@ def run(args: argparse.Namespace) -> int:
         if not any(hits.values()) and pattern.isidentifier():  # a word without wildcards also matches inside names
             hits = {kind: _matching(rows, f"*{pattern}*", args.exclude) for kind, rows in every.items()}
         if not any(hits.values()):
+            if any(_matching(rows, pattern, []) for rows in every.values()):
+                raise InputError(
+                    f"nothing is called {pattern!r} apart from what --exclude leaves out",
+                    hint="leave out the pattern, or --exclude",
+                )
             names = [row["name"] for rows in every.values() for row in rows]
             raise InputError(
                 f"nothing is called {pattern!r}{did_you_mean(pattern, KINDS) or did_you_mean(pattern, names)}",
@@ -66,7 +71,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _refuse_singulars(patterns: list[str]) -> None:
-    singulars = {registry.kind.replace(" ", "_"): kind for kind, registry in _PARTS.items()}
+    singulars = {"model": "models", "preset": "models", "presets": "models"}
+    singulars |= {registry.kind.replace(" ", "_"): kind for kind, registry in _PARTS.items()}
     for pattern in patterns:
         if pattern in singulars:
             raise InputError(
