@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from dicom_series import along_z, series, write
 from small_scans import patient_affine, patient_hu
 
 from mome.errors import InputError
-from mome.volumes import Volume, checked_volume, read_volume
+from mome.metrics import evaluate_folder
+from mome.volumes import Grid, Volume, checked_volume, read_volume
+from mome.volumes.mask_file import write_mask
 
 POSITIONS = along_z(np.arange(6) * 3.0)
 WIDTH = 24.0  # mm, of the slices of `dicom_series`
@@ -75,3 +78,16 @@ def test_an_equalised_histogram_is_noted() -> None:
     ranks = np.argsort(np.argsort(hu.ravel(), kind="stable")).reshape(hu.shape)
     notes = checked_volume(Volume(ranks / hu.size * 2000 - 1000, patient_affine())).notes
     assert any("the histogram was equalised" in note for note in notes), notes
+
+
+def test_a_reference_without_a_voxel_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    grid, mask = Grid((8, 8, 8), patient_affine()), np.zeros((8, 8, 8), np.uint8)
+    mask[2:5, 2:5, 2:5] = 1
+    for side, scale in (("p", 1), ("r", 0)):
+        (tmp_path / side).mkdir()
+        write_mask(tmp_path / side / "a_mandible.nii.gz", scale * mask, grid)
+        write_mask(tmp_path / side / "b_mandible.nii.gz", mask, grid)
+    with caplog.at_level(logging.WARNING):
+        scores = evaluate_folder(tmp_path / "p", tmp_path / "r")
+    assert [score.dice for score in scores] == [0, 1]
+    assert caplog.text.count("has no voxel") == 1 and "case 'a': the reference of 'mandible'" in caplog.text
