@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
@@ -11,30 +12,37 @@ from torch.distributed.tensor import DTensor
 from mome.errors import InputError, did_you_mean
 from mome.labels import load_table
 
+# A disk or a download loses blocks of 4,096 bytes or more, which are this many numbers in float32.
+_SHORTEST_BLOCK = 1_000
 _COPY = "copy or download the checkpoint again; MoME.from_pretrained(…, allow_damaged=True) loads it as it is"
 
 
 def damage_of(model: nn.Module, names: Iterable[str], fresh: Callable[[], nn.Module]) -> str | None:
     """Says what is wrong with the loaded numbers; None where nothing is.
 
-    Weights that are all zero are compared with a new model: biases begin at zero, and so may weights of some parts.
+    Zeros are compared with a new model: biases begin at zero, and so may weights of some parts.
 
     Args:
         model: The loaded model.
         names: Its tensors that were read from the checkpoint.
-        fresh: Makes a new model of the same config; called only where a tensor is all zero.
+        fresh: Makes a new model of the same config; called only where a tensor has many zeros.
     """
     tensors = {name: tensor for name, tensor in _readable(model).items() if name in set(names)}
     broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if broken:
         return f"{len(broken)} of {len(tensors)} tensors hold NaN or infinite numbers: {shown(broken)}"
     zero = [name for name, tensor in tensors.items() if _may_not_be_zero(name, tensor)]
-    if zero:
-        with torch.random.fork_rng(devices=[]):
-            new = _readable(fresh())
-        zero = [name for name in zero if name in new and new[name].any()]
+    blocks = {name: block for name, tensor in tensors.items() if (block := _zero_block(tensor)) is not None}
+    if not zero and not blocks:
+        return None
+    with torch.random.fork_rng(devices=[]):
+        new = _readable(fresh())
+    zero = [name for name in zero if name in new and new[name].any()]
     if zero:
         return f"{len(zero)} of {len(tensors)} tensors of weights hold zeros only: {shown(zero)}"
+    lost = [name for name, block in blocks.items() if name in new and new[name].reshape(-1)[block].any()]
+    if lost:
+        return f"{len(lost)} of {len(tensors)} tensors hold a block of zeros, as a damaged disk leaves: {shown(lost)}"
     return None
 
 
@@ -96,3 +104,21 @@ def _may_not_be_zero(name: str, tensor: Tensor) -> bool:
     """Whether a tensor is all zero and should perhaps not be. Rows of the text bank are zero until they are set."""
     never = name.endswith("bias") or name in ("text_bank.rows_LT", "text_bank.mean_T")
     return not never and tensor.numel() > 0 and not tensor.any()
+
+
+def _zero_block(tensor: Tensor) -> slice | None:
+    """Returns where a long run of zeros lies in the flat tensor; None where there is none.
+
+    A file of which a block was lost has zeros from one place to another, whatever the shapes are. Zeros of whole rows
+    or kernels were put there on purpose, as by pruning.
+    """
+    zeros = (tensor.detach().reshape(-1) == 0).nonzero().reshape(-1)
+    if not _SHORTEST_BLOCK <= len(zeros) < tensor.numel():
+        return None
+    starts = torch.cat([zeros.new_zeros(1), (zeros.diff() != 1).nonzero().reshape(-1) + 1])
+    lengths = torch.diff(starts, append=starts.new_tensor([len(zeros)]))
+    longest = int(lengths.argmax())
+    begin, length = int(zeros[starts[longest]]), int(lengths[longest])
+    unit = math.prod(tensor.shape[-1:] if tensor.ndim <= 3 else tensor.shape[2:])
+    is_whole = begin % unit == 0 and length % unit == 0
+    return slice(begin, begin + length) if length >= _SHORTEST_BLOCK and not is_whole else None

@@ -69,6 +69,30 @@ def test_weights_of_zeros_are_refused_and_biases_are_not(folder: Path) -> None:
     assert torch.equal(state, torch.random.get_rng_state())  # comparing with a new model draws no random number
 
 
+def test_a_lost_block_of_a_file_is_refused_and_pruned_rows_are_not(folder: Path) -> None:
+    name = max(matrices(folder), key=lambda name: load_file(folder / "model.safetensors")[name].numel())
+    before = (folder / "model.safetensors").read_bytes()
+
+    def zeros(first: int, count: int) -> Callable[[Tensors], Tensors]:
+        def replace(tensors: Tensors) -> Tensors:
+            tensors[name].view(-1)[first : first + count] = 0
+            return tensors
+
+        return replace
+
+    tensor = load_file(folder / "model.safetensors")[name]
+    unit = tensor[0].numel()
+    assert tensor.numel() > 1100 + unit
+    change(folder, zeros(13, 1024))
+    with pytest.raises(InputError, match=f"1 of .* tensors hold a block of zeros, as a damaged disk leaves: {name}"):
+        MoME.from_pretrained(folder)
+    MoME.from_pretrained(folder, allow_damaged=True)
+    for first, count in ((unit, -(-1000 // unit) * unit), (13, 900)):
+        (folder / "model.safetensors").write_bytes(before)
+        change(folder, zeros(first, count))
+        assert MoME.from_pretrained(folder).load_notes == ()
+
+
 def test_left_over_tensors_and_unknown_names_reach_the_result(folder: Path) -> None:
     change(folder, lambda tensors: {**tensors, "encoder.stage9.weight": torch.ones(3)})
     config = json.loads((folder / "config.json").read_text())

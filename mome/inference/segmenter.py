@@ -73,7 +73,7 @@ class Segmenter:
         if hasattr(network, "check_processor"):  # a predictor's model may be of another class
             network.check_processor(processor)
         if not isinstance(overlap, int | float) or not 0 <= overlap <= 0.9:
-            raise InputError(f"overlap is a number from 0 to 0.9, got {overlap!r:.60}")
+            raise InputError(f"overlap is from 0 to 0.9, got {overlap!r:.60}")
         if precision not in _PRECISIONS:
             raise InputError(
                 f"precision is one of {', '.join(_PRECISIONS)}, got {precision!r}"

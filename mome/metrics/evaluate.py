@@ -222,6 +222,8 @@ def _score(case: str, structure: str, prediction: Volume, reference: Volume, tol
         if share > _LARGEST_SHARE:
             what = f"the {whose} of {structure!r} fills {share:.0%} of the image"
             logger.warning("case %r: %s: is it inverted?", case, what)
+    if p.any() and not r.any():
+        logger.warning("case %r: the reference of %r has no voxel, so the scores are 0", case, structure)
     if p.any() and r.any():  # not cropped if one is empty, because HD95 is then the diagonal of the whole image
         box = bounding_box(p | r)
         p, r = p[box], r[box]

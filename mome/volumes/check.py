@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -17,9 +18,11 @@ from mome.volumes.sizes import check_size
 # The volume of three unit vectors along the axes: 1 where they are at right angles, 0 where they lie in a plane. A
 # tilted gantry leaves more than 0.8.
 _FLATTEST = 0.01
-# Our choice: CT has slices of at most 10 mm, rarely more, and pixels of more than 0.1 mm.
 # Fields of view of clinical CT, and the pixels below which a volume is taken for a crop (our choice).
 _SMALLEST_VIEW_MM, _LARGEST_VIEW_MM, _FEWEST_PIXELS = 50.0, 1000.0, 32
+# Fewer voxels are no scan of a patient.
+_FEWEST_VOXELS = 1_000
+# Our choice: CT has slices of at most 10 mm, rarely more, and pixels of more than 0.1 mm.
 _SMALLEST_VOXEL_MM, _LARGEST_VOXEL_MM = 0.1, 12.0
 
 
@@ -41,7 +44,13 @@ def checked_volume(volume: Volume, where: str | None = None, *, any_values: bool
     array, array_notes = _numbers(volume.array, where)
     affine = np.asarray(volume.affine, dtype=np.float64)
     check_grid(array.shape, affine, where)
-    notes = [*volume.notes, *array_notes, *_voxel_notes(affine), *_extent_notes(array.shape, affine)]
+    notes = [
+        *volume.notes,
+        *array_notes,
+        *_voxel_notes(affine),
+        *_default_notes(array.shape, affine),
+        *_extent_notes(array.shape, affine),
+    ]
     spacing = Grid(array.shape, affine).spacing
     directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     shear = np.abs(directions.T @ directions - np.eye(3)).max()
@@ -135,6 +144,18 @@ def _voxel_notes(affine: np.ndarray) -> list[str]:
         return []
     shown = " × ".join(f"{size:.4g}" for size in sizes)
     return [f"voxels are {shown} mm large, which is unusual: is the header right? Small structures may be missed"]
+
+
+def _default_notes(shape: tuple[int, ...], affine: np.ndarray) -> list[str]:
+    """Returns a note where the affine is that of an image whose voxel size nobody gave.
+
+    Software that makes an image from an array alone takes voxels of 1 mm and puts the first at 0: nibabel with
+    `np.eye(4)`, and SimpleITK, whose axes have the other sign in RAS.
+    """
+    is_default = np.array_equal(np.abs(affine[:3, :3]), np.eye(3)) and not affine[:3, 3].any()
+    if not is_default or math.prod(shape) < _FEWEST_VOXELS:
+        return []
+    return ["voxels are exactly 1 mm large and the first lies at 0, as where nobody gave the voxel size: is it right?"]
 
 
 def _extent_notes(shape: tuple[int, ...], affine: np.ndarray) -> list[str]:

@@ -87,7 +87,7 @@ def doubt_about(values: np.ndarray) -> Doubt | None:
         )
     if low >= 0:
         return _by_missing_air(sample, high, enough)
-    return (_by_peaks(sample, low, high) or _noise(values)) if enough else None
+    return (_by_peaks(sample, low, high) or _noise(values) or _flat(sample, low, high)) if enough else None
 
 
 def _wrapped_or_inverted(sample: np.ndarray) -> Doubt | None:
@@ -275,6 +275,14 @@ def _likely(sample: np.ndarray) -> str:
         if air >= 0.03 and soft >= 0.03:
             return f"; they look like HU {'+' if offset > 0 else '−'} {abs(offset):g}"
     return ""
+
+
+def _flat(sample: np.ndarray, low: float, high: float) -> Doubt | None:
+    """Recognises an equalised histogram, in which all values are equally frequent. A CT has peaks."""
+    counts = np.histogram(sample, bins=20, range=(low, high))[0]
+    if counts.min() < 0.6 * counts.mean() or counts.max() > 1.4 * counts.mean():
+        return None
+    return Doubt("all values are about equally frequent: the histogram was equalised, and the values are not HU")
 
 
 def _noise(values: np.ndarray) -> Doubt | None:

@@ -17,6 +17,8 @@ _UNITS = (10.0, 100.0, 1000.0)
 _NEAR, _TIMES_THICKER = 0.7, 8.0
 _NEAREST, _TIMES_LARGER = 0.25, 3.0
 _LARGEST_TILT_ERROR = 1.0
+# Pictures that were made smaller have a half or a quarter of their pixels along a side (our choice).
+_SHRUNK, _WIDER = (2.0, 4.0), 1.05
 _LARGEST_HU = 32_767.0
 
 
@@ -73,8 +75,7 @@ def contradictions(slices: Sequence[Slice], layout: Layout) -> list[str]:
             f"slices are {thickness:.4g} mm thick and {step:.4g} mm apart: slices may be missing, and what lies "
             "between them is not seen"
         )
-    if (note := _other_locations(slices, layout)) is not None:
-        notes.append(note)
+    notes += [note for note in (_other_locations(slices, layout), _other_width(first)) if note is not None]
     if len({image.thickness for image in slices}) > 1:
         notes.append("SliceThickness differs between slices; only positions are used")
     tilts = [image.gantry_tilt for image in slices if image.gantry_tilt is not None]
@@ -115,6 +116,25 @@ def _other_locations(slices: Sequence[Slice], layout: Layout) -> str | None:
     return (
         f"SliceLocation places slices up to {apart:.4g} mm elsewhere than ImagePositionPatient does; the positions are "
         "used"
+    )
+
+
+def _other_width(image: Slice) -> str | None:
+    """Returns a note where the width of an image suggests that its pixels were merged or padded.
+
+    A cropped image is narrower than ReconstructionDiameter, by any ratio. One whose pixels were merged without a new
+    PixelSpacing is narrower by a power of two.
+    """
+    assert image.pixel_spacing is not None
+    width = float(image.pixel_spacing.max()) * max(image.header.rows, image.header.columns)
+    if not image.diameter or image.diameter <= 0:
+        return None
+    is_shrunk = any(abs(image.diameter / width / ratio - 1) < 0.01 for ratio in _SHRUNK)
+    if not is_shrunk and width <= _WIDER * image.diameter:
+        return None
+    return (
+        f"the image measures {width:.4g} mm by PixelSpacing, but ReconstructionDiameter is {image.diameter:.4g} mm: "
+        "was it resized without a new PixelSpacing, or cropped or padded? PixelSpacing is used"
     )
 
 

@@ -113,6 +113,7 @@ class ImageHeader:
             image that was split into several files, or None.
         acquisition_images: ImagesInAcquisition, or None.
         origin: A hash of patient, study, frame of reference and reconstruction kernel; slices of one volume share it.
+        study_day: A hash of StudyDate; slices of one study share it.
         is_lossy: Whether LossyImageCompression says that the pixels were compressed with loss.
         quantity: What the header says that values are instead of HU, or empty.
         doubts: Sentences about what the header says of the images, for the user.
@@ -138,6 +139,7 @@ class ImageHeader:
     concatenation: tuple[str, int, int] | None
     acquisition_images: int | None
     origin: str
+    study_day: str
     is_lossy: bool
     quantity: str
     doubts: tuple[str, ...]
@@ -252,6 +254,7 @@ def _image_header(path: Path, dataset: Any, has_pixels: bool, is_truncated: bool
         concatenation=_concatenation(dataset),
         acquisition_images=integer(dataset, "ImagesInAcquisition"),
         origin=_origin(dataset),
+        study_day=hashlib.sha256(printable(dataset.get("StudyDate")).encode()).hexdigest(),
         is_lossy=str(dataset.get("LossyImageCompression") or "").strip() == "01",
         quantity=other_quantity(dataset),
         doubts=header_doubts(dataset),

@@ -27,11 +27,11 @@ _NO_HU = (
 )  # fmt: skip
 # The same as parts of longer values, which vendors make up ("CSA MIP", "CT_SOM7 IODINE MAP"); our choice.
 _PROJECTION_PARTS = ("MIP", "MINIP")
-_NO_HU_PARTS = ("VRT", "IODINE", "DENSITY")
+_NO_HU_PARTS = ("VRT", "IODINE", "DENSITY", "CBF", "CBV", "MTT", "TTP", "TMAX")
 
 # Words for images of which parts were removed, or whose contrast was (our choice).
 _PROCESSED = re.compile(
-    r"REMOV(ED|AL)|SEGMENTED|MASKED|ERASED|\bVNC\b|VIRTUAL[ _]NON[ _]?CONTRAST|VIRTUAL[ _]UNENHANCED"
+    r"REMOV(ED|AL)|SEGMENTED|MASKED|ERASED|SUPPRESSED|\bVNCA?\b|VIRTUAL[ _](NON[ _]?(CONTRAST|CALCIUM)|UNENHANCED)"
 )
 _ENERGY = re.compile(r"(\d{2,3})[ _]*KEV\b")
 _MONOENERGETIC = re.compile(r"\b(MONO(E|[ -]?ENERGETIC|CHROMATIC)?|VMI)\b")
@@ -77,7 +77,10 @@ def reason_not_hu(slices: Sequence[Slice]) -> str | None:
 
 
 def series_doubts(slices: Sequence[Slice]) -> list[str]:
-    """Returns the doubts about all slices of a series, each once, and notes on processed and monoenergetic images.
+    """Returns the doubts about all slices of a series, each once, and notes on the images.
+
+    The notes concern processed and monoenergetic images, descriptions of projections and maps, an unspecified unit,
+    and dates that differ.
 
     Args:
         slices: The slices; ImageType and SeriesDescription name how they were made.
@@ -89,6 +92,15 @@ def series_doubts(slices: Sequence[Slice]) -> list[str]:
         notes.append(
             f"the images were processed ({', '.join(processed)[:60]}): parts of the body may be removed or changed"
         )
+    described = sorted({word for word in _words_of_descriptions(slices) if word in (*_PROJECTION_PARTS, *_NO_HU_PARTS)})
+    if described:
+        notes.append(
+            f"SeriesDescription speaks of {', '.join(described)}: are the values those of single slices, and HU?"
+        )
+    if any(image.rescale_type == "US" for image in slices):
+        notes.append("RescaleType is US, an unspecified unit: are the values HU?")
+    if len({image.header.study_day for image in slices}) > 1:
+        notes.append("StudyDate differs between slices: do they come from one scan?")
     energies = sorted({found[1] for word in words for found in _ENERGY.finditer(word)}, key=int)
     if energies or any(_MONOENERGETIC.search(word.replace("_", " ")) for word in words):
         at = f" at {', '.join(energies)[:20]} keV" if energies else ""
@@ -96,6 +108,12 @@ def series_doubts(slices: Sequence[Slice]) -> list[str]:
             f"the images are a monoenergetic reconstruction{at}: contrast and bone have other HU than in a usual CT"
         )
     return notes
+
+
+def _words_of_descriptions(slices: Sequence[Slice]) -> set[str]:
+    """Returns the words of SeriesDescription of all slices, in upper case."""
+    descriptions = {image.header.description.upper() for image in slices}
+    return {word for description in descriptions for word in re.split(r"[^A-Z0-9]+", description)}
 
 
 def _holds(value: str, values: tuple[str, ...], parts: tuple[str, ...]) -> bool:
