@@ -343,6 +343,8 @@ def test_the_text_tower_gets_both_sides(monkeypatch: pytest.MonkeyPatch) -> None
     asked: list[str] = []
 
     class Tower:
+        needs_tower = True
+
         def encode(self, texts: list[str]) -> torch.Tensor:
             asked.extend(texts)
             return torch.zeros(len(texts), 12)
