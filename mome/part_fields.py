@@ -111,7 +111,9 @@ def with_nested(config: Any, owner: str) -> Any:
             replaced = nested(field, value)
         except InputError as error:
             where = error.where or f"argument '{field.name}' of {owner}"
-            raise InputError(error.what, where=where, hint=error.hint) from error
+            # A string that cannot be read is shown over three lines, which leaves none for the place.
+            what = ": ".join(line.strip() for line in error.what.splitlines()[:2])
+            raise InputError(what, where=where, hint=error.hint) from error
         if replaced is not value:
             changed[field.name] = replaced
     return dataclasses.replace(config, **changed) if changed else config

@@ -12,7 +12,7 @@ from torch import nn
 
 from mome.errors import InputError
 from mome.module_objects import recall, remember
-from mome.registry import LAYERS, REGISTRIES, Registry, module, part
+from mome.registry import ENCODERS, LAYERS, REGISTRIES, Registry, module, part
 from mome.spec import dump
 
 
@@ -117,3 +117,10 @@ def test_initialisers_leave_an_object_alone() -> None:
 def test_the_name_object_is_reserved(wrappers: Registry) -> None:
     with pytest.raises(InputError, match="reserved"):
         wrappers.register("object", Wrapper)
+
+
+def test_a_nested_string_that_cannot_be_read_is_told_in_three_lines() -> None:
+    with pytest.raises(InputError, match="never closed") as caught:
+        ENCODERS.canonical({"name": "unet", "layer": "swiglu(n="})
+    told = str(caught.value).splitlines()
+    assert len(told) <= 3 and "swiglu(n=" in told[0] and "argument 'layer' of encoder 'unet'" in told[1]
