@@ -80,7 +80,7 @@ def zoo_table(arms: dict[str, dict[str, Any]]) -> str:
                 f"{trained['dice']['mean']:.3f}",
                 f"{timed['step_ratio']:.2f}" if timed else "–",
                 f"{timed['encoder_ms'] / timed['arm_ms']:.0%}" if timed else "–",
-                f"{trained['active_parameters']:,}",
+                "–" if trained["active_parameters"] is None else f"{trained['active_parameters']:,}",
                 " ".join(f"{load['entropy']:.2f}" for load in loads) or "one expert",
                 " ".join(f"{max(load['shares']):.2f}" for load in loads) or "one expert",
             ]

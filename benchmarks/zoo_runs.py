@@ -93,9 +93,17 @@ def run_arm(arm: str, args: argparse.Namespace) -> dict[str, Any]:
         "loss": statistics.fmean(line["segmentation_loss"] for line in last),
         "aux_loss": statistics.fmean(line["aux_loss"] for line in last),
         "dice": {row["structure"]: row["dice"]["mean"] for row in summarise(scores)},
-        "active_parameters": measure(segmenter.model).active_parameters,
+        "active_parameters": active_parameters(segmenter.model),
         "load": expert_load(segmenter.model, batches, prepared.text_PT),
     }
+
+
+def active_parameters(model: MoME) -> int | None:
+    """The parameters that one voxel uses; None where they depend on the prompts, as with `label_group`."""
+    try:
+        return measure(model).active_parameters
+    except InputError:
+        return None
 
 
 def is_done(arm: str, args: argparse.Namespace) -> bool:
