@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -23,12 +25,12 @@ def randomise(network: nn.Module) -> nn.Module:
 def owner_maps(network: nn.Module, names: list[str], x: Tensor) -> list[Tensor]:
     """What the modules return in the owner's forward; a name that ends in < stands for what the module reads."""
     found: dict[str, Tensor] = {}
+
+    def keep(name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        found[name] = (inputs[0] if name.endswith("<") else output).clone()
+
     for name in names:
-        if name.endswith("<"):
-            hook = lambda m, i, o, key=name: found.__setitem__(key, i[0].clone())  # noqa: E731
-        else:
-            hook = lambda m, i, o, key=name: found.__setitem__(key, o.clone())  # noqa: E731
-        network.get_submodule(name.rstrip("<")).register_forward_hook(hook)
+        network.get_submodule(name.rstrip("<")).register_forward_hook(partial(keep, name))
     with torch.no_grad():
         network(x)
     return [found[name] for name in names]

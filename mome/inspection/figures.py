@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 # HU shown as black and as white. Below colours the window is wider, because white bone would make every colour pale.
 _WINDOW, _WINDOW_BELOW_COLORS = (-160, 240), (-300, 900)
-_ALPHA = 0.6
+_ALPHA = 0.7
+_SOFT_TISSUE_HU = 40
 _HEAD_INCHES, _FOOT_INCHES = 0.75, 0.35
 _ROW_INCHES, _WIDTH_INCHES, _LEGEND_INCHES = 4.0, 11.0, 3.4
 
@@ -61,7 +62,7 @@ def save_scales(path: Path, inspection: Inspection, view: View) -> Path:
             for name, wins, weight in zip(inspection.scale_names, inside["wins"], inside["weight"], strict=True)
         ]
         rows.append(_Row("scale with the largest weight", view.scale_N, names, colors_of(inside["wins"])))
-        rows.append(_Row("its weight", view.weight_N))
+        rows.append(_Row("weight of that scale", view.weight_N))
     return _save(path, f"{_words(view.name)}: which scale decides", rows, view, fusion["note"])
 
 
@@ -174,7 +175,7 @@ def _explain(figure: Figure, panel: Axes, row: _Row, view: View, image: Any) -> 
         handles = [Line2D([], [], color="white", lw=2, label=_words(view.name))] if view.cuts else []
     elif row.names:
         shown = [(name, color) for name, color in zip(row.names, row.colors, strict=True) if color != OTHERS]
-        handles = [Patch(color=color, label=name) for name, color in shown]
+        handles = [Patch(color=_over_tissue(color), label=name) for name, color in shown]
         others = len(row.names) - len(shown)
         handles += [Patch(color=OTHERS, label=f"{others} other experts")] if others else []
     else:
@@ -183,7 +184,7 @@ def _explain(figure: Figure, panel: Axes, row: _Row, view: View, image: Any) -> 
             bar.solids.set_alpha(1)
         bar.set_ticks([0, 0.25, 0.5, 0.75, 1])
         bar.ax.tick_params(colors="white", labelsize=10)
-        bar.ax.set_xlabel("weight of the winning scale, 0 to 1", color="white", fontsize=10)
+        bar.ax.set_xlabel("0: unused, 1: the only one", color="white", fontsize=10)
     if handles:
         panel.legend(
             handles=handles,
@@ -193,6 +194,16 @@ def _explain(figure: Figure, panel: Axes, row: _Row, view: View, image: Any) -> 
             labelcolor="white",
             fontsize=10,
         )
+
+
+def _over_tissue(color: str) -> tuple[float, float, float]:
+    """The colour as it looks over soft tissue, so that the legend shows what the planes show."""
+    from matplotlib.colors import to_rgb
+
+    low, high = _WINDOW_BELOW_COLORS
+    tissue = (_SOFT_TISSUE_HU - low) / (high - low)
+    red, green, blue = (_ALPHA * channel + (1 - _ALPHA) * tissue for channel in to_rgb(color))
+    return red, green, blue
 
 
 def _cut(view: View, axis: int) -> list[np.ndarray]:

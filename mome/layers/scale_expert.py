@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mome.layers.channels_first import ChannelsFirstLinear
 from mome.layers.moe import MixtureOfExperts
 from mome.map_context import MapContext
 from mome.routers.routing import Routing
@@ -46,7 +47,7 @@ class ScaleExpert(nn.Module):
         self.body = MixtureOfExperts(
             MixtureOfExperts.Config(experts=experts, router=router), dim=dim, text_dim=text_dim
         )
-        self.proj_out = nn.Linear(dim, head_channels)
+        self.proj_out = ChannelsFirstLinear(dim, head_channels)
 
     @property
     def reads_prompts(self) -> bool:
