@@ -6,15 +6,17 @@ then trained on whole scans. The networks stay as they are; the fusion learns fr
 is never told where the border of the regions lies. All scans are synthetic (`mome.data.phantom`), so nothing is
 downloaded.
 
-    python examples/whole_model_expert.py --out trust      # three minutes of one free core
+    python examples/whole_model_expert.py --out trust      # two to three minutes on two free cores
 
 The folder then holds `trust.png`, `results.json`, both networks and the trained model. What is there already is not
 trained again. Load the model with the same two networks: `MoME.from_pretrained("trust/model", extra_experts=[…])`.
 
-How to read the picture: for the spinal cord the trust changes at the border. In the head it lies with the head network
-for the trachea too. The head network sees only the upper end of the esophagus and hardly learns it, so the fusion
-prefers the other one everywhere. The weights stay soft, because no loss asks for a hard choice, and away from a
-structure they mean little.
+How to read the picture: for the trachea the trust changes at the border, from the chest network below to the head
+network above. For the spinal cord the weights stay near one third each, and the fused mask is still better than either
+network's, because the fusion and the head learn to combine them. The head network sees only the upper end of the
+esophagus and does not learn it, so the fusion prefers the other one everywhere. Away from a structure the weights mean
+little. Whole-scan Dice of the fused model on five unseen phantoms: 0.79 spinal cord, 0.51 esophagus, 0.83 trachea; of
+the better network alone: 0.53, 0.51, 0.67 (benchmarks/results/whole_model_expert.json).
 """
 
 from __future__ import annotations
