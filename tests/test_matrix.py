@@ -131,7 +131,7 @@ def towers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("towers")
     laid = {"hf": save_tiny("bert", folder / "hf"), "clip": save_tiny("clip", folder / "clip")}
     if not needs_package("open_clip"):
-        shape = {"width": 16, "heads": 2, "layers": 1, "vocab_size": 49408}
+        shape = {"width": 16, "heads": 2, "layers": 1, "vocab_size": 49408, "context_length": 32}
         laid["open_clip"] = save_open_clip(folder / "open_clip", shape)
     return laid
 
