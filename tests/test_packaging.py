@@ -33,7 +33,7 @@ def test_wheel_holds_the_two_packages_and_their_data(wheel: zipfile.ZipFile) -> 
     assert not [m for m in modules if m not in names]
     for data in (
         "mome/labels/table.json",
-        "mome/labels/maps/openkbp.yaml",
+        "mome/labels/datasets/openkbp.yaml",
         "mome/preset_sizes.json",
         "mome/py.typed",
     ):

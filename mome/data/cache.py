@@ -18,17 +18,18 @@ import numpy as np
 import torch
 
 from mome.atomic import atomic_write, check_output_folder, output_errors
-from mome.data.case_folder import Case, CaseFolder
-from mome.data.training_labels import check_image, check_labels
+from mome.data.case import Case
+from mome.data.label_codes import check_codes, encoded, voxels_of
+from mome.data.training_labels import check_image
 from mome.errors import InputError
 from mome.folder_lock import folder_lock
 from mome.processing import MoMEProcessor
 from mome.temporary_names import remove_stale_parts
 from mome.text_file import read_json
-from mome.volumes import Grid, read_label_map, read_volume, resample
+from mome.volumes import Grid, resample
 from mome.volumes.data_files import identity
 
-_VERSION = 2  # of the files in a cache; part of the hash
+_VERSION = 3  # of the files in a cache; part of the hash
 _WAIT_S = 3600.0  # for another process that builds a cache in the same folder
 _REBUILD = "remove this folder; the next run builds it again"
 
@@ -57,7 +58,8 @@ class CachedCase:
     Attributes:
         name: The case's name.
         volume: uint8 (D, H, W); 0 and 255 are the ends of the HU window.
-        labels: uint8 (D, H, W); 0, or 1 + the index of a structure among the cache's labels.
+        labels: uint8 or uint16 (D, H, W); codes of the sets of structures that a voxel belongs to.
+        codes: Code → names of the structures; code 0 is none. Structures may overlap, as a liver and its tumour.
         annotated: Names of the structures annotated in this case.
         voxels: For every annotated structure, the flat indices of its voxels.
     """
@@ -65,6 +67,7 @@ class CachedCase:
     name: str
     volume: np.ndarray
     labels: np.ndarray
+    codes: tuple[tuple[str, ...], ...]
     annotated: tuple[str, ...]
     voxels: dict[str, np.ndarray]
 
@@ -110,12 +113,9 @@ class CaseCache:
         if i not in self._open:
             entry = self.index[i]
             labels, volume = self._array(entry, "labels"), self._array(entry, "volume")
-            flat = np.asarray(labels).ravel()
-            voxels = {
-                name: np.flatnonzero(flat == self.label_names.index(name) + 1).astype(np.int32)
-                for name in entry["annotated"]
-            }
-            self._open[i] = CachedCase(entry["name"], volume, labels, tuple(entry["annotated"]), voxels)
+            codes = tuple(tuple(self.label_names[n] for n in code) for code in entry["codes"])
+            voxels = {name: voxels_of(labels, codes, name) for name in entry["annotated"]}
+            self._open[i] = CachedCase(entry["name"], volume, labels, codes, tuple(entry["annotated"]), voxels)
         return self._open[i]
 
     def _array(self, entry: dict[str, Any], kind: str) -> np.ndarray:
@@ -131,8 +131,9 @@ class CaseCache:
             raise InputError(
                 "a file of a training cache is damaged or missing", where=str(path), hint=_REBUILD
             ) from error
-        expected = (np.uint8, entry["shape"], entry["checksums"][kind])
-        if (array.dtype, list(array.shape), _checksum(array)) != expected:
+        dtypes = (np.uint8, np.uint16) if kind == "labels" else (np.uint8,)
+        as_written = (list(array.shape), _checksum(array)) == (entry["shape"], entry["checksums"][kind])
+        if array.dtype not in dtypes or not as_written:
             raise InputError("a file of a training cache has changed", where=str(path), hint=_REBUILD)
         return array
 
@@ -155,6 +156,7 @@ def _is_entry(entry: Any, names: list[str]) -> bool:
         and len(entry["shape"]) == 3
         and all(isinstance(note, str) for note in entry["notes"])
         and {"labels", "volume"} <= set(sums)
+        and check_codes(entry.get("codes"), len(names))
     )
 
 
@@ -219,7 +221,7 @@ def _write_cache(
             array = torch.as_tensor(case.hu, dtype=torch.float32)
             windowed = processor.window(resample(array, case.grid, target, fill=processor.padding_hu))
             volume = (windowed * 255).round().to(torch.uint8).numpy()
-            labels = _label_map(case.masks, names, case.grid, target)
+            labels, codes = encoded(case.masks, names, case.grid, target)
             file = f"{number:05d}"  # not the case's name, which may identify the patient
             np.save(part / f"{file}.volume.npy", volume)
             np.save(part / f"{file}.labels.npy", labels)
@@ -228,6 +230,7 @@ def _write_cache(
                     "file": file,
                     "name": name,
                     "annotated": [label for label in names if label in case.masks],
+                    "codes": codes,
                     "shape": list(labels.shape),
                     "notes": list(case.notes),
                     "checksums": {"volume": _checksum(volume), "labels": _checksum(labels)},
@@ -237,26 +240,9 @@ def _write_cache(
         (part / "index.json").write_text(json.dumps(settings))
 
 
-def _label_map(masks: dict[str, np.ndarray], names: list[str], grid: Grid, target: Grid) -> np.ndarray:
-    """Returns one label map (D, H, W) of all masks on the network grid.
-
-    Masks are resampled as soft masks. A voxel gets the structure that covers most of it, if that is at least half.
-    """
-    best = torch.full(tuple(target.shape), 0.5)
-    labels = torch.zeros(tuple(target.shape), dtype=torch.uint8)
-    for number, name in enumerate(names, start=1):
-        if name not in masks:
-            continue
-        soft = resample(torch.as_tensor(masks[name], dtype=torch.float32), grid, target, fill=0.0)
-        wins = soft >= best
-        labels[wins] = number
-        best = torch.where(wins, soft, best)
-    return labels.numpy()
-
-
 def cache_case_folder(
     root: str | Path,
-    folder: CaseFolder,
+    cases: Iterable[Case],
     source: str,
     names: list[str],
     processor: MoMEProcessor,
@@ -271,28 +257,20 @@ def cache_case_folder(
             labels are no whole numbers, or no structure annotated in a case has a voxel.
         OutputError: The cache cannot be written.
     """
+    cases = list(cases)
 
     def loader(case: Case) -> Callable[[], LoadedCase]:
         def load() -> LoadedCase:
-            volume, labels = read_volume(case.image), read_label_map(case.labels)
-            if not volume.grid.same_as(labels.grid, tolerance=0.01):
-                raise InputError(
-                    "image and label map are on different grids: " + volume.grid.difference(labels.grid),
-                    where=str(case.labels),
-                    hint="resample the label map to the image's grid, by nearest neighbour",
-                )
+            volume = case.read_image()
             check_image(volume.array, case.name, case.image)
-            ids = np.asarray(labels.array)
-            annotated = {name: folder.ids[name] for name in case.annotated}
-            notes = check_labels(ids, annotated, folder.ids, case.name, case.labels)
+            masks, notes = case.read_masks(volume.grid)
             if not set(case.annotated) & set(names):
                 notes.append(f"case {case.name!r}: none of the trained structures is annotated")
-            masks = {name: ids == number for name, number in annotated.items()}
             return LoadedCase(volume.array, volume.grid, masks, tuple(notes))
 
         return load
 
-    pairs = [(case.name, loader(case)) for case in folder]
-    files = [list(identity(path).values()) for case in folder for path in (case.image, case.labels)]
-    fingerprint = json.dumps([[(case.name, case.annotated) for case in folder], files, folder.ids], sort_keys=True)
-    return build_cache(root, source, names, processor, pairs, fingerprint, progress)
+    files = [list(identity(path).values()) for case in cases for path in case.files]
+    rules = [sorted((name, rule.values, rule.side) for name, rule in case.rules.items()) for case in cases]
+    fingerprint = json.dumps([[(case.name, case.annotated) for case in cases], files, rules])
+    return build_cache(root, source, names, processor, [(c.name, loader(c)) for c in cases], fingerprint, progress)

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from mome.data.augmentation import Augmentation
 from mome.data.cache import CachedCase, CaseCache
+from mome.data.label_codes import mask_of
 from mome.errors import InputError
 from mome.typed import check_range
 
@@ -96,7 +97,7 @@ class PatchDataset(Dataset):
         source = min(source, len(self.caches) - 1)  # rounding can leave the last cumulative weight below 1
         case, centre = self._choose_centre(rng, source)
         volume, labels = crop(case.volume, centre, self.patch), crop(case.labels, centre, self.patch)
-        targets = np.stack([labels == value for value in range(1, len(self.names) + 1)])
+        targets = np.stack([mask_of(labels, case.codes, name) for name in self.names])
         supervised = np.array([name in case.annotated for name in self.names])
         patch = volume.astype(np.float32) / 255
         if self.augmentation is not None:

@@ -1,6 +1,6 @@
 """The class table, the resolver of prompts, and the label numbers of data sets. Imports neither torch nor the model."""
 
-from mome.labels.datasets import LabelMap, dataset_names, load_dataset
+from mome.labels.dataset import LabelMap, dataset_names, load_dataset
 from mome.labels.label import Label
 from mome.labels.resolve import Resolved
 from mome.labels.table import LabelTable, load_table

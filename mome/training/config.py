@@ -18,9 +18,11 @@ class SourceConfig:
     """One source of training cases.
 
     Args:
-        kind: `cases` (a folder of cases, see `mome.data.case_folder`) or `phantom` (synthetic).
+        kind: `cases` (a folder of cases, see `mome.data.layouts`) or `phantom` (synthetic).
         folder: The folder of a `cases` source; `${NAME}` and `~` are expanded.
-        dataset: The data set of a `cases` source, whose label numbers its label maps use, as in `openkbp`.
+        layout: How the folder of a `cases` source is laid out, a name of `mome.data.layouts`, as in `nnunet`.
+        dataset: The data set of a `cases` source, whose label numbers its label maps use, as in `openkbp`. It may be
+            left out where the folder itself names them.
         weight: How often this source is drawn, relative to the other sources.
         count: Number of phantoms. For `cases`, only the first `count` cases are used; 0 uses all.
         seed: Seed of the first phantom; each further phantom adds one.
@@ -31,6 +33,7 @@ class SourceConfig:
 
     kind: str = "cases"
     folder: str | None = None
+    layout: str | dict[str, Any] = "cases"
     dataset: str | None = None
     weight: float = 1.0
     count: int = 0

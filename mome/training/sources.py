@@ -14,7 +14,7 @@ from rich.progress import track
 
 from mome.data.augmentation import Augmentation
 from mome.data.cache import CaseCache, LoadedCase, build_cache, cache_case_folder
-from mome.data.case_folder import CaseFolder
+from mome.data.layouts import open_cases
 from mome.data.phantom import PHANTOM_VERSION, phantom
 from mome.data.sampling import PatchDataset
 from mome.errors import InputError
@@ -143,15 +143,15 @@ def _open_case_folder(
     progress: Callable[[Iterable[Any]], Iterable[Any]],
 ) -> CaseCache:
     """Returns the cached cases of a folder of scans."""
-    if not source.folder or not source.dataset:
+    if not source.folder or (source.layout == "cases" and not source.dataset):
         raise InputError("a source of kind 'cases' needs a folder and a dataset", hint="dataset: openkbp")
     folder = Path(os.path.expandvars(source.folder)).expanduser()
-    if not folder.is_dir():
+    if not folder.exists():
         raise InputError("no such folder of training cases", where=str(folder))
-    cases = CaseFolder(folder, source.dataset)
+    cases = open_cases(folder, source.layout, source.dataset)
     if source.count:
-        cases.cases = cases.cases[: source.count]
-    name = "".join(c if c.isalnum() else "-" for c in f"{source.dataset}-{folder.name}")
+        cases = cases[: source.count]
+    name = "".join(c if c.isalnum() else "-" for c in f"{source.dataset or 'cases'}-{folder.name}")
     return cache_case_folder(run.cache, cases, name, list(run.labels), processor, progress)
 
 

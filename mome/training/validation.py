@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from mome.data.label_codes import mask_of
 from mome.inference.predictor import ModelPredictor
 from mome.inference.stream import stream_logits
 from mome.metrics import dice
@@ -51,9 +52,9 @@ def validate(
             volume = torch.from_numpy(np.asarray(case.volume, dtype=np.float32) / 255)[None, None]
             stream = stream_logits(ModelPredictor(model), volume, text_PT, overlap=0.0)
             masks = torch.cat([(logits > 0).cpu() for _, logits in stream], dim=1).numpy()
-            for number, name in enumerate(names, start=1):
+            for number, name in enumerate(names):
                 if name in case.annotated:
-                    scores[name].append(dice(masks[number - 1], np.asarray(case.labels) == number))
+                    scores[name].append(dice(masks[number], mask_of(case.labels, case.codes, name)))
     model.train(was_training)
     if processes > 1:
         gathered = gather_object([scores])

@@ -1,0 +1,77 @@
+"""What every layout has, and what several of them share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+from mome.data.case import Case
+from mome.errors import InputError, did_you_mean
+from mome.labels import LabelMap, load_table
+from mome.labels.dataset import StructureRule
+from mome.volumes.scan_files import listed, scan_ending, stem
+
+
+class Layout:
+    """Finds the cases of a folder.
+
+    Attributes:
+        shape: The layout in one line, for messages.
+    """
+
+    shape: ClassVar[str]
+
+    def cases(self, folder: Path, dataset: LabelMap | None) -> list[Case]:
+        """Lists the cases; no volume is read.
+
+        Args:
+            folder: The folder.
+            dataset: The data set whose numbers the label maps use; None where the folder names them.
+
+        Raises:
+            InputError: The folder is not laid out so, or a file is missing.
+        """
+        raise NotImplementedError
+
+
+def scans_by_name(folder: Path) -> dict[str, Path]:
+    """Returns the scans of a folder by their names without the ending. Of equal names, `.nii.gz` is taken."""
+    if not folder.is_dir():
+        return {}
+    found: dict[str, Path] = {}
+    for path in listed(folder):
+        ending = scan_ending(path)
+        if ending is not None and (stem(path) not in found or ending == ".nii.gz"):
+            found[stem(path)] = path
+    return found
+
+
+def table_name(text: str, where: Path) -> str:
+    """Returns the structure of the class table that a file calls `text`.
+
+    Raises:
+        InputError: The class table has no such structure.
+    """
+    table = load_table()
+    found = table.resolve(text) if text.strip() else None
+    if found is None or found.how not in ("exact", "synonym") or found.name not in table:
+        close = did_you_mean(text, [label.name for label in table])
+        raise InputError(
+            f"{text!r:.60} is no structure of the class table{close}",
+            where=str(where),
+            hint="name a data set whose YAML says what it is, or leave it out; mome list labels",
+        )
+    return found.name
+
+
+def rules_of(dataset: LabelMap, where: Path) -> dict[str, StructureRule]:
+    """Returns the rules of a data set for label maps.
+
+    Raises:
+        InputError: The data set has a file per structure and no numbers.
+    """
+    if not dataset.structures:
+        raise InputError(
+            f"data set {dataset.name!r} has no numbers: its structures are files", where=str(where), hint="layout masks"
+        )
+    return dataset.structures

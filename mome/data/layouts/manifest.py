@@ -1,0 +1,118 @@
+"""A CSV or JSON file that lists cases wherever they are.
+
+CSV columns, or keys of the objects in a JSON list: `image` and `labels` (paths, relative to the file's folder), and if
+wanted `case`, `annotated` (names, in CSV separated by spaces or semicolons), `patient` and `split`.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from mome.data.case import Case
+from mome.data.layouts.base import Layout, rules_of
+from mome.errors import InputError, did_you_mean
+from mome.labels import LabelMap
+from mome.text_file import read_text
+from mome.volumes.scan_files import stem
+
+_KEYS = ("image", "labels", "case", "annotated", "patient", "split")
+_SPLITS = ("", "train", "val", "test")
+
+
+class Manifest(Layout):
+    """A CSV or JSON file with a row per case."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """Settings of `manifest`.
+
+        Args:
+            split: Takes only the cases of this split; empty takes all.
+        """
+
+        split: str = ""
+
+    shape: ClassVar[str] = "a .csv or .json file with image, labels and, if wanted, case, annotated, patient, split"
+
+    def __init__(self, config: Config) -> None:
+        if config.split not in _SPLITS:
+            raise InputError(f"a split is train, val or test, got {config.split!r:.60}")
+        self.split = config.split
+
+    def cases(self, folder: Path, dataset: LabelMap | None) -> list[Case]:
+        if dataset is None:
+            raise InputError("layout 'manifest' needs a data set", where=str(folder), hint="dataset: lits")
+        if not folder.is_file():
+            raise InputError("layout 'manifest' takes a file", where=str(folder), hint="cases.csv or cases.json")
+        rules = rules_of(dataset, folder)
+        named, found, seen = frozenset(dataset.values), list[Case](), set[str]()
+        for number, row in enumerate(_rows(folder), start=1):
+            where = f"{folder}, case {number}"
+            _check_keys(row, where)
+            annotated = _annotated(row.get("annotated"), dataset, where)
+            image, labels = (_path(row, key, folder.parent, where) for key in ("image", "labels"))
+            name = str(row.get("case") or stem(image))
+            if name in seen:
+                raise InputError(f"two cases are named {name!r:.60}", where=where, hint="give them names in 'case'")
+            seen.add(name)
+            split = str(row.get("split") or "")
+            if split not in _SPLITS:
+                raise InputError(f"a split is train, val or test, got {split!r:.60}", where=where)
+            if self.split in ("", split):
+                chosen = {structure: rules[structure] for structure in annotated}
+                patient = str(row.get("patient") or "")
+                found.append(Case(name, image, labels, annotated, chosen, named, patient=patient, split=split))
+        return found
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """Returns the rows of the file.
+
+    Raises:
+        InputError: It is no table, or no list of objects.
+    """
+    text = read_text(path, "the list of cases")
+    if path.suffix.lower() == ".csv":
+        return [dict(row) for row in csv.DictReader(text.splitlines())]
+    try:
+        rows = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError("the list of cases is not valid JSON", where=str(path), hint=Manifest.shape) from error
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise InputError("the list of cases is no JSON list of objects", where=str(path), hint='[{"image": …}]')
+    return rows
+
+
+def _check_keys(row: dict[Any, Any], where: str) -> None:
+    unknown = [str(key) for key in row if key not in _KEYS]
+    if unknown:
+        close = did_you_mean(unknown[0], _KEYS)
+        raise InputError(f"unknown column {unknown[0]!r:.60}{close}", where=where, hint=", ".join(_KEYS))
+
+
+def _path(row: dict[str, Any], key: str, folder: Path, where: str) -> Path:
+    text = row.get(key)
+    if not isinstance(text, str) or not text.strip():
+        raise InputError(f"the case has no path {key!r}", where=where, hint="image and labels are needed")
+    path = folder / text.strip()
+    if not path.exists():
+        raise InputError(f"there is no file {text!r:.200}", where=where, hint="paths start at the list's folder")
+    return path
+
+
+def _annotated(given: Any, dataset: LabelMap, where: str) -> tuple[str, ...]:
+    """Returns the structures that a case annotates; all of the data set where none is listed."""
+    names = given.replace(";", " ").split() if isinstance(given, str) else given
+    if not names:
+        return dataset.annotated
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError("'annotated' is a list of names", where=where, hint="liver spleen")
+    for name in names:
+        if name not in dataset.annotated:
+            close = did_you_mean(name, dataset.annotated)
+            raise InputError(f"the data set does not annotate {name!r:.60}{close}", where=where)
+    return tuple(names)

@@ -1,0 +1,112 @@
+"""nnU-Net's raw data sets and the Medical Segmentation Decathlon: `imagesTr/`, `labelsTr/` and `dataset.json`.
+
+nnU-Net names images `<case>_0000.nii.gz`, with a number per channel, and writes `{"liver": 1}` into `dataset.json`, or
+`{"liver": [1, 2]}` for regions. The Decathlon names images like their labels and writes `{"1": "liver"}`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from mome.data.case import Case
+from mome.data.layouts.base import Layout, rules_of, scans_by_name, table_name
+from mome.errors import InputError
+from mome.labels import LabelMap
+from mome.labels.dataset import StructureRule
+from mome.text_file import read_json
+
+_IGNORED = ("background", "ignore")
+
+
+class NnUNet(Layout):
+    """imagesTr/<case>_0000, labelsTr/<case> and dataset.json."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """Settings of `nnunet`.
+
+        Args:
+            part: `Tr` for imagesTr and labelsTr, `Ts` for imagesTs and labelsTs.
+            channel: The channel that is the CT, as in 0 for `<case>_0000`.
+        """
+
+        part: str = "Tr"
+        channel: int = 0
+
+    shape: ClassVar[str] = "imagesTr/<case>_0000.nii.gz, labelsTr/<case>.nii.gz, dataset.json"
+
+    def __init__(self, config: Config) -> None:
+        if config.part not in ("Tr", "Ts") or not 0 <= config.channel < 10000:
+            raise InputError(
+                f"layout nnunet has part 'Tr' or 'Ts' and a channel from 0, got {config.part!r}, {config.channel}",
+                hint="nnunet(part='Ts')",
+            )
+        self.part, self.channel = config.part, config.channel
+
+    def cases(self, folder: Path, dataset: LabelMap | None) -> list[Case]:
+        images, labels = scans_by_name(folder / f"images{self.part}"), scans_by_name(folder / f"labels{self.part}")
+        if not labels:
+            where = folder / f"labels{self.part}"
+            raise InputError("the folder holds no label maps", where=str(where), hint=f"layout nnunet: {self.shape}")
+        rules = rules_of(dataset, folder) if dataset else _rules(folder / "dataset.json")
+        named = frozenset(value for rule in rules.values() for value in rule.values)
+        if dataset is None:
+            named |= _values(folder / "dataset.json")
+        found = []
+        for name, path in labels.items():
+            image = images.get(f"{name}_{self.channel:04d}", images.get(name))
+            if image is None:
+                missing = folder / f"images{self.part}" / f"{name}_{self.channel:04d}.nii.gz"
+                raise InputError(f"case {name!r:.60} has a label map and no scan", where=str(missing))
+            found.append(Case(name, image, path, tuple(rules), rules, named))
+        return found
+
+
+def _labels_of(path: Path) -> dict[str, Any]:
+    labels = read_json(path, "dataset.json", hint="layout nnunet needs it where no data set is named").get("labels")
+    if not isinstance(labels, dict) or not labels:
+        raise InputError("dataset.json names no labels", where=str(path), hint='{"labels": {"liver": 1}}')
+    return labels
+
+
+def _pairs(path: Path) -> list[tuple[str, list[int]]]:
+    """Returns (name, values) of `dataset.json`, in either direction.
+
+    Raises:
+        InputError: A value is no whole number.
+    """
+    pairs = []
+    for key, value in _labels_of(path).items():
+        name, numbers = (value, [key]) if isinstance(value, str) and key.isdigit() else (key, value)
+        numbers = numbers if isinstance(numbers, list) else [numbers]
+        try:
+            values = [int(number) for number in numbers]
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"dataset.json gives {name!r:.60} the value {value!r:.60}", where=str(path), hint='{"liver": 1}'
+            ) from error
+        pairs.append((str(name), values))
+    return pairs
+
+
+def _rules(path: Path) -> dict[str, StructureRule]:
+    """Returns the rules that `dataset.json` states, with the names of the class table.
+
+    Raises:
+        InputError: It is damaged, or the class table does not have a name.
+    """
+    rules: dict[str, StructureRule] = {}
+    for name, values in _pairs(path):
+        if name.lower() in _IGNORED or values == [0]:
+            continue
+        structure = table_name(name.replace("_", " "), path)
+        if structure in rules:
+            raise InputError(f"dataset.json names {structure} twice", where=str(path), hint="name a data set instead")
+        rules[structure] = StructureRule(tuple(values))
+    return rules
+
+
+def _values(path: Path) -> frozenset[int]:
+    return frozenset(value for _, values in _pairs(path) for value in values if value > 0)
