@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ class Finding:
 
 def check_cases(
     cases: Sequence[Case],
-    other_splits: dict[str, Sequence[Case]] | None = None,
+    other_splits: Mapping[str, Sequence[Case]] | None = None,
     progress: Callable[[Iterable[Any]], Iterable[Any]] = lambda items: items,
 ) -> list[Finding]:
     """Reads every case and returns what is wrong with it.
@@ -92,7 +92,7 @@ def _repeated_scans(cases: Sequence[Case]) -> list[Finding]:
     return findings
 
 
-def _shared(cases: Sequence[Case], other_splits: dict[str, Sequence[Case]]) -> list[Finding]:
+def _shared(cases: Sequence[Case], other_splits: Mapping[str, Sequence[Case]]) -> list[Finding]:
     """Finds patients, and scans with equal bytes, that lie in two splits."""
     splits: dict[str, list[Case]] = defaultdict(list)
     for case in cases:

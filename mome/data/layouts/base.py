@@ -54,7 +54,7 @@ def table_name(text: str, where: Path) -> str:
     """
     table = load_table()
     found = table.resolve(text) if text.strip() else None
-    if found is None or found.how not in ("exact", "synonym") or found.name not in table:
+    if found is None or found.name is None or found.how not in ("exact", "synonym") or found.name not in table:
         close = did_you_mean(text, [label.name for label in table])
         raise InputError(
             f"{text!r:.60} is no structure of the class table{close}",
