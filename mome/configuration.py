@@ -12,7 +12,7 @@ from mome.errors import InputError, did_you_mean
 from mome.experts.whole_model_reference import references
 from mome.json_file import checked_object
 from mome.model_size import numbers_within
-from mome.registry import PARTS, TEXT_ENCODERS
+from mome.registry import LOSSES, PARTS, TEXT_ENCODERS
 from mome.spec import SPEC_VERSION, Spec, dump, migrate
 
 # The parts of a model whose config does not name them.
@@ -24,6 +24,8 @@ _DEFAULT_PARTS = {
     "fusion": "text_guided",
     "head": "dynamic",
 }
+
+_DEFAULT_LOSS = "bce_dice"
 
 # Keys that transformers itself passes through a config; any other key that is not a field is a typo.
 _HUGGING_FACE_KEYS = {
@@ -59,6 +61,8 @@ class MoMEConfig(PreTrainedConfig):
         patch_size: Voxels (D, H, W) of a training patch and of an inference tile, on the network grid.
         extra_experts: Whole segmentation models that join the fusion (`mome.experts.whole_model.WholeModel`); stored
             as their kinds, classes, spacings and hashes.
+        loss: Spec of the segmentation loss that `forward` computes where targets are given, a name of `mome.losses`;
+            None is `bce_dice`.
         spec_version: Version of the spec grammar and of the parts' arguments.
 
     Raises:
@@ -82,6 +86,7 @@ class MoMEConfig(PreTrainedConfig):
     in_channels: int = 1
     patch_size: list[int] | tuple[int, ...] = (96, 96, 96)
     extra_experts: Any = ()
+    loss: Any = None
     initializer_range: float = 0.02
     spec_version: int = SPEC_VERSION
 
@@ -96,6 +101,7 @@ class MoMEConfig(PreTrainedConfig):
                 spec = migrate(spec, self.spec_version)
             setattr(self, part, registry.canonical(spec))
             numbers_within(_MAX_NUMBER, getattr(self, part), part)
+        self.loss = LOSSES.canonical(_DEFAULT_LOSS if self.loss is None else self.loss)
         self.spec_version = SPEC_VERSION
         if self.residual is None:
             self.residual = self.experts["name"] != "linear"
@@ -118,8 +124,10 @@ class MoMEConfig(PreTrainedConfig):
         return super().from_dict({**keys_of_file(config_dict), **overrides}, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns what config.json holds; `extra_experts` only where there are some."""
+        """Returns what config.json holds; `extra_experts` only where there are some, `loss` only if it is another."""
         values = super().to_dict()
+        if values.get("loss") == LOSSES.canonical(_DEFAULT_LOSS):
+            values.pop("loss")
         if not values.get("extra_experts"):
             values.pop("extra_experts", None)
         return values

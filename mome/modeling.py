@@ -23,12 +23,12 @@ from mome.configuration import MoMEConfig
 from mome.decoding import WithDecoding
 from mome.errors import InputError
 from mome.expert_parallel import FSDP_PLAN, expert_plan
-from mome.losses.bce_dice import masked_bce_dice
 from mome.map_context import MapContext
 from mome.model_inputs import check_bottleneck, check_targets, check_text, check_volume
 from mome.model_size import build_within_limits
 from mome.outputs import Features, MoMEOutput
 from mome.parts import build_parts
+from mome.registry import LOSSES
 from mome.routers.base import Router
 from mome.routers.routing import Routing
 from mome.saving import SavedModel
@@ -73,6 +73,7 @@ class MoME(WithDecoding, SavedModel):
         self.head = parts.head
         self.text_bank = parts.text_bank
         self.extra_experts = parts.extra_experts
+        self.segmentation_loss = LOSSES.build(config.loss)
         self._check_labels(config.labels)
         self.gradient_checkpointing = False
         self.post_init()
@@ -184,7 +185,7 @@ class MoME(WithDecoding, SavedModel):
         aux_loss, aux_losses = _auxiliary_losses(routings, logits)
         if targets is None or not return_loss:
             return MoMEOutput(logits=logits, aux_loss=aux_loss, aux_losses=aux_losses)
-        segmentation = masked_bce_dice(logits, targets, supervised_BP)
+        segmentation = self.segmentation_loss(logits, targets, supervised_BP)
         return MoMEOutput(
             loss=segmentation + aux_loss,
             logits=logits,

@@ -8,19 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-
-def _sum_over_processes(x: Tensor) -> Tensor:
-    """Sums over all processes, differentiably, so that the loss does not depend on how the batch is shared out."""
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        from torch.distributed.nn.functional import all_reduce
-
-        return all_reduce(x)
-    return x
+from mome.losses.masked import masked, mean_over_annotated, mean_over_present, overlap_sums
 
 
 def masked_bce_dice(
@@ -43,23 +34,12 @@ def masked_bce_dice(
         positive_weight: Weight of a structure's voxels in the cross entropy. The voxels of a small structure are one in
             a thousand; without the weight its logits fall until Dice has no gradient left.
     """
-    logits, targets = logits.float().flatten(2), targets.flatten(2).to(torch.float32)
-    if supervised_BP is None:
-        supervised_BP = torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device)
-    mask_BP = supervised_BP.to(logits.dtype)
-
-    weight = None if positive_weight == 1 else logits.new_tensor(positive_weight)
-    bce_BP = F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weight, reduction="none").mean(-1)
-    bce_sums = _sum_over_processes(torch.stack([(bce_BP * mask_BP).sum(), mask_BP.sum()]))
-    bce = bce_sums[0] / bce_sums[1].detach().clamp(min=1)
-
-    probability = logits.sigmoid()
-    intersection_P = ((probability * targets).sum(-1) * mask_BP).sum(0)
-    cardinality_P = ((probability.sum(-1) + targets.sum(-1)) * mask_BP).sum(0)
-    sums = _sum_over_processes(torch.stack([intersection_P, cardinality_P, mask_BP.sum(0)]))
-    dice_P = (2 * sums[0] + smooth) / (sums[1] + smooth)
-    present_P = (sums[2].detach() > 0).to(dice_P.dtype)
-    dice = ((1 - dice_P) * present_P).sum() / present_P.sum().clamp(min=1)
+    data = masked(logits, targets, supervised_BP)
+    weight = None if positive_weight == 1 else data.logits_BPV.new_tensor(positive_weight)
+    bce_BPV = F.binary_cross_entropy_with_logits(data.logits_BPV, data.targets_BPV, pos_weight=weight, reduction="none")
+    bce = mean_over_annotated(bce_BPV.mean(-1), data.mask_BP)
+    both_P, p_P, t_P, present_P = overlap_sums(data)
+    dice = mean_over_present(1 - (2 * both_P + smooth) / (p_P + t_P + smooth), present_P)
     return bce_weight * bce + dice_weight * dice
 
 

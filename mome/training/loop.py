@@ -22,7 +22,6 @@ from mome.data.sampling import PatchDataset
 from mome.errors import InputError
 from mome.folder_lock import folder_lock
 from mome.processing import MoMEProcessor
-from mome.registry import LOSSES
 from mome.temporary_names import remove_stale_parts
 from mome.training.batches import batches_from, samples_per_step
 from mome.training.checkpoint import (
@@ -77,7 +76,7 @@ def train(run: RunConfig, *, resume: bool = True) -> Path:
         )
     accelerator = _build_accelerator(config)
     model, processor = build_model(run)
-    loss_function = LOSSES.build(run.loss)
+    loss_function = model.segmentation_loss
     text = TextRows(model, list(run.labels), config.synonyms, config.seed)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable()

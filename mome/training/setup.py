@@ -33,11 +33,11 @@ def build_model(run: RunConfig) -> tuple[MoME, MoMEProcessor]:
     _check_overrides(run)
     if run.init is None:
         labels = _bank_labels(run, run.model.get("text_encoder", base["text_encoder"]), stored=[])
-        model = create_model(run.preset, labels=labels, trained_labels=trained, **run.model)
+        model = create_model(run.preset, labels=labels, trained_labels=trained, loss=run.loss, **run.model)
     else:
         from mome.modeling import MoME
 
-        model = MoME.from_pretrained(run.init, **run.model)
+        model = MoME.from_pretrained(run.init, loss=run.loss, **run.model)
         model.relabel(_bank_labels(run, model.config.text_encoder, list(model.config.labels)), trained)
     model.processor = preset_processor(run.preset, **run.processor)
     return model, model.processor

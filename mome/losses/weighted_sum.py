@@ -1,0 +1,45 @@
+"""A sum of other losses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from mome.errors import InputError
+from mome.registry import LOSSES
+
+
+class WeightedSum(nn.Module):
+    """Σ wᵢ · lossᵢ, as in `weighted_sum(losses=[tversky, focal(gamma=2.0)], weights=[1.0, 0.5])`."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """Settings of `weighted_sum`.
+
+        Args:
+            losses: The losses.
+            weights: One weight per loss; empty weighs all 1.
+        """
+
+        losses: tuple[Any, ...] = ()
+        weights: tuple[float, ...] = ()
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        weights = config.weights or (1.0,) * len(config.losses)
+        if not config.losses or len(weights) != len(config.losses):
+            raise InputError(
+                f"loss weighted_sum has {len(config.losses)} losses and {len(config.weights)} weights",
+                hint="weighted_sum(losses=[tversky, focal], weights=[1.0, 0.5])",
+            )
+        self.losses = nn.ModuleList([LOSSES.build(loss) for loss in config.losses])
+        self.weights = tuple(weights)
+
+    def forward(self, logits: Tensor, targets: Tensor, supervised_BP: Tensor | None = None) -> Tensor:
+        terms = [
+            weight * loss(logits, targets, supervised_BP)
+            for loss, weight in zip(self.losses, self.weights, strict=True)
+        ]
+        return sum(terms[1:], terms[0])

@@ -1,0 +1,132 @@
+"""Every loss against a literal formula, and the rule that what is not annotated has no gradient."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mome import MoME
+from mome.errors import InputError
+from mome.losses.boundary import signed_distance
+from mome.registry import LOSSES
+from mome.training.config_file import load_run_config
+
+# The marginal loss moves what is not annotated by its design.
+MASKED = [name for name in LOSSES.names() if name not in ("weighted_sum", "marginal")]
+SUM = "weighted_sum(losses=[tversky, focal(gamma=1.0)], weights=[1.0, 0.5])"
+
+
+def data(prompts: int = 3) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, prompts, 4, 5, 6, generator=generator)
+    targets = (torch.rand(2, prompts, 4, 5, 6, generator=generator) > 0.7).float()
+    return logits, targets
+
+
+@pytest.mark.parametrize("spec", [*MASKED, SUM])
+def test_what_is_not_annotated_has_no_gradient(spec: str) -> None:
+    logits, targets = data()
+    logits.requires_grad_()
+    supervised = torch.tensor([[True, False, True], [True, False, False]])
+    loss = LOSSES.build(spec)
+    value = loss(logits, targets, supervised)
+    value.backward()
+    assert torch.isfinite(logits.grad).all()
+    for case, prompt in np.ndindex(2, 3):
+        assert bool(logits.grad[case, prompt].any()) == bool(supervised[case, prompt])
+    changed = torch.where(supervised[:, :, None, None, None], targets, 1 - targets)
+    assert torch.equal(loss(logits, changed, supervised), value)
+    assert loss(logits, targets, torch.zeros(2, 3, dtype=torch.bool)) == 0
+
+
+def test_focal_against_the_formula() -> None:
+    logits, targets = data()
+    p = logits.sigmoid().double()
+    t = targets.double()
+    wanted = -(0.25 * (1 - p) ** 2 * p.log() * t + 0.75 * p**2 * (1 - p).log() * (1 - t)).mean()
+    torch.testing.assert_close(LOSSES.build("focal(gamma=2.0, alpha=0.25)")(logits, targets).double(), wanted)
+    plain = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets)
+    torch.testing.assert_close(LOSSES.build("focal(gamma=0.0)")(logits, targets), plain)
+
+
+def test_tversky_against_the_formula_and_dice() -> None:
+    logits, targets = data(1)
+    p = logits.sigmoid()
+    hit, false, missed = (p * targets).sum(), (p * (1 - targets)).sum(), ((1 - p) * targets).sum()
+    wanted = 1 - (hit + 2) / (hit + 0.2 * false + 0.8 * missed + 2)
+    loss = LOSSES.build("tversky(alpha=0.2, beta=0.8, smooth=2.0)")
+    torch.testing.assert_close(loss(logits, targets), wanted)
+    torch.testing.assert_close(
+        LOSSES.build("tversky(alpha=0.2, beta=0.8, smooth=2.0, gamma=2.0)")(logits, targets), wanted**0.5
+    )
+    dice = LOSSES.build("bce_dice(bce_weight=0.0, smooth=2.0)")(logits, targets)
+    torch.testing.assert_close(LOSSES.build("tversky(alpha=0.5, beta=0.5, smooth=1.0)")(logits, targets), dice)
+
+
+def test_boundary_against_brute_force() -> None:
+    logits, targets = data(1)
+    targets[1] = 0  # no surface
+    inside = targets[0, 0].numpy() > 0.5
+    points = np.argwhere(np.ones_like(inside)) * (1.0, 2.0, 3.0)
+    other = {flag: points[(inside == (not flag)).ravel()] for flag in (True, False)}
+    distance = [
+        np.linalg.norm(other[flag] - point, axis=1).min() * (-1 if flag else 1)
+        for point, flag in zip(points, inside.ravel(), strict=True)
+    ]
+    np.testing.assert_allclose(signed_distance(inside, (1.0, 2.0, 3.0)).ravel(), distance, rtol=1e-6)
+    wanted = (logits[0, 0].sigmoid().ravel() * torch.tensor(distance).float()).mean() / 2
+    torch.testing.assert_close(LOSSES.build("boundary(spacing=[1.0, 2.0, 3.0])")(logits, targets), wanted)
+
+
+def test_marginal_against_the_formula() -> None:
+    """Case 0 annotates prompts 0 and 1, case 1 all; the merged class of case 0 is background and prompt 2."""
+    logits, _ = data()
+    targets = torch.nn.functional.one_hot(torch.randint(0, 4, (2, 4, 5, 6)), 4).movedim(-1, 1)[:, 1:].float()
+    supervised = torch.tensor([[True, True, False], [True, True, True]])
+    total, exclusion = 0.0, 0.0
+    for case, z, y, x in np.ndindex(2, 4, 5, 6):
+        p = torch.softmax(torch.cat([torch.zeros(1), logits[case, :, z, y, x]]).double(), 0)
+        truth = targets[case, :, z, y, x]
+        if case == 0:
+            own = next((p[i + 1] for i in (0, 1) if truth[i]), p[0] + p[3])
+            exclusion += float(p[3]) if truth[:2].any() else 0.0
+        else:
+            own = next((p[i + 1] for i in range(3) if truth[i]), p[0])
+        total -= float(own.log())
+    wanted = torch.tensor((total + 0.5 * exclusion) / (2 * 120))
+    torch.testing.assert_close(LOSSES.build("marginal(exclusion=0.5)")(logits, targets, supervised), wanted.float())
+
+
+def test_a_sum_weighs_its_terms_and_a_model_keeps_its_loss(tmp_path) -> None:
+    logits, targets = data()
+    wanted = LOSSES.build("tversky")(logits, targets) + 0.5 * LOSSES.build("focal(gamma=1.0)")(logits, targets)
+    torch.testing.assert_close(LOSSES.build(SUM)(logits, targets), wanted)
+    from tiny_parts import make_model
+
+    model = make_model(loss=SUM)
+    assert "loss" not in make_model().config.to_dict()
+    volume, text = torch.rand(1, 1, 16, 16, 16), torch.randn(2, model.config.text_dim)
+    mask = (torch.rand(1, 2, 16, 16, 16) > 0.5).float()
+    result = model(volume, text, mask)
+    torch.testing.assert_close(result.segmentation_loss, LOSSES.build(SUM)(result.logits, mask))
+    model.save_pretrained(tmp_path)
+    again = MoME.from_pretrained(tmp_path)
+    assert again.config.loss == model.config.loss
+    torch.testing.assert_close(again(volume, text, mask).loss, model.eval()(volume, text, mask).loss)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    ["focal(gamma=-1.0)", "focal(alpha=2.0)", "tversky(gamma=0.5)", "weighted_sum", "marginal(exclusion=-1.0)", "dise"],
+)
+def test_bad_settings_are_refused(spec: str) -> None:
+    with pytest.raises(InputError):
+        LOSSES.build(spec)
+
+
+def test_the_list_of_losses_is_in_the_run_configuration(tmp_path) -> None:
+    recipe = tmp_path / "run.yaml"
+    recipe.write_text(f"labels: [liver]\nloss: '{SUM}'\n")
+    assert LOSSES.build(load_run_config(recipe, []).loss)
