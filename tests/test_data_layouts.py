@@ -252,3 +252,47 @@ def test_check_and_list_speak_plainly(tmp_path: Path, capsys: pytest.CaptureFixt
     for arguments in (["data", "chek", str(folder)], ["data", "check"], ["data", "check", str(folder / "no")]):
         assert main(arguments) == 2
         assert len(capsys.readouterr().err.strip().splitlines()) <= 3
+
+
+# -- caches -----------------------------------------------------------------------------------------------------------
+
+
+def cached(tmp_path: Path, cases: list, **options: object):
+    from mome.data.cache_build import cache_case_folder
+    from mome.processing import MoMEProcessor
+
+    processor = MoMEProcessor(spacing=[3, 3, 4], hu_window=[-200, 400])
+    return cache_case_folder(tmp_path / "cache", cases, "lits", ["liver", "liver_tumor"], processor, **options)
+
+
+def test_overlapping_structures_stay_whole_in_a_cache(tmp_path: Path) -> None:
+    from mome.data.label_codes import mask_of
+
+    case = cached(tmp_path, open_cases(nnunet(tmp_path / "d", {"a": liver_map()}), "nnunet", "lits"))[0]
+    assert case.codes == ((), ("liver",), ("liver", "liver_tumor"))
+    assert mask_of(case.labels, case.codes, "liver").sum() == 1000 == len(case.voxels["liver"])
+    assert mask_of(case.labels, case.codes, "liver_tumor").sum() == 27
+
+
+def test_broken_cases_are_named_or_refused_and_a_build_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = nnunet(tmp_path / "d", {name: liver_map() for name in "abcd"})
+    broken = folder / "imagesTr" / "c_0000.nii.gz"
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:2000])
+    cases = open_cases(folder, "nnunet", "lits")
+    with pytest.raises(InputError, match="truncated or damaged"):
+        cached(tmp_path, cases)
+    reads: list[str] = []
+    from mome.data.case import Case
+
+    original = Case.read_image
+    monkeypatch.setattr(Case, "read_image", lambda self: reads.append(self.name) or original(self))
+    cache = cached(tmp_path, cases, skip_broken=True, workers=2)
+    assert sorted(reads) == ["c", "d"]  # a and b were finished before the refusal
+    assert [entry["name"] for entry in cache.index] == ["a", "b", "d"] and set(cache.problems) == {"c"}
+    assert any("case 'c' is left out" in note for note in cache.notes)
+    reads.clear()
+    assert len(cached(tmp_path, cases)) == 3 and not reads
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == [cache.folder.name]
+    broken.write_bytes(whole)  # another file, so another cache
+    assert len(cached(tmp_path, open_cases(folder, "nnunet", "lits"))) == 4

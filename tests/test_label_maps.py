@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from small_scans import SHAPE, mha_text, nrrd_text, patient_affine, patient_hu, patient_image
 
-from mome.data.cache import cache_case_folder
+from mome.data.cache_build import cache_case_folder
 from mome.data.case_folder import CaseFolder
 from mome.errors import InputError
 from mome.metrics import evaluate_folder

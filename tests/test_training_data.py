@@ -12,7 +12,8 @@ import torch
 from training_runs import NAMES, write_cases
 
 from mome.data.augmentation import Augmentation, AugmentationConfig
-from mome.data.cache import CaseCache, cache_case_folder
+from mome.data.cache import CaseCache
+from mome.data.cache_build import cache_case_folder
 from mome.data.case_folder import CaseFolder
 from mome.data.sampling import PatchDataset, crop
 from mome.errors import InputError

@@ -13,7 +13,8 @@ from accelerate import Accelerator
 from rich.progress import track
 
 from mome.data.augmentation import Augmentation
-from mome.data.cache import CaseCache, LoadedCase, build_cache, cache_case_folder
+from mome.data.cache import CaseCache
+from mome.data.cache_build import LoadedCase, build_cache, cache_case_folder
 from mome.data.layouts import open_cases
 from mome.data.phantom import PHANTOM_VERSION, phantom
 from mome.data.sampling import PatchDataset
