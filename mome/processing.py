@@ -171,11 +171,16 @@ class MoMEProcessor(ImageProcessingMixin):
         low, high = self.hu_window
         return ((hu - low) / (high - low)).clamp_(0, 1)
 
-    def to_network(self, volume: Volume) -> tuple[Tensor, Grid]:
-        """Returns the volume as float32 (1, 1, D, H, W) in [0, 1] on the network grid, and that grid."""
+    def to_network(self, volume: Volume, part: Grid | None = None) -> tuple[Tensor, Grid]:
+        """Returns the volume as float32 (1, 1, D, H, W) in [0, 1] on the network grid, and that grid.
+
+        Args:
+            volume: The scan in HU.
+            part: A part of the network grid, which is returned instead of the whole.
+        """
         from mome.volumes import resample
 
-        target = self.network_grid(volume.grid)
+        target = self.network_grid(volume.grid) if part is None else part
         array = torch.as_tensor(volume.array, dtype=torch.float32)
         hu = resample(array, volume.grid, target, mode="linear", fill=self.padding_hu)
         return self.window(hu)[None, None], target

@@ -37,7 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--overlap", type=float, default=0.5, help="share of a tile that its neighbour covers too, 0 to 0.9"
     )
     parser.add_argument("--device", help="cpu, cuda or cuda:1; default cpu")
-    parser.add_argument("--precision", default="fp32", help="fp32, bf16 or fp16")
+    parser.add_argument("--precision", default="auto", help="auto, fp32, bf16 or fp16")
+    parser.add_argument("--exact", action="store_true", help="tiles over the whole scan, air and table too")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
 
@@ -79,6 +80,7 @@ def run(args: argparse.Namespace) -> int:
             overlap=args.overlap,
             device=args.device,
             precision=args.precision,
+            exact=args.exact,
         )
         entries = segment_folder(
             segmenter,

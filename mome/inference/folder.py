@@ -92,6 +92,7 @@ def segment_folder(
         "settings": {
             "overlap": segmenter.overlap,
             "precision": segmenter.precision,
+            "exact": segmenter.exact,
             "predictor": predictor_settings(segmenter.predictor, segmenter.model),
             "frame": frame,
             "dicom": asdict(dicom),

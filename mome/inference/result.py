@@ -10,6 +10,7 @@ import numpy as np
 
 from mome.errors import InputError
 from mome.inference.packed import PackedMasks
+from mome.inference.probabilities import ProbabilityMaps
 from mome.labels import load_table
 from mome.prompts import Prompt
 from mome.volumes import WRITERS, Grid
@@ -30,6 +31,7 @@ class Segmentation:
         seconds: Wall time per phase in seconds.
         notes: Sentences of the reader about the scan.
         source: The scan's file or DICOM folder; None where the scan was passed as an array.
+        probabilities: Prompt → probability × 255, uint8 (i, j, k), of the prompts that it was asked of; None otherwise.
     """
 
     prompts: list[Prompt]
@@ -39,6 +41,7 @@ class Segmentation:
     seconds: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     source: Path | None = None
+    probabilities: ProbabilityMaps | None = None
 
     @property
     def warnings(self) -> list[str]:
