@@ -17,11 +17,10 @@ from mome.inference.report import Report, changed_masks, file_sha256, is_complet
 from mome.inference.scans import find_scans
 from mome.inference.segmenter import Segmenter
 from mome.temporary_names import remove_stale_parts
-from mome.volumes import WRITERS
 from mome.volumes.dicom import DEFAULT_DICOM, DicomOptions
 from mome.volumes.mask_names import file_part, mask_paths, refuse_to_overwrite
 from mome.volumes.scan_files import scan_ending, stem
-from mome.volumes.writers.base import MaskWriter, one_file_per_structure
+from mome.volumes.writers.base import MaskWriter, build_writer, one_file_per_structure
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +77,7 @@ def segment_folder(
     """
     check_output_folder(out)
     out, scans = Path(out), find_scans(inputs)
-    chosen: MaskWriter = WRITERS.build(writer)
+    chosen = build_writer(writer)
     separate = one_file_per_structure(chosen, multilabel=multilabel)
     understood = segmenter.understand(prompts)
     owners = _check_outputs(scans, out, [prompt.name for prompt in understood], chosen.ending, separate)
@@ -214,6 +213,7 @@ def _segment_study(
     try:
         writer.check_source(scan)
         result = segmenter.segment(scan, prompts, frame=study["settings"]["frame"], dicom=dicom, progress=progress)
+        result.model_version = study["model"]
         paths = result.save(out, file_part(study["name"]), multilabel=multilabel, writer=study["writer"])
         overlap = result.label_map()[2] if multilabel else None
     except OutputError:

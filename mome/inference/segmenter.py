@@ -171,7 +171,10 @@ class Segmenter:
             *(what for _, what in implausible_settings(self.processor.settings())),
             *filled_masks(masks, volume.array),
         )
-        return Segmentation(prepared.prompts, masks, volume.grid, volume.header, phases.seconds, notes, source)
+        name = Path(str(getattr(self.model.config, "name_or_path", "") or "")).name
+        return Segmentation(
+            prepared.prompts, masks, volume.grid, volume.header, phases.seconds, notes, source, model=name
+        )
 
 
 def segment(
