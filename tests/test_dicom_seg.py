@@ -201,6 +201,15 @@ def test_sources_without_identity_dates_or_thickness(tmp_path: Path) -> None:
     assert seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SliceThickness == 3
 
 
+def test_names_in_other_letters(tmp_path: Path) -> None:
+    identity = {"PatientName": "Größe^Åsa", "SpecificCharacterSet": "ISO_IR 100", "StudyDescription": "Kopf, früh"}
+    folder = write(tmp_path / "ct", series(along_z(REGULAR), FrameOfReferenceUID=FRAME_OF_REFERENCE, **identity))
+    path, _ = wrote(folder, tmp_path, **{"脾臓": np.zeros(read_volume(folder).shape)})
+    seg = pydicom.dcmread(path)
+    assert str(seg.PatientName) == "Größe^Åsa" and seg.StudyDescription == "Kopf, früh"
+    assert seg.SegmentSequence[1].SegmentLabel == "脾臓"
+
+
 def test_what_cannot_be_referred_to_is_refused(tmp_path: Path) -> None:
     writer = build_writer("dicom_seg")
     for source in (None, tmp_path / "ct.nii.gz", tmp_path / "ct.mha"):

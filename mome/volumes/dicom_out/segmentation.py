@@ -70,6 +70,7 @@ def make_segmentation(
         "software_versions": software_version(),
         "device_serial_number": masks.model_version or "none",
         "content_label": "MOME_SEG",
+        "specific_character_set": "ISO_IR 192",  # UTF-8, for prompts in any language
         "content_description": "Masks by text prompts, not for diagnosis",
         "series_description": f"Segmentation, {algorithm_name(masks.model)}"[:64],
     }

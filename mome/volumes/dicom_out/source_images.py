@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 # Elements of type 2 that a derived object copies: present, and empty where the source has no value.
-_EMPTY_WHERE_MISSING = (
+_COPIED = (
     "PatientID",
     "PatientName",
     "PatientBirthDate",
@@ -30,7 +30,16 @@ _EMPTY_WHERE_MISSING = (
     "StudyDate",
     "StudyTime",
     "ReferringPhysicianName",
-    "PositionReferenceIndicator",
+)
+_EMPTY_WHERE_MISSING = (*_COPIED, "PositionReferenceIndicator")
+# What an object of the patient's study copies.
+PATIENT_AND_STUDY = (
+    *_COPIED,
+    "StudyInstanceUID",
+    "StudyDescription",
+    "IssuerOfPatientID",
+    "PatientIdentityRemoved",
+    "DeidentificationMethod",
 )
 _REQUIRED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
 _DATE, _TIME = re.compile(r"\d{8}"), re.compile(r"\d{2}(\d{2}(\d{2}(\.\d{1,6})?)?)?")

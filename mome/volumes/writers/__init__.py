@@ -14,3 +14,9 @@ WRITERS.register(
     summary="one DICOM SEG per scan; dicom_seg(kind=binary) for older archives",
     extra="dicom",
 )
+WRITERS.register(
+    "rtstruct",
+    "mome.volumes.writers.rtstruct:RtStructWriter",
+    summary="one DICOM RT Structure Set per scan: contours on its slices",
+    extra="dicom",
+)
