@@ -32,6 +32,7 @@ class Segmentation:
         source: The scan's file or DICOM folder; None where the scan was passed as an array.
         model: The name of the model, without its folder; empty where it has none.
         model_version: The fingerprint of its weights and config; empty where it was not computed.
+        statistics: Prompt → what `mome.volumes.statistics.structure_statistics` returns; None where nobody asked.
     """
 
     prompts: list[Prompt]
@@ -43,6 +44,7 @@ class Segmentation:
     source: Path | None = None
     model: str = ""
     model_version: str = ""
+    statistics: dict[str, dict[str, Any]] | None = None
 
     @property
     def warnings(self) -> list[str]:

@@ -16,6 +16,7 @@ from mome.inference.phases import Phases
 from mome.inference.predictor import ModelPredictor, Predictor
 from mome.inference.prepared import PreparedPrompts
 from mome.inference.result import Segmentation
+from mome.inference.statistics import scan_statistics
 from mome.processing import MoMEProcessor, implausible_settings, processor_of
 from mome.prompts import Prompt, embed_prompts, understand
 from mome.volumes import Volume, checked_volume, read_volume
@@ -124,6 +125,7 @@ class Segmenter:
         frame: int | None = None,
         dicom: DicomOptions = DEFAULT_DICOM,
         progress: Callable[[int, int], None] | None = None,
+        statistics: bool = False,
     ) -> Segmentation:
         """Returns masks of the prompts on the scan's own grid.
 
@@ -136,6 +138,7 @@ class Segmenter:
             frame: The volume to take from a 4-D file, from 0.
             dicom: Which DICOM series is read and what is accepted.
             progress: Called with (tiles done, number of tiles).
+            statistics: Measure every mask on the scan; see `Segmentation.statistics`.
 
         Raises:
             InputError: The scan is of another type or cannot be read, a prompt cannot be embedded, the logits are not
@@ -164,6 +167,7 @@ class Segmenter:
             progress=progress,
             phases=phases,
         )
+        measured = scan_statistics(masks, volume) if statistics else None
         source = None if isinstance(scan, Volume) else Path(scan)
         notes = (
             *volume.notes,
@@ -173,7 +177,15 @@ class Segmenter:
         )
         name = Path(str(getattr(self.model.config, "name_or_path", "") or "")).name
         return Segmentation(
-            prepared.prompts, masks, volume.grid, volume.header, phases.seconds, notes, source, model=name
+            prepared.prompts,
+            masks,
+            volume.grid,
+            volume.header,
+            phases.seconds,
+            notes,
+            source,
+            model=name,
+            statistics=measured,
         )
 
 
@@ -190,12 +202,13 @@ def segment(
     frame: int | None = None,
     dicom: DicomOptions = DEFAULT_DICOM,
     progress: Callable[[int, int], None] | None = None,
+    statistics: bool = False,
 ) -> Segmentation:
     """Segments one scan; see `Segmenter`, which keeps the model for more scans."""
     segmenter = Segmenter(
         model, processor, overlap=overlap, device=device, precision=precision, prompt_chunk=prompt_chunk
     )
-    return segmenter.segment(scan, prompts, frame=frame, dicom=dicom, progress=progress)
+    return segmenter.segment(scan, prompts, frame=frame, dicom=dicom, progress=progress, statistics=statistics)
 
 
 def _no_scan(given: Any) -> InputError:

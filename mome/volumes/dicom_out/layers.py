@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from mome.volumes.boxes import bounding_box
 from mome.volumes.dicom.source import SourceSlices
 from mome.volumes.dicom_out.source_images import mask_at_slices
 from mome.volumes.mask_set import MaskSet
@@ -50,7 +51,7 @@ def layers_of(masks: MaskSet, source: SourceSlices, *, flat: bool = False) -> La
         mask = mask_at_slices(masks.masks[names[index]], source)
         if masks.voxels[names[index]] and not mask.any():
             found.empty.append(names[index])
-        box = _box(mask)
+        box = bounding_box(mask)
         inside = mask[box].astype(bool)
         clashes = [int(np.count_nonzero(array[box][inside])) for array in found.arrays]
         found.overlap += clashes[0] if flat else min(clashes, default=0)
@@ -62,12 +63,3 @@ def layers_of(masks: MaskSet, source: SourceSlices, *, flat: bool = False) -> La
             found.members[layer].append(index)
         found.arrays[layer][box][inside] = found.members[layer].index(index) + 1
     return found
-
-
-def _box(mask: np.ndarray) -> tuple[slice, slice, slice]:
-    """Returns the slices of an array that enclose everything but zeros; empty slices where there is nothing."""
-    ranges = []
-    for axis in range(3):
-        hit = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
-        ranges.append(slice(int(hit[0]), int(hit[-1]) + 1) if hit.size else slice(0, 0))
-    return ranges[0], ranges[1], ranges[2]
