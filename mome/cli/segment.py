@@ -22,7 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--out", type=output_folder, required=True, help="folder for the masks")
     parser.add_argument("-m", "--model", default="mome-ct-tiny", help="folder, bundled name or Hub id")
     parser.add_argument("--multilabel", action="store_true", help="one map of the class table's ids")
-    parser.add_argument("--writer", default="nifti", help="file format of the masks")
+    parser.add_argument("--writer", default="nifti", help="file format of the masks; `mome list writers` shows them")
+    parser.add_argument(
+        "--statistics",
+        action="store_true",
+        help="also volume, HU, box, borders and pieces of every mask, as JSON and CSV",
+    )
     parser.add_argument("--resume", action="store_true", help="skip scans that an earlier run finished")
     parser.add_argument("--overwrite", action="store_true", help="replace masks of another scan, model or setting")
     parser.add_argument("--frame", type=int, help="the volume to take from a 4-D file, from 0")
@@ -96,6 +101,7 @@ def run(args: argparse.Namespace) -> int:
             progress=lambda done, total: bar.update(task, completed=done, total=total),
             on_done=on_done,
             debug=args.debug,
+            statistics=args.statistics,
         )
     if args.json:
         print(json.dumps({"studies": entries}, indent=1))

@@ -19,6 +19,7 @@ from mome.inference.predictor import ModelPredictor, Predictor
 from mome.inference.prepared import PreparedPrompts
 from mome.inference.probabilities import ProbabilityMaps
 from mome.inference.result import Segmentation
+from mome.inference.statistics import scan_statistics
 from mome.processing import MoMEProcessor, implausible_settings, processor_of
 from mome.prompts import Prompt, embed_prompts, understand
 from mome.volumes import Volume, checked_volume, read_volume
@@ -126,6 +127,7 @@ class Segmenter:
         dicom: DicomOptions = DEFAULT_DICOM,
         probabilities: bool | Sequence[str] = False,
         progress: Callable[[int, int], None] | None = None,
+        statistics: bool = False,
     ) -> Segmentation:
         """Returns masks of the prompts on the scan's own grid.
 
@@ -139,6 +141,7 @@ class Segmenter:
             dicom: Which DICOM series is read and what is accepted.
             probabilities: True, or names of prompts: their probabilities become `Segmentation.probabilities`.
             progress: Called with (tiles done, number of tiles).
+            statistics: Measure every mask on the scan; see `Segmentation.statistics`.
 
         Raises:
             InputError: The scan is of another type or cannot be read, a prompt cannot be embedded, the logits are not
@@ -179,6 +182,7 @@ class Segmenter:
                 "the GPU's memory is not enough for this scan",
                 hint="a smaller prompt_chunk, precision='bf16', or device='cpu'",
             ) from error
+        measured = scan_statistics(masks, volume) if statistics else None
         source = None if isinstance(scan, Volume) else Path(scan)
         notes = (
             *volume.notes,
@@ -186,7 +190,19 @@ class Segmenter:
             *(what for _, what in implausible_settings(self.processor.settings())),
             *filled_masks(masks, volume.array),
         )
-        return Segmentation(prepared.prompts, masks, volume.grid, volume.header, phases.seconds, notes, source, maps)
+        name = Path(str(getattr(self.model.config, "name_or_path", "") or "")).name
+        return Segmentation(
+            prepared.prompts,
+            masks,
+            volume.grid,
+            volume.header,
+            phases.seconds,
+            notes,
+            source,
+            maps,
+            model=name,
+            statistics=measured,
+        )
 
 
 def segment(
@@ -204,12 +220,21 @@ def segment(
     dicom: DicomOptions = DEFAULT_DICOM,
     probabilities: bool | Sequence[str] = False,
     progress: Callable[[int, int], None] | None = None,
+    statistics: bool = False,
 ) -> Segmentation:
     """Segments one scan; see `Segmenter`, which keeps the model for more scans."""
     segmenter = Segmenter(
         model, processor, overlap=overlap, device=device, precision=precision, prompt_chunk=prompt_chunk, exact=exact
     )
-    return segmenter.segment(scan, prompts, frame=frame, dicom=dicom, probabilities=probabilities, progress=progress)
+    return segmenter.segment(
+        scan,
+        prompts,
+        frame=frame,
+        dicom=dicom,
+        probabilities=probabilities,
+        progress=progress,
+        statistics=statistics,
+    )
 
 
 def _probability_maps(

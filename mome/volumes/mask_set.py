@@ -25,6 +25,8 @@ class MaskSet:
         grid: The scan's grid.
         header: `Volume.header` of the scan.
         source: The scan's file or DICOM folder; None where the scan was passed as an array.
+        model: The name of the model that made the masks, without its folder; empty where it has none.
+        model_version: The fingerprint of its weights and config; empty where it was not computed.
     """
 
     masks: Mapping[str, np.ndarray]
@@ -33,6 +35,8 @@ class MaskSet:
     grid: Grid
     header: dict[str, Any] = field(default_factory=dict)
     source: Path | None = None
+    model: str = ""
+    model_version: str = ""
 
     def only(self, structure: str) -> MaskSet:
         """Returns the set that holds a single structure."""
