@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import http.client
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -33,12 +37,15 @@ class Answer:
 
 
 def save_model(folder: Path) -> Path:
-    """Saves a small random model with its processor."""
+    """Saves a small random model with its processor; its two masks of the small patient are not empty, and overlap."""
+    import torch
     from small_models import liver_and_spleen
 
     from mome import MoMEProcessor
 
     model = liver_and_spleen()
+    torch.manual_seed(32)
+    model.text_bank.set(4 * torch.randn(2, 6))
     model.save_pretrained(folder)
     MoMEProcessor(spacing=[8, 8, 8]).save_pretrained(folder)
     return folder
@@ -168,3 +175,17 @@ def form(fields: Sequence[tuple[str, str]], files: Sequence[tuple[str, str, byte
         head = f'--{boundary}\r\nContent-Disposition: form-data; name="{field}"; filename="{name}"\r\n'
         parts.append(head.encode() + b"Content-Type: application/octet-stream\r\n\r\n" + content + b"\r\n")
     return b"".join(parts) + f"--{boundary}--\r\n".encode(), f"multipart/form-data; boundary={boundary}"
+
+
+@functools.cache
+def shared_server() -> Server:
+    """A server that all tests of a process share; it takes 3 MB, and waits a second for a slow client."""
+    folder = Path(tempfile.mkdtemp(prefix="mome-test-server-"))
+    server = Server(save_model(folder / "model"), folder / "server", "--max-upload", "3MB", "--client-timeout", "1s")
+
+    def end() -> None:
+        server.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(end)
+    return server

@@ -68,7 +68,7 @@ LAYERS = [
     ["prompts", "embedding", "auto", "model_cost", "zoo", "checkpoints", "convert"],
     ["data", "viz", "inference", "inspection"],
     ["training"],
-    ["cli.quiet"],
+    ["cli.quiet", "dicomweb"],
     ["server"],
     ["cli", "cli.main"],
 ]

@@ -14,7 +14,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from dicom_series import along_z, series, write
-from server_process import PATIENT, TOKEN, Server, form, save_model
+from server_process import PATIENT, TOKEN, Server, form, shared_server
 from small_scans import patient_bytes, patient_hu, save_mha, save_nrrd
 
 pytest.importorskip("fastapi", reason="the server needs mome[serve]")
@@ -23,15 +23,13 @@ pytest.importorskip("python_multipart", reason="the server needs mome[serve]")
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("model"))
+def server() -> Server:
+    return shared_server()
 
 
 @pytest.fixture(scope="module")
-def server(model: Path, tmp_path_factory: pytest.TempPathFactory):
-    server = Server(model, tmp_path_factory.mktemp("server"), "--max-upload", "3MB", "--client-timeout", "1s")
-    yield server
-    assert server.stop() == 143
+def model(server: Server) -> Path:
+    return server.folder.parent / "model"
 
 
 @pytest.fixture(scope="module")
@@ -77,11 +75,14 @@ def test_a_wrong_token_is_refused_before_the_upload(server: Server) -> None:
     assert not list((server.data / "uploads").iterdir())
 
 
-def test_masks_are_those_of_the_segmenter(server: Server, model: Path, ct: bytes, tmp_path: Path) -> None:
+def test_masks_are_those_of_the_segmenter(
+    server: Server, model: Path, ct: bytes, tmp_path: Path, one_thread: None
+) -> None:
     from mome import Segmenter
 
     (tmp_path / "ct.nii.gz").write_bytes(ct)
     expected = Segmenter(model).segment(tmp_path / "ct.nii.gz", ["liver", "spleen"])
+    assert all(expected.masks.voxels.values())
     job = server.run(ct, ["liver", "spleen"], output=["nifti", "multilabel", "image", "nrrd"])
     assert job["state"] == "done", job
     assert [s["volume_ml"] for s in job["result"]["structures"]] == [s["volume_ml"] for s in expected.summary()]
@@ -276,6 +277,7 @@ def test_events_and_cancel(server: Server, ct: bytes) -> None:
     assert server.run(ct)["state"] == "done"
 
 
+@pytest.mark.wide
 def test_a_crash_of_the_worker_fails_one_job(server: Server, ct: bytes) -> None:
     import os
     import signal

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -9,9 +10,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 
-from mome import __version__
 from mome.errors import InputError, OutputError
-from mome.server import job_routes, page_routes
+from mome.server import job_routes, monai_label, page_routes
 from mome.server.guard import Guard
 from mome.server.http_errors import HttpError, as_http_error, error_body
 from mome.server.job_queue import JobQueue
@@ -20,9 +20,10 @@ from mome.server.job_queue import JobQueue
 def create_app(queue: JobQueue) -> Any:
     """Returns the ASGI application of a queue."""
     # The pages of FastAPI's documentation load scripts from another server; `/openapi.json` is served without them.
-    app = FastAPI(title="mome", version=__version__, description=_DESCRIPTION, docs_url=None, redoc_url=None)
-    app.state.queue = queue
+    app = FastAPI(title="mome", version=version("mome"), description=_DESCRIPTION, docs_url=None, redoc_url=None)
+    app.state.queue, app.state.image_names = queue, monai_label.ImageNames()
     app.include_router(job_routes.router)
+    app.include_router(monai_label.router)
     app.include_router(page_routes.router)
 
     @app.get("/health", tags=["server"])
@@ -41,7 +42,7 @@ def create_app(queue: JobQueue) -> Any:
         """Returns the model, its labels, the formats of results, and the limits."""
         settings = queue.settings
         return {
-            "mome": __version__,
+            "mome": version("mome"),
             **queue.worker.able,
             "limits": {
                 "max_upload_bytes": settings.max_upload,

@@ -118,7 +118,7 @@ class _Exchange:
     def __init__(self, receive: Receive, send: Send) -> None:
         self._receive, self._send = receive, send
         self.has_started = self.is_complete = self.is_disconnected = False
-        self._body_ended = False
+        self._body_ended = self._refused = False
 
     async def receive(self) -> Message:
         """Passes a part of the body on."""
@@ -149,7 +149,7 @@ class _Exchange:
 
     async def refuse(self, error: HttpError) -> None:
         """Sends an error."""
-        body = json.dumps(error.body()).encode()
+        body = json.dumps(error.body(), separators=(",", ":")).encode()  # as the application writes it
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),

@@ -328,7 +328,16 @@ class JobQueue:
         return found
 
     def add_image(self, upload: Upload) -> str:
-        """Keeps an upload as an image for later jobs and returns its id."""
+        """Keeps an upload as an image for later jobs and returns its id.
+
+        Raises:
+            HttpError: As many images are kept as jobs may wait; status 503.
+        """
+        if len(self.store.image_ids()) >= self.settings.queue:
+            self.folders.remove(upload.folder)
+            raise HttpError(
+                503, "too many images are kept", hint="DELETE /session/{id}, or try again later", retry_s=60
+            )
         upload.folder.rename(self.folders.image(upload.id))
         self.store.add_image(upload.id, upload.source, upload.bytes)
         LOGGER.info("image %s stored, %s", upload.id, megabytes(upload.bytes))

@@ -6,6 +6,7 @@ import json
 import shutil
 import zipfile
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +68,7 @@ def media_type(path: Path) -> str:
 
 
 def write_results(
-    result: Segmentation, scan: Path, folder: Path, asked: Sequence[str], model: str, reading: dict[str, Any]
+    result: Segmentation, scan: Path, folder: Path, asked: Sequence[str], model: str, options: dict[str, Any]
 ) -> dict[str, Any]:
     """Writes the results of a job.
 
@@ -77,7 +78,7 @@ def write_results(
         folder: The folder of the results; what an earlier attempt left there is replaced.
         asked: The formats.
         model: The name of the model.
-        reading: `frame` and `dicom`, with which the scan was read.
+        options: `frame` and `dicom`, with which the scan was read, and `nrrd_gzip`.
 
     Returns:
         The summary: `structures`, `notes`, `seconds`, `model`, `shape`, `spacing_mm`, `formats` with the bytes of each.
@@ -86,7 +87,6 @@ def write_results(
         InputError: A writer cannot write this scan.
         OutputError: The disk is full.
     """
-    from mome import __version__
     from mome.atomic import atomic_write, output_errors
 
     shutil.rmtree(folder, ignore_errors=True)
@@ -96,7 +96,7 @@ def write_results(
         "notes": list(dict.fromkeys(result.notes)),
         "seconds": result.seconds,
         "model": model,
-        "mome": __version__,
+        "mome": version("mome"),
         "shape": list(result.grid.shape),
         "spacing_mm": [round(step, 6) for step in result.grid.spacing],
         "formats": {},
@@ -107,7 +107,7 @@ def write_results(
         parts = folder / "parts"
         with output_errors(folder, "the results"):
             parts.mkdir(mode=0o700)
-        files = _written(result, scan, parts, name, reading)
+        files = _written(result, scan, parts, name, options)
         with output_errors(folder, "the results"):
             if len(files) == 1:
                 target = folder / f"{name}{_ending(files[0])}"
@@ -125,18 +125,18 @@ def write_results(
     return summary
 
 
-def _written(result: Segmentation, scan: Path, folder: Path, name: str, reading: dict[str, Any]) -> list[Path]:
+def _written(result: Segmentation, scan: Path, folder: Path, name: str, options: dict[str, Any]) -> list[Path]:
     """Writes one format into a folder and returns its files."""
     if name == "multilabel":
         return result.save(folder, STEM, multilabel=True)
     if name == "image":
         from mome.server.scan_image import write_image
 
-        return [write_image(result, scan, folder / "image.nii.gz", **reading)]
+        return [write_image(result, scan, folder / "image.nii.gz", frame=options["frame"], dicom=options["dicom"])]
     if name == "nrrd":
         from mome.server.nrrd_map import write_nrrd_map
 
-        return [write_nrrd_map(result, folder / "scan.nrrd")]
+        return [write_nrrd_map(result, folder / "scan.nrrd", compress=options["nrrd_gzip"])]
     return result.save(folder, STEM, writer=name)
 
 

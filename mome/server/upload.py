@@ -57,6 +57,7 @@ async def receive_upload(
     file_fields: Collection[str],
     other_fields: Collection[str] | None,
     before_file: Callable[[Fields], Awaitable[None]] | None = None,
+    needs_file: bool = True,
 ) -> Upload:
     """Receives a form of `multipart/form-data`.
 
@@ -68,6 +69,7 @@ async def receive_upload(
         other_fields: Names of the fields that are texts; None where any is accepted.
         before_file: Called with the fields so far when the first file begins, to refuse a wrong request before the
             scan has been sent.
+        needs_file: Refuse a form without a file; else its upload has an empty `source`.
 
     Raises:
         HttpError: The body is no such form, too large or too slow, or the disk is full.
@@ -82,7 +84,9 @@ async def receive_upload(
     form = _Form(folder / "input", file_fields, other_fields)
     try:
         await _receive(request, form, _parser(boundary, form), folders, settings, before_file)
-        source = await asyncio.to_thread(name_scan, folder / "input", form.files)
+        source = ""
+        if form.files or needs_file:
+            source = await asyncio.to_thread(name_scan, folder / "input", form.files)
         return Upload(upload_id, folder, source, form.file_bytes, form.fields)
     except BaseException:
         form.close()

@@ -157,9 +157,9 @@ class Worker:
         )
         self._stop_if_cancelled(job)
         self.send(kind="progress", job=job, phase="write", done=0, total=0)
-        reading = {"frame": options.get("frame"), "dicom": dicom}
+        how = {"frame": options.get("frame"), "dicom": dicom, "nrrd_gzip": bool(options.get("nrrd_gzip"))}
         name = Path(str(self._settings["model"])).name
-        return write_results(result, scan, folder / "result", message["outputs"], name, reading)
+        return write_results(result, scan, folder / "result", message["outputs"], name, how)
 
     def _stop_if_cancelled(self, job: str) -> None:
         if job in self._cancelled:
