@@ -68,6 +68,8 @@ LAYERS = [
     ["prompts", "embedding", "auto", "model_cost", "zoo", "checkpoints", "convert"],
     ["data", "viz", "inference", "inspection"],
     ["training"],
+    ["cli.quiet", "dicomweb"],
+    ["server"],
     ["cli", "cli.main"],
 ]
 

@@ -18,6 +18,8 @@ COMMANDS = {
     "segment": "segment scans by text prompts",
     "train": "train a model from a YAML configuration",
     "evaluate": "compare masks with a reference",
+    "serve": "segment uploaded scans over HTTP, with a page to look at the masks",
+    "dicomweb": "segment a series of a DICOMweb archive, and store the result there",
     "inspect": "show which scale and which expert decide where in a scan",
     "convert": "turn published weights of other projects into a checkpoint",
     "embed": "add labels to a model, or store the embeddings of labels in a file",
