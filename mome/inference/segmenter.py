@@ -16,7 +16,8 @@ from mome.inference.phases import Phases
 from mome.inference.predictor import ModelPredictor, Predictor
 from mome.inference.prepared import PreparedPrompts
 from mome.inference.result import Segmentation
-from mome.processing import MoMEProcessor, implausible_settings, processor_of
+from mome.processing import MoMEProcessor, processor_of
+from mome.processor_settings import implausible_settings
 from mome.prompts import Prompt, embed_prompts, understand
 from mome.volumes import Volume, checked_volume, read_volume
 from mome.volumes.dicom import DEFAULT_DICOM, DicomOptions
