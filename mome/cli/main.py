@@ -22,6 +22,7 @@ COMMANDS = {
     "dicomweb": "segment a series of a DICOMweb archive, and store the result there",
     "inspect": "show which scale and which expert decide where in a scan",
     "convert": "turn published weights of other projects into a checkpoint",
+    "checksum": "show what was changed in a checkpoint after it was saved, or accept it",
     "embed": "add labels to a model, or store the embeddings of labels in a file",
     "list": "list models, parts and labels",
     "info": "describe a model or a scan",

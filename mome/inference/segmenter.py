@@ -20,7 +20,8 @@ from mome.inference.prepared import PreparedPrompts
 from mome.inference.probabilities import ProbabilityMaps
 from mome.inference.result import Segmentation
 from mome.inference.statistics import scan_statistics
-from mome.processing import MoMEProcessor, implausible_settings, processor_of
+from mome.processing import MoMEProcessor, processor_of
+from mome.processor_settings import implausible_settings
 from mome.prompts import Prompt, embed_prompts, understand
 from mome.volumes import Volume, checked_volume, read_volume
 from mome.volumes.dicom import DEFAULT_DICOM, DicomOptions
