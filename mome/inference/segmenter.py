@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mome.errors import InputError, did_you_mean
+from mome.inference.choose_model import choose_model
 from mome.inference.doubtful_masks import filled_masks
 from mome.inference.masks import predict_masks
 from mome.inference.network import unwrapped, without_float16
@@ -177,7 +178,7 @@ class Segmenter:
 def segment(
     scan: str | Path | Volume,
     prompts: str | Sequence[str],
-    model: MoME | str | Path = "mome-ct-tiny",
+    model: MoME | str | Path | None = None,
     processor: MoMEProcessor | None = None,
     *,
     overlap: float = 0.5,
@@ -188,10 +189,18 @@ def segment(
     dicom: DicomOptions = DEFAULT_DICOM,
     progress: Callable[[int, int], None] | None = None,
 ) -> Segmentation:
-    """Segments one scan; see `Segmenter`, which keeps the model for more scans."""
+    """Segments one scan; see `Segmenter`, which keeps the model for more scans.
+
+    Where `model` is None, `choose_model` takes the bundled checkpoint that knows the prompts.
+    """
+    note = None
+    if model is None:
+        chosen = choose_model(prompts)
+        model, note = chosen.model, chosen.note
     segmenter = Segmenter(
         model, processor, overlap=overlap, device=device, precision=precision, prompt_chunk=prompt_chunk
     )
+    segmenter.notes += (note,) if note else ()
     return segmenter.segment(scan, prompts, frame=frame, dicom=dicom, progress=progress)
 
 

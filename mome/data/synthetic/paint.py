@@ -163,4 +163,3 @@ def _noise(rng: np.random.Generator, shape: tuple[int, ...], width: float) -> np
     noise = ndimage.gaussian_filter(rng.standard_normal(small, dtype=np.float32), width / step / 2)
     noise = ndimage.zoom(noise, [n / m for n, m in zip(shape, small, strict=True)], order=1)
     return (noise / max(float(noise.std()), 1e-6)).astype(np.float32)
-
