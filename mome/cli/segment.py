@@ -20,7 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("inputs", nargs="+", type=given_path, help="scans (.nii.gz, .mha, DICOM folder) or folders")
     parser.add_argument("-p", "--prompt", action="append", default=[], help="a structure; may be repeated")
     parser.add_argument("-o", "--out", type=output_folder, required=True, help="folder for the masks")
-    parser.add_argument("-m", "--model", default="mome-ct-tiny", help="folder, bundled name or Hub id")
+    parser.add_argument(
+        "-m", "--model", help="folder, bundled name or Hub id; default: the bundled model that knows the prompts"
+    )
     parser.add_argument("--multilabel", action="store_true", help="one map of the class table's ids")
     parser.add_argument("--writer", default="nifti", help="file format of the masks; `mome list writers` shows them")
     parser.add_argument(
@@ -65,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
 
     from mome.cli.quiet import quiet_libraries, quiet_readers
     from mome.inference import Segmenter, segment_folder
+    from mome.inference.choose_model import Choice, choose_model
     from mome.volumes.dicom import DicomOptions
 
     quiet_libraries()
@@ -80,13 +83,15 @@ def run(args: argparse.Namespace) -> int:
             if not args.json and not (entry["status"] == "failed" and len(args.inputs) == 1):
                 _print_study(entry, args.out, bar.console, printed)
 
+        chosen = Choice(args.model, None) if args.model else choose_model(args.prompt)
         segmenter = Segmenter(
-            args.model,
+            chosen.model,
             overlap=args.overlap,
             device=args.device,
             precision=args.precision,
             exact=args.exact,
         )
+        segmenter.notes += (chosen.note,) if chosen.note else ()
         entries = segment_folder(
             segmenter,
             args.inputs,

@@ -10,6 +10,7 @@ import torch
 
 from mome.errors import InputError
 from mome.inference.body_mask import body_mask
+from mome.inference.choose_model import choose_model
 from mome.inference.doubtful_masks import filled_masks
 from mome.inference.masks import predict_masks
 from mome.inference.network import unwrapped, without_float16
@@ -209,7 +210,7 @@ class Segmenter:
 def segment(
     scan: str | Path | Volume,
     prompts: str | Sequence[str],
-    model: MoME | str | Path = "mome-ct-tiny",
+    model: MoME | str | Path | None = None,
     processor: MoMEProcessor | None = None,
     *,
     overlap: float = 0.5,
@@ -223,10 +224,18 @@ def segment(
     progress: Callable[[int, int], None] | None = None,
     statistics: bool = False,
 ) -> Segmentation:
-    """Segments one scan; see `Segmenter`, which keeps the model for more scans."""
+    """Segments one scan; see `Segmenter`, which keeps the model for more scans.
+
+    Where `model` is None, `choose_model` takes the bundled checkpoint that knows the prompts.
+    """
+    note = None
+    if model is None:
+        chosen = choose_model(prompts)
+        model, note = chosen.model, chosen.note
     segmenter = Segmenter(
         model, processor, overlap=overlap, device=device, precision=precision, prompt_chunk=prompt_chunk, exact=exact
     )
+    segmenter.notes += (note,) if note else ()
     return segmenter.segment(
         scan,
         prompts,
