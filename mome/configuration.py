@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
+import os
+from collections.abc import Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig
 
+from mome.checksums import CHECKSUMS, WEIGHTS, changed_file, changed_keys, sums_of
 from mome.errors import InputError, did_you_mean
 from mome.experts.whole_model_reference import references
-from mome.json_file import checked_object
+from mome.json_file import checked_object, read_json_object
 from mome.model_size import numbers_within
 from mome.registry import LOSSES, PARTS, TEXT_ENCODERS
 from mome.spec import SPEC_VERSION, Spec, dump, migrate
@@ -92,6 +98,7 @@ class MoMEConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         _reject_unknown(kwargs)
+        kwargs.pop(CHECKSUMS, None)
         kwargs.pop("num_labels", None)  # transformers would make a table of that many names, which nothing reads
         self._check_types()
         for part, registry in PARTS.items():
@@ -118,10 +125,16 @@ class MoMEConfig(PreTrainedConfig):
         """Builds a config from the contents of a config.json; values of the config in `kwargs` override them.
 
         Raises:
-            InputError: See `keys_of_file` and the class.
+            InputError: See `keys_of_file` and the class; or a value was changed since the file was saved.
         """
         overrides = {key: kwargs.pop(key) for key in list(kwargs) if key in _own_fields()}
-        return super().from_dict({**keys_of_file(config_dict), **overrides}, **kwargs)
+        config = super().from_dict({**keys_of_file(config_dict), **overrides}, **kwargs)
+        changed = changed_keys(summed_keys(config_dict), config_dict.get(CHECKSUMS), overrides)
+        if changed:
+            raise changed_file(
+                [f"{key} in config.json" for key in changed], kwargs.get("name_or_path") or "config.json"
+            )
+        return config
 
     def to_dict(self) -> dict[str, Any]:
         """Returns what config.json holds; `extra_experts` only where there are some, `loss` only if it is another."""
@@ -131,6 +144,17 @@ class MoMEConfig(PreTrainedConfig):
         if not values.get("extra_experts"):
             values.pop("extra_experts", None)
         return values
+
+    def to_json_file(self, json_file_path: str | os.PathLike, use_diff: bool = True) -> None:
+        """Writes config.json with its checksums; that of the weights beside it stays."""
+        path = Path(json_file_path)
+        values = json.loads(self.to_json_string(use_diff=use_diff))
+        sums: dict[str, Any] = sums_of(summed_keys(values))
+        with contextlib.suppress(InputError):  # there is no file yet, or none that can be read
+            before = read_json_object(path).get(CHECKSUMS)
+            if isinstance(before, dict) and WEIGHTS in before:
+                sums[WEIGHTS] = before[WEIGHTS]
+        path.write_text(json.dumps({**values, CHECKSUMS: sums}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     def _check_types(self) -> None:
         # huggingface_hub's @strict skips annotations that are strings, and its messages are written for programmers.
@@ -219,6 +243,12 @@ def _own_fields() -> set[str]:
     return set(MoMEConfig.__annotations__) - {"model_type"}
 
 
+def summed_keys(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the keys of a config.json that have checksums, which are those that decide what a model computes."""
+    kept = _own_fields() | {"dtype", "torch_dtype"}
+    return {key: value for key, value in raw.items() if key in kept}
+
+
 def keys_of_file(raw: Any, where: str = "config.json") -> dict[str, Any]:
     """Returns the keys of a config.json that describe a MoME; the file may come from anybody.
 
@@ -253,7 +283,7 @@ def _reject_unknown(kwargs: dict[str, Any]) -> None:
     """Refuses unknown keys, which Hugging Face would keep without a word, so that a typo cannot change a model."""
     known = {field.name for field in fields(MoMEConfig)}
     for key in kwargs:
-        if key in known or key in _HUGGING_FACE_KEYS or key.startswith("_"):
+        if key in known or key in _HUGGING_FACE_KEYS or key == CHECKSUMS or key.startswith("_"):
             continue
         raise InputError(
             f"a MoME config has no {key!r:.60}{did_you_mean(key[:60], sorted(known))}",

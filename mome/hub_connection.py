@@ -9,6 +9,8 @@ from typing import Any
 
 # How long the Hub may take to answer the first request, in seconds.
 TIMEOUT_S = 3.0
+# The arguments of `from_pretrained` that say which files of the Hub are meant, and how they are downloaded.
+DOWNLOAD_KEYS = ("revision", "cache_dir", "token", "local_files_only", "force_download", "subfolder")
 
 
 def hub_answers() -> bool:

@@ -5,10 +5,8 @@ The settings of the network grid (spacing, orientation, HU window) are stored in
 
 from __future__ import annotations
 
-import math
+import json
 import os
-from collections.abc import Collection, Mapping
-from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,28 +14,30 @@ import torch
 from torch import Tensor
 from transformers.image_processing_base import ImageProcessingMixin
 
-from mome.errors import InputError, did_you_mean
+from mome.checksums import CHECKSUMS, changed_file, sums_of
+from mome.errors import InputError
 from mome.hub import locate
-from mome.hub_connection import download_options
-from mome.json_file import checked_object
+from mome.hub_connection import DOWNLOAD_KEYS, download_options
+from mome.json_file import checked_object, read_json_object
+from mome.processor_settings import (
+    PROCESSOR_FILE,
+    SETTINGS,
+    changed_settings,
+    check_plausible,
+    checked_setting,
+    unknown_setting,
+)
+from mome.weights_file import find_file
 
 if TYPE_CHECKING:
     from mome.volumes import Grid, Volume
 
 # Written into preprocessor_config.json, so that AutoProcessor finds this class.
 _AUTO_MAP = {"AutoProcessor": "modeling_mome.MoMEProcessor"}
-_SETTINGS = ("spacing", "orientation", "hu_window", "padding_hu")
-_REPLACEMENTS = {
-    "spacing": "spacing=[1.5, 1.5, 1.5]",
-    "hu_window": "hu_window=[-175, 250]",
-    "padding_hu": "padding_hu=-1024",
-}
-_SHORTEST_MM, _USUAL_LONGEST_MM, _LONGEST_MM = 0.1, 10.0, 30.0
 # Keys that transformers writes into preprocessor_config.json or sets on the object.
 _HUGGING_FACE_KEYS = ("image_processor_type", "feature_extractor_type", "processor_class", "auto_map", "backend")
 _LOADING_KEYS = (
-    "cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies",
-    "return_unused_kwargs", "image_processor_filename", "trust_remote_code",
+    *DOWNLOAD_KEYS, "proxies", "return_unused_kwargs", "image_processor_filename", "trust_remote_code"
 )  # fmt: skip
 
 
@@ -73,10 +73,10 @@ class MoMEProcessor(ImageProcessingMixin):
         self.padding_hu = padding_hu
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in _SETTINGS:
-            value = _checked(name, value)
+        if name in SETTINGS:
+            value = checked_setting(name, value)
         elif name not in _HUGGING_FACE_KEYS and not name.startswith("_"):
-            raise _unknown(name)
+            raise unknown_setting(name)
         super().__setattr__(name, value)
 
     @classmethod
@@ -89,13 +89,13 @@ class MoMEProcessor(ImageProcessingMixin):
                 transformers (`revision`, `cache_dir`, …).
 
         Raises:
-            InputError: The settings are missing or cannot be reached, a setting is unknown, or a value is none that
-                a CT segmenter can have.
+            InputError: The settings are missing or cannot be reached, a setting is unknown, a value is none that a CT
+                segmenter can have, or it was changed since the file was saved.
         """
-        overrides = {key: kwargs.pop(key) for key in _SETTINGS if key in kwargs}
+        overrides = {key: kwargs.pop(key) for key in SETTINGS if key in kwargs}
         for key in kwargs:
             if key not in _LOADING_KEYS and not key.startswith("_"):
-                raise _unknown(key)
+                raise unknown_setting(key)
         kwargs.pop("trust_remote_code", None)
         place, revision = locate(name, kwargs.pop("revision", None), kwargs.get("subfolder"))
         if os.path.isdir(place):
@@ -117,9 +117,13 @@ class MoMEProcessor(ImageProcessingMixin):
             ) from error
         for key, value in overrides.items():
             setattr(loaded[0] if isinstance(loaded, tuple) else loaded, key, value)
-        _check_plausible(
-            loaded[0] if isinstance(loaded, tuple) else loaded, overrides, f"preprocessor_config.json of {name}"
-        )
+        processor = loaded[0] if isinstance(loaded, tuple) else loaded
+        check_plausible(processor.settings(), overrides, f"{PROCESSOR_FILE} of {name}")
+        hub = {key: value for key, value in {**kwargs, "revision": revision}.items() if key in DOWNLOAD_KEYS}
+        file = find_file(place, PROCESSOR_FILE, hub)
+        changed = [] if file is None else changed_settings(read_json_object(file), overrides)
+        if changed:
+            raise changed_file([f"{key} in {PROCESSOR_FILE}" for key in changed], name)
         return loaded
 
     @classmethod
@@ -138,13 +142,18 @@ class MoMEProcessor(ImageProcessingMixin):
             ) from error
         found = checked_object(found, "preprocessor_config.json", "the model's folder")
         for key in found:
-            if key not in _SETTINGS and key not in _HUGGING_FACE_KEYS and not key.startswith("_"):
-                raise _unknown(key)
-        return {key: value for key, value in found.items() if key in _SETTINGS}, unused
+            if key not in (*SETTINGS, *_HUGGING_FACE_KEYS, CHECKSUMS) and not key.startswith("_"):
+                raise unknown_setting(key)
+        return {key: value for key, value in found.items() if key in SETTINGS}, unused
 
     def to_dict(self) -> dict[str, Any]:
         """Returns what preprocessor_config.json holds."""
         return {**super().to_dict(), "auto_map": dict(_AUTO_MAP)}
+
+    def to_json_file(self, json_file_path: str | os.PathLike) -> None:
+        """Writes preprocessor_config.json with the checksums of its settings."""
+        values = {**self.to_dict(), CHECKSUMS: sums_of(self.settings())}
+        Path(json_file_path).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     def settings(self) -> dict[str, Any]:
         """Returns the settings that decide the network grid; a cache depends on them."""
@@ -171,11 +180,16 @@ class MoMEProcessor(ImageProcessingMixin):
         low, high = self.hu_window
         return ((hu - low) / (high - low)).clamp_(0, 1)
 
-    def to_network(self, volume: Volume) -> tuple[Tensor, Grid]:
-        """Returns the volume as float32 (1, 1, D, H, W) in [0, 1] on the network grid, and that grid."""
+    def to_network(self, volume: Volume, part: Grid | None = None) -> tuple[Tensor, Grid]:
+        """Returns the volume as float32 (1, 1, D, H, W) in [0, 1] on the network grid, and that grid.
+
+        Args:
+            volume: The scan in HU.
+            part: A part of the network grid, which is returned instead of the whole.
+        """
         from mome.volumes import resample
 
-        target = self.network_grid(volume.grid)
+        target = self.network_grid(volume.grid) if part is None else part
         array = torch.as_tensor(volume.array, dtype=torch.float32)
         hu = resample(array, volume.grid, target, mode="linear", fill=self.padding_hu)
         return self.window(hu)[None, None], target
@@ -197,84 +211,3 @@ def processor_of(model: Any) -> MoMEProcessor:
             hint="pass processor=MoMEProcessor.from_pretrained(…) or mome.preset_processor(…)",
         )
     return MoMEProcessor.from_pretrained(place)  # the name includes the revision that the model was loaded with
-
-
-def implausible_settings(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Returns the settings that no CT segmenter has, each with a sentence; the limits are our choice.
-
-    A voxel is 0.1 to 10 mm long. The HU window is 20 to 20,000 HU wide and holds soft tissue: it reaches above −200 and
-    begins below 300 HU. The padding is air, or lies below the window.
-
-    Args:
-        settings: `MoMEProcessor.settings`.
-    """
-    found = []
-    shortest, longest = min(settings["spacing"]), max(settings["spacing"])
-    if shortest < _SHORTEST_MM or longest > _USUAL_LONGEST_MM:
-        is_coarse = shortest >= _SHORTEST_MM and longest <= _LONGEST_MM
-        why = "coarse: small structures are lost" if is_coarse else "none of a CT segmenter (0.1 to 30 mm)"
-        found.append(("spacing", f"the spacing {settings['spacing']} mm is {why}"))
-    low, high = settings["hu_window"]
-    if not 20 <= high - low <= 20_000 or high <= -200 or low >= 300:
-        found.append(
-            ("hu_window", f"the hu_window {settings['hu_window']} is none of a CT segmenter: it must show soft tissue")
-        )
-    padding = settings["padding_hu"]
-    if not -32_768 <= padding <= max(-200, low):
-        found.append(("padding_hu", f"padding_hu {padding:g} is no value of air, which lies outside of a scan"))
-    return found
-
-
-def _check_plausible(processor: MoMEProcessor, overrides: Collection[str], where: str) -> None:
-    """Checks settings that were read from a file, which may be damaged; see `implausible_settings`.
-
-    Voxels of 10 to 30 mm are noted where a scan is segmented.
-
-    Args:
-        processor: The processor.
-        overrides: Names of settings that the caller gave; they are noted where a scan is segmented.
-        where: The file that errors name.
-
-    Raises:
-        InputError: A setting of the file is none that a CT segmenter has.
-    """
-    for name, what in implausible_settings(processor.settings()):
-        is_coarse = (
-            name == "spacing" and min(processor.spacing) >= _SHORTEST_MM and max(processor.spacing) <= _LONGEST_MM
-        )
-        if name not in overrides and not is_coarse:
-            raise InputError(
-                what,
-                where=where,
-                hint=f"is the file damaged? MoMEProcessor.from_pretrained(…, {_REPLACEMENTS[name]}) replaces it",
-            )
-
-
-def _checked(name: str, value: Any) -> Any:
-    """Checks a setting and returns it in the form that is stored."""
-    from mome.volumes.orientation import orientation_letters, parse_orientation
-
-    if name == "orientation":
-        return orientation_letters(parse_orientation(value))
-    if name == "padding_hu":
-        if not _is_number(value):
-            raise InputError(f"padding_hu is a number of HU, got {value!r:.60}")
-        return float(value)
-    numbers = list(value) if hasattr(value, "__iter__") and not isinstance(value, str | dict) else []
-    real = all(_is_number(item) for item in numbers)
-    if name == "spacing" and not (real and len(numbers) == 3 and min(numbers) >= 0.01 and max(numbers) <= 1000):
-        raise InputError(f"spacing is three positive numbers of mm from 0.01 to 1000, got {value!r:.60}")
-    if name == "hu_window" and not (real and len(numbers) == 2 and numbers[0] < numbers[1]):
-        raise InputError(f"hu_window is (low, high) in HU with low < high, got {value!r:.60}")
-    return [float(item) for item in numbers]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _unknown(name: str) -> InputError:
-    return InputError(
-        f"a processor has no setting {name!r:.60}{did_you_mean(name[:60], _SETTINGS)}",
-        hint="settings: " + ", ".join(_SETTINGS),
-    )

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import json
 import math
 import os
-import re
 import secrets
 from pathlib import Path
 from typing import Any, Self
@@ -17,6 +14,8 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from mome.atomic import check_output_folder, output_errors
+from mome.changed_files import refuse_changes
+from mome.checksums import ChangedFile
 from mome.configuration import MoMEConfig
 from mome.errors import InputError
 from mome.expert_parallel import (
@@ -27,8 +26,7 @@ from mome.expert_parallel import (
     writes_files,
 )
 from mome.hub import locate
-from mome.hub_connection import download_options
-from mome.labels import load_table
+from mome.hub_connection import DOWNLOAD_KEYS, download_options
 from mome.layers.text_bank import TextBank
 from mome.loaded_weights import refuse_damage, unknown_label_notes, unused_note
 from mome.loading import (
@@ -42,22 +40,11 @@ from mome.loading import (
 )
 from mome.model_size import check_memory
 from mome.processing import MoMEProcessor
+from mome.saved_files import AUTO_MAP, move_files, save_files
 from mome.upcycling import upcycle as upcycled
 from mome.weights_file import check_tensors, shapes_on_meta
 
 logger = logging.get_logger(__name__)
-# Written beside every saved model, so that AutoModel(trust_remote_code=True) finds the package or names what to
-# install: transformers checks the imports of such a file before it runs it.
-STUB_NAME = "modeling_mome.py"
-STUB = '"""Needs the package: pip install mome."""\n\nfrom mome.auto import MoME, MoMEConfig, MoMEProcessor\n'
-AUTO_MAP = {
-    "AutoConfig": "modeling_mome.MoMEConfig",
-    "AutoModel": "modeling_mome.MoME",
-    "AutoProcessor": "modeling_mome.MoMEProcessor",
-}
-
-_HUB_ARGUMENTS = ("revision", "cache_dir", "token", "local_files_only", "force_download", "subfolder")
-_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 
 
 class SavedModel(PreTrainedModel):
@@ -90,7 +77,8 @@ class SavedModel(PreTrainedModel):
             name: As in "runs/a/model", "mome-ct-tiny", "org/mome-ct", "hf-hub:org/mome-ct@v1" or "local-dir:a/model".
                 None takes the weights from `state_dict` and the architecture from `config`.
             allow_missing: Whether the checkpoint may lack tensors; they are then initialised, and a warning names them.
-            allow_damaged: Whether tensors may hold NaN, infinite numbers, or zeros where a new model has none.
+            allow_damaged: Whether tensors may hold NaN, infinite numbers, or zeros where a new model has none, and
+                whether files may differ from their checksums.
             upcycle: Whether the saved model is dense, and experts that the overrides add start as its dense layers; see
                 `mome.upcycling.upcycle`.
             kwargs: Values of the config override the saved ones, as in `experts="swiglu(n=8)"`: weights whose
@@ -102,8 +90,8 @@ class SavedModel(PreTrainedModel):
 
         Raises:
             InputError: Not a MoME checkpoint, one of another architecture, a damaged one, one that lacks tensors or
-                holds integers, NaN or only zeros as weights, one beyond the limits of `mome.model_size`, or a Hub id
-                that cannot be reached.
+                holds integers, NaN or only zeros as weights, one that was changed after it was saved, one beyond the
+                limits of `mome.model_size`, or a Hub id that cannot be reached.
         """
         fields = set(MoMEConfig.__dataclass_fields__) - {"dtype"}
         overrides = {key: kwargs.pop(key) for key in list(kwargs) if key in fields}
@@ -122,6 +110,7 @@ class SavedModel(PreTrainedModel):
             raise InputError(f"both config= and {', '.join(overrides)}= were given", hint="change the config instead")
         if isinstance(config, str | Path):
             config = MoMEConfig.from_pretrained(config)
+        reads_config, overridden = config is None, set(overrides)
         ignore_mismatched = kwargs.pop("ignore_mismatched_sizes", False)
         kwargs["dtype"] = floating_type(kwargs.pop("dtype", None), kwargs.pop("torch_dtype", None))
         kwargs.setdefault("use_safetensors", True)
@@ -172,8 +161,13 @@ class SavedModel(PreTrainedModel):
             finish_distributed(model)
         if place is not None:
             processor = None
-            with contextlib.suppress(InputError):  # the model was saved without a processor
+            try:
                 processor = MoMEProcessor.from_pretrained(place, **hub)
+            except ChangedFile:
+                if not allow_damaged:
+                    raise
+            except InputError:  # the model was saved without a processor
+                pass
             model.loaded_processor = processor
         if revision is not None:  # a processor that is loaded later must be of the same revision
             model.config.name_or_path = f"hf-hub:{place}@{revision}"
@@ -184,6 +178,11 @@ class SavedModel(PreTrainedModel):
                 notes += unused_note(stored, {**promised, **expected, **model.state_dict()})
             if not allow_damaged:
                 refuse_damage(model, set(stored) - new, lambda: cls(copy.deepcopy(model.config)), str(name))
+        if saved is not None and place is not None and not allow_damaged:
+            # Whoever allows missing tensors knows that the weights are not those that were saved.
+            whole = stored is not None and not allow_missing and not ignore_mismatched
+            with errors_for_people(name):
+                refuse_changes(str(name), place, hub, ignore=overridden, uses_config=reads_config, uses_weights=whole)
         total = len(model.state_dict())
         if stored is None and new and not (overrides or allow_missing or ignore_mismatched):
             raise InputError(f"{len(new)} of {total} tensors are not in the checkpoint", where=str(name))
@@ -245,7 +244,7 @@ class SavedModel(PreTrainedModel):
             super().save_pretrained(part, *args, **kwargs)
             if is_main:
                 self._save_extras(part, keep=folder)
-            _move_files(part, folder)
+            move_files(part, folder)
         wait_for_all(self)
 
     def _upload_modified_files(self, working_dir: Any, *args: Any, **kwargs: Any) -> Any:
@@ -261,12 +260,7 @@ class SavedModel(PreTrainedModel):
             processor = self.loaded_processor
         if processor is not None:
             processor.save_pretrained(folder)
-        (folder / STUB_NAME).write_text(STUB)
-        (folder / "labels.json").write_text(json.dumps(stored_labels(self.config), indent=1) + "\n")
-        mode = (folder / STUB_NAME).stat().st_mode & 0o777
-        for weights in folder.glob("*.safetensors"):  # safetensors makes files that only their owner can read
-            with contextlib.suppress(PermissionError):
-                weights.chmod(mode)
+        save_files(folder, self.config, keep or folder)
 
 
 def _source(name: str | Path | None, kwargs: dict[str, Any]) -> tuple[str | None, str | None, dict[str, Any]]:
@@ -278,20 +272,8 @@ def _source(name: str | Path | None, kwargs: dict[str, Any]) -> tuple[str | None
         kwargs.pop("subfolder", None)  # it is part of the place now
     if revision is not None:
         kwargs["revision"] = revision
-    kwargs.update(download_options(place, {key: kwargs[key] for key in _HUB_ARGUMENTS if key in kwargs}))
-    return place, revision, {key: kwargs[key] for key in _HUB_ARGUMENTS if key in kwargs}
-
-
-def _move_files(part: Path, folder: Path) -> None:
-    """Moves new files over those of the same names, and removes weights of an earlier model that have other names."""
-    new = sorted(path.name for path in part.iterdir())
-    for name in new:
-        os.replace(part / name, folder / name)
-    part.rmdir()
-    if any(_WEIGHTS.fullmatch(name) for name in new):
-        for path in folder.iterdir():
-            if _WEIGHTS.fullmatch(path.name) and path.name not in new:
-                path.unlink()
+    kwargs.update(download_options(place, {key: kwargs[key] for key in DOWNLOAD_KEYS if key in kwargs}))
+    return place, revision, {key: kwargs[key] for key in DOWNLOAD_KEYS if key in kwargs}
 
 
 def _copy_mapped_tensors(model: PreTrainedModel) -> None:
@@ -309,14 +291,3 @@ def _relabel(model: Any, labels: list[str] | None = None, trained_labels: list[s
     if new:
         shown = ", ".join(new[:4]) + (", …" if len(new) > 4 else "")
         logger.warning(f"{len(new)} labels have no row in the checkpoint's bank: {shown}")
-
-
-def stored_labels(config: MoMEConfig) -> dict[str, Any]:
-    """The contents of `labels.json`: the entries of the class table that a checkpoint's bank holds."""
-    table = load_table()
-    entries = {entry["name"]: entry for entry in table.to_json()["labels"]}
-    return {
-        "version": table.version,
-        "trained": list(config.trained_labels),
-        "labels": [entries.get(name, {"name": name}) for name in config.labels],
-    }

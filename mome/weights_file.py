@@ -50,8 +50,7 @@ def stored_tensors(place: str, hub: dict[str, Any]) -> dict[str, StoredTensor] |
         SafetensorError: A file is damaged.
         OSError: A download failed.
     """
-    single = _find(place, _SINGLE, hub)
-    files = [single] if single is not None else _shards(place, hub)
+    files = weight_files(place, hub)
     if files is None:
         return None
     found = {}
@@ -63,6 +62,17 @@ def stored_tensors(place: str, hub: dict[str, Any]) -> dict[str, StoredTensor] |
                 is_float = header.get_dtype().startswith(("F", "BF"))
                 found[name] = StoredTensor(tuple(header.get_shape()), is_float)
     return found
+
+
+def weight_files(place: str, hub: dict[str, Any]) -> list[str] | None:
+    """Returns the paths of a checkpoint's safetensors files, downloaded where the place is a Hub id; None without any.
+
+    Raises:
+        InputError: The index names a file outside the checkpoint's folder, or one that is missing.
+        OSError: A download failed.
+    """
+    single = find_file(place, _SINGLE, hub)
+    return [single] if single is not None else _shards(place, hub)
 
 
 def expected_tensors(model: nn.Module) -> dict[str, StoredTensor]:
@@ -133,7 +143,7 @@ def check_tensors(
         )
 
 
-def _find(place: str, name: str, hub: dict[str, Any]) -> str | None:
+def find_file(place: str, name: str, hub: dict[str, Any]) -> str | None:
     """The path of a file of the checkpoint, downloaded where the place is a Hub id; None where there is none."""
     if Path(place).is_dir():
         path = Path(place) / name
@@ -142,7 +152,7 @@ def _find(place: str, name: str, hub: dict[str, Any]) -> str | None:
 
 
 def _shards(place: str, hub: dict[str, Any]) -> list[str] | None:
-    index = _find(place, _INDEX, hub)
+    index = find_file(place, _INDEX, hub)
     if index is None:
         return None
     weight_map = read_json_object(index).get("weight_map")
@@ -150,7 +160,7 @@ def _shards(place: str, hub: dict[str, Any]) -> list[str] | None:
         raise InputError(f"{_INDEX} has no weight_map of tensors to files", where=index, hint=_COPY)
     files = []
     for name in _checked_names(weight_map.values(), index):
-        file = _find(place, name, hub)
+        file = find_file(place, name, hub)
         if file is None:
             raise InputError(f"{_INDEX} names {name!r:.60}, which is not there", where=index, hint=_COPY)
         files.append(file)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_models import small, volume
+from small_models import remove_checksums, small, volume
 from transformers import AutoModel
 
 from mome import MoME, MoMEConfig
@@ -32,11 +32,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 def change_config(folder: Path, **changes: Any) -> None:
+    remove_checksums(folder)
     path = folder / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
+    remove_checksums(folder)
     path = folder / "model.safetensors"
     save_file(change(load_file(path)), path, {"format": "pt"})
 

@@ -27,6 +27,7 @@ LAYERS = [
         "git_lfs",
         "hub_connection",
         "json_file",
+        "checksums",
     ],
     [
         "patterns",
@@ -54,9 +55,12 @@ LAYERS = [
         "router_names",
         "hub",
         "processing",
+        "processor_settings",
         "loading",
         "loaded_weights",
         "weights_file",
+        "saved_files",
+        "changed_files",
         "model_size",
         "model_inputs",
         "parts",
@@ -68,6 +72,8 @@ LAYERS = [
     ["prompts", "embedding", "auto", "model_cost", "zoo", "checkpoints", "convert"],
     ["data", "viz", "inference", "inspection"],
     ["training"],
+    ["cli.quiet", "dicomweb"],
+    ["server"],
     ["cli", "cli.main"],
 ]
 

@@ -81,4 +81,4 @@ def test_names_and_directions_need_no_torch() -> None:
         "print(WRITERS.names(), 'resample' in dir(mome.volumes), 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "['nifti'] True False"
+    assert done.stdout.strip() == "['dicom_seg', 'nifti', 'rtstruct'] True False"

@@ -20,9 +20,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("inputs", nargs="+", type=given_path, help="scans (.nii.gz, .mha, DICOM folder) or folders")
     parser.add_argument("-p", "--prompt", action="append", default=[], help="a structure; may be repeated")
     parser.add_argument("-o", "--out", type=output_folder, required=True, help="folder for the masks")
-    parser.add_argument("-m", "--model", default="mome-ct-tiny", help="folder, bundled name or Hub id")
+    parser.add_argument(
+        "-m", "--model", help="folder, bundled name or Hub id; default: the bundled model that knows the prompts"
+    )
     parser.add_argument("--multilabel", action="store_true", help="one map of the class table's ids")
-    parser.add_argument("--writer", default="nifti", help="file format of the masks")
+    parser.add_argument("--writer", default="nifti", help="file format of the masks; `mome list writers` shows them")
+    parser.add_argument(
+        "--statistics",
+        action="store_true",
+        help="also volume, HU, box, borders and pieces of every mask, as JSON and CSV",
+    )
     parser.add_argument("--resume", action="store_true", help="skip scans that an earlier run finished")
     parser.add_argument("--overwrite", action="store_true", help="replace masks of another scan, model or setting")
     parser.add_argument("--frame", type=int, help="the volume to take from a 4-D file, from 0")
@@ -37,7 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--overlap", type=float, default=0.5, help="share of a tile that its neighbour covers too, 0 to 0.9"
     )
     parser.add_argument("--device", help="cpu, cuda or cuda:1; default cpu")
-    parser.add_argument("--precision", default="fp32", help="fp32, bf16 or fp16")
+    parser.add_argument("--precision", default="auto", help="auto, fp32, bf16 or fp16")
+    parser.add_argument("--exact", action="store_true", help="tiles over the whole scan, air and table too")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
 
@@ -59,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
 
     from mome.cli.quiet import quiet_libraries, quiet_readers
     from mome.inference import Segmenter, segment_folder
+    from mome.inference.choose_model import Choice, choose_model
     from mome.volumes.dicom import DicomOptions
 
     quiet_libraries()
@@ -74,12 +83,15 @@ def run(args: argparse.Namespace) -> int:
             if not args.json and not (entry["status"] == "failed" and len(args.inputs) == 1):
                 _print_study(entry, args.out, bar.console, printed)
 
+        chosen = Choice(args.model, None) if args.model else choose_model(args.prompt)
         segmenter = Segmenter(
-            args.model,
+            chosen.model,
             overlap=args.overlap,
             device=args.device,
             precision=args.precision,
+            exact=args.exact,
         )
+        segmenter.notes += (chosen.note,) if chosen.note else ()
         entries = segment_folder(
             segmenter,
             args.inputs,
@@ -94,6 +106,7 @@ def run(args: argparse.Namespace) -> int:
             progress=lambda done, total: bar.update(task, completed=done, total=total),
             on_done=on_done,
             debug=args.debug,
+            statistics=args.statistics,
         )
     if args.json:
         print(json.dumps({"studies": entries}, indent=1))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy import ndimage
 from torch.nn import functional as F
 
 from mome.labels import load_table
@@ -24,6 +25,8 @@ class AugmentationConfig:
         zoom: Largest relative zoom, as in 0.15 for 85 % to 115 %.
         intensity: Largest relative change of contrast; the brightness shifts by up to half of it.
         noise: Largest standard deviation of the noise; 1 is the width of the HU window.
+        gamma: Largest exponent of a gamma curve, or its inverse, as in 1.5; 1 changes nothing.
+        blur: Probability of a blur by up to one voxel along each axis, as thick slices and smooth kernels give.
 
     Raises:
         InputError: A value is outside its range.
@@ -35,10 +38,14 @@ class AugmentationConfig:
     zoom: float = 0.15
     intensity: float = 0.1
     noise: float = 0.05
+    gamma: float = 1.0
+    blur: float = 0.0
 
     def __post_init__(self) -> None:
         owner = "augmentation"
         check_range(owner, 0, 1, mirror=self.mirror, affine=self.affine, intensity=self.intensity, noise=self.noise)
+        check_range(owner, 0, 1, blur=self.blur)
+        check_range(owner, 1, 5, gamma=self.gamma)
         check_range(owner, 0, 180, rotate=self.rotate)
         check_range(owner, 0, 0.9, zoom=self.zoom)  # at 1, the smallest patch would have no extent
 
@@ -81,6 +88,10 @@ class Augmentation:
             supervised = supervised[self.mirrored_order]
         if rng.random() < config.affine:
             patch, targets = self._rotate_and_zoom(rng, patch, targets)
+        if config.gamma > 1:
+            patch = patch ** np.float32(config.gamma ** rng.uniform(-1, 1))
+        if config.blur > 0 and rng.random() < config.blur:
+            patch = ndimage.gaussian_filter(patch, rng.uniform(0, 1, 3))
         contrast = 1 + config.intensity * rng.uniform(-1, 1)
         patch = (patch - 0.5) * np.float32(contrast) + np.float32(0.5 + config.intensity * rng.uniform(-0.5, 0.5))
         sigma = config.noise * rng.random()

@@ -33,7 +33,8 @@ def filled_masks(masks: PackedMasks, array: np.ndarray) -> list[str]:
             size = int(np.count_nonzero(body))
             if size == 0 or voxels < _LARGEST_SHARE * size:
                 continue
-            share, of = int(np.count_nonzero(masks[name].view(bool) & body)) / size, "body"
+            inside = body[tuple(slice(*ends) for ends in masks.box(name))]
+            share, of = int(np.count_nonzero(masks.crop(name).view(bool) & inside)) / size, "body"
         if share >= _LARGEST_SHARE:
             notes.append(
                 f"the mask of {name!r} fills {share:.0%} of the {of}: the model or the scan may be damaged, or the "

@@ -16,12 +16,12 @@ from mome.inference.prepared import PreparedPrompts
 from mome.inference.report import Report, changed_masks, file_sha256, is_complete
 from mome.inference.scans import find_scans
 from mome.inference.segmenter import Segmenter
+from mome.inference.statistics import statistics_name, write_statistics, write_table
 from mome.temporary_names import remove_stale_parts
-from mome.volumes import WRITERS
 from mome.volumes.dicom import DEFAULT_DICOM, DicomOptions
 from mome.volumes.mask_names import file_part, mask_paths, refuse_to_overwrite
 from mome.volumes.scan_files import scan_ending, stem
-from mome.volumes.writers.base import MaskWriter, one_file_per_structure
+from mome.volumes.writers.base import MaskWriter, build_writer, one_file_per_structure
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +41,7 @@ def segment_folder(
     progress: Callable[[int, int], None] | None = None,
     on_done: Callable[[dict[str, Any]], None] | None = None,
     debug: bool = False,
+    statistics: bool = False,
 ) -> list[dict[str, Any]]:
     """Segments every scan and keeps `<out>/report.json` up to date with one entry per study.
 
@@ -65,6 +66,8 @@ def segment_folder(
         progress: Called with (tiles done, number of tiles) of the current scan.
         on_done: Called with each entry.
         debug: Raise errors that are not the user's, with their traceback, instead of recording them.
+        statistics: Measure every mask on its scan: `<scan>_statistics.json` per study, and `statistics.csv` with a row
+            per study and structure of the report.
 
     Returns:
         The entries of this run: `name`, `status` (`done` or `failed`), `masks`, `structures`, `seconds`, `error`, and
@@ -78,7 +81,7 @@ def segment_folder(
     """
     check_output_folder(out)
     out, scans = Path(out), find_scans(inputs)
-    chosen: MaskWriter = WRITERS.build(writer)
+    chosen = build_writer(writer)
     separate = one_file_per_structure(chosen, multilabel=multilabel)
     understood = segmenter.understand(prompts)
     owners = _check_outputs(scans, out, [prompt.name for prompt in understood], chosen.ending, separate)
@@ -92,11 +95,13 @@ def segment_folder(
         "settings": {
             "overlap": segmenter.overlap,
             "precision": segmenter.precision,
+            "exact": segmenter.exact,
             "predictor": predictor_settings(segmenter.predictor, segmenter.model),
             "frame": frame,
             "dicom": asdict(dicom),
             "processor": segmenter.processor.settings(),
         },
+        **({"statistics": True} if statistics else {}),
     }
     if not (resume or overwrite):
         _refuse_masks_of_others(owners, report, request)
@@ -108,7 +113,8 @@ def segment_folder(
         study = {"name": name, **request, "scan": scan_identity(scan)}
         if resume:  # another process may have finished the scan meanwhile
             report.refresh()
-        if resume and name in report.entries and is_complete(report.entries[name], out, study):
+        measured = not statistics or (out / statistics_name(file_part(name))).is_file()
+        if resume and measured and name in report.entries and is_complete(report.entries[name], out, study):
             entry = _kept(report.entries[name], out)
         else:
             # Embedding waits for the first scan that needs it: a finished run is resumed without the text encoder.
@@ -119,6 +125,10 @@ def segment_folder(
             report.add(name, entry)
         if on_done is not None:
             on_done(entry)
+    if statistics:
+        report.refresh()
+        done = [name for name, entry in report.entries.items() if entry.get("statistics") and entry["status"] == "done"]
+        write_table(out, [statistics_name(file_part(name)) for name in done])
     return entries
 
 
@@ -213,9 +223,20 @@ def _segment_study(
     multilabel = study["multilabel"]
     try:
         writer.check_source(scan)
-        result = segmenter.segment(scan, prompts, frame=study["settings"]["frame"], dicom=dicom, progress=progress)
+        result = segmenter.segment(
+            scan,
+            prompts,
+            frame=study["settings"]["frame"],
+            dicom=dicom,
+            progress=progress,
+            statistics=study.get("statistics", False),
+        )
+        result.model_version = study["model"]
         paths = result.save(out, file_part(study["name"]), multilabel=multilabel, writer=study["writer"])
         overlap = result.label_map()[2] if multilabel else None
+        if result.statistics is not None:
+            scan_name = file_part(study["name"])
+            write_statistics(out / statistics_name(scan_name), study["name"], result.statistics)
     except OutputError:
         raise  # The next study could not be written either.
     except InputError as error:

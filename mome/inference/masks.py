@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor
 
 from mome.errors import InputError
+from mome.inference.above import AboveThreshold
 from mome.inference.packed import PackedMasks
 from mome.inference.phases import Phases
-from mome.inference.planes import PlaneStream
+from mome.inference.planes import PlaneStream, ReadyPlanes, shortest_buffer_axis
 from mome.inference.predictor import Predictor
 from mome.inference.prepared import PreparedPrompts
-from mome.inference.stream import stream_logits
+from mome.inference.probabilities import LOWEST_LOGIT, ProbabilityMaps, quantised
+from mome.inference.stream import Box, stream_planes
 from mome.volumes import Grid
+
+# Prompts whose planes are resampled at once; more need more memory and are not faster.
+_PROMPTS_AT_ONCE = 8
 
 
 def predict_masks(
@@ -26,6 +31,9 @@ def predict_masks(
     *,
     overlap: float = 0.5,
     prompt_chunk: int = 32,
+    dtype: torch.dtype = torch.float32,
+    wanted: Callable[[Box], bool] | None = None,
+    probabilities: ProbabilityMaps | None = None,
     progress: Callable[[int, int], None] | None = None,
     phases: Phases | None = None,
 ) -> PackedMasks:
@@ -39,34 +47,80 @@ def predict_masks(
         prompts: Names and embeddings.
         overlap: The share of a tile that its neighbour covers too, 0 to 0.9.
         prompt_chunk: Prompts that are decoded at once.
+        dtype, wanted: See `stream_planes`.
+        probabilities: Receives the probabilities of the prompts that it names.
         progress: Called with (tiles done, number of tiles).
         phases: Receives the times of the phases `network` and `resample`.
 
     Raises:
-        InputError: The logits are not finite, or the GPU's memory does not suffice.
+        InputError: The logits are not finite.
     """
     phases = phases or Phases()
-    planes = PlaneStream(network, output)
-    masks = PackedMasks(prompts.names, output.shape, planes.axis)
-    stream = stream_logits(
-        predictor, volume, prompts.text_PT, overlap=overlap, prompt_chunk=prompt_chunk, progress=progress
+    axis = shortest_buffer_axis(volume.shape[2:], predictor.patch_size)
+    count = len(prompts.names)
+    chunks = [slice(first, min(first + _PROMPTS_AT_ONCE, count)) for first in range(0, count, _PROMPTS_AT_ONCE)]
+    planes = [PlaneStream(network, output, axis) for _ in chunks]
+    masks = PackedMasks(prompts.names, output.shape, planes[0].axis)
+    stream = stream_planes(
+        predictor,
+        volume,
+        prompts.text_PT,
+        axis=axis,
+        overlap=overlap,
+        prompt_chunk=prompt_chunk,
+        dtype=dtype,
+        wanted=wanted,
+        progress=progress,
     )
-    try:
-        for first, logits in stream:
-            phases.end("network")
-            if not torch.isfinite(logits).all():  # NaN > 0 is false, so the masks would be empty without a message
-                raise InputError(
-                    "the network gives numbers that are not finite; no mask can be made of them",
-                    hint="use precision='fp32' if it is another, else check the model's weights",
-                )
-            for indices, block in planes.push(first, logits):
-                positive = (block > 0).cpu().numpy()
-                for name, mask in zip(masks, positive, strict=True):
-                    masks.write(name, indices, mask)
-            phases.end("resample")
-    except torch.OutOfMemoryError as error:
-        raise InputError(
-            "the GPU's memory is not enough for this scan",
-            hint="a smaller prompt_chunk, precision='bf16', or device='cpu'",
-        ) from error
+    for finished in stream:
+        phases.end("network")
+        for chunk, held in zip(chunks, planes, strict=True):
+            logits = finished.logits(chunk)
+            _check_finite(logits)
+            ready = held.push(finished.first, logits)
+            if ready is not None:
+                _write_masks(masks, prompts.names[chunk], ready)
+                if probabilities is not None:
+                    _write_probabilities(probabilities, masks.axis, prompts.names[chunk], ready)
+        phases.end("resample")
     return masks
+
+
+def _write_masks(masks: PackedMasks, names: list[str], ready: ReadyPlanes) -> None:
+    """Writes the planes that are ready of some prompts."""
+    above = AboveThreshold(ready.source, ready.target, masks.axis)
+    for name, logits_DHW in zip(names, ready.logits, strict=True):
+        for first, positive in above.blocks(logits_DHW, lambda logits: logits > 0):
+            masks.write_box(name, _moved(first, masks.axis, ready.planes.start), positive)
+
+
+def _write_probabilities(maps: ProbabilityMaps, axis: int, names: Collection[str], ready: ReadyPlanes) -> None:
+    """Writes the planes that are ready of the prompts whose probabilities are asked."""
+    above = AboveThreshold(ready.source, ready.target, axis, LOWEST_LOGIT)
+    for name, logits_DHW in zip(names, ready.logits, strict=True):
+        if name not in maps:
+            continue
+        for first, values in above.blocks(logits_DHW, quantised):
+            maps.write_box(name, _moved(first, axis, ready.planes.start), values)
+
+
+def _moved(first: tuple[int, int, int], axis: int, planes: int) -> tuple[int, int, int]:
+    """Returns a voxel of a block of planes as a voxel of the scan."""
+    moved = list(first)
+    moved[axis] += planes
+    return moved[0], moved[1], moved[2]
+
+
+def _check_finite(logits: Tensor) -> None:
+    """Checks logits; NaN > 0 is false, so the masks would be empty without a message.
+
+    Raises:
+        InputError: One is NaN or infinite.
+    """
+    if torch.isfinite(logits.sum()):  # NaN and infinity stay in a sum, which needs no memory
+        return
+    if not torch.isfinite(logits).all():
+        raise InputError(
+            "the network gives numbers that are not finite; no mask can be made of them",
+            hint="use precision='fp32' if it is another, else check the model's weights",
+        )

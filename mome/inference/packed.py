@@ -1,18 +1,44 @@
-"""Masks stored as one bit per voxel, unpacked one at a time."""
+"""Masks stored as one bit per voxel inside of boxes, compressed, and unpacked one at a time."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from mome.errors import InputError
 from mome.labels import load_table
 
+Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A part of a mask: bits of a block of planes.
+
+    Attributes:
+        first: The first voxel in the order (planes, rows, columns) of the axes.
+        shape: Voxels in this order.
+        box: The smallest box that holds all voxels of the mask in this part, first and last + 1, in this order.
+        data: The bits, every row padded to whole bytes, compressed by zlib.
+    """
+
+    first: tuple[int, int, int]
+    shape: tuple[int, int, int]
+    box: Box
+    data: bytes
+
+    def unpacked(self) -> np.ndarray:
+        """Returns the block, uint8 of 0 and 1, in the order (planes, rows, columns)."""
+        bits = np.frombuffer(zlib.decompress(self.data), dtype=np.uint8).reshape(*self.shape[:2], -1)
+        return np.unpackbits(bits, axis=-1, count=self.shape[2])
+
 
 class PackedMasks(Mapping[str, np.ndarray]):
-    """Prompt → mask, uint8 (i, j, k) of 0 and 1; it is unpacked at every access.
+    """Prompt → mask, uint8 (i, j, k) of 0 and 1; it is unpacked at every access. An empty mask takes no memory.
 
     Args:
         names: Names of the prompts.
@@ -25,12 +51,12 @@ class PackedMasks(Mapping[str, np.ndarray]):
 
     def __init__(self, names: list[str], shape: tuple[int, int, int], axis: int) -> None:
         self.names, self.shape, self.axis = names, shape, axis
-        self._plane_shape = [n for a, n in enumerate(shape) if a != axis]
-        bytes_per_plane = (int(np.prod(self._plane_shape)) + 7) // 8
-        self._bits = {name: np.zeros((shape[axis], bytes_per_plane), dtype=np.uint8) for name in names}
+        # planes, rows, columns: of the other axes the one of the lower index is the fastest, as in files of masks
+        self._order = (axis, *sorted({0, 1, 2} - {axis}, reverse=True))
+        self._parts: dict[str, list[_Part]] = {name: [] for name in names}
         self.voxels = dict.fromkeys(names, 0)
 
-    def write(self, name: str, planes: list[int], block: np.ndarray) -> None:
+    def write(self, name: str, planes: Sequence[int], block: np.ndarray) -> None:
         """Stores planes of one mask.
 
         Args:
@@ -38,9 +64,74 @@ class PackedMasks(Mapping[str, np.ndarray]):
             planes: Their indices along `axis`; each plane is written once.
             block: Bool, on the scan's axes, with these planes along `axis`.
         """
-        rows = np.moveaxis(block, self.axis, 0).reshape(len(planes), -1)
-        self._bits[name][planes] = np.packbits(rows, axis=1)
-        self.voxels[name] += int(rows.sum())
+        for place, plane in enumerate(planes):
+            first = [0, 0, 0]
+            first[self.axis] = plane
+            self.write_box(name, (first[0], first[1], first[2]), np.take(block, [place], self.axis))
+
+    def write_box(self, name: str, first: tuple[int, int, int], block: np.ndarray) -> None:
+        """Stores the voxels of one mask inside of a box; each voxel is written once.
+
+        Args:
+            name: The prompt.
+            first: The first voxel (i, j, k) of the box.
+            block: Bool, on the scan's axes.
+        """
+        ordered = block.transpose(self._order)
+        count = int(np.count_nonzero(ordered))
+        if not count:
+            return
+        bits = np.packbits(ordered, axis=-1)
+        planes, rows = np.flatnonzero(bits.any(axis=(1, 2))), np.flatnonzero(bits.any(axis=(0, 2)))
+        # Bits without a voxel at both ends of the rows cost nothing once they are compressed.
+        columns = np.flatnonzero(np.unpackbits(np.bitwise_or.reduce(bits, axis=(0, 1))))
+        ends = [(int(places[0]), int(places[-1]) + 1) for places in (planes, rows, columns)]
+        kept = bits[slice(*ends[0]), slice(*ends[1])]
+        corner = [first[axis] for axis in self._order]
+        part = _Part(
+            first=(corner[0] + ends[0][0], corner[1] + ends[1][0], corner[2]),
+            shape=(kept.shape[0], kept.shape[1], ordered.shape[2]),
+            box=tuple((at + a, at + b) for at, (a, b) in zip(corner, ends, strict=True)),  # type: ignore[arg-type]
+            data=zlib.compress(kept.tobytes(), 1),
+        )
+        self._parts[name].append(part)
+        self.voxels[name] += count
+
+    def box(self, name: str) -> Box:
+        """Returns the first and last + 1 voxel along i, j and k of the smallest box around a mask.
+
+        An empty mask has (0, 0) along every axis.
+
+        Raises:
+            KeyError: There is no such mask.
+        """
+        parts = self._parts[self.name_of(name)]
+        box = [(0, 0)] * 3
+        for place, axis in enumerate(self._order):
+            if parts:
+                box[axis] = min(part.box[place][0] for part in parts), max(part.box[place][1] for part in parts)
+        return box[0], box[1], box[2]
+
+    def crop(self, name: str) -> np.ndarray:
+        """Returns a mask inside of its box (`box`), uint8 of 0 and 1, in Fortran order.
+
+        Raises:
+            KeyError: There is no such mask.
+        """
+        box = self.box(name)
+        out = np.zeros([stop - start for start, stop in box], dtype=np.uint8, order="F")
+        self._fill(out, name, [start for start, _ in box])
+        return out
+
+    def _fill(self, out: np.ndarray, name: str, origin: Sequence[int]) -> None:
+        """Writes a mask into an array (i, j, k) of zeros whose first voxel is `origin`."""
+        view = out.transpose(self._order)
+        start = [origin[axis] for axis in self._order]
+        for part in self._parts[self.name_of(name)]:
+            target = [slice(max(0, a - at), b - at) for (a, b), at in zip(part.box, start, strict=True)]
+            source = [slice(a - at, b - at) for (a, b), at in zip(part.box, part.first, strict=True)]
+            # Parts do not overlap in voxels, but their boxes may, so that the voxels are combined.
+            view[tuple(target)] |= part.unpacked()[tuple(source)]
 
     def name_of(self, key: str) -> str:
         """Returns the prompt whose mask is meant by its name or by a synonym of the class table.
@@ -53,20 +144,20 @@ class PackedMasks(Mapping[str, np.ndarray]):
             resolved = load_table().resolve(key)
             names += [key.strip(), resolved.name if resolved.how in ("exact", "synonym") else None]
         for name in names:
-            if name in self._bits:
+            if name in self._parts:
                 return name
         raise KeyError(f"there is no mask of {key!r}, only of {', '.join(self.names)}")
 
     def __contains__(self, key: object) -> bool:
         try:
-            return self.name_of(key) in self._bits  # type: ignore[arg-type]
+            return self.name_of(key) in self._parts  # type: ignore[arg-type]
         except KeyError:
             return False
 
     def __getitem__(self, name: str) -> np.ndarray:
-        flat = np.unpackbits(self._bits[self.name_of(name)], axis=1, count=int(np.prod(self._plane_shape)))
-        planes = flat.reshape(self.shape[self.axis], *self._plane_shape)
-        return np.ascontiguousarray(np.moveaxis(planes, 0, self.axis))
+        out = np.zeros(self.shape, dtype=np.uint8)
+        self._fill(out, name, (0, 0, 0))
+        return out
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)

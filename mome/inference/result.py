@@ -10,12 +10,13 @@ import numpy as np
 
 from mome.errors import InputError
 from mome.inference.packed import PackedMasks
+from mome.inference.probabilities import ProbabilityMaps
 from mome.labels import load_table
 from mome.prompts import Prompt
-from mome.volumes import WRITERS, Grid
+from mome.volumes import Grid
 from mome.volumes.mask_names import mask_paths, refuse_to_overwrite
 from mome.volumes.mask_set import MaskSet
-from mome.volumes.writers.base import MaskWriter, one_file_per_structure
+from mome.volumes.writers.base import build_writer, one_file_per_structure
 
 
 @dataclass
@@ -28,8 +29,12 @@ class Segmentation:
         grid: The scan's own grid.
         header: `Volume.header` of the scan, which writers copy into masks.
         seconds: Wall time per phase in seconds.
-        notes: Sentences of the reader about the scan.
+        notes: Sentences of the reader about the scan, and of writers about files they wrote.
         source: The scan's file or DICOM folder; None where the scan was passed as an array.
+        probabilities: Prompt → probability × 255, uint8 (i, j, k), of the prompts that it was asked of; None otherwise.
+        model: The name of the model, without its folder; empty where it has none.
+        model_version: The fingerprint of its weights and config; empty where it was not computed.
+        statistics: Prompt → what `mome.volumes.statistics.structure_statistics` returns; None where nobody asked.
     """
 
     prompts: list[Prompt]
@@ -39,6 +44,10 @@ class Segmentation:
     seconds: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     source: Path | None = None
+    probabilities: ProbabilityMaps | None = None
+    model: str = ""
+    model_version: str = ""
+    statistics: dict[str, dict[str, Any]] | None = None
 
     @property
     def warnings(self) -> list[str]:
@@ -80,7 +89,16 @@ class Segmentation:
 
     def mask_set(self) -> MaskSet:
         """Returns the masks in the form that writers take."""
-        return MaskSet(self.masks, self.label_entries(), self.masks.voxels, self.grid, self.header, self.source)
+        return MaskSet(
+            self.masks,
+            self.label_entries(),
+            self.masks.voxels,
+            self.grid,
+            self.header,
+            self.source,
+            self.model,
+            self.model_version,
+        )
 
     def save(
         self, folder: str | Path, stem: str, *, multilabel: bool = False, writer: str | dict[str, Any] = "nifti"
@@ -102,7 +120,7 @@ class Segmentation:
             raise InputError(
                 f"a stem is the name of a file without its folder, got {stem!r:.80}", hint="save(folder, 'ct')"
             )
-        chosen: MaskWriter = WRITERS.build(writer)
+        chosen = build_writer(writer)
         separate = one_file_per_structure(chosen, multilabel=multilabel)
         names = [prompt.name for prompt in self.prompts]
         paths = mask_paths(folder, stem, names, ending=chosen.ending, separate=separate)
@@ -112,8 +130,9 @@ class Segmentation:
         written: list[Path] = []
         try:
             for path, part in zip(paths, map(masks.only, names) if separate else [masks], strict=True):
-                chosen.write(path, part, multilabel=multilabel)
+                notes = chosen.write(path, part, multilabel=multilabel) or ()
                 written.append(path)
+                self.notes = tuple(dict.fromkeys((*self.notes, *notes)))
         except OSError:
             for path in written:
                 path.unlink(missing_ok=True)

@@ -8,15 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mome.errors import InputError, did_you_mean
+from mome.errors import InputError
+from mome.inference.body_mask import body_mask
+from mome.inference.choose_model import choose_model
 from mome.inference.doubtful_masks import filled_masks
 from mome.inference.masks import predict_masks
 from mome.inference.network import unwrapped, without_float16
 from mome.inference.phases import Phases
+from mome.inference.precision import PRECISIONS, chosen_precision
 from mome.inference.predictor import ModelPredictor, Predictor
 from mome.inference.prepared import PreparedPrompts
+from mome.inference.probabilities import ProbabilityMaps
 from mome.inference.result import Segmentation
-from mome.processing import MoMEProcessor, implausible_settings, processor_of
+from mome.inference.statistics import scan_statistics
+from mome.processing import MoMEProcessor, processor_of
+from mome.processor_settings import implausible_settings
 from mome.prompts import Prompt, embed_prompts, understand
 from mome.volumes import Volume, checked_volume, read_volume
 from mome.volumes.dicom import DEFAULT_DICOM, DicomOptions
@@ -24,8 +30,6 @@ from mome.volumes.mask_names import structure_parts
 
 if TYPE_CHECKING:
     from mome.modeling import MoME
-
-_PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Segmenter:
@@ -38,8 +42,10 @@ class Segmenter:
             the model.
         overlap: The share of a tile that its neighbour covers too, 0 to 0.9.
         device: A torch device such as "cuda"; where None, the model stays where it is.
-        precision: `fp32`, `bf16` or `fp16` inside the network.
+        precision: `fp32`, `bf16` or `fp16` inside the network, or `auto`; see `mome.inference.precision`.
         prompt_chunk: Prompts that are decoded at once; a smaller number needs less memory.
+        exact: Lay tiles over the whole scan. Otherwise they are laid over the patient, and air and what lies in it is
+            background without a look (`mome.inference.body_mask`).
 
     Attributes:
         predictor: Computes the logits of a tile; see `mome.inference.predictor`.
@@ -56,8 +62,9 @@ class Segmenter:
         *,
         overlap: float = 0.5,
         device: str | torch.device | None = None,
-        precision: str = "fp32",
+        precision: str = "auto",
         prompt_chunk: int = 32,
+        exact: bool = False,
     ) -> None:
         _check_default_device()
         chosen = None if device is None else _device(device)  # before the model is loaded, which takes longer
@@ -74,18 +81,15 @@ class Segmenter:
             network.check_processor(processor)
         if not isinstance(overlap, int | float) or not 0 <= overlap <= 0.9:
             raise InputError(f"overlap is from 0 to 0.9, got {overlap!r:.60}")
-        if precision not in _PRECISIONS:
-            raise InputError(
-                f"precision is one of {', '.join(_PRECISIONS)}, got {precision!r}"
-                f"{did_you_mean(str(precision), _PRECISIONS)}"
-            )
         if chosen is not None:
             torch.nn.Module.to(network, chosen)
-        network, autocast, notes = without_float16(network, ModelPredictor(network).device, _PRECISIONS[precision])
+        place = ModelPredictor(network).device
+        precision = chosen_precision(precision, network, place)
+        network, autocast, notes = without_float16(network, place, PRECISIONS[precision])
         self.model, self.processor = network.eval(), processor
         if not isinstance(prompt_chunk, int) or isinstance(prompt_chunk, bool) or prompt_chunk < 1:
             raise InputError(f"prompt_chunk is a whole number of at least 1, got {prompt_chunk!r:.60}")
-        self.overlap, self.precision, self.prompt_chunk = overlap, precision, prompt_chunk
+        self.overlap, self.precision, self.prompt_chunk, self.exact = overlap, precision, prompt_chunk, exact
         self.predictor: Predictor = ModelPredictor(self.model, autocast)
         self.notes = (*getattr(network, "load_notes", ()), *notes)
 
@@ -123,7 +127,9 @@ class Segmenter:
         *,
         frame: int | None = None,
         dicom: DicomOptions = DEFAULT_DICOM,
+        probabilities: bool | Sequence[str] = False,
         progress: Callable[[int, int], None] | None = None,
+        statistics: bool = False,
     ) -> Segmentation:
         """Returns masks of the prompts on the scan's own grid.
 
@@ -135,7 +141,9 @@ class Segmenter:
             prompts: Names, synonyms, free text where the model's text encoder can embed it, or what `prepare` returned.
             frame: The volume to take from a 4-D file, from 0.
             dicom: Which DICOM series is read and what is accepted.
+            probabilities: True, or names of prompts: their probabilities become `Segmentation.probabilities`.
             progress: Called with (tiles done, number of tiles).
+            statistics: Measure every mask on the scan; see `Segmentation.statistics`.
 
         Raises:
             InputError: The scan is of another type or cannot be read, a prompt cannot be embedded, the logits are not
@@ -151,19 +159,32 @@ class Segmenter:
         phases.end("prompts")
         volume = checked_volume(scan) if isinstance(scan, Volume) else read_volume(scan, frame=frame, dicom=dicom)
         phases.end("read")
-        array, network = self.processor.to_network(volume)
+        network = self.processor.network_grid(volume.grid)
+        body = None if self.exact else body_mask(volume, network, self.predictor.patch_size)
+        network = network if body is None else body.grid
+        array, _ = self.processor.to_network(volume, network)
         phases.end("resample")
-        masks = predict_masks(
-            self.predictor,
-            array,
-            network,
-            volume.grid,
-            prepared,
-            overlap=self.overlap,
-            prompt_chunk=self.prompt_chunk,
-            progress=progress,
-            phases=phases,
-        )
+        maps = _probability_maps(probabilities, prepared, volume.grid.shape)
+        try:
+            masks = predict_masks(
+                self.predictor,
+                array,
+                network,
+                volume.grid,
+                prepared,
+                overlap=self.overlap,
+                prompt_chunk=self.prompt_chunk,
+                wanted=None if body is None else body.wants,
+                probabilities=maps,
+                progress=progress,
+                phases=phases,
+            )
+        except torch.OutOfMemoryError as error:
+            raise InputError(
+                "the GPU's memory is not enough for this scan",
+                hint="a smaller prompt_chunk, precision='bf16', or device='cpu'",
+            ) from error
+        measured = scan_statistics(masks, volume) if statistics else None
         source = None if isinstance(scan, Volume) else Path(scan)
         notes = (
             *volume.notes,
@@ -171,28 +192,79 @@ class Segmenter:
             *(what for _, what in implausible_settings(self.processor.settings())),
             *filled_masks(masks, volume.array),
         )
-        return Segmentation(prepared.prompts, masks, volume.grid, volume.header, phases.seconds, notes, source)
+        name = Path(str(getattr(self.model.config, "name_or_path", "") or "")).name
+        return Segmentation(
+            prepared.prompts,
+            masks,
+            volume.grid,
+            volume.header,
+            phases.seconds,
+            notes,
+            source,
+            maps,
+            model=name,
+            statistics=measured,
+        )
 
 
 def segment(
     scan: str | Path | Volume,
     prompts: str | Sequence[str],
-    model: MoME | str | Path = "mome-ct-tiny",
+    model: MoME | str | Path | None = None,
     processor: MoMEProcessor | None = None,
     *,
     overlap: float = 0.5,
     device: str | torch.device | None = None,
-    precision: str = "fp32",
+    precision: str = "auto",
     prompt_chunk: int = 32,
+    exact: bool = False,
     frame: int | None = None,
     dicom: DicomOptions = DEFAULT_DICOM,
+    probabilities: bool | Sequence[str] = False,
     progress: Callable[[int, int], None] | None = None,
+    statistics: bool = False,
 ) -> Segmentation:
-    """Segments one scan; see `Segmenter`, which keeps the model for more scans."""
+    """Segments one scan; see `Segmenter`, which keeps the model for more scans.
+
+    Where `model` is None, `choose_model` takes the bundled checkpoint that knows the prompts.
+    """
+    note = None
+    if model is None:
+        chosen = choose_model(prompts)
+        model, note = chosen.model, chosen.note
     segmenter = Segmenter(
-        model, processor, overlap=overlap, device=device, precision=precision, prompt_chunk=prompt_chunk
+        model, processor, overlap=overlap, device=device, precision=precision, prompt_chunk=prompt_chunk, exact=exact
     )
-    return segmenter.segment(scan, prompts, frame=frame, dicom=dicom, progress=progress)
+    segmenter.notes += (note,) if note else ()
+    return segmenter.segment(
+        scan,
+        prompts,
+        frame=frame,
+        dicom=dicom,
+        probabilities=probabilities,
+        progress=progress,
+        statistics=statistics,
+    )
+
+
+def _probability_maps(
+    asked: bool | Sequence[str], prompts: PreparedPrompts, shape: tuple[int, int, int]
+) -> ProbabilityMaps | None:
+    """Returns empty maps of the prompts whose probabilities are asked; None where none is.
+
+    Raises:
+        InputError: A name is none of the prompts'.
+    """
+    if isinstance(asked, bool):
+        return ProbabilityMaps(prompts.names, shape) if asked else None
+    names = [asked] if isinstance(asked, str) else list(asked)
+    for name in names:
+        if name not in prompts.names:
+            raise InputError(
+                f"probabilities are asked of {name!r:.60}, which is no prompt here",
+                hint="names of prompts, as in " + ", ".join(prompts.names[:5]),
+            )
+    return ProbabilityMaps(names, shape) if names else None
 
 
 def _no_scan(given: Any) -> InputError:

@@ -2,40 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from mome.errors import InputError
+from mome.inference.logit_ring import FinishedPlanes, LogitRing
 from mome.inference.predictor import Predictor
 from mome.inference.tiles import gaussian_window, tile_starts
 
+Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+
 
 @torch.inference_mode()
-def stream_logits(
+def stream_planes(
     predictor: Predictor,
     volume: Tensor,
     text_PT: Tensor,
     *,
+    axis: int = 0,
     overlap: float = 0.5,
     prompt_chunk: int = 32,
+    dtype: torch.dtype = torch.float32,
+    wanted: Callable[[Box], bool] | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> Iterator[tuple[int, Tensor]]:
-    """Yields (first plane, float32 logits (P, n, H, W)) from plane 0 to the last; every plane is yielded once.
+) -> Iterator[FinishedPlanes]:
+    """Yields the planes of the network grid in order; every plane is yielded once.
 
-    Tiles are visited along the first axis, and the buffer holds as many planes as a tile. A tile is encoded once and
-    decoded for `prompt_chunk` prompts at a time. Logits are averaged over tiles with Gaussian weights; averaging
-    logits, not probabilities, is our choice.
+    Tiles are visited along `axis`, and the buffer holds as many planes as a tile. A tile is encoded once and decoded
+    for `prompt_chunk` prompts at a time. Logits are averaged over tiles with Gaussian weights; averaging logits, not
+    probabilities, is our choice.
 
     Args:
         predictor: Computes the logits of a tile.
         volume: (1, 1, D, H, W), windowed HU in [0, 1] on the network grid.
         text_PT: One row per prompt.
+        axis: The axis of the volume that tiles are visited along.
         overlap: The share of a tile that its neighbour covers too, 0 to 0.9.
         prompt_chunk: Prompts that are decoded at once.
-        progress: Called with (tiles done, number of tiles).
+        dtype: Type of the sums of weighted logits; float16 halves the memory of the buffer.
+        wanted: Says of a tile, given by its first voxels and last voxels + 1, whether it is computed. Voxels that no
+            computed tile covers get `OUTSIDE_LOGIT`.
+        progress: Called with (tiles done, number of tiles); tiles that are not wanted are not counted.
 
     Raises:
         InputError: The volume is a batch of several, or the overlap is out of range.
@@ -45,34 +56,67 @@ def stream_logits(
     if not 0 <= overlap <= 0.9:
         raise InputError(f"overlap is from 0 to 0.9, got {overlap}")
     device, patch, size = predictor.device, predictor.patch_size, volume.shape[2:]
-    padded_size = [max(side, p) for side, p in zip(size, patch, strict=True)]
+    padded = [max(side, p) for side, p in zip(size, patch, strict=True)]
     # F.pad takes the last axis first. Zero is the bottom of the HU window, which is air.
-    missing = [padded - side for side, padded in zip(size, padded_size, strict=True)]
-    volume = F.pad(volume, [amount for axis in reversed(missing) for amount in (0, axis)])
-    starts = [tile_starts(side, p, overlap) for side, p in zip(padded_size, patch, strict=True)]
-    window = gaussian_window(patch).to(device)
-    text_PT = text_PT.to(device)
-    prompts = text_PT.shape[0]
-    total = torch.zeros(prompts, patch[0], padded_size[1], padded_size[2], device=device)
-    weight = torch.zeros(patch[0], padded_size[1], padded_size[2], device=device)
-    count, tiles = 0, len(starts[0]) * len(starts[1]) * len(starts[2])
-    for index, d in enumerate(starts[0]):
-        for h in starts[1]:
-            for w in starts[2]:
-                tile = volume[:, :, d : d + patch[0], h : h + patch[1], w : w + patch[2]].to(device)
-                region = (slice(None), slice(None), slice(h, h + patch[1]), slice(w, w + patch[2]))
-                features = predictor.encode(tile, (d, h, w))
-                for start in range(0, prompts, prompt_chunk):
-                    chunk = slice(start, start + prompt_chunk)
-                    total[chunk][region] += predictor.decode(features, text_PT[chunk])[0] * window
-                weight[region[1:]] += window
-                count += 1
-                if progress is not None:
-                    progress(count, tiles)
-        next_start = starts[0][index + 1] if index + 1 < len(starts[0]) else d + patch[0]
-        done = next_start - d  # later tiles do not touch these planes
-        finished = (total[:, :done] / weight[:done])[:, : max(0, size[0] - d), : size[1], : size[2]]
-        if finished.shape[1]:
-            yield d, finished
-        total = torch.cat([total[:, done:], torch.zeros_like(total[:, :done])], dim=1)
-        weight = torch.cat([weight[done:], torch.zeros_like(weight[:done])])
+    missing = [whole - side for side, whole in zip(size, padded, strict=True)]
+    if any(missing):
+        volume = F.pad(volume, [amount for side in reversed(missing) for amount in (0, side)])
+    tiles = wanted_tiles(size, patch, overlap, wanted)
+    text_PT, window = text_PT.to(device), gaussian_window(patch).to(device)
+    ring = LogitRing(text_PT.shape[0], padded, patch[axis], axis, device=device, dtype=dtype)
+    starts = tile_starts(padded[axis], patch[axis], overlap)
+    count, total = 0, len(tiles)
+    for index, start in enumerate(starts):
+        for corner in [tile for tile in tiles if tile[axis] == start]:
+            box = [slice(first, first + side) for first, side in zip(corner, patch, strict=True)]
+            features = predictor.encode(volume[:, :, box[0], box[1], box[2]].to(device), corner)
+            for first in range(0, text_PT.shape[0], prompt_chunk):
+                chunk = slice(first, first + prompt_chunk)
+                ring.add(chunk, corner, predictor.decode(features, text_PT[chunk])[0], window)
+            ring.add_weight(corner, window)
+            count += 1
+            if progress is not None:
+                progress(count, total)
+        # Later tiles do not touch the planes before the next start.
+        stop = min(starts[index + 1] if index + 1 < len(starts) else start + patch[axis], size[axis])
+        if stop > start:
+            yield FinishedPlanes(ring, start, stop, tuple(size))
+        ring.clear(start, starts[index + 1] if index + 1 < len(starts) else start + patch[axis])
+
+
+def stream_logits(
+    predictor: Predictor,
+    volume: Tensor,
+    text_PT: Tensor,
+    *,
+    overlap: float = 0.5,
+    prompt_chunk: int = 32,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[tuple[int, Tensor]]:
+    """Yields (first plane, float32 logits (P, n, H, W) of all prompts) along the first axis; see `stream_planes`."""
+    planes = stream_planes(predictor, volume, text_PT, overlap=overlap, prompt_chunk=prompt_chunk, progress=progress)
+    for finished in planes:
+        yield finished.first, finished.logits(slice(None))
+
+
+def wanted_tiles(
+    size: Sequence[int], patch: Sequence[int], overlap: float, wanted: Callable[[Box], bool] | None = None
+) -> list[tuple[int, int, int]]:
+    """Returns the first voxels (d, h, w) of the tiles of a volume that are computed.
+
+    Args:
+        size: Voxels (D, H, W) of the volume.
+        patch: Voxels (D, H, W) of a tile.
+        overlap: The share of a tile that its neighbour covers too.
+        wanted: See `stream_planes`.
+    """
+    starts = [tile_starts(max(side, p), p, overlap) for side, p in zip(size, patch, strict=True)]
+    corners = [(d, h, w) for d, h, w in product(*starts)]
+    if wanted is None:
+        return corners
+
+    def box_of(corner: tuple[int, int, int]) -> Box:
+        first, second, third = ((a, min(a + p, s)) for a, p, s in zip(corner, patch, size, strict=True))
+        return first, second, third
+
+    return [corner for corner in corners if wanted(box_of(corner))]

@@ -18,14 +18,19 @@ class SourceConfig:
     """One source of training cases.
 
     Args:
-        kind: `cases` (a folder of cases, see `mome.data.layouts`) or `phantom` (synthetic).
+        kind: `cases` (a folder of cases, see `mome.data.layouts`), `phantom` (drawn shapes) or `synthetic` (CT made
+            from a label map, see `mome.data.synthetic`).
         folder: The folder of a `cases` source; `${NAME}` and `~` are expanded.
         layout: How the folder of a `cases` source is laid out, a name of `mome.data.layouts`, as in `nnunet`.
         dataset: The data set of a `cases` source, whose label numbers its label maps use, as in `openkbp`. It may be
             left out where the folder itself names them.
         weight: How often this source is drawn, relative to the other sources.
-        count: Number of phantoms. For `cases`, only the first `count` cases are used; 0 uses all.
-        seed: Seed of the first phantom; each further phantom adds one.
+        label_map: The label map of a `synthetic` source; `${NAME}` and `~` are expanded.
+        image: The CT of that label map, if there is one.
+        unknown: Structures of the data set that are not annotated in that label map.
+        real: Share of the synthetic scans whose HU come from `image`.
+        count: Number of phantoms or synthetic scans. For `cases`, only the first `count` cases are used; 0 uses all.
+        seed: Seed of the first phantom or synthetic scan; each further one adds one.
 
     Raises:
         InputError: A number is negative or too large.
@@ -35,11 +40,16 @@ class SourceConfig:
     folder: str | None = None
     layout: str | dict[str, Any] = "cases"
     dataset: str | None = None
+    label_map: str | None = None
+    image: str | None = None
+    unknown: tuple[str, ...] = ()
+    real: float = 0.5
     weight: float = 1.0
     count: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_range("a source", 0, 1, real=self.real)
         check_range("a source", 0, 2**31, count=self.count, seed=self.seed, weight=self.weight)
 
 

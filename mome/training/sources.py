@@ -1,4 +1,4 @@
-"""Opens the sources of training and validation cases: folders of scans, or synthetic phantoms."""
+"""Opens the sources of training and validation cases: folders of scans, phantoms, or synthetic CT."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from mome.errors import InputError
 from mome.printable import printable
 from mome.processing import MoMEProcessor
 from mome.training.config import RunConfig, SourceConfig
+from mome.training.synthetic_source import open_synthetic
 from mome.volumes import Grid
 from mome.volumes.orientation import left_right_axis
 
@@ -49,7 +50,9 @@ def open_source(
         return _open_phantoms(source, run, processor, progress)
     if source.kind == "cases":
         return _open_case_folder(source, run, processor, progress)
-    raise InputError(f"unknown kind of source {source.kind!r}", hint="kind: cases, or kind: phantom")
+    if source.kind == "synthetic":
+        return open_synthetic(source, run, processor, progress)
+    raise InputError(f"unknown kind of source {source.kind!r}", hint="kind: cases, phantom or synthetic")
 
 
 def open_all_sources(run: RunConfig, processor: MoMEProcessor, accelerator: Accelerator) -> list[CaseCache]:

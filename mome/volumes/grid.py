@@ -84,7 +84,8 @@ class Volume:
         array: (i, j, k), float32 HU for CT, whole numbers for a label map.
         affine: (4, 4) float64, from voxel indices (at voxel centres) to RAS mm.
         header: NIfTI fields that a writer copies into masks: `sform_code`, `qform_code`, `xyzt_units`, and for a scan
-            that is NIfTI `transforms`, all fields that say where its voxels are (`NiftiHeader.transforms`).
+            that is NIfTI `transforms`, all fields that say where its voxels are (`NiftiHeader.transforms`). For a scan
+            that is DICOM, `dicom` holds the slices it was read from (`mome.volumes.dicom.source`).
         notes: Sentences for the user about decisions and repairs of the reader.
     """
 

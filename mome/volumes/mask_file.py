@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import zlib
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,8 @@ import numpy as np
 
 from mome.atomic import atomic_write
 from mome.errors import InputError
+from mome.volumes.boxed import BoxedArray
+from mome.volumes.fast_gzip import GzipWriter
 from mome.volumes.grid import Grid
 from mome.volumes.nifti import nifti_extensions
 from mome.volumes.nifti_transforms import affine_of
@@ -22,7 +25,7 @@ _COMMENT = 6
 
 def write_mask(
     path: str | Path,
-    array: np.ndarray,
+    array: np.ndarray | BoxedArray,
     grid: Grid,
     header: dict[str, Any] | None = None,
     labels: Sequence[dict[str, Any]] = (),
@@ -31,7 +34,8 @@ def write_mask(
 
     Args:
         path: A `.nii.gz` or `.nii` file; missing folders are made.
-        array: (i, j, k) of integers, stored as uint8, or as uint16 where a value is above 255.
+        array: (i, j, k) of integers, stored as uint8, or as uint16 where a value is above 255. Of an array that is zero
+            outside of a box, only some planes are in memory at once.
         grid: The scan's grid.
         header: `Volume.header` of the scan. If the scan is NIfTI, the mask gets its sform, its qform, both codes and
             its unit as they are, so that every program sees mask and scan in the same place. Otherwise both
@@ -50,10 +54,12 @@ def write_mask(
     path, header = Path(path), header or {}
     if tuple(array.shape) != tuple(grid.shape):
         raise ValueError(f"mask of shape {array.shape} for a grid of shape {grid.shape}")
-    kind = np.uint16 if array.size and array.max() > 255 else np.uint8
+    boxed = array if isinstance(array, BoxedArray) else BoxedArray.whole(np.asarray(array))
+    kind: type = np.uint16 if boxed.values.size and boxed.values.max() > 255 else np.uint8
     kept = _transforms_of(header, grid)
     # With an affine, nibabel would replace transforms that differ from it.
-    image = nib.Nifti1Image(np.asarray(array, dtype=kind), grid.affine if kept is None else None)
+    empty: np.ndarray = np.broadcast_to(np.zeros((), dtype=kind), array.shape)  # for the header; it takes no memory
+    image = nib.Nifti1Image(empty, grid.affine if kept is None else None)
     if kept is None:
         sform, qform = header.get("sform_code", 1), header.get("qform_code", 1)
         image.set_sform(grid.affine, code=sform if sform or qform else 1)
@@ -69,8 +75,38 @@ def write_mask(
         table = json.dumps({"mome_labels": list(labels)}).encode()
         image.header.extensions.append(nib.nifti1.Nifti1Extension(_COMMENT, table))
     with atomic_write(path, "the mask") as temporary:
-        nib.save(image, temporary)
+        _write(temporary, _header_bytes(image), boxed, kind)
     return path
+
+
+def _header_bytes(image: Any) -> bytes:
+    """Returns everything that nibabel writes before the voxels of an image without a scaling."""
+    image.update_header()
+    header, buffer = image.header.copy(), io.BytesIO()
+    header.set_slope_inter(1, 0)
+    header.write_to(buffer)
+    start = buffer.getvalue()
+    return start + bytes(int(header.get_data_offset()) - len(start))
+
+
+def _write(path: Path, header: bytes, array: BoxedArray, kind: type) -> None:
+    """Writes header and voxels, compressed where the name ends in `.gz`; planes of zeros are compressed once."""
+    bytes_per_plane = array.shape[0] * array.shape[1] * np.dtype(kind).itemsize
+    compress = path.name.lower().endswith(".gz")
+    with path.open("wb") as file:
+        out = GzipWriter(file) if compress else None
+        put = file.write if out is None else out.write
+        put(header)
+        for planes, slab in array.slabs(kind):
+            if slab is not None:
+                put(slab.ravel(order="F").view(np.uint8).data)
+            elif out is not None:
+                out.write_zeros(planes * bytes_per_plane)
+            else:
+                for _ in range(planes):
+                    put(bytes(bytes_per_plane))
+        if out is not None:
+            out.close()
 
 
 def read_label_table(path: str | Path) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mome.volumes.boxed import BoxedArray
 from mome.volumes.grid import Grid
 
 
@@ -24,6 +25,8 @@ class MaskSet:
         grid: The scan's grid.
         header: `Volume.header` of the scan.
         source: The scan's file or DICOM folder; None where the scan was passed as an array.
+        model: The name of the model that made the masks, without its folder; empty where it has none.
+        model_version: The fingerprint of its weights and config; empty where it was not computed.
     """
 
     masks: Mapping[str, np.ndarray]
@@ -32,6 +35,8 @@ class MaskSet:
     grid: Grid
     header: dict[str, Any] = field(default_factory=dict)
     source: Path | None = None
+    model: str = ""
+    model_version: str = ""
 
     def only(self, structure: str) -> MaskSet:
         """Returns the set that holds a single structure."""
@@ -43,10 +48,23 @@ class MaskSet:
         Smaller structures are written over larger ones. The array is uint8, or uint16 where an id is above 255.
         """
         ids = {entry["name"]: entry["id"] for entry in self.labels}
-        array = np.zeros(self.grid.shape, dtype=np.uint16 if max(ids.values()) > 255 else np.uint8)
+        array = np.zeros(self.grid.shape, dtype=np.uint16 if max(ids.values()) > 255 else np.uint8, order="F")
         overlap = 0
         for name in sorted(ids, key=lambda name: -self.voxels[name]):
-            mask = self.masks[name].astype(bool)
-            overlap += int((array[mask] > 0).sum())
-            array[mask] = ids[name]
+            boxed = self.boxed(name)
+            mask = boxed.values.view(bool)
+            part = array[tuple(slice(at, at + side) for at, side in zip(boxed.first, mask.shape, strict=True))]
+            overlap += int(np.count_nonzero((part > 0) & mask))
+            np.copyto(part, ids[name], where=mask, casting="unsafe")
         return array, overlap
+
+    def boxed(self, structure: str) -> BoxedArray:
+        """Returns a mask as an array that is zero outside of its box, where the mapping knows boxes.
+
+        Such a mapping has `box(name)`, the first and last + 1 voxel along every axis, and `crop(name)`, the mask
+        inside of it.
+        """
+        if hasattr(self.masks, "box") and hasattr(self.masks, "crop"):
+            i, j, k = (start for start, _ in self.masks.box(structure))
+            return BoxedArray(self.grid.shape, (i, j, k), self.masks.crop(structure))
+        return BoxedArray.whole(np.asarray(self.masks[structure], dtype=np.uint8))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mome.volumes.axis_sampling import AxisSampling, parallel_axes
 from mome.volumes.grid import Grid
 
 # Most voxels of one slab; each needs three float32 coordinates.
@@ -49,49 +50,25 @@ def resample(
         raise ValueError(f"mode is 'linear' or 'nearest', not {mode!r}")
     single = x.ndim == 3
     x = x[None] if single else x
-    target_to_source = np.linalg.inv(source.affine) @ target.affine
-    order = _axis_order(target_to_source)
-    if order is None:
-        out = _oblique(x, source, target, target_to_source, mode, fill, antialias)
+    samplings = parallel_axes(source, target)
+    if samplings is None:
+        out = _oblique(x, source, target, mode, fill, antialias)
     else:
-        out = _separable(x, source, target, target_to_source, order, mode, fill, antialias)
+        out = _separable(x, target, samplings, mode, fill, antialias)
     return out[0] if single else out
 
 
-def _axis_order(target_to_source: np.ndarray) -> list[int] | None:
-    """Returns, for every target axis, the source axis it is parallel to, or None where the grids are oblique."""
-    order = [int(np.argmax(np.abs(target_to_source[:3, axis]))) for axis in range(3)]
-    rest = np.abs(target_to_source[:3, :3]).copy()
-    for axis, source_axis in enumerate(order):
-        rest[source_axis, axis] = 0
-    # Headers in float32 leave errors of about 1e-5 voxels per voxel.
-    return order if sorted(order) == [0, 1, 2] and rest.max() < 1e-5 else None
-
-
 def _separable(
-    x: Tensor,
-    source: Grid,
-    target: Grid,
-    target_to_source: np.ndarray,
-    order: list[int],
-    mode: str,
-    fill: float,
-    antialias: bool,
+    x: Tensor, target: Grid, samplings: list[AxisSampling], mode: str, fill: float, antialias: bool
 ) -> Tensor:
     """Resamples one axis at a time, slab by slab along the first target axis; where voxels coincide, it copies."""
-    x = x.permute(0, *(1 + axis for axis in order))
-    positions, outside, blurs = [], [], []
-    for axis, source_axis in enumerate(order):
-        step, size = target_to_source[source_axis, axis], source.shape[source_axis]
-        at = target_to_source[source_axis, 3] + step * np.arange(target.shape[axis])
-        # Rounded headers must not turn an exact copy into an interpolation.
-        near = np.abs(at - np.round(at)) < 1e-3
-        at = np.where(near, np.round(at), at)
-        outside.append(torch.as_tensor((at < -0.5) | (at > size - 0.5), device=x.device))
-        positions.append(np.clip(at, 0, size - 1))
-        blurs.append(abs(step) if antialias and mode == "linear" and abs(step) > 1.2 else None)
+    x = x.permute(0, *(1 + sampling.source_axis for sampling in samplings))
+    positions = [sampling.at for sampling in samplings]
+    outside = [torch.as_tensor(sampling.outside, device=x.device) for sampling in samplings]
+    steps = [abs(sampling.step) for sampling in samplings]
+    blurs = [step if antialias and mode == "linear" and step > 1.2 else None for step in steps]
     # A slab's size is the larger of its planes in the target and of the source planes that it reads.
-    read = int(np.ceil(abs(target_to_source[order[0], 0]))) * x.shape[2] * x.shape[3]
+    read = int(np.ceil(steps[0])) * x.shape[2] * x.shape[3]
     per_slab = max(1, _SLAB_VOXELS // max(1, target.shape[1] * target.shape[2], read))
     margin = 1 if blurs[0] is None else 1 + _reach(blurs[0])
     out = x.new_empty(x.shape[0], *target.shape)
@@ -133,10 +110,9 @@ def _along(x: Tensor, axis: int, at: np.ndarray, mode: str, blur: float | None) 
     return torch.lerp(lower, x.index_select(axis, high), fraction)
 
 
-def _oblique(
-    x: Tensor, source: Grid, target: Grid, target_to_source: np.ndarray, mode: str, fill: float, antialias: bool
-) -> Tensor:
+def _oblique(x: Tensor, source: Grid, target: Grid, mode: str, fill: float, antialias: bool) -> Tensor:
     """Resamples with `grid_sample`, slab by slab along the first target axis."""
+    target_to_source = np.linalg.inv(source.affine) @ target.affine
     if antialias and mode == "linear":
         for axis in range(3):
             # the longest step on this source axis that one target voxel makes, along any target axis

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +28,7 @@ from mome.volumes.dicom.planes import (
     resample_planes,
 )
 from mome.volumes.dicom.slices import Slice
+from mome.volumes.dicom.source import SOURCE_KEY, SourceSlices
 from mome.volumes.dicom.stacks import choose_stack, stacks_of
 from mome.volumes.grid import Volume
 from mome.volumes.other_files import no_scan_in, other_kind
@@ -171,7 +173,9 @@ def _volume(
         notes.append(f"the series has one slice; its thickness, {step:.4g} mm, is the size of its voxels")
     notes += layout_notes(layout, step)
     # A qform cannot hold shear; code 0 tells readers to take the sform alone.
-    header = {"sform_code": 1, "qform_code": 0 if layout.is_sheared else 1, "xyzt_units": 2}
+    header: dict[str, Any] = {"sform_code": 1, "qform_code": 0 if layout.is_sheared else 1, "xyzt_units": 2}
+    shape: Any = voxels.shape
+    header[SOURCE_KEY] = SourceSlices(used, layout.distances, step, layout.step is not None, shape)
     return checked_volume(Volume(voxels, layout.affine(step), header, tuple(notes)), str(path))
 
 

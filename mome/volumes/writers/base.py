@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from mome.errors import InputError
+from mome.spec import canonical
 from mome.volumes.mask_set import MaskSet
+from mome.volumes.writers import WRITERS
 
 
 class MaskWriter(Protocol):
@@ -33,13 +36,16 @@ class MaskWriter(Protocol):
         """
         ...
 
-    def write(self, path: Path, masks: MaskSet, *, multilabel: bool = False) -> None:
+    def write(self, path: Path, masks: MaskSet, *, multilabel: bool = False) -> Sequence[str] | None:
         """Writes one file: complete, or not at all.
 
         Args:
             path: Where the file goes; its folder may be missing.
             masks: What the file holds: a single structure where files are separate.
             multilabel: Write one map of ids.
+
+        Returns:
+            Sentences for the user about what the file holds otherwise than the masks; None for nothing to say.
 
         Raises:
             OutputError: The file cannot be written; nothing is left behind.
@@ -58,3 +64,20 @@ def one_file_per_structure(writer: MaskWriter, *, multilabel: bool) -> bool:
             f"{type(writer).__name__} writes no map of ids", hint="leave out multilabel, or choose writer='nifti'"
         )
     return writer.separate and not multilabel
+
+
+def build_writer(spec: str | dict[str, Any]) -> MaskWriter:
+    """Builds a writer from its config string or dict.
+
+    In a config string a bare word names a part. Writers contain no parts, so a word is text here, and
+    `dicom_seg(kind=binary)` needs no second pair of quotes on a command line.
+
+    Raises:
+        InputError: There is no such writer, it has no such argument, or a package that it needs is not installed.
+    """
+    given = canonical(spec)
+    words = {
+        key: value["name"] if isinstance(value, dict) and list(value) == ["name"] else value
+        for key, value in given.items()
+    }
+    return WRITERS.build(words)

@@ -38,4 +38,4 @@ class NiftiWriter:
             return
         (entry,) = masks.labels
         table = [{**entry, "id": 1, "table_id": entry["id"]}]
-        write_mask(path, masks.masks[entry["name"]], masks.grid, masks.header, table)
+        write_mask(path, masks.boxed(entry["name"]), masks.grid, masks.header, table)

@@ -1,0 +1,1 @@
+"""A client of DICOMweb archives: retrieves a CT series and stores results. Importing this package imports nothing."""

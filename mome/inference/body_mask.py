@@ -1,0 +1,107 @@
+"""A coarse mask of the patient, which decides the tiles that the network sees.
+
+Air and the table hold no structure. Tiles are laid over the box of the patient, and those that hold nothing of the
+patient are left out. All thresholds are our choice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from mome.inference.stream import Box
+from mome.volumes import Grid, Volume
+
+# Tissue is denser than this; air, and the lungs apart from their vessels, are not.
+_TISSUE_HU = -300.0
+# Voxels of the coarse mask. A table or a hand is larger than the smallest piece that is kept.
+_COARSE_MM, _SMALLEST_PIECE_ML = 4.0, 50.0
+# Around the patient, so that skin and what is near it is inside.
+_MARGIN_MM = 12.0
+
+
+@dataclass(frozen=True)
+class BodyMask:
+    """Where the patient is on the network grid.
+
+    Attributes:
+        box: First and last + 1 voxel of the network grid along each axis; at least a tile where the grid allows.
+        grid: The network grid inside of the box.
+        holds: Bool on a coarse grid; see `wants`.
+        affine: (4, 4), from voxels of `grid` to voxels of the coarse grid.
+    """
+
+    box: Box
+    grid: Grid
+    holds: np.ndarray
+    affine: np.ndarray
+
+    def wants(self, tile: Box) -> bool:
+        """Says whether a tile, given by its first and last + 1 voxel in `grid`, may hold a part of the patient."""
+        corners = np.array([[a, b - 1.0] for a, b in tile])
+        places = np.array([[*point, 1.0] for point in np.stack(np.meshgrid(*corners), -1).reshape(-1, 3)])
+        at = (places @ self.affine.T)[:, :3]
+        low = np.clip(np.floor(at.min(axis=0)).astype(int), 0, self.holds.shape)
+        high = np.clip(np.ceil(at.max(axis=0)).astype(int) + 1, 0, self.holds.shape)
+        return bool(self.holds[tuple(slice(a, b) for a, b in zip(low, high, strict=True))].any())
+
+
+def body_mask(volume: Volume, network: Grid, patch: tuple[int, int, int]) -> BodyMask | None:
+    """Returns where the patient is, or None where nothing of the scan is denser than air.
+
+    Every few voxels of the scan are compared with −300 HU. Holes of planes that lie across the patient, such as lungs,
+    are filled; pieces of less than 50 ml are left out; 12 mm around the rest belong to the mask.
+
+    Args:
+        volume: The scan in HU.
+        network: The network grid.
+        patch: Voxels (D, H, W) of a tile.
+    """
+    steps = [max(1, int(_COARSE_MM / step)) for step in volume.spacing]
+    tissue = volume.array[:: steps[0], :: steps[1], :: steps[2]] > _TISSUE_HU
+    coarse_mm = np.asarray(volume.spacing) * steps
+    pieces, count = ndimage.label(tissue)
+    if count:
+        sizes = np.bincount(pieces.ravel())
+        sizes[0] = 0
+        kept = sizes >= min(_SMALLEST_PIECE_ML * 1000 / float(np.prod(coarse_mm)), sizes.max())
+        tissue = kept[pieces]
+    if not tissue.any():
+        return None
+    across = int(np.argmax(np.abs(volume.affine[2, :3]) / volume.spacing))  # the axis that runs along the patient
+    planes = np.moveaxis(tissue, across, 0)
+    for plane in planes:
+        plane |= ndimage.binary_fill_holes(plane)
+    distances = [max(1, int(np.ceil(_MARGIN_MM / step))) for step in coarse_mm]
+    holds = tissue
+    for axis, distance in enumerate(distances):
+        holds = ndimage.maximum_filter1d(holds.view(np.uint8), 2 * distance + 1, axis, mode="constant").view(bool)
+    to_volume = np.diag([*map(float, steps), 1.0])
+    coarse_to_network = np.linalg.inv(network.affine) @ volume.affine @ to_volume
+    box = _box(holds, coarse_to_network, network.shape, patch)
+    grid = network
+    for axis, (first, last) in enumerate(box):
+        grid = grid.crop(axis, first, last)
+    affine = np.linalg.inv(volume.affine @ to_volume) @ grid.affine
+    return BodyMask(box, grid, holds, affine)
+
+
+def _box(holds: np.ndarray, coarse_to_network: np.ndarray, size: tuple[int, int, int], patch: tuple[int, ...]) -> Box:
+    """Returns the box of a coarse mask on the network grid; it is made as large as a tile where the grid allows."""
+    ends = []
+    for axis in range(3):
+        profile = np.flatnonzero(holds.any(axis=tuple(other for other in range(3) if other != axis)))
+        ends.append((profile[0] - 1.0, profile[-1] + 1.0))  # to the next voxels that were looked at
+    corners = np.array([[a, b, c, 1.0] for a in ends[0] for b in ends[1] for c in ends[2]])
+    at = (corners @ coarse_to_network.T)[:, :3]
+    box = []
+    for axis, (low, high) in enumerate(zip(at.min(axis=0), at.max(axis=0), strict=True)):
+        first, last = max(0, int(np.floor(low))), min(size[axis], int(np.ceil(high)) + 1)
+        short = min(patch[axis], size[axis]) - (last - first)
+        if short > 0:
+            first = min(max(0, first - short // 2), size[axis] - min(patch[axis], size[axis]))
+            last = first + min(patch[axis], size[axis])
+        box.append((first, last))
+    return box[0], box[1], box[2]

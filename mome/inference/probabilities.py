@@ -1,0 +1,62 @@
+"""Probabilities of prompts on the scan's own grid, in steps of 1/255."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# A lower logit has a probability that rounds to 0 of 255, so that nothing of it is stored.
+LOWEST_LOGIT = math.log(0.5 / 254.5)
+
+
+class ProbabilityMaps(Mapping[str, np.ndarray]):
+    """Prompt → probability × 255, uint8 (i, j, k), rounded; it is assembled at every access, 1 byte per voxel.
+
+    Probabilities are the sigmoid of the logits after averaging over tiles and resampling. Between accesses only voxels
+    of at least 1/510 are kept, compressed. 128 and more is exactly where the mask is: the mask's logits are above 0.
+
+    Args:
+        names: The prompts whose maps are asked.
+        shape: Voxels of the scan (i, j, k).
+    """
+
+    def __init__(self, names: list[str], shape: tuple[int, int, int]) -> None:
+        self.names, self.shape = names, shape
+        self._parts: dict[str, list[tuple[tuple[int, int, int], tuple[int, ...], bytes]]] = {n: [] for n in names}
+
+    def write_box(self, name: str, first: tuple[int, int, int], block: np.ndarray) -> None:
+        """Stores the values of one prompt inside of a box; each voxel is written once.
+
+        Args:
+            name: The prompt.
+            first: The first voxel (i, j, k) of the box.
+            block: uint8, on the scan's axes.
+        """
+        if block.any():
+            data = zlib.compress(np.asfortranarray(block).tobytes(order="F"), 1)
+            self._parts[name].append((first, block.shape, data))
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        out = np.zeros(self.shape, dtype=np.uint8)
+        for first, shape, data in self._parts[name]:
+            place = tuple(slice(at, at + side) for at, side in zip(first, shape, strict=True))
+            out[place] = np.frombuffer(zlib.decompress(data), dtype=np.uint8).reshape(shape, order="F")
+        return out
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def quantised(logits: Tensor) -> Tensor:
+    """Returns sigmoid(logits) × 255 as uint8: 128 and more where a logit is above 0, 127 and less elsewhere."""
+    values = torch.sigmoid(logits).mul_(255).round_().clamp_(0, 255).to(torch.uint8)
+    is_above = logits > 0
+    return torch.where(is_above, values.clamp(min=128), values.clamp(max=127))

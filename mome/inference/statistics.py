@@ -1,0 +1,96 @@
+"""Statistics of the masks of a scan as JSON, and those of all studies of a folder as one CSV table."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mome.atomic import atomic_write
+from mome.errors import InputError
+from mome.text_file import read_json
+from mome.volumes import Volume
+from mome.volumes.statistics import structure_statistics
+
+CSV_NAME = "statistics.csv"
+_NUMBERS = ("voxels", "volume_ml", "mean_hu", "median_hu", "sd_hu", "p5_hu", "p95_hu")
+_COLUMNS = (
+    *("study", "structure", *_NUMBERS),
+    *(f"box_{axis}_{end}" for axis in "ijk" for end in ("first", "last")),
+    *(f"box_{axis}_{end}_mm" for axis in "xyz" for end in ("low", "high")),
+    *("touches", "pieces", "largest_piece_voxels"),
+)
+
+
+def scan_statistics(masks: Mapping[str, np.ndarray], volume: Volume) -> dict[str, dict[str, Any]]:
+    """Returns the statistics of every mask; one mask is unpacked at a time.
+
+    Args:
+        masks: Structure → uint8 (i, j, k).
+        volume: The scan in HU, on the same grid.
+    """
+    return {name: structure_statistics(masks[name], volume.array, volume.grid) for name in masks}
+
+
+def statistics_name(scan: str) -> str:
+    """Returns the name of the file for a scan, whose name `scan` is a part of file names."""
+    return f"{scan}_statistics.json"
+
+
+def write_statistics(path: Path, study: str, statistics: dict[str, dict[str, Any]]) -> None:
+    """Writes the statistics of one scan.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    with atomic_write(path, "the statistics") as temporary:
+        temporary.write_text(json.dumps({"study": study, "structures": statistics}, indent=1) + "\n")
+
+
+def write_table(folder: Path, files: Iterable[str]) -> None:
+    """Writes `statistics.csv`: a row per study and structure, from the JSON files of the studies.
+
+    Args:
+        folder: The folder of the files and the table.
+        files: Names of the JSON files. One that is missing or damaged is left out.
+
+    Raises:
+        OutputError: The table cannot be written.
+    """
+    with atomic_write(folder / CSV_NAME, "the table of statistics") as temporary:
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            table = csv.writer(file)
+            table.writerow(_COLUMNS)
+            for name in files:
+                table.writerows(_rows(folder / name))
+
+
+def _rows(path: Path) -> list[list[Any]]:
+    try:
+        content = read_json(path, "the statistics", hint="segment the scan again")
+        return [_row(content["study"], name, found) for name, found in content["structures"].items()]
+    except (InputError, KeyError, TypeError, AttributeError):
+        return []
+
+
+def _row(study: str, structure: str, found: dict[str, Any]) -> list[Any]:
+    empty = [[None, None]] * 3
+    ends = [end for axis in (found["box_voxels"] or empty) + (found["box_mm"] or empty) for end in axis]
+    return [
+        _cell(study),
+        _cell(structure),
+        *(found[name] for name in _NUMBERS),
+        *ends,
+        " ".join(found["touches"]),
+        found["pieces"],
+        found["largest_piece_voxels"],
+    ]
+
+
+def _cell(text: str) -> str:
+    """Returns a text that a spreadsheet does not take for a formula."""
+    return f"'{text}" if text[:1] in ("=", "+", "@", "-", "\t", "\r") else text

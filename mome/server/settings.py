@@ -1,0 +1,153 @@
+"""Settings of the server, and the units in which users write them."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from mome.errors import InputError
+
+_SIZES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_SECONDS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+_SHORTEST_TOKEN = 16
+_LONGEST_TOKEN = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """Settings of one server.
+
+    Attributes:
+        model: The folder, bundled name or Hub id of the model.
+        host: The address to listen at.
+        port: The TCP port; 0 for a free one.
+        token: What clients send as `Authorization: Bearer TOKEN`; None for no token.
+        keep_s: Seconds that a finished job and an uploaded image are kept.
+        max_upload: The largest upload in bytes.
+        queue: Jobs that wait or are being uploaded at a time.
+        data: The folder of the queue and its files; None for a private temporary folder that ends with the server.
+        device: A torch device of the worker; None for the CPU.
+        precision: `fp32`, `bf16` or `fp16` inside the network.
+        threads: CPU threads of the worker; 0 for torch's choice.
+        time_limit_s: Seconds that a job may run.
+        client_timeout_s: Seconds that a client may pause while it sends or receives.
+        connections: Connections that are open at a time.
+        free_bytes: Bytes of the disk that uploads leave free.
+        origins: Web pages of other servers, as in `https://viewer.example`, that may call this one (CORS).
+        dicomweb: The URL of a DICOMweb server from which `/infer` takes images by their SeriesInstanceUID.
+        insecure: Allow http to a DICOMweb server elsewhere.
+    """
+
+    model: str = "mome-ct-tiny"
+    host: str = "127.0.0.1"
+    port: int = 8000
+    token: str | None = None
+    keep_s: float = 3600.0
+    max_upload: int = 2 * 10**9
+    queue: int = 32
+    data: Path | None = None
+    device: str | None = None
+    precision: str = "fp32"
+    threads: int = 0
+    time_limit_s: float = 3600.0
+    client_timeout_s: float = 30.0
+    connections: int = 256
+    free_bytes: int = 500 * 10**6
+    origins: tuple[str, ...] = ()
+    dicomweb: str | None = None
+    insecure: bool = False
+
+    def __post_init__(self) -> None:
+        """Checks the values.
+
+        Raises:
+            InputError: A value is out of range, or the address can be reached from outside and there is no token.
+        """
+        if not 0 <= self.port <= 65535:
+            raise InputError(f"--port is from 0 to 65535, got {self.port}")
+        for name, value, least in (
+            ("--queue", self.queue, 1),
+            ("--max-upload", self.max_upload, 1),
+            ("--keep", self.keep_s, 1),
+            ("--time-limit", self.time_limit_s, 1),
+            ("--client-timeout", self.client_timeout_s, 0.1),
+            ("--connections", self.connections, 4),
+        ):
+            if value < least:
+                raise InputError(f"{name} is at least {least:g}, got {value:g}")
+        if self.token is None and not is_loopback(self.host):
+            raise InputError(
+                f"the address {self.host} can be reached from other machines, and no token protects it",
+                hint="--token-file FILE, the environment variable MOME_TOKEN, or --host 127.0.0.1",
+            )
+        for origin in self.origins:
+            if not re.fullmatch(r"https?://[\w.\-\[\]:]+", origin):
+                raise InputError(
+                    f"{origin!r:.80} is no origin of a web page", hint="--allow-origin https://viewer.example"
+                )
+
+
+def is_loopback(host: str) -> bool:
+    """Says whether an address or a name can be reached from this machine only."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def read_token(file: Path | None) -> str | None:
+    """Returns the token of a file, else that of the environment variable MOME_TOKEN, else None.
+
+    Raises:
+        InputError: The file cannot be read, or the token is shorter than 16 characters, longer than 1024, or holds
+            other characters than visible ASCII.
+    """
+    if file is not None:
+        where = str(file)
+        try:
+            with open(file, "rb") as opened:
+                content = opened.read(_LONGEST_TOKEN + 2)
+        except OSError as error:
+            raise InputError(f"the token cannot be read: {error.strerror}", where=where) from error
+        text = content.decode("ascii", "replace").strip()
+    elif "MOME_TOKEN" in os.environ:
+        where, text = "the environment variable MOME_TOKEN", os.environ["MOME_TOKEN"].strip()
+    else:
+        return None
+    if not _SHORTEST_TOKEN <= len(text) <= _LONGEST_TOKEN or not re.fullmatch(r"[\x21-\x7e]+", text):
+        raise InputError(
+            f"a token has {_SHORTEST_TOKEN} to {_LONGEST_TOKEN} letters, digits and signs of ASCII, without spaces",
+            where=where,
+            hint="openssl rand -hex 32 > token",
+        )
+    return text
+
+
+def parse_size(text: str) -> int:
+    """Returns the bytes that a text such as "2GB" or "500 MB" stands for; a unit is a power of 1000.
+
+    Raises:
+        InputError: It is no size.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKmMgGtT]?[bB]?)", text.strip())
+    unit = found[2].upper() if found else ""
+    if found is None or (unit and (unit if unit.endswith("B") else f"{unit}B") not in _SIZES):
+        raise InputError(f"{text!r:.40} is no size", hint="as in 2GB or 500MB")
+    return int(float(found[1]) * _SIZES[unit if unit.endswith("B") or not unit else f"{unit}B"])
+
+
+def parse_duration(text: str) -> float:
+    """Returns the seconds that a text such as "1h", "30m" or "90" stands for.
+
+    Raises:
+        InputError: It is no duration.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|d|)", text.strip())
+    if found is None:
+        raise InputError(f"{text!r:.40} is no duration", hint="as in 1h, 30m or 90s")
+    return float(found[1]) * _SECONDS[found[2]]

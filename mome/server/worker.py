@@ -1,0 +1,250 @@
+"""The worker: a child process that holds the model and runs one job at a time.
+
+    python -P -m mome.server.worker
+
+It speaks lines of JSON: commands come on its standard input, answers go to its standard output. A thread reads the
+commands, so that a job can be cancelled and the next one's prompts be checked while the network runs. The process ends
+when its standard input does, as after the server was killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import shutil
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from mome.errors import InputError, OutputError
+from mome.server.archive import unpack_dicom
+from mome.server.http_errors import error_body
+from mome.server.log import place_of
+from mome.server.results import check_formats, formats, write_results
+
+_PROGRESS_EVERY_S = 0.25
+# Linux ends the process with the highest score first when memory is short; the server's own score is 0.
+_OOM_SCORE = "800"
+
+
+class Cancelled(Exception):
+    """The job that runs was cancelled; raised between two tiles."""
+
+
+class Worker:
+    """Runs jobs with one model.
+
+    Args:
+        settings: `model`, `device`, `precision` and `threads`.
+        output: Where answers go.
+    """
+
+    def __init__(self, settings: dict[str, Any], output: BinaryIO) -> None:
+        self._settings, self._output = settings, output
+        self._lock = threading.Lock()
+        self._jobs: queue.Queue[dict[str, Any]] = queue.Queue()
+        self._cancelled: set[str] = set()
+        self._segmenter: Any = None
+
+    def load(self) -> dict[str, Any]:
+        """Loads the model and returns what it can do."""
+        import torch
+
+        from mome.cli.quiet import quiet_libraries, quiet_readers
+
+        quiet_libraries()
+        quiet_readers([Path("scan.mha")])
+        if self._settings["threads"]:
+            torch.set_num_threads(self._settings["threads"])
+        from mome.inference import Segmenter
+
+        self._segmenter = Segmenter(
+            self._settings["model"], device=self._settings["device"], precision=self._settings["precision"]
+        )
+        config = self._segmenter.model.config
+        return {
+            "model": Path(str(self._settings["model"])).name,
+            "labels": list(config.labels),
+            "trained_labels": list(config.trained_labels),
+            "formats": formats(),
+            "spacing_mm": list(self._segmenter.processor.spacing),
+        }
+
+    def send(self, **message: Any) -> None:
+        """Sends an answer."""
+        with self._lock:
+            self._output.write(json.dumps(message).encode() + b"\n")
+            self._output.flush()
+
+    def listen(self, commands: BinaryIO) -> None:
+        """Takes commands until the input ends, then ends the process, whatever the other threads do."""
+        for line in commands:
+            message = json.loads(line)
+            if message["kind"] == "run":
+                self._jobs.put(message)
+            elif message["kind"] == "cancel":
+                self._cancelled.add(message["job"])
+            elif message["kind"] == "check":
+                self.send(kind="checked", request=message["request"], **self._check(message))
+        os._exit(0)
+
+    def run(self) -> None:
+        """Runs jobs for ever."""
+        while True:
+            message = self._jobs.get()
+            job = message["job"]
+            try:
+                summary = self._run(message)
+                self.send(kind="end", job=job, state="done", summary=summary)
+            except Cancelled:
+                self.send(kind="end", job=job, state="cancelled")
+            except Exception as error:
+                self.send(kind="end", job=job, state="failed", error=public_error(error, Path(message["folder"])))
+            finally:
+                self._cancelled.discard(job)
+
+    def _check(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Checks the prompts and formats of a request before it is accepted."""
+        try:
+            prepared = self._segmenter.prepare(message["prompts"])
+            check_formats(message["outputs"])
+            source = message["source"]
+            if source is not None and not source.endswith(".zip"):
+                self._check_writers(message["outputs"], Path(message["folder"]) / "input" / source)
+            return {"error": None, "names": prepared.names}
+        except Exception as error:
+            return {"error": public_error(error, Path(message["folder"] or os.devnull)), "names": []}
+
+    def _check_writers(self, outputs: list[str], source: Path) -> None:
+        """Asks every writer whether it can write masks of this scan."""
+        from mome.volumes.writers import WRITERS
+
+        for name in outputs:
+            if name in WRITERS.names():
+                WRITERS.build(name).check_source(source)
+
+    def _run(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Segments a scan and writes its results; returns the summary."""
+        from mome.volumes.dicom import DicomOptions
+
+        job, folder, options = message["job"], Path(message["folder"]), message["options"]
+        last = 0.0
+
+        def progress(done: int, total: int) -> None:
+            nonlocal last
+            self._stop_if_cancelled(job)
+            now = time.monotonic()
+            if done == total or now - last >= _PROGRESS_EVERY_S:
+                last = now
+                self.send(kind="progress", job=job, phase="segment", done=done, total=total)
+
+        self._stop_if_cancelled(job)
+        self.send(kind="progress", job=job, phase="read", done=0, total=0)
+        scan = _unpacked(folder / "input" / message["source"])
+        dicom = DicomOptions(
+            series=options.get("series"),
+            allow_gaps=bool(options.get("allow_gaps")),
+            allow_damaged=bool(options.get("allow_damaged")),
+        )
+        self._check_writers(message["outputs"], scan)
+        result = self._segmenter.segment(
+            scan, message["prompts"], frame=options.get("frame"), dicom=dicom, progress=progress
+        )
+        self._stop_if_cancelled(job)
+        self.send(kind="progress", job=job, phase="write", done=0, total=0)
+        how = {"frame": options.get("frame"), "dicom": dicom, "nrrd_gzip": bool(options.get("nrrd_gzip"))}
+        name = Path(str(self._settings["model"])).name
+        return write_results(result, scan, folder / "result", message["outputs"], name, how)
+
+    def _stop_if_cancelled(self, job: str) -> None:
+        if job in self._cancelled:
+            raise Cancelled
+
+
+def _unpacked(scan: Path) -> Path:
+    """Returns the scan, after unpacking it where it is a zip; what an earlier attempt unpacked is removed."""
+    if scan.suffix != ".zip":
+        return scan
+    folder = scan.with_name("unpacked")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700)
+    try:
+        unpack_dicom(scan, folder)
+    except OSError as error:
+        raise OutputError(f"the archive cannot be unpacked: {error.strerror}") from error
+    return folder
+
+
+def public_error(error: Exception, folder: Path) -> dict[str, Any]:
+    """Returns an error as JSON, without the server's paths. Errors of other kinds are told by class and place only,
+    because their messages may quote the scan.
+
+    Args:
+        error: The error.
+        folder: The folder of the job or of the upload.
+    """
+    if isinstance(error, InputError | OutputError):
+        what, where, hint = (_without(folder, text) for text in (error.what, error.where, error.hint))
+        return error_body(what or "", where, hint)
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return error_body("the memory of the server is not enough for this scan", hint="a smaller scan, fewer prompts")
+    return error_body(f"this is a bug in mome: {place_of(error)}", hint="report it, with the version and this line")
+
+
+def _without(folder: Path, text: str | None) -> str | None:
+    """Removes the server's paths from a text, and the command line's options from what cannot be given there."""
+    if text is None:
+        return None
+    root = str(folder.parent.parent)
+    if text.startswith(root):
+        return "the uploaded scan"
+    return text.replace(f"{folder}/input/", "").replace(str(folder), "the upload").replace(root, "the server")
+
+
+def main() -> None:
+    """Reads the settings from the first line of the input, loads the model, and runs jobs."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's; it ends this process by closing the input
+    _end_with_parent()
+    # Libraries print to standard output; what they print must not mix with the answers.
+    output = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    commands = sys.stdin.buffer
+    worker = Worker(json.loads(commands.readline()), output)
+    try:
+        able = worker.load()
+    except Exception as error:
+        # The user who starts the server reads this one, with its paths.
+        worker.send(
+            kind="broken",
+            error=error_body(error.what, error.where, error.hint)
+            if isinstance(error, InputError)
+            else public_error(error, Path(os.devnull)),
+        )
+        return
+    worker.send(kind="ready", **able)
+    threading.Thread(target=worker.listen, args=(commands,), daemon=True).start()
+    worker.run()
+
+
+def _end_with_parent() -> None:
+    """On Linux, lets the kernel end this process with the server, and before the server when memory is short."""
+    if sys.platform != "linux":
+        return
+    import ctypes
+
+    parent = os.getppid()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        os._exit(0)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""`mome dicomweb`: a series is retrieved, segmented and its result stored; what is refused on the way."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+
+import pydicom
+import pytest
+from dicom_series import along_z, series, write
+from dicomweb_server import TOKEN, Archive, archive
+
+from mome.cli.main import main
+from mome.dicomweb.series import check_uid, find_study, retrieve_series, store_files
+from mome.dicomweb.session import check_url, connect
+from mome.errors import InputError, OutputError
+from mome.volumes import WRITERS
+
+pytest.importorskip("dicomweb_client", reason="DICOMweb needs mome[dicomweb]")
+
+
+@pytest.fixture
+def held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Archive]:
+    monkeypatch.setenv("MOME_DICOMWEB_TOKEN", TOKEN)
+    folder = write(tmp_path / "archive", series(along_z(range(0, 36, 3)), PatientName="Doe^Jane"))
+    with archive(folder) as held:
+        yield held
+
+
+def answering(status: int, kind: str = "text/plain", body: bytes = b"secret", **headers: str):
+    def answer(handler: BaseHTTPRequestHandler) -> bool:
+        handler.send_response(status)
+        for name, value in {"Content-Type": kind, "Content-Length": str(len(body)), **headers}.items():
+            handler.send_header(name, value)
+        handler.end_headers()
+        handler.wfile.write(body)
+        return True
+
+    return answer
+
+
+def test_a_series_is_retrieved_with_the_token(held: Archive, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    client = connect(held.url)
+    assert find_study(client, held.series) == held.study
+    counts: list[int] = []
+    assert retrieve_series(client, held.study, held.series, tmp_path / "in", counts.append) == 12 == counts[-1]
+    files = sorted((tmp_path / "in").iterdir())
+    assert [path.name for path in files] == [f"{n:06d}.dcm" for n in range(12)]
+    places = {pydicom.dcmread(path).ImagePositionPatient[2] for path in files}
+    assert len(places) == 12
+    assert {token for *_, token in held.seen} == {f"Bearer {TOKEN}"}
+
+
+def test_a_redirect_to_another_host_is_refused(held: Archive, tmp_path: Path) -> None:
+    with archive(write(tmp_path / "other", series(along_z(range(0, 9, 3))))) as other:
+        held.answer = answering(302, Location=other.url + "/series")
+        with pytest.raises(InputError, match="redirects to another server"):
+            find_study(connect(held.url), held.series)
+        assert other.seen == []  # in particular, no token was sent there
+    held.answer = answering(302, Location="/elsewhere")  # a redirect on the same server is followed, at most thrice
+    with pytest.raises(InputError, match="cannot be reached: TooManyRedirects"):
+        find_study(connect(held.url), held.series)
+
+
+@pytest.mark.parametrize(
+    ("status", "words"), [(401, "MOME_DICOMWEB_TOKEN"), (403, "no right"), (404, "check the UIDs"), (500, "500")]
+)
+def test_refusals_of_the_server(held: Archive, tmp_path: Path, status: int, words: str) -> None:
+    held.answer = answering(status)
+    with pytest.raises(InputError, match=words) as caught:
+        retrieve_series(connect(held.url), held.study, held.series, tmp_path)
+    assert "secret" not in str(caught.value) and TOKEN not in str(caught.value)
+
+
+def test_answers_that_are_no_series(held: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = 'multipart/related; type="application/dicom"; boundary=cut'
+    client = connect(held.url)
+    for answer in (
+        answering(200),
+        answering(200, kind, b"\r\n--cut\r\nContent-Type: application/dicom\r\n\r\nnothing\r\n--cut--"),
+        answering(200, kind, b"\r\n--cut--"),
+    ):
+        held.answer = answer
+        with pytest.raises(InputError):
+            retrieve_series(client, held.study, held.series, tmp_path)
+    other = pydicom.dcmread(write(tmp_path / "x", series(along_z([0]), SeriesInstanceUID="9.9")) / "001.dcm")
+    other.save_as(tmp_path / "other.dcm", enforce_file_format=True)
+    held.instances, held.answer = [(tmp_path / "other.dcm").read_bytes()], lambda handler: False
+    with pytest.raises(InputError, match="another series"):
+        retrieve_series(client, held.study, held.series, tmp_path)
+    monkeypatch.setattr("mome.dicomweb.session.MOST_BYTES", 1000)
+    with pytest.raises(InputError, match="sends more than"):
+        retrieve_series(client, held.study, held.series, tmp_path)
+    held.answer = answering(200, "application/json", b"[]")
+    with pytest.raises(InputError, match="no such series"):
+        find_study(client, held.series)
+
+
+def test_storing_is_verified(held: Archive, tmp_path: Path) -> None:
+    (path,) = write(tmp_path / "result", series(along_z([0]))).iterdir()
+    client = connect(held.url)
+    assert store_files(client, held.study, [path]) == [str(held.stored[0].SOPInstanceUID)]
+    failed = {"00081198": {"vr": "SQ", "Value": [{"00081197": {"vr": "US", "Value": [0x0122]}}]}}
+    held.answer = answering(202, "application/dicom+json", json.dumps(failed).encode())
+    with pytest.raises(OutputError, match="0x0122"):
+        store_files(client, held.study, [path])
+    held.answer = answering(202, "application/dicom+json", b"")
+    with pytest.raises(OutputError, match="has not stored"):
+        store_files(client, held.study, [path])
+    held.answer = answering(200, "application/dicom+json", b"")  # some archives answer with the status alone
+    store_files(client, held.study, [path])
+
+
+def test_urls_and_uids_that_are_refused() -> None:
+    for url, words in (
+        ("http://pacs.example/dicom-web", "can be read by anybody"),
+        ("https://user:pass@pacs.example/", "a password"),
+        ("ftp://pacs.example", "no URL"),
+        ("pacs.example", "no URL"),
+        ("https://pacs.example:x/", "no URL"),
+    ):
+        with pytest.raises(InputError, match=words):
+            check_url(url)
+    check_url("http://pacs.example/dicom-web", insecure=True)
+    check_url("http://[::1]:8042/dicom-web")
+    for uid in ("1.2/../3", "", "1.2.", "1" * 65):
+        with pytest.raises(InputError, match="is no UID"):
+            check_uid(uid, "--series")
+
+
+def test_the_command_lists_series(held: Archive, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["dicomweb", held.url, "--study", held.study]) == 0
+    assert capsys.readouterr().out == f"{held.series}  CT  12 images  Neck \\x1b[31m 2.0\n"
+    assert main(["dicomweb", held.url, "--study", held.study, "--series", held.series, "-p", "liver"]) == 2
+    assert "--store, or -o FOLDER" in capsys.readouterr().err
+
+
+@pytest.mark.skipif("dicom_seg" not in WRITERS.names(), reason="there is no DICOM writer")
+def test_the_command_stores_a_segmentation(held: Archive, tmp_path: Path, one_thread: None) -> None:
+    from server_process import save_model
+
+    model = save_model(tmp_path / "model")
+    arguments = ["dicomweb", held.url, "--study", held.study, "--series", held.series, "-m", str(model)]
+    assert main([*arguments, "-p", "liver", "-p", "spleen", "--store", "-o", str(tmp_path / "out")]) == 0
+    (stored,) = held.stored
+    assert stored.Modality == "SEG" and str(stored.StudyInstanceUID) == held.study
+    (referenced,) = stored.ReferencedSeriesSequence
+    assert str(referenced.SeriesInstanceUID) == held.series
+    assert [path.suffix for path in (tmp_path / "out").iterdir()] == [".dcm"]
+    assert main([*arguments, "-p", "liver", "--store", "--writer", "nifti"]) == 2

@@ -1,0 +1,103 @@
+"""Statistics of masks beside plain numpy and scipy, and their files in a folder run."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from scipy import ndimage
+from stand_in_models import Threshold
+
+from mome.inference import Segmenter, segment_folder
+from mome.inference.statistics import CSV_NAME
+from mome.processing import MoMEProcessor
+from mome.volumes import Grid
+from mome.volumes.boxes import bounding_box
+from mome.volumes.statistics import structure_statistics
+
+
+def oblique_grid(shape: tuple[int, int, int]) -> Grid:
+    angle = np.radians(20)
+    affine = np.eye(4)
+    turned = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+    affine[:3, :3] = turned @ np.diag([-1.5, -2, 3.0])  # LPS, turned
+    affine[:3, 3] = (40, 30, -100)
+    return Grid(shape, affine)
+
+
+def test_numbers_beside_numpy_and_scipy() -> None:
+    rng, shape = np.random.default_rng(0), (14, 12, 9)
+    grid, hu = oblique_grid(shape), rng.normal(0, 300, shape).astype(np.float32)
+    for share in (0.02, 0.1, 0.6, 1.0):
+        mask = (rng.random(shape) < share).astype(np.uint8)
+        found, values, at = structure_statistics(mask, hu, grid), hu[mask > 0].astype(float), np.argwhere(mask)
+        assert found["voxels"] == len(values) and found["volume_ml"] == pytest.approx(len(values) * 9 / 1000)
+        expected = (values.mean(), np.median(values), values.std(), *np.percentile(values, [5, 95]))
+        names = ("mean_hu", "median_hu", "sd_hu", "p5_hu", "p95_hu")
+        assert [found[name] for name in names] == pytest.approx(expected, abs=2e-3)
+        assert found["box_voxels"] == np.stack([at.min(axis=0), at.max(axis=0)], axis=1).tolist()
+        assert found["pieces"] == ndimage.label(mask, np.ones((3, 3, 3)))[1]
+        corners = at[:, None] + np.array(np.meshgrid(*[(-0.5, 0.5)] * 3)).reshape(3, 8).T
+        low, high = at.min(axis=0) - 0.5, at.max(axis=0) + 0.5
+        box = np.array(np.meshgrid(*zip(low, high, strict=True))).reshape(3, 8).T
+        world = box @ grid.affine[:3, :3].T + grid.affine[:3, 3]
+        np.testing.assert_allclose(found["box_mm"], np.stack([world.min(axis=0), world.max(axis=0)], axis=1), atol=1e-3)
+        inside = corners.reshape(-1, 3) @ grid.affine[:3, :3].T + grid.affine[:3, 3]
+        assert (inside >= np.array(found["box_mm"])[:, 0] - 1e-3).all()
+
+
+def test_faces_are_named_by_the_patient() -> None:
+    """Array axes of this grid run to L, P and S."""
+    grid, hu = oblique_grid((6, 6, 6)), np.zeros((6, 6, 6), np.float32)
+    assert grid.orientation == "LPS"
+    for index, face in (
+        ((0, 3, 3), "right"), ((5, 3, 3), "left"), ((3, 0, 3), "anterior"),
+        ((3, 5, 3), "posterior"), ((3, 3, 0), "inferior"), ((3, 3, 5), "superior"), ((3, 3, 3), None),
+    ):  # fmt: skip
+        mask = np.zeros((6, 6, 6), np.uint8)
+        mask[index] = 1
+        assert structure_statistics(mask, hu, grid)["touches"] == ([face] if face else [])
+    assert len(structure_statistics(np.ones((6, 6, 6)), hu, grid)["touches"]) == 6
+
+
+def test_an_empty_mask_and_pieces() -> None:
+    grid, hu = oblique_grid((8, 8, 8)), np.zeros((8, 8, 8), np.float32)
+    empty = structure_statistics(np.zeros((8, 8, 8), np.uint8), hu, grid)
+    assert (empty["voxels"], empty["mean_hu"], empty["box_mm"], empty["pieces"]) == (0, None, None, 0)
+    mask = np.zeros((8, 8, 8), np.uint8)
+    mask[1:3, 1:3, 1:3] = mask[3, 3, 3] = mask[6, 6, 6] = 1  # the second touches the first by a corner
+    found = structure_statistics(mask, hu, grid)
+    assert (found["pieces"], found["largest_piece_voxels"]) == (2, 9)
+    assert bounding_box(mask) == (slice(1, 7), slice(1, 7), slice(1, 7))
+
+
+def test_a_folder_run_writes_json_and_one_table(tmp_path: Path) -> None:
+    segmenter = Segmenter(Threshold(0.5), MoMEProcessor(spacing=[2, 2, 2], hu_window=[-100, 100]))
+    given, out = tmp_path / "in", tmp_path / "out"
+    given.mkdir()
+    for number, name in enumerate(("a", "=b", "empty")):
+        hu = np.random.default_rng(number).normal(-500 if name == "empty" else 0, 60, (8, 8, 8)).astype(np.int16)
+        nib.save(nib.Nifti1Image(hu, np.diag([2.0, 2, 2, 1])), given / f"{name}.nii.gz")
+    segment_folder(segmenter, [given], out, ["liver"], statistics=False)
+    assert not (out / CSV_NAME).exists()
+    entries = segment_folder(segmenter, [given], out, ["liver"], statistics=True, resume=True)
+    assert not any(entry.get("skipped") for entry in entries)
+    hu = nib.load(given / "a.nii.gz").get_fdata()
+    mask = nib.load(out / "a_liver.nii.gz").get_fdata() > 0
+    found = json.loads((out / "a_statistics.json").read_text())
+    assert found["study"] == "a" and found["structures"]["liver"]["mean_hu"] == pytest.approx(hu[mask].mean(), abs=1e-3)
+    with (out / CSV_NAME).open(newline="") as file:
+        rows = {row["study"]: row for row in csv.DictReader(file)}
+    assert set(rows) == {"a", "'=b", "empty"} and float(rows["a"]["mean_hu"]) == found["structures"]["liver"]["mean_hu"]
+    assert rows["empty"]["voxels"] == "0" and rows["empty"]["mean_hu"] == rows["empty"]["box_x_low_mm"] == ""
+    assert rows["a"]["touches"] == " ".join(found["structures"]["liver"]["touches"])
+    again = segment_folder(segmenter, [given], out, ["liver"], statistics=True, resume=True)
+    assert all(entry["skipped"] for entry in again)
+    (out / "a_statistics.json").unlink()
+    again = segment_folder(segmenter, [given], out, ["liver"], statistics=True, resume=True)
+    assert [entry.get("skipped", False) for entry in again] == [True, False, True]  # =b, a, empty
+    assert all(entry["skipped"] for entry in segment_folder(segmenter, [given], out, ["liver"], resume=True))
