@@ -58,8 +58,8 @@ def test_cases_are_cached_with_what_the_data_set_covers(tmp_path: Path, label_ma
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        ({"dataset": "amos22", "count": 1}, "needs a label_map, a dataset and a count"),
-        ({"label_map": "/nowhere/map.nii.gz", "dataset": "amos22", "count": 1}, "no such file of a synthetic source"),
+        ({"dataset": "amos", "count": 1}, "needs a label_map, a dataset and a count"),
+        ({"label_map": "/nowhere/map.nii.gz", "dataset": "amos", "count": 1}, "no such file of a synthetic source"),
         ({"real": 1.5}, "a source.real is from 0 to 1"),
     ],
 )
