@@ -5,8 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-import subprocess
-import sys
+import signal
 import threading
 import time
 from pathlib import Path
@@ -239,10 +238,6 @@ def test_the_table_of_volumes(tmp_path: Path) -> None:
 
 # -- several processes ---------------------------------------------------------------------------------------
 
-_HOLD = "import sys, time; from mome.inference.claims import Claims; from pathlib import Path\n" + (
-    "claims = Claims(Path(sys.argv[1])); print(claims.take('a'), flush=True); time.sleep(600)"
-)
-
 
 def test_claims_exclude_each_other_and_end_with_their_process(tmp_path: Path) -> None:
     first, second = Claims(tmp_path), Claims(tmp_path)
@@ -251,12 +246,17 @@ def test_claims_exclude_each_other_and_end_with_their_process(tmp_path: Path) ->
     assert second.take("a")
     second.release_all()
     assert not list(tmp_path.iterdir())
-    other = subprocess.Popen([sys.executable, "-c", _HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    assert other.stdout is not None and other.stdout.readline() == "True\n"
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(writing, b"y" if Claims(tmp_path).take("a") else b"n")
+        time.sleep(600)
+    assert os.read(reading, 1) == b"y"
     assert not first.take("a")
     second.remove_stale()
     assert [path.name for path in tmp_path.iterdir()] == [".a.claim"]  # its process lives
-    other.kill(), other.wait()
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
     second.remove_stale()
     assert not list(tmp_path.iterdir()) and first.take("a")
     first.release_all()
