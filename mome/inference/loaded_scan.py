@@ -28,6 +28,7 @@ class LoadedScan:
         volume: The scan on its own grid, in HU.
         array: (1, 1, D, H, W), windowed HU in [0, 1] on the network grid.
         network: The network grid, or the part of it around the patient.
+        whole: The network grid of the whole scan.
         body: Where the patient is; None where tiles are laid over the whole scan.
         seconds: Wall time of `read` and `resample` in seconds.
     """
@@ -35,6 +36,7 @@ class LoadedScan:
     volume: Volume
     array: Tensor
     network: Grid
+    whole: Grid
     body: BodyMask | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -68,11 +70,11 @@ def load_scan(
     volume = checked_volume(scan) if isinstance(scan, Volume) else _read(Path(scan), frame, dicom)
     read = time.perf_counter()
     tell("resample")
-    network = processor.network_grid(volume.grid)
-    body = None if patch is None else body_mask(volume, network, patch)
-    array, network = processor.to_network(volume, network if body is None else body.grid)
+    whole = processor.network_grid(volume.grid)
+    body = None if patch is None else body_mask(volume, whole, patch)
+    array, network = processor.to_network(volume, whole if body is None else body.grid)
     seconds = {"read": read - began, "resample": time.perf_counter() - read}
-    return LoadedScan(volume, array, network, body, seconds)
+    return LoadedScan(volume, array, network, whole, body, seconds)
 
 
 def _read(scan: Path, frame: int | None, dicom: DicomOptions) -> Volume:
