@@ -135,7 +135,7 @@ def _contours(mask: np.ndarray, source: SourceSlices, references: list[Dataset])
         origin, along, down = slice_steps(source.slices[index])
         for polygon in plane_contours(mask[index]):
             points = origin + polygon[:, 1:] * along + polygon[:, :1] * down
-            text = "\\".join(f"{value:.{digits}f}" for value in points.ravel().tolist())
+            text = "\\".join([f"%.{digits}f"] * points.size) % tuple(points.ravel().tolist())
             item, image = Dataset(), Dataset()
             image.update(references[index])
             item.ContourImageSequence = [image]
