@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mome.errors import InputError
+from mome.volumes.boxes import Box, bounding_box
 from mome.volumes.dicom.bounded import BoundedFile
 from mome.volumes.dicom.files import folder_files
 from mome.volumes.dicom.quiet import quiet_decoders
@@ -90,17 +92,38 @@ def source_slices(masks: MaskSet, what: str) -> SourceSlices:
     return found
 
 
-def mask_at_slices(mask: np.ndarray, source: SourceSlices) -> np.ndarray:
-    """Returns the mask (slices, rows, columns) at the source slices.
+@dataclass(frozen=True)
+class SlicedMask:
+    """A mask at the source slices, inside of the box that holds it.
+
+    Attributes:
+        region: The box: ranges of slices, rows and columns.
+        array: (slices, rows, columns) of bool.
+    """
+
+    region: Box
+    array: np.ndarray
+
+
+def mask_at_slices(masks: MaskSet, structure: str, source: SourceSlices) -> SlicedMask:
+    """Returns a mask at the source slices.
 
     Where planes were interpolated between slices, each slice gets the plane that is closest to it.
 
     Args:
-        mask: (columns, rows, planes) of 0 and 1.
+        masks: The masks.
+        structure: The name of one of them.
         source: The slices.
     """
-    at_slices = mask if source.is_regular else mask[:, :, source.planes()]
-    return at_slices.transpose(2, 1, 0)
+    boxed = masks.boxed(structure)
+    values = boxed.values.view(bool)
+    planes = source.planes() - boxed.first[2]
+    inside = np.flatnonzero((planes >= 0) & (planes < values.shape[2]))
+    array = values[:, :, planes[inside]].transpose(2, 1, 0)
+    start = (int(inside[0]) if inside.size else 0, boxed.first[1], boxed.first[0])
+    box = bounding_box(array)
+    region = tuple(slice(at + side.start, at + side.stop) for at, side in zip(start, box, strict=True))
+    return SlicedMask((region[0], region[1], region[2]), array[box])
 
 
 def resampled_note(masks: MaskSet, source: SourceSlices) -> list[str]:
