@@ -222,6 +222,10 @@ def test_what_cannot_be_referred_to_is_refused(tmp_path: Path) -> None:
     nowhere = write(tmp_path / "nowhere", series(along_z(REGULAR)))
     with pytest.raises(InputError, match="no FrameOfReferenceUID"):
         wrote(nowhere, tmp_path)
+    with pytest.raises(InputError, match="no FrameOfReferenceUID"):  # before the network runs
+        writer.check_source(nowhere)
+    write(nowhere, series(along_z(REGULAR + 900), FrameOfReferenceUID=FRAME_OF_REFERENCE, SeriesInstanceUID="1.9"))
+    writer.check_source(nowhere)  # another series has one; which is read is decided later
     twins = write(
         tmp_path / "twins", series(along_z(REGULAR), FrameOfReferenceUID=FRAME_OF_REFERENCE, SOPInstanceUID="1.2.7")
     )

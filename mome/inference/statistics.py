@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mome.atomic import atomic_write
 from mome.errors import InputError
+from mome.inference.packed import PackedMasks
 from mome.text_file import read_json
 from mome.volumes import Volume
+from mome.volumes.boxed import BoxedArray
 from mome.volumes.statistics import structure_statistics
 
 CSV_NAME = "statistics.csv"
@@ -26,14 +26,19 @@ _COLUMNS = (
 )
 
 
-def scan_statistics(masks: Mapping[str, np.ndarray], volume: Volume) -> dict[str, dict[str, Any]]:
-    """Returns the statistics of every mask; one mask is unpacked at a time.
+def scan_statistics(masks: PackedMasks, volume: Volume) -> dict[str, dict[str, Any]]:
+    """Returns the statistics of every mask; one mask is unpacked at a time, inside of its box.
 
     Args:
-        masks: Structure → uint8 (i, j, k).
+        masks: The masks.
         volume: The scan in HU, on the same grid.
     """
-    return {name: structure_statistics(masks[name], volume.array, volume.grid) for name in masks}
+    found = {}
+    for name in masks:
+        i, j, k = (start for start, _ in masks.box(name))
+        boxed = BoxedArray(volume.shape, (i, j, k), masks.crop(name))
+        found[name] = structure_statistics(boxed, volume.array, volume.grid)
+    return found
 
 
 def statistics_name(scan: str) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from mome.volumes.boxed import BoxedArray
 from mome.volumes.boxes import Box, bounding_box
 from mome.volumes.grid import Grid
 
@@ -14,11 +15,11 @@ _OPPOSITE = {"L": "R", "R": "L", "P": "A", "A": "P", "I": "S", "S": "I"}
 _DIGITS = 3
 
 
-def structure_statistics(mask: np.ndarray, hu: np.ndarray, grid: Grid) -> dict[str, Any]:
-    """Measures one structure. Only voxels in the box around it are looked at, once the box is found.
+def structure_statistics(mask: BoxedArray, hu: np.ndarray, grid: Grid) -> dict[str, Any]:
+    """Measures one structure. Only voxels in the box around it are looked at.
 
     Args:
-        mask: (i, j, k) of 0 and 1.
+        mask: (i, j, k) of 0 and 1; the values of its box may be larger than what the mask holds.
         hu: (i, j, k) of HU, on the same grid.
         grid: The grid of both.
 
@@ -29,8 +30,10 @@ def structure_statistics(mask: np.ndarray, hu: np.ndarray, grid: Grid) -> dict[s
         that the mask reaches, where it is probably cut off; `pieces`, connected by faces, edges or corners; and
         `largest_piece_voxels`. What an empty mask has not is None.
     """
-    box = bounding_box(mask)
-    inside = mask[box].astype(bool)
+    tight = bounding_box(mask.values)
+    inside = mask.values[tight].astype(bool)
+    i, j, k = (slice(at + side.start, at + side.stop) for at, side in zip(mask.first, tight, strict=True))
+    box = (i, j, k)
     voxels = int(np.count_nonzero(inside))
     volume = voxels * abs(float(np.linalg.det(grid.affine[:3, :3]))) / 1000
     found: dict[str, Any] = {"voxels": voxels, "volume_ml": round(volume, _DIGITS)}

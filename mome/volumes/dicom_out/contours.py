@@ -31,25 +31,27 @@ def plane_contours(mask: np.ndarray) -> list[np.ndarray]:
     first = (int(rows[0]), int(columns[0]))
     # A border of background closes the outlines of pieces that touch the border of the image.
     piece = np.pad(mask[first[0] : int(rows[-1]) + 1, first[1] : int(columns[-1]) + 1].astype(np.uint8), 1)
-    loops, is_hole = _loops(piece)
-    bridges = _bridges(piece, loops, is_hole)
-    polygons = [_walk(loops, bridges, index) for index in range(len(loops)) if not is_hole[index]]
-    return [polygon / 4 + (first[0] - 1, first[1] - 1) for polygon in polygons]
+    lines, is_hole = _lines(piece)
+    if any(is_hole):
+        loops = [list(map(tuple, line.tolist())) for line in lines]
+        bridges = _bridges(piece, loops, is_hole)
+        lines = [_walk(loops, bridges, index) for index in range(len(loops)) if not is_hole[index]]
+    return [_without_straight_points(line) / 4 + (first[0] - 1, first[1] - 1) for line in lines]
 
 
-def _loops(piece: np.ndarray) -> tuple[list[_Loop], list[bool]]:
+def _lines(piece: np.ndarray) -> tuple[list[np.ndarray], list[bool]]:
     """Returns the closed lines between mask and background, in quarter pixels, and which of them surround a hole."""
     from skimage.measure import find_contours
 
-    loops, is_hole = [], []
+    lines, is_hole = [], []
     for line in find_contours(piece, 0.5, fully_connected="low", positive_orientation="low"):
         points = np.rint(4 * line[:-1]).astype(np.int64)
         after = np.roll(points, -1, axis=0)
         area = int((points[:, 0] * after[:, 1] - points[:, 1] * after[:, 0]).sum())
         # find_contours runs counter-clockwise around low values; around high values the signed area has the other sign.
         is_hole.append(area > 0)
-        loops.append([(int(row), int(column)) for row, column in points])
-    return loops, is_hole
+        lines.append(points)
+    return lines, is_hole
 
 
 def _bridges(piece: np.ndarray, loops: list[_Loop], is_hole: list[bool]) -> dict[tuple[int, int], tuple[int, int]]:
@@ -96,7 +98,7 @@ def _point_below(
 
 
 def _walk(loops: list[_Loop], bridges: dict[tuple[int, int], tuple[int, int]], outline: int) -> np.ndarray:
-    """Returns the points along an outline with its holes, (points, 2) in quarter pixels, without points on a line."""
+    """Returns the points along an outline with its holes, (points, 2) in quarter pixels."""
     points: _Loop = []
     stack = [(outline, 0, 0)]  # a loop, the vertex it was entered at, and how many of its vertices are done
     while stack:
@@ -114,7 +116,11 @@ def _walk(loops: list[_Loop], bridges: dict[tuple[int, int], tuple[int, int]], o
                 vertices, done = loops[loop], 0
         if stack:
             points.append(vertices[start])
-    closed = np.asarray(points)
+    return np.asarray(points)
+
+
+def _without_straight_points(closed: np.ndarray) -> np.ndarray:
+    """Returns a closed line without the points at which it runs straight on."""
     before, after = closed - np.roll(closed, 1, axis=0), np.roll(closed, -1, axis=0) - closed
     straight = before[:, 0] * after[:, 1] == before[:, 1] * after[:, 0]
     return closed[~(straight & ((before * after).sum(axis=1) > 0))]

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mome.volumes.boxes import bounding_box
 from mome.volumes.dicom.source import SourceSlices
 from mome.volumes.dicom_out.source_images import mask_at_slices
 from mome.volumes.mask_set import MaskSet
@@ -48,12 +47,10 @@ def layers_of(masks: MaskSet, source: SourceSlices, *, flat: bool = False) -> La
     order = range(len(masks.labels))
     names = [entry["name"] for entry in masks.labels]
     for index in sorted(order, key=lambda index: -masks.voxels[names[index]]) if flat else order:
-        mask = mask_at_slices(masks.masks[names[index]], source)
-        if masks.voxels[names[index]] and not mask.any():
+        mask = mask_at_slices(masks, names[index], source)
+        if masks.voxels[names[index]] and not mask.array.size:
             found.empty.append(names[index])
-        box = bounding_box(mask)
-        inside = mask[box].astype(bool)
-        clashes = [int(np.count_nonzero(array[box][inside])) for array in found.arrays]
+        clashes = [int(np.count_nonzero(array[mask.region][mask.array])) for array in found.arrays]
         found.overlap += clashes[0] if flat else min(clashes, default=0)
         layer = 0 if flat else next((k for k, clash in enumerate(clashes) if clash == 0), len(clashes))
         if layer == len(found.arrays):
@@ -61,5 +58,5 @@ def layers_of(masks: MaskSet, source: SourceSlices, *, flat: bool = False) -> La
             found.members.append([])
         if not flat:
             found.members[layer].append(index)
-        found.arrays[layer][box][inside] = found.members[layer].index(index) + 1
+        found.arrays[layer][mask.region][mask.array] = found.members[layer].index(index) + 1
     return found

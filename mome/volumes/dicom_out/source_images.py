@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mome.errors import InputError
+from mome.volumes.boxes import Box, bounding_box
 from mome.volumes.dicom.bounded import BoundedFile
+from mome.volumes.dicom.files import folder_files
 from mome.volumes.dicom.quiet import quiet_decoders
 from mome.volumes.dicom.slices import Slice
 from mome.volumes.dicom.source import SOURCE_KEY, SourceSlices
 from mome.volumes.mask_set import MaskSet
-from mome.volumes.scan_files import scan_ending
+from mome.volumes.scan_files import has_dicom_prefix, scan_ending
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -46,17 +49,33 @@ _DATE, _TIME = re.compile(r"\d{8}"), re.compile(r"\d{2}(\d{2}(\d{2}(\.\d{1,6})?)
 
 
 def check_is_series(source: Path | None, what: str) -> None:
-    """Checks that a scan is DICOM by its path.
+    """Checks that a scan is DICOM by its path, and that a file of it has the UIDs by which others refer to it.
 
     Args:
         source: The scan's file or folder; None where it was passed as an array.
         what: The format in messages, as in "a DICOM SEG".
 
     Raises:
-        InputError: It is a file of another format, or an array.
+        InputError: It is a file of another format, or an array; or no file of the folder has all UIDs.
     """
     if source is None or (scan_ending(source) is not None and not source.is_dir()):
         raise _no_series(source, what)
+    files = [path for path in (folder_files(source) if source.is_dir() else [source]) if has_dicom_prefix(path)]
+    missing = ""
+    for path in files:
+        try:
+            missing = missing_uid(_read(path, list(_REQUIRED)))
+        except InputError:  # a damaged file; the reader names it
+            continue
+        if not missing:
+            return
+    if missing:
+        raise _without_uid(missing, source)
+
+
+def missing_uid(header: Dataset) -> str:
+    """Returns the keyword of a UID that a header lacks and a derived object refers to, or an empty text."""
+    return next((keyword for keyword in _REQUIRED if not str(header.get(keyword) or "").strip()), "")
 
 
 def source_slices(masks: MaskSet, what: str) -> SourceSlices:
@@ -73,17 +92,38 @@ def source_slices(masks: MaskSet, what: str) -> SourceSlices:
     return found
 
 
-def mask_at_slices(mask: np.ndarray, source: SourceSlices) -> np.ndarray:
-    """Returns the mask (slices, rows, columns) at the source slices.
+@dataclass(frozen=True)
+class SlicedMask:
+    """A mask at the source slices, inside of the box that holds it.
+
+    Attributes:
+        region: The box: ranges of slices, rows and columns.
+        array: (slices, rows, columns) of bool.
+    """
+
+    region: Box
+    array: np.ndarray
+
+
+def mask_at_slices(masks: MaskSet, structure: str, source: SourceSlices) -> SlicedMask:
+    """Returns a mask at the source slices.
 
     Where planes were interpolated between slices, each slice gets the plane that is closest to it.
 
     Args:
-        mask: (columns, rows, planes) of 0 and 1.
+        masks: The masks.
+        structure: The name of one of them.
         source: The slices.
     """
-    at_slices = mask if source.is_regular else mask[:, :, source.planes()]
-    return at_slices.transpose(2, 1, 0)
+    boxed = masks.boxed(structure)
+    values = boxed.values.view(bool)
+    planes = source.planes() - boxed.first[2]
+    inside = np.flatnonzero((planes >= 0) & (planes < values.shape[2]))
+    array = values[:, :, planes[inside]].transpose(2, 1, 0)
+    start = (int(inside[0]) if inside.size else 0, boxed.first[1], boxed.first[0])
+    box = bounding_box(array)
+    region = tuple(slice(at + side.start, at + side.stop) for at, side in zip(start, box, strict=True))
+    return SlicedMask((region[0], region[1], region[2]), array[box])
 
 
 def resampled_note(masks: MaskSet, source: SourceSlices) -> list[str]:
@@ -105,13 +145,9 @@ def source_header(source: SourceSlices) -> Dataset:
         InputError: The file is gone or has no UID of its study, series or frame of reference.
     """
     dataset = _read(source.slices[0].header.file)
-    missing = [keyword for keyword in _REQUIRED if not str(dataset.get(keyword) or "").strip()]
+    missing = missing_uid(dataset)
     if missing:
-        raise InputError(
-            f"the series has no {missing[0]}, so nothing can refer to it",
-            where=str(source.slices[0].header.file.parent),
-            hint="export the series again with its UIDs, or write NIfTI: --writer nifti",
-        )
+        raise _without_uid(missing, source.slices[0].header.file.parent)
     for keyword in _EMPTY_WHERE_MISSING:
         value = str(dataset.get(keyword) or "").strip()
         if keyword == "PatientSex" and value not in ("M", "F", "O"):
@@ -176,4 +212,12 @@ def _no_series(source: Path | None, what: str) -> InputError:
         f"{what} refers to the slices of a DICOM series, and this scan is none",
         where=None if source is None else str(source),
         hint="give the folder of the DICOM series, or write NIfTI: --writer nifti",
+    )
+
+
+def _without_uid(keyword: str, where: Path) -> InputError:
+    return InputError(
+        f"the series has no {keyword}, so nothing can refer to it",
+        where=str(where),
+        hint="export the series again with its UIDs, or write NIfTI: --writer nifti",
     )

@@ -20,6 +20,7 @@ from mome.volumes.dicom_out.contours import plane_contours
 from mome.volumes.dicom_out.equipment import MANUFACTURER, MODEL_NAME, algorithm_name, algorithm_version
 from mome.volumes.dicom_out.source_images import (
     PATIENT_AND_STUDY,
+    SlicedMask,
     instance_uids,
     mask_at_slices,
     slice_steps,
@@ -82,7 +83,7 @@ def make_structure_set(masks: MaskSet, source: SourceSlices) -> Dataset:
         contour = Dataset()
         contour.ROIDisplayColor = [int(part) for part in entry["color"]]
         contour.ReferencedROINumber = number
-        items = _contours(mask_at_slices(masks.masks[entry["name"]], source), source, references)
+        items = _contours(mask_at_slices(masks, entry["name"], source), source, references)
         if items:
             contour.ContourSequence = items
         contours.append(contour)
@@ -126,16 +127,18 @@ def _observation(number: int, codes: Any) -> Dataset:
     return item
 
 
-def _contours(mask: np.ndarray, source: SourceSlices, references: list[Dataset]) -> list[Dataset]:
-    """Returns the contours of a mask (slices, rows, columns), slice by slice, in LPS mm."""
+def _contours(mask: SlicedMask, source: SourceSlices, references: list[Dataset]) -> list[Dataset]:
+    """Returns the contours of a mask, slice by slice, in LPS mm."""
     items: list[Dataset] = []
     smallest = min(float(np.min(image.pixel_spacing)) for image in source.slices[:1])  # type: ignore[arg-type]
     digits = max(3, 3 - math.floor(math.log10(smallest)))  # a thousandth of a pixel, and of a mm
-    for index in np.flatnonzero(mask.any(axis=(1, 2))):
+    slices, rows, columns = mask.region
+    for index, plane in zip(range(slices.start, slices.stop), mask.array, strict=True):
         origin, along, down = slice_steps(source.slices[index])
-        for polygon in plane_contours(mask[index]):
+        for polygon in plane_contours(plane):
+            polygon = polygon + (rows.start, columns.start)
             points = origin + polygon[:, 1:] * along + polygon[:, :1] * down
-            text = "\\".join(f"{value:.{digits}f}" for value in points.ravel().tolist())
+            text = "\\".join([f"%.{digits}f"] * points.size) % tuple(points.ravel().tolist())
             item, image = Dataset(), Dataset()
             image.update(references[index])
             item.ContourImageSequence = [image]
