@@ -186,3 +186,31 @@ def test_mirroring_a_scan_and_its_prompts_mirrors_the_masks(tmp_path) -> None:
     one, other = logits(mirrored, volume, text), logits(mirrored, volume.flip(2), text)
     assert np.abs(one.numpy()).max() > 0
     assert torch.allclose(one, other.flip(1), atol=1e-4)
+
+
+def test_a_segmenter_mirrors_and_says_so_in_its_settings(tmp_path) -> None:
+    """A pointwise model gives the same masks with mirroring, one prompt of a pair alone too."""
+    from small_scans import patient_affine, patient_hu
+
+    from mome.inference import Segmenter
+    from mome.inference.fingerprint import predictor_settings
+    from mome.inspection.inspect import inspect
+    from mome.processing import MoMEProcessor
+    from mome.volumes import Volume
+
+    model = Contrast(("kidney_left", "kidney_right", "liver"), (0.2, 0.5, 0.7), 16)
+    processor = MoMEProcessor(spacing=[9, 9, 9], hu_window=(-1000, 1000))
+    volume = Volume(patient_hu().astype(np.float32), patient_affine())
+    plain = Segmenter(model, processor).segment(volume, ["kidney_right", "liver"])
+    segmenter = Segmenter(model, processor, mirror="lr,si")
+    mirrored = segmenter.segment(volume, ["kidney_right", "liver"])
+    assert np.array_equal(plain.masks["liver"], mirrored.masks["liver"]) and plain.masks["liver"].any()
+    # the mirrored copy was asked for the left kidney, whose threshold is lower: the mean of both thresholds decides
+    between = Contrast(("kidney_right",), (0.35,), 16)
+    expected = Segmenter(between, processor).segment(volume, ["kidney_right"])
+    assert np.array_equal(mirrored.masks["kidney_right"], expected.masks["kidney_right"])
+    assert mirrored.masks["kidney_right"].sum() > plain.masks["kidney_right"].sum()
+    settings = [predictor_settings(s.predictor, model) for s in (segmenter, Segmenter(model, processor, mirror="lr"))]
+    assert settings[0] != settings[1] and "not comparable" not in str(settings)
+    with pytest.raises(InputError, match="one pass"):
+        inspect(segmenter, tmp_path / "ct.nii.gz", ["liver"])

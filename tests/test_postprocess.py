@@ -252,3 +252,48 @@ def test_a_checkpoint_may_hold_rules(tmp_path) -> None:
     file.write_text(file.read_text().replace("minimum_size(ml=0.5)", "__import__('os')"))
     with pytest.raises(InputError, match="preprocessor_config.json|config string"):
         MoMEProcessor.from_pretrained(tmp_path)
+
+
+def test_packed_masks_are_replaced() -> None:
+    from mome.inference.packed import PackedMasks
+
+    mask = blocks(LARGE, MIDDLE, SMALL)
+    for axis in range(3):
+        masks = PackedMasks(["a", "b"], SHAPE, axis)
+        for plane in range(SHAPE[axis]):
+            masks.write("a", [plane], np.take(mask, [plane], axis))
+        notes = PostProcessing({"a": ["largest_component"]}, masks.names).run(masks, GRID)
+        assert len(notes) == 1 and np.array_equal(masks["a"], blocks(LARGE)) and masks.voxels["a"] == 120
+        PostProcessing({"*": ["minimum_size(ml=2)"]}, masks.names).run(masks, GRID)
+        assert not masks["a"].any() and masks.voxels == {"a": 0, "b": 0}
+
+
+def test_a_segmenter_applies_rules_and_notes_them() -> None:
+    from small_scans import patient_affine, patient_hu
+    from stand_in_models import Contrast
+
+    from mome.inference import Segmenter
+    from mome.processing import MoMEProcessor
+    from mome.volumes import Volume
+
+    hu = patient_hu().astype(np.float32)
+    hu[:2, :2, :2] = 900  # a stray piece far from the bone
+    volume = Volume(hu, patient_affine())
+    model = Contrast(("liver", "spleen"), (0.7, 0.7), 16)
+    rules = {"liver": ["largest_component"], "spleen": ["inside(organ='pancreas')"]}
+    own = MoMEProcessor(spacing=[9, 9, 9], hu_window=(-1000, 1000), postprocess=rules)
+
+    def segment(postprocess=None, processor=own):
+        return Segmenter(model, processor, postprocess=postprocess, exact=True).segment(volume, ["liver", "spleen"])
+
+    plain, ruled = segment("none"), segment()
+    assert plain.masks["liver"][0, 0, 0] and not ruled.masks["liver"][0, 0, 0]
+    assert np.array_equal(plain.masks["spleen"], ruled.masks["spleen"])
+    assert ruled.volume_ml("liver") < plain.volume_ml("liver") and "postprocess" in ruled.seconds
+    notes = [note for note in ruled.notes if note not in plain.notes]
+    assert notes[0] == "inside(organ='pancreas') is not applied to spleen, because pancreas is not among the prompts"
+    assert "1 piece" in notes[1] and "removed from liver (largest_component)" in notes[1] and len(notes) == 2
+    everything = segment("largest_component", MoMEProcessor(spacing=[9, 9, 9], hu_window=(-1000, 1000)))
+    assert not everything.masks["spleen"][0, 0, 0]
+    with pytest.raises(InputError, match="pancreas"):
+        segment("spleen=inside(organ='pancreas')")

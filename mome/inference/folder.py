@@ -100,6 +100,7 @@ def segment_folder(
             "frame": frame,
             "dicom": asdict(dicom),
             "processor": segmenter.processor.settings(),
+            **({"postprocess": segmenter.postprocess} if segmenter.postprocess else {}),
         },
         **({"statistics": True} if statistics else {}),
     }

@@ -88,6 +88,11 @@ def asked_rules(
     return checked_rules(table)
 
 
+def are_asked_by_name(asked: str | Sequence[str] | None) -> bool:
+    """Says whether a request names a rule itself, and not only a checkpoint's rules or those of this package."""
+    return any(text not in (RULES, NONE) for text in ([asked] if isinstance(asked, str) else asked or ()))
+
+
 def build_rules(rules: Sequence[str]) -> list[tuple[str, PostProcessor]]:
     """Returns the post-processors of one structure with their config strings."""
     return [(rule, POSTPROCESSORS.build(rule)) for rule in rules]

@@ -43,29 +43,43 @@ class PostProcessing:
     Args:
         table: Structure → rules; `*` stands for every structure, and its rules run first.
         names: The structures that are segmented.
+        leave_out: Leave out rules that read a structure which is not among `names`, and say so: rules that nobody
+            asked for by name must not make a request fail.
 
     Attributes:
-        rules: Structure → its rules as config strings.
+        notes: A sentence for every rule that is left out.
 
     Raises:
         InputError: A rule reads a structure that is not among `names`, or two structures read each other.
     """
 
-    def __init__(self, table: Mapping[str, Sequence[str]], names: Sequence[str]) -> None:
-        chosen = {name: [*table.get(ALL, ()), *table.get(name, ())] for name in names}
-        self.rules = {name: rules for name, rules in chosen.items() if rules}
-        self._built = {name: build_rules(rules) for name, rules in self.rules.items()}
-        for name, built in self._built.items():
-            for rule, processor in built:
-                for other in processor.reads:
-                    if other == name:
-                        raise InputError(f"{rule} of {name} reads its own mask", hint="leave out this rule")
-                    if other not in names:
-                        raise InputError(
-                            f"{rule} of {name} reads the mask of {other}, which is not among the prompts",
-                            hint=f"-p {other}",
-                        )
+    def __init__(self, table: Mapping[str, Sequence[str]], names: Sequence[str], *, leave_out: bool = False) -> None:
+        self.notes: list[str] = []
+        self._built: dict[str, list[tuple[str, PostProcessor]]] = {}
+        for name in names:
+            built = build_rules([*table.get(ALL, ()), *table.get(name, ())])
+            self._built[name] = [pair for pair in built if self._is_possible(name, *pair, names, leave_out)]
         self._order = _ordered(self._built)
+
+    def _is_possible(
+        self, name: str, rule: str, processor: PostProcessor, names: Sequence[str], leave_out: bool
+    ) -> bool:
+        """Says whether the structures that a rule reads are there.
+
+        Raises:
+            InputError: One is not, and the rule is not left out; or the rule reads the mask that it changes.
+        """
+        if name in processor.reads:
+            raise InputError(f"{rule} of {name} reads its own mask", hint="leave out this rule")
+        missing = [other for other in processor.reads if other not in names]
+        if missing and not leave_out:
+            raise InputError(
+                f"{rule} of {name} reads the mask of {missing[0]}, which is not among the prompts",
+                hint=f"-p {missing[0]}",
+            )
+        if missing:
+            self.notes.append(f"{rule} is not applied to {name}, because {missing[0]} is not among the prompts")
+        return not missing
 
     def run(self, masks: BoxedMasks, grid: Grid) -> list[str]:
         """Replaces the masks by processed ones and returns a sentence for every change.
