@@ -27,6 +27,18 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_release_in_child)
 
 
+def keep_out_of_forks(descriptor: int) -> None:
+    """Lets a fork close this descriptor; the lock on it belongs to this process. `close_descriptor` ends it."""
+    _held.add(descriptor)
+
+
+def close_descriptor(descriptor: int) -> None:
+    """Closes a descriptor of `keep_out_of_forks`, unless a fork has closed it already."""
+    if descriptor in _held:
+        _held.remove(descriptor)
+        os.close(descriptor)
+
+
 @contextlib.contextmanager
 def folder_lock(folder: str | Path, *, wait_s: float = 0.0) -> Iterator[bool]:
     """Holds the lock of an existing folder during the block.
@@ -48,7 +60,7 @@ def folder_lock(folder: str | Path, *, wait_s: float = 0.0) -> Iterator[bool]:
     except OSError:
         yield True
         return
-    _held.add(descriptor)
+    keep_out_of_forks(descriptor)
     try:
         free, deadline = True, time.monotonic() + wait_s
         while True:
@@ -64,6 +76,4 @@ def folder_lock(folder: str | Path, *, wait_s: float = 0.0) -> Iterator[bool]:
             break
         yield free
     finally:
-        if descriptor in _held:  # a fork has closed it already
-            _held.remove(descriptor)
-            os.close(descriptor)
+        close_descriptor(descriptor)

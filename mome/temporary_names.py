@@ -25,10 +25,15 @@ def temporary_path(path: Path) -> Path:
     return path.with_name(f".{_owner(os.getpid())}{os.urandom(4).hex()}.part{ending}")
 
 
-def remove_stale_parts(folder: str | Path) -> list[Path]:
+def remove_stale_parts(folder: str | Path, *, earlier_names: bool = True) -> list[Path]:
     """Removes the temporary files and folders in `folder` whose process has ended, as after SIGKILL.
 
     Only names that `temporary_path` makes are considered. Files that cannot be removed stay.
+
+    Args:
+        folder: The folder.
+        earlier_names: Also remove names of releases before this scheme, which do not say whose they are. In a folder
+            that other programs use, such as the system's for temporary files, they stay.
 
     Returns:
         What was removed.
@@ -43,7 +48,9 @@ def remove_stale_parts(folder: str | Path) -> list[Path]:
     for name in names:
         path = Path(folder) / name
         found = _OURS.fullmatch(name)
-        if found is None or path.is_symlink() or (found["owner"] and not _is_stale(path, found["owner"])):
+        if found is None or path.is_symlink() or not (found["owner"] or earlier_names):
+            continue
+        if found["owner"] and not _is_stale(path, found["owner"]):
             continue
         with contextlib.suppress(OSError):
             shutil.rmtree(path) if path.is_dir() else path.unlink()

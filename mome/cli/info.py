@@ -9,6 +9,7 @@ from typing import Any
 
 from mome.errors import InputError
 from mome.printable import printable
+from mome.volumes.archives import is_archive, unpacked
 from mome.volumes.scan_files import is_dicom_folder, is_nifti, scan_ending
 
 
@@ -26,12 +27,24 @@ def run(args: argparse.Namespace) -> int:
     if args.part is not None:
         return _card(args.what, args.part, as_json=args.json)
     path = Path(args.what)
+    if is_archive(path):
+        with unpacked(path) as inner:
+            try:
+                return _described(str(inner.path), as_json=args.json)
+            except InputError as error:
+                raise inner.renamed(error) from error
+    return _described(args.what, as_json=args.json)
+
+
+def _described(name: str, *, as_json: bool) -> int:
+    """Prints what a path or a model's name stands for, and returns the exit code."""
+    path = Path(name)
     if not (path / "config.json").is_file() and is_dicom_folder(path):
-        return _series(path, as_json=args.json)
+        return _series(path, as_json=as_json)
     is_of_model = scan_ending(path) is None and (path.parent / "config.json").is_file()
     is_scan = (path.is_file() and not is_of_model) or scan_ending(path) is not None
-    facts = _scan(args.what) if is_scan else _model(args.what)
-    if args.json:
+    facts = _scan(name) if is_scan else _model(name)
+    if as_json:
         print(json.dumps(facts, indent=1))
         return 0
     width = max(map(len, facts))

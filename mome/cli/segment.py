@@ -17,7 +17,11 @@ from mome.threads import check_threads
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the command."""
-    parser.add_argument("inputs", nargs="+", type=given_path, help="scans (.nii.gz, .mha, DICOM folder) or folders")
+    parser.add_argument(
+        "inputs", nargs="*", type=given_path, help="scans (.nii.gz, .mha, DICOM folder, ZIP of one) or folders"
+    )
+    parser.add_argument("--jobs", type=given_path, help="a JSON file of scans, each with its own prompts")
+    parser.add_argument("--recursive", action="store_true", help="also search the folders inside of a folder")
     parser.add_argument("-p", "--prompt", action="append", default=[], help="a structure; may be repeated")
     parser.add_argument("-o", "--out", type=output_folder, required=True, help="folder for the masks")
     parser.add_argument(
@@ -34,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace masks of another scan, model or setting")
     parser.add_argument("--frame", type=int, help="the volume to take from a 4-D file, from 0")
     parser.add_argument(
-        "--series", help="the DICOM series of a folder with several: its number in `mome info`, or its UID"
+        "--series", help="the DICOM series of a folder with several: its number in `mome info`, its UID, or largest"
     )
     parser.add_argument(
         "--allow-gaps", action="store_true", help="read a DICOM series in which many slices are missing"
@@ -52,7 +56,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command and returns its exit code, 2 if a study failed."""
-    if not args.prompt:
+    if args.jobs is not None and (args.inputs or args.recursive):
+        raise InputError("--jobs names the scans itself", hint="leave out the other scans and --recursive")
+    if args.jobs is None and not args.inputs:
+        raise InputError("no scan was given", hint="mome segment ct.nii.gz -p liver -o out, or --jobs jobs.json")
+    if not args.prompt and args.jobs is None:
         raise InputError("no prompt was given", hint="name at least one structure, as in -p liver")
     for given in args.inputs:
         if not given.exists():
@@ -66,8 +74,9 @@ def run(args: argparse.Namespace) -> int:
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     from mome.cli.quiet import quiet_libraries, quiet_readers
-    from mome.inference import Segmenter, segment_folder
+    from mome.inference import Segmenter, segment_folder, segment_jobs
     from mome.inference.choose_model import Choice, choose_model
+    from mome.inference.jobs import job_prompts
     from mome.volumes.dicom import DicomOptions
 
     quiet_libraries()
@@ -80,10 +89,11 @@ def run(args: argparse.Namespace) -> int:
         task, printed = bar.add_task("segmenting", total=None), set[str]()
 
         def on_done(entry: dict[str, Any]) -> None:
-            if not args.json and not (entry["status"] == "failed" and len(args.inputs) == 1):
+            if not args.json and not (entry["status"] == "failed" and len(args.inputs) == 1 and args.jobs is None):
                 _print_study(entry, args.out, bar.console, printed)
 
-        chosen = Choice(args.model, None) if args.model else choose_model(args.prompt)
+        prompts = job_prompts(args.jobs, args.prompt) if args.jobs else args.prompt
+        chosen = Choice(args.model, None) if args.model else choose_model(prompts)
         segmenter = Segmenter(
             chosen.model,
             overlap=args.overlap,
@@ -92,11 +102,14 @@ def run(args: argparse.Namespace) -> int:
             exact=args.exact,
         )
         segmenter.notes += (chosen.note,) if chosen.note else ()
-        entries = segment_folder(
+        run_all, what = (segment_jobs, args.jobs) if args.jobs else (segment_folder, args.inputs)
+        options = {} if args.jobs else {"recursive": args.recursive}
+        entries = run_all(
             segmenter,
-            args.inputs,
+            what,
             args.out,
             args.prompt,
+            **options,
             multilabel=args.multilabel,
             writer=args.writer,
             resume=args.resume,

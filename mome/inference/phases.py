@@ -21,3 +21,9 @@ class Phases:
         now = time.perf_counter()
         self.seconds[phase] = round(self.seconds.get(phase, 0.0) + now - self._began, 3)
         self._began = now
+
+    def include(self, seconds: dict[str, float]) -> None:
+        """Adds phases that were measured elsewhere; the next phase begins now."""
+        for phase, value in seconds.items():
+            self.seconds[phase] = round(self.seconds.get(phase, 0.0) + value, 3)
+        self._began = time.perf_counter()

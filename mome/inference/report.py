@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
 from mome.atomic import atomic_write, output_errors
 from mome.errors import InputError
 from mome.folder_lock import folder_lock
+from mome.inference.problems import write_problems
 from mome.text_file import read_json
 from mome.volumes import read_label_map
 from mome.volumes.scan_files import scan_ending
@@ -19,7 +21,9 @@ _HINT = "move it away, or choose another folder"
 
 
 class Report:
-    """The report in an output folder. Several processes may add entries to one report; none is lost.
+    """The report in an output folder. Several processes and threads may add entries to one report; none is lost.
+
+    `problems.json` beside it is kept up to date (see `mome.inference.problems`).
 
     Args:
         path: The file; it is read if it is there.
@@ -35,6 +39,7 @@ class Report:
         self.path = path
         self.entries: dict[str, dict[str, Any]] = {}
         self._read_at: tuple[int, ...] | None = None
+        self._lock = threading.RLock()
         self.refresh()
 
     def refresh(self) -> None:
@@ -43,9 +48,10 @@ class Report:
         Raises:
             InputError: The file is not a report.
         """
-        version = self._version()
-        if version != self._read_at:
-            self.entries, self._read_at = read_report(self.path), version
+        with self._lock:
+            version = self._version()
+            if version != self._read_at:
+                self.entries, self._read_at = read_report(self.path), version
 
     def add(self, name: str, entry: dict[str, Any]) -> None:
         """Adds the entry of a study to the file, or replaces it; entries of other processes stay.
@@ -55,12 +61,13 @@ class Report:
         """
         with output_errors(self.path, "the report"):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-        with folder_lock(self.path.parent, wait_s=_LOCK_WAIT_S):
+        with self._lock, folder_lock(self.path.parent, wait_s=_LOCK_WAIT_S):
             self.refresh()
             self.entries[name] = entry
             with atomic_write(self.path, "the report") as temporary:
                 temporary.write_text(json.dumps({"studies": list(self.entries.values())}, indent=1) + "\n")
             self._read_at = self._version()
+            write_problems(self.path.parent, self.entries.values())
 
     def _version(self) -> tuple[int, ...] | None:
         """Returns what changes when another process replaces the file; None where there is no file."""

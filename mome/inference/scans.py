@@ -1,15 +1,65 @@
-"""Finds the scans among files and folders."""
+"""Finds the scans among files, folders and archives."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from mome.errors import InputError
 from mome.volumes import read_label_table
-from mome.volumes.mask_names import file_part
+from mome.volumes.archives import is_archive
+from mome.volumes.mask_names import file_part, safe_characters
 from mome.volumes.other_files import series_hint
 from mome.volumes.scan_files import DICOM_ENDINGS, ENDINGS_HINT, is_dicom_folder, is_nifti, listed, scans_in, stem
+
+# A search of a whole disk by mistake should end (our choices).
+_DEEPEST, _MOST_ENTRIES = 16, 2_000_000
+# The longest name of a scan that is made of the folders it lies in.
+_LONGEST_NAME = 100
+
+
+@dataclass(frozen=True)
+class NamedScan:
+    """A scan and its name in the report.
+
+    Attributes:
+        name: The name.
+        path: A file, a DICOM folder or a ZIP archive.
+    """
+
+    name: str
+    path: Path
+
+
+def find_named_scans(
+    inputs: Sequence[str | Path], *, recursive: bool = False, leave_out: Path | None = None
+) -> list[NamedScan]:
+    """Returns the scans of files and folders, with their names; see `find_scans`. ZIP archives are scans here.
+
+    Args:
+        inputs: Files and folders.
+        recursive: Also search the folders inside of a folder, except hidden ones and symbolic links. Every folder of
+            DICOM files is a scan. A scan is named by its path below the folder that was given, as in
+            `patient1_study2_series3`, so that scans of one name in different folders have different masks.
+        leave_out: A folder that is not searched, such as that of the masks.
+
+    Raises:
+        InputError: A folder holds no scans, the masks of two scans would have the same name, or there are too many
+            files and folders to search.
+    """
+    found: list[NamedScan] = []
+    for given in map(Path, inputs):
+        if not given.is_dir():
+            found.append(NamedScan(stem(given), given))
+        elif recursive:
+            found += _below(given, leave_out)
+        else:
+            found += [NamedScan(stem(path), path) for path in _with_archives(given)]
+    _check_names(found)
+    return found
 
 
 def find_scans(inputs: Sequence[str | Path]) -> list[Path]:
@@ -27,15 +77,99 @@ def find_scans(inputs: Sequence[str | Path]) -> list[Path]:
     scans: list[Path] = []
     for given in map(Path, inputs):
         scans += _scans_of_folder(given) if given.is_dir() else [given]
+    _check_names([NamedScan(stem(scan), scan) for scan in scans])
+    return scans
+
+
+def _check_names(scans: Sequence[NamedScan]) -> None:
+    """Checks that no two scans have masks of one name."""
     owners: dict[str, Path] = {}
     for scan in scans:
-        part = file_part(stem(scan))
-        other = owners.setdefault(part, scan)
-        if other is not scan:
+        part = file_part(scan.name)
+        other = owners.setdefault(part, scan.path)
+        if other is not scan.path:
             raise InputError(
-                f"the masks of two scans would both be named {part!r}", where=f"{other} and {scan}", hint="rename one"
+                f"the masks of two scans would both be named {part!r}",
+                where=f"{other} and {scan.path}",
+                hint="rename one",
             )
-    return scans
+
+
+def _with_archives(folder: Path) -> list[Path]:
+    """Returns the scans of a folder and its ZIP archives, sorted; a DICOM folder is one scan."""
+    archives = _archives(folder)
+    if not archives or is_dicom_folder(folder):
+        return _scans_of_folder(folder)
+    return sorted([*(path for path in scans_in(folder) if not _is_mask(path)), *archives])
+
+
+def _archives(folder: Path) -> list[Path]:
+    return [path for path in listed(folder) if is_archive(path) and not path.name.startswith(".")]
+
+
+def _below(folder: Path, leave_out: Path | None) -> list[NamedScan]:
+    """Returns the scans in a folder and in all folders inside of it.
+
+    Raises:
+        InputError: There are none, or too many files and folders.
+    """
+    found = [
+        NamedScan(_name_below(folder, path), path) for place in _folders(folder, leave_out) for path in _held(place)
+    ]
+    if not found:
+        raise InputError("neither the folder nor those inside hold scans", where=str(folder), hint=ENDINGS_HINT)
+    return found
+
+
+def _held(folder: Path) -> list[Path]:
+    """Returns the scans that lie in a folder itself; none where it holds other files only."""
+    if is_dicom_folder(folder):
+        return [folder]
+    return sorted(
+        [*(path for path in scans_in(folder) if not _is_mask(path) and not path.is_dir()), *_archives(folder)]
+    )
+
+
+def _folders(folder: Path, leave_out: Path | None) -> Iterator[Path]:
+    """Yields a folder and those inside of it, sorted, except hidden ones, symbolic links and `leave_out`."""
+
+    def stop(error: OSError) -> None:
+        raise InputError(
+            f"a folder cannot be listed: {error.strerror}",
+            where=str(error.filename),
+            hint="check its permissions, or give the folders that can be read",
+        ) from error
+
+    excluded = None if leave_out is None else os.path.realpath(leave_out)
+    seen = 0
+    for place, folders, files in os.walk(folder, onerror=stop):
+        seen += len(folders) + len(files)
+        path = Path(place)
+        if seen > _MOST_ENTRIES or len(path.relative_to(folder).parts) > _DEEPEST:
+            raise InputError(
+                f"there are more than {_MOST_ENTRIES:,} files, or more than {_DEEPEST} levels of folders",
+                where=str(folder),
+                hint="give the folders that hold the scans",
+            )
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not name.startswith(".") and not (path / name).is_symlink() and os.path.realpath(path / name) != excluded
+        )
+        if os.path.realpath(path) != excluded or path == folder:
+            yield path
+
+
+def _name_below(folder: Path, scan: Path) -> str:
+    """Returns the name of a scan by its path below a folder; a long one keeps its end, behind a digest of the whole."""
+    if scan == folder:
+        return stem(scan)
+    parts = [*scan.parent.relative_to(folder).parts, stem(scan)]
+    name = "_".join(parts)
+    if len(safe_characters(name)) <= _LONGEST_NAME:
+        return name
+    digest = hashlib.sha256("/".join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    return f"{digest}_{name[-(_LONGEST_NAME - 10) :]}"
 
 
 def _scans_of_folder(folder: Path) -> list[Path]:
@@ -49,7 +183,9 @@ def _scans_of_folder(folder: Path) -> list[Path]:
     if not scans and (volumes or not files):
         what = "the folder holds masks only, no scans" if volumes else "the folder holds no scans"
         if any(map(is_dicom_folder, listed(folder))):
-            raise InputError(what, where=str(folder), hint=f"DICOM series are in its folders: {folder}/*")
+            raise InputError(
+                what, where=str(folder), hint=f"DICOM series are in its folders: {folder}/*, or --recursive"
+            )
         raise InputError(what, where=str(folder), hint=series_hint(folder) or ENDINGS_HINT)
     return scans or [folder]
 

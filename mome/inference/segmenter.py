@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mome.errors import InputError
-from mome.inference.body_mask import body_mask
 from mome.inference.choose_model import choose_model
 from mome.inference.doubtful_masks import filled_masks
+from mome.inference.fingerprint import predictor_settings
+from mome.inference.loaded_scan import LoadedScan, load_scan
 from mome.inference.masks import predict_masks
 from mome.inference.mirror import MirrorPredictor, read_axes, with_mirrored_rows
 from mome.inference.network import unwrapped, without_float16
@@ -27,7 +28,7 @@ from mome.postprocess.run import PostProcessing
 from mome.processing import MoMEProcessor, processor_of
 from mome.processor_settings import implausible_settings
 from mome.prompts import Prompt, embed_prompts, understand
-from mome.volumes import Volume, checked_volume, read_volume
+from mome.volumes import Volume
 from mome.volumes.dicom import DEFAULT_DICOM, DicomOptions
 from mome.volumes.mask_names import structure_parts
 
@@ -108,6 +109,41 @@ class Segmenter:
         self._asks_rules = are_asked_by_name(postprocess)
         self.notes = (*getattr(network, "load_notes", ()), *notes)
 
+    def mask_settings(self) -> dict[str, Any]:
+        """Returns all settings that may change a mask, as JSON; a folder run is resumed only where they are the same.
+
+        The model is not among them: `mome.inference.fingerprint.model_fingerprint` stands for it. Whoever adds an
+        option that changes masks adds it here. `prompt_chunk` and the device change none.
+        """
+        return {
+            "overlap": self.overlap,
+            "precision": self.precision,
+            "exact": self.exact,
+            "predictor": predictor_settings(self.predictor, self.model),
+            "processor": self.processor.settings(),
+            **({"postprocess": self.postprocess} if self.postprocess else {}),
+        }
+
+    def load(
+        self,
+        scan: str | Path | Volume,
+        *,
+        frame: int | None = None,
+        dicom: DicomOptions = DEFAULT_DICOM,
+        on_phase: Callable[[str], None] | None = None,
+    ) -> LoadedScan:
+        """Reads a scan and brings it to the network grid, for `segment`; it may run in another thread.
+
+        Args:
+            scan, frame, dicom: As for `segment`.
+            on_phase: Called with `read` and `resample` when that phase begins.
+
+        Raises:
+            InputError: The scan cannot be read, or its network grid is too large.
+        """
+        patch = None if self.exact else self.predictor.patch_size
+        return load_scan(scan, self.processor, patch=patch, frame=frame, dicom=dicom, on_phase=on_phase)
+
     def understand(self, prompts: str | Sequence[str]) -> list[Prompt]:
         """Returns the prompts as the model understands them, each once; no network runs.
 
@@ -153,6 +189,7 @@ class Segmenter:
         probabilities: bool | Sequence[str] = False,
         progress: Callable[[int, int], None] | None = None,
         statistics: bool = False,
+        loaded: LoadedScan | None = None,
     ) -> Segmentation:
         """Returns masks of the prompts on the scan's own grid.
 
@@ -160,13 +197,14 @@ class Segmenter:
         thresholded at 0. A prompt that is given twice is segmented once.
 
         Args:
-            scan: A file or DICOM folder (see `mome.volumes.read_volume`), or a Volume in HU.
+            scan: A file or DICOM folder (see `mome.volumes.read_volume`), a ZIP archive of one, or a Volume in HU.
             prompts: Names, synonyms, free text where the model's text encoder can embed it, or what `prepare` returned.
             frame: The volume to take from a 4-D file, from 0.
             dicom: Which DICOM series is read and what is accepted.
             probabilities: True, or names of prompts: their probabilities become `Segmentation.probabilities`.
             progress: Called with (tiles done, number of tiles).
             statistics: Measure every mask on the scan; see `Segmentation.statistics`.
+            loaded: What `load` returned for the same scan; None to read it now.
 
         Raises:
             InputError: The scan is of another type or cannot be read, a prompt cannot be embedded, the logits are not
@@ -180,22 +218,18 @@ class Segmenter:
             raise InputError("frame and dicom concern files, and a Volume was given", hint="leave them out")
         prepared = prompts if isinstance(prompts, PreparedPrompts) else self.prepare(prompts)
         phases.end("prompts")
-        volume = checked_volume(scan) if isinstance(scan, Volume) else read_volume(scan, frame=frame, dicom=dicom)
-        phases.end("read")
-        network = self.processor.network_grid(volume.grid)
-        body = None if self.exact else body_mask(volume, network, self.predictor.patch_size)
-        network = network if body is None else body.grid
-        array, _ = self.processor.to_network(volume, network)
-        phases.end("resample")
+        ready = loaded or self.load(scan, frame=frame, dicom=dicom)
+        phases.include(ready.seconds)
+        volume, body = ready.volume, ready.body
         maps = _probability_maps(probabilities, prepared, volume.grid.shape)
         predictor = self.predictor
         if isinstance(predictor, MirrorPredictor):
-            predictor = predictor.for_volume(array.shape[2:])
+            predictor = predictor.for_volume(ready.array.shape[2:])
         try:
             masks = predict_masks(
                 predictor,
-                array,
-                network,
+                ready.array,
+                ready.network,
                 volume.grid,
                 prepared,
                 overlap=self.overlap,

@@ -12,6 +12,8 @@ NRRD_ENDINGS = (".nrrd", ".nhdr")
 METAIMAGE_ENDINGS = (".mha", ".mhd")
 # Endings of DICOM files; many have none. A file is one slice, or a whole scan where it has several frames.
 DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
+# Names, in lower case, of files that DICOM media and operating systems put beside the images.
+MEDIA_FILES = ("dicomdir", "thumbs.db", "desktop.ini", "lockfile", "version")
 ENDINGS_HINT = ".nii, .nii.gz, .nrrd, .nhdr, .mha or .mhd"
 # macOS stores the attributes of `ct.nii.gz` in a file of this prefix on disks that have no place for them.
 APPLE_DOUBLE = "._"

@@ -15,10 +15,7 @@ from mome.volumes.dicom.kinds import reason_not_ct
 from mome.volumes.dicom.quiet import quiet_decoders
 from mome.volumes.dicom.slices import Slice, slices_of
 from mome.volumes.other_files import is_compressed_slice, other_kind
-from mome.volumes.scan_files import DICOM_ENDINGS, has_dicom_prefix
-
-# Files that DICOM media and operating systems put beside the images.
-_OTHER_FILES = ("dicomdir", "thumbs.db", "desktop.ini", "lockfile", "version")
+from mome.volumes.scan_files import DICOM_ENDINGS, MEDIA_FILES, has_dicom_prefix
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,7 @@ def folder_files(folder: Path) -> list[Path]:
         return sorted(
             path
             for path in folder.iterdir()
-            if not path.name.startswith(".") and path.name.lower() not in _OTHER_FILES and not path.is_dir()
+            if not path.name.startswith(".") and path.name.lower() not in MEDIA_FILES and not path.is_dir()
         )
     except OSError as error:
         raise InputError(

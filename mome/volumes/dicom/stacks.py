@@ -17,6 +17,8 @@ from mome.volumes.dicom.slices import Slice
 # A stack of at most this many images is left out where another stack of the series has four times as many.
 _FEW = 3
 _MOST_LISTED = 6
+LARGEST = "largest"
+"""In place of a series' number or UID: the CT with the most slices."""
 
 
 @dataclass
@@ -69,15 +71,17 @@ def choose_stack(stacks: list[Stack], series: str | int | None, where: Path) -> 
 
     Args:
         stacks: What `stacks_of` returned.
-        series: A number from 1, a SeriesInstanceUID, or None.
+        series: A number from 1, a SeriesInstanceUID, `largest` for the CT with the most slices, or None.
         where: The folder, for errors.
 
     Raises:
         InputError: There is no such stack, there are several and none is chosen, or it is no CT.
     """
     chosen = stacks
-    if series is not None:
-        text = str(series).strip()
+    text = "" if series is None else str(series).strip()
+    if text == LARGEST:
+        chosen = _largest(stacks)
+    elif series is not None:
         by_number = [stack for number, stack in enumerate(stacks, 1) if str(number) == text]
         chosen = by_number or [stack for stack in stacks if stack.header.series_uid == text]
         if not chosen:
@@ -106,6 +110,16 @@ def choose_stack(stacks: list[Stack], series: str | int | None, where: Path) -> 
         where=str(where),
         hint="choose one: --series 1, in Python dicom=DicomOptions(series=1); mome info lists them",
     )
+
+
+def _largest(stacks: list[Stack]) -> list[Stack]:
+    """Returns the CT with the most slices, with a note on the others; all that are equally large where several are."""
+    most = max((stack.images for stack in stacks if stack.not_ct is None), default=None)
+    chosen = [stack for stack in stacks if stack.not_ct is None and stack.images == most]
+    if len(chosen) == 1 and len(stacks) > 1:
+        number = stacks.index(chosen[0]) + 1
+        chosen[0].notes.append(f"series {number}, the largest CT, is read of {_listed(stacks)}")
+    return chosen or stacks
 
 
 def _split(images: list[Slice]) -> list[Stack]:

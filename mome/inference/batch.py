@@ -1,0 +1,287 @@
+"""Runs many studies: reads the next scan and writes the last masks while the network is at work, and shares them.
+
+Three threads take part. This one runs the network; a second one reads the next scan; a third one writes the masks of
+the last study, then adds its entry to the report. So a study is in the report only once all its masks are on the disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from mome.inference.claims import Claims
+from mome.inference.fingerprint import scan_identity
+from mome.inference.prepared import PreparedPrompts
+from mome.inference.report import Report, changed_masks, is_complete
+from mome.inference.segmenter import Segmenter
+from mome.inference.study import Requests, Study
+from mome.inference.study_run import StudyRun
+from mome.prompts import Prompt
+
+# How often studies that other processes hold are asked for.
+_POLL_S = 0.3
+
+
+class Batch:
+    """One run over studies; see `mome.inference.segment_folder` for what its arguments mean.
+
+    Args:
+        segmenter: The model.
+        studies: The studies; their names differ.
+        understood: Prompts of a study → how the model understands them.
+        requests: What determines the masks.
+        report: The report in the folder of the masks.
+        resume: Skip what is finished, and share the studies with other processes that resume in the same folder.
+        part: (index, number) of this process among those that share the studies; it begins with every
+            `number`-th study.
+        read_ahead: Use the threads that read and write.
+        progress, on_done, debug: See `segment_folder`.
+    """
+
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        studies: Sequence[Study],
+        understood: dict[tuple[str, ...], list[Prompt]],
+        requests: Requests,
+        report: Report,
+        *,
+        resume: bool,
+        part: tuple[int, int] = (0, 1),
+        read_ahead: bool = True,
+        progress: Callable[[int, int], None] | None = None,
+        on_done: Callable[[dict[str, Any]], None] | None = None,
+        debug: bool = False,
+    ) -> None:
+        self._segmenter, self._studies, self._understood = segmenter, studies, understood
+        self._requests, self._report, self._out = requests, report, report.path.parent
+        self._resume, self._progress, self._on_done, self._debug = resume, progress, on_done, debug
+        self._threaded = read_ahead and len(studies) > 1
+        own = list(studies[part[0] :: part[1]])
+        names = {study.name for study in own}
+        # The others come from the end, so that two processes seldom want the same study.
+        self._pending = own + [study for study in reversed(studies) if study.name not in names]
+        self._asked: dict[str, dict[str, Any]] = {}
+        self._earlier = {name: entry.get("ended") for name, entry in report.entries.items()}
+        self._claims = Claims(self._out)
+        self._prepared: dict[tuple[str, ...], PreparedPrompts] = {}
+        self._entries: dict[str, dict[str, Any]] = {}
+        self._begun: list[str] = []  # names in the order in which `on_done` is called
+        self._told = 0
+        self._open: list[StudyRun] = []
+
+    def run(self) -> list[dict[str, Any]]:
+        """Runs the studies and returns their entries, in the order of the studies.
+
+        After Ctrl-C or SIGTERM the study that is being written is finished; nothing else is.
+
+        Raises:
+            InputError: A prompt cannot be embedded.
+            OutputError: A mask or the report cannot be written.
+        """
+        if self._resume:
+            self._claims.remove_stale()
+        try:
+            with contextlib.ExitStack() as stack:
+                reader = stack.enter_context(_thread("read")) if self._threaded else None
+                writer = stack.enter_context(_thread("write")) if self._threaded else None
+                self._run_all(reader, writer)
+        finally:
+            for run in self._open:
+                run.close()
+            self._claims.release_all()
+        return [self._entries[study.name] for study in self._studies]
+
+    def _run_all(self, reader: ThreadPoolExecutor | None, writer: ThreadPoolExecutor | None) -> None:
+        ahead: tuple[StudyRun, Future[None]] | None = None
+        writing: Future[None] | None = None
+        while True:
+            current = ahead or self._load_next(reader)
+            ahead = None
+            if current is None:
+                _wait_for(writing)
+                writing = None
+                self._tell()
+                current = self._load_next(reader, wait=True)
+                if current is None:
+                    return
+            run, loading = current
+            loaded = self._attempt(run, loading.result)
+            if reader is not None:
+                ahead = self._load_next(reader)
+            if loaded and self._segment(run):
+                _wait_for(writing)
+                self._tell()
+                writing = _submit(writer, self._write, run)
+            elif run.entry is not None:
+                self._record(run)
+            if writer is None:
+                _wait_for(writing)
+                writing = None
+            self._tell()
+
+    def _load_next(
+        self, reader: ThreadPoolExecutor | None, *, wait: bool = False
+    ) -> tuple[StudyRun, Future[None]] | None:
+        """Takes the next study and begins to read it; None where there is none that is free."""
+        run = self._next(wait=wait)
+        return None if run is None else (run, _submit(reader, run.load, self._segmenter))
+
+    def _next(self, *, wait: bool) -> StudyRun | None:
+        """Returns the next study that this process may segment.
+
+        Args:
+            wait: Wait for studies that other processes hold: they finish them, or end.
+        """
+        while True:
+            for study in list(self._pending):
+                request = self._request(study)
+                if self._resume:
+                    if self._is_answered(study, request):
+                        self._pending.remove(study)
+                        continue
+                    if not self._claims.take(study.name):
+                        continue
+                    if self._is_answered(study, request):  # it was finished before it was claimed
+                        self._claims.release(study.name)
+                        self._pending.remove(study)
+                        continue
+                self._pending.remove(study)
+                self._begun.append(study.name)
+                run = StudyRun(study, self._out, request, debug=self._debug)
+                self._open.append(run)
+                return run
+            if not wait or not self._pending:
+                return None
+            self._tell()
+            time.sleep(_POLL_S)
+
+    def _request(self, study: Study) -> dict[str, Any]:
+        if study.name not in self._asked:
+            self._asked[study.name] = {
+                "name": study.name,
+                **self._requests.of(study),
+                "scan": scan_identity(study.scan),
+            }
+        return self._asked[study.name]
+
+    def _is_answered(self, study: Study, request: dict[str, Any]) -> bool:
+        """Says whether the report has the study's result, or another process failed on it during this run."""
+        self._report.refresh()
+        entry = self._report.entries.get(study.name)
+        if entry is None:
+            return False
+        if self._is_complete(entry, study, request):
+            entry = self._kept(entry)
+        elif not self._failed_elsewhere(entry, request):
+            return False
+        self._begun.append(study.name)
+        self._entries[study.name] = {**entry, "skipped": True}
+        return True
+
+    def _is_complete(self, entry: dict[str, Any], study: Study, request: dict[str, Any]) -> bool:
+        has_statistics = not study.statistics or (self._out / study.statistics_file).is_file()
+        return has_statistics and is_complete(entry, self._out, request)
+
+    def _failed_elsewhere(self, entry: dict[str, Any], request: dict[str, Any]) -> bool:
+        is_new = entry.get("ended") is not None and entry["ended"] != self._earlier.get(request["name"])
+        same = all(entry.get(key) == value for key, value in request.items())
+        return is_new and same and entry.get("status") == "failed"
+
+    def _kept(self, entry: dict[str, Any]) -> dict[str, Any]:
+        """Returns the entry of a study that is finished, with a note on masks that somebody has changed since."""
+        changed = changed_masks(entry, self._out)
+        if not changed:
+            return entry
+        note = f"changed after they were written, and kept; volumes are those before the change: {', '.join(changed)}"
+        if note not in entry["notes"]:
+            entry = {**entry, "notes": [*entry["notes"], note]}
+            self._report.add(entry["name"], entry)
+        return entry
+
+    def _attempt(self, run: StudyRun, step: Callable[..., None], *arguments: Any) -> bool:
+        """Runs a step of a study; where it fails, the study gets its entry."""
+        try:
+            step(*arguments)
+        except Exception as error:
+            run.failed(error)
+            return False
+        return True
+
+    def _segment(self, run: StudyRun) -> bool:
+        prompts = run.study.prompts
+        if prompts not in self._prepared:
+            # Embedding waits for the first scan that needs it: a finished run is resumed without the text encoder.
+            self._prepared[prompts] = self._segmenter.prepare(self._understood[prompts])
+        return self._attempt(run, run.segment, self._segmenter, self._prepared[prompts], self._progress)
+
+    def _write(self, run: StudyRun) -> None:
+        """Writes the masks of a study, and adds it to the report."""
+        if self._resume and self._was_finished_meanwhile(run):
+            self._close(run)
+            return
+        self._attempt(run, run.write, self._segmenter)
+        self._record(run)
+
+    def _was_finished_meanwhile(self, run: StudyRun) -> bool:
+        """Says whether a process that claims no studies finished this one meanwhile; then its result is kept."""
+        self._report.refresh()
+        entry = self._report.entries.get(run.study.name)
+        if entry is None or not self._is_complete(entry, run.study, run.request):
+            return False
+        self._entries[run.study.name] = {**entry, "skipped": True}
+        return True
+
+    def _record(self, run: StudyRun) -> None:
+        assert run.entry is not None
+        name = run.study.name
+        # No report is begun where there is one scan only and it fails.
+        if run.entry["status"] == "done" or len(self._studies) > 1 or self._report.entries:
+            self._report.add(name, run.entry)
+        self._entries[name] = run.entry
+        self._close(run)
+
+    def _close(self, run: StudyRun) -> None:
+        run.close()
+        self._open.remove(run)
+        self._claims.release(run.study.name)
+
+    def _tell(self) -> None:
+        """Calls `on_done` for the studies that are finished, in the order in which they were begun."""
+        while self._told < len(self._begun) and self._begun[self._told] in self._entries:
+            entry = self._entries[self._begun[self._told]]
+            self._told += 1
+            if self._on_done is not None:
+                self._on_done(entry)
+
+
+@contextlib.contextmanager
+def _thread(name: str) -> Any:
+    """Gives an executor of one thread. At the end what is running is finished, and what waits is dropped."""
+    executor = ThreadPoolExecutor(1, f"mome-{name}")
+    try:
+        yield executor
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _submit(executor: ThreadPoolExecutor | None, step: Callable[..., None], *arguments: Any) -> Future[None]:
+    """Runs a step in a thread, or at once where there is none."""
+    if executor is not None:
+        return executor.submit(step, *arguments)
+    future: Future[None] = Future()
+    try:
+        step(*arguments)
+    except Exception as error:
+        future.set_exception(error)
+    else:
+        future.set_result(None)
+    return future
+
+
+def _wait_for(future: Future[None] | None) -> None:
+    if future is not None:
+        future.result()

@@ -1,0 +1,86 @@
+"""A scan that was read and brought to the network grid, so that it can be segmented without a wait."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from mome.errors import InputError
+from mome.inference.body_mask import BodyMask, body_mask
+from mome.volumes import Grid, Volume, checked_volume, read_volume
+from mome.volumes.archives import is_archive, unpacked
+from mome.volumes.dicom import DEFAULT_DICOM, DicomOptions
+
+if TYPE_CHECKING:
+    from mome.processing import MoMEProcessor
+
+
+@dataclass
+class LoadedScan:
+    """A scan as the network needs it.
+
+    Attributes:
+        volume: The scan on its own grid, in HU.
+        array: (1, 1, D, H, W), windowed HU in [0, 1] on the network grid.
+        network: The network grid, or the part of it around the patient.
+        body: Where the patient is; None where tiles are laid over the whole scan.
+        seconds: Wall time of `read` and `resample` in seconds.
+    """
+
+    volume: Volume
+    array: Tensor
+    network: Grid
+    body: BodyMask | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def load_scan(
+    scan: str | Path | Volume,
+    processor: MoMEProcessor,
+    *,
+    patch: tuple[int, int, int] | None = None,
+    frame: int | None = None,
+    dicom: DicomOptions = DEFAULT_DICOM,
+    on_phase: Callable[[str], None] | None = None,
+) -> LoadedScan:
+    """Reads a scan and brings it to the network grid. It may run in another thread than the network.
+
+    Args:
+        scan: A file, a DICOM folder, a ZIP archive of one of them (see `mome.volumes.archives`), or a Volume in HU.
+        processor: Decides the network grid and the window.
+        patch: Voxels (D, H, W) of a tile, where only what is around the patient is kept (`mome.inference.body_mask`);
+            None for the whole scan.
+        frame: The volume to take from a 4-D file, from 0.
+        dicom: Which DICOM series is read and what is accepted.
+        on_phase: Called with `read` and `resample` when that phase begins.
+
+    Raises:
+        InputError: The scan cannot be read, or its network grid is too large.
+    """
+    tell = on_phase or (lambda phase: None)
+    tell("read")
+    began = time.perf_counter()
+    volume = checked_volume(scan) if isinstance(scan, Volume) else _read(Path(scan), frame, dicom)
+    read = time.perf_counter()
+    tell("resample")
+    network = processor.network_grid(volume.grid)
+    body = None if patch is None else body_mask(volume, network, patch)
+    array, network = processor.to_network(volume, network if body is None else body.grid)
+    seconds = {"read": read - began, "resample": time.perf_counter() - read}
+    return LoadedScan(volume, array, network, body, seconds)
+
+
+def _read(scan: Path, frame: int | None, dicom: DicomOptions) -> Volume:
+    if not is_archive(scan):
+        return read_volume(scan, frame=frame, dicom=dicom)
+    with unpacked(scan) as inner:
+        try:
+            volume = read_volume(inner.path, frame=frame, dicom=dicom)
+        except InputError as error:
+            raise inner.renamed(error) from error
+    return replace(volume, notes=(*volume.notes, *inner.notes))

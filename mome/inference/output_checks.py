@@ -1,0 +1,105 @@
+"""Checks before a batch begins: no mask replaces a scan, the mask of another study, or a file of unknown origin."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mome.errors import InputError
+from mome.inference.fingerprint import scan_identity
+from mome.inference.report import Report, changed_masks
+from mome.inference.study import Requests, Study
+from mome.volumes.mask_names import file_part, refuse_to_overwrite
+from mome.volumes.scan_files import scan_ending
+
+
+def check_names(studies: Sequence[Study]) -> None:
+    """Checks that no two studies have one name.
+
+    Raises:
+        InputError: The masks of two studies would have the same name.
+    """
+    owners: dict[str, Study] = {}
+    for study in studies:
+        part = file_part(study.name)
+        other = owners.setdefault(part, study)
+        if other is not study:
+            raise InputError(
+                f"the masks of two scans would both be named {part!r}",
+                where=f"{other.scan} and {study.scan}",
+                hint="rename one",
+            )
+
+
+def check_outputs(studies: Sequence[Study], structures: Sequence[list[str]], out: Path) -> dict[Path, Study]:
+    """Returns the study of every mask that will be written.
+
+    Args:
+        studies: The studies.
+        structures: Names of the structures of each.
+        out: The folder of the masks.
+
+    Raises:
+        InputError: A mask would replace a scan, or the mask of another study (`a` with the prompt `b_liver`, and `a_b`
+            with `liver`).
+    """
+    owners: dict[Path, Study] = {}
+    for study, names in zip(studies, structures, strict=True):
+        for path in study.masks(out, names):
+            other = owners.setdefault(path, study)
+            if other is not study:
+                raise InputError(
+                    f"two scans would both write {path.name}",
+                    where=f"{other.scan} and {study.scan}",
+                    hint="rename one",
+                )
+    refuse_to_overwrite([study.scan for study in studies], list(owners))
+    return owners
+
+
+def check_dicom_options(studies: Sequence[Study]) -> None:
+    """Checks that options which only the DICOM reader uses concern at least one scan.
+
+    Raises:
+        InputError: `allow_gaps` or `allow_damaged` is set, and every scan is a file of another format.
+    """
+    named = [name for name in ("allow_gaps", "allow_damaged") if any(getattr(s.dicom, name) for s in studies)]
+    scans = [study.scan for study in studies]
+    if named and all(scan_ending(scan) is not None and not scan.is_dir() for scan in scans):
+        option = "--" + named[0].replace("_", "-")
+        raise InputError(f"{option} concerns DICOM series, and no scan here is one", hint=f"leave out {option}")
+
+
+def refuse_masks_of_others(owners: dict[Path, Study], report: Report, requests: Requests) -> None:
+    """Checks that the masks which are there already are of the same scans, model and settings.
+
+    Raises:
+        InputError: A file would be replaced that is of another scan, model or setting, that was changed after it was
+            written, or that the report does not know.
+    """
+    same = ("model", "settings")  # other prompts and another form of the masks lose nothing
+    for path, study in owners.items():
+        if not path.exists():
+            continue
+        entry, request = report.entries.get(study.name, {}), requests.of(study)
+        masks = entry.get("masks")
+        if entry.get("scan") == scan_identity(study.scan) and isinstance(masks, list) and path.name in masks:
+            if path.name in changed_masks(entry, path.parent):
+                raise InputError(
+                    "the mask was changed after it was written, and would be replaced",
+                    where=str(path),
+                    hint="--resume keeps it, --overwrite (in Python overwrite=True) replaces it",
+                )
+            if all(entry.get(key) == request[key] for key in same):
+                continue
+            other = "model" if entry.get("model") != request["model"] else "setting"
+            raise InputError(
+                f"the mask is there already, made with another {other}",
+                where=str(path),
+                hint="--overwrite (in Python overwrite=True), or another folder",
+            )
+        raise InputError(
+            "the file is there already, and is not a mask of this scan",
+            where=f"{path}, of {study.scan}",
+            hint="--overwrite (in Python overwrite=True), --resume, or another folder",
+        )

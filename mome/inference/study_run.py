@@ -1,0 +1,170 @@
+"""The steps of one study: open, read, segment, write. Each may run in another thread; errors become its entry."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from mome.errors import InputError, OutputError
+from mome.inference.loaded_scan import LoadedScan
+from mome.inference.phases import Phases
+from mome.inference.prepared import PreparedPrompts
+from mome.inference.provenance import peak_memory, versions
+from mome.inference.report import file_sha256
+from mome.inference.result import Segmentation
+from mome.inference.segmenter import Segmenter
+from mome.inference.statistics import write_statistics
+from mome.inference.study import Study
+from mome.processor_settings import implausible_settings
+from mome.volumes.archives import Unpacked, is_archive, unpacked
+from mome.volumes.mask_names import file_part
+
+logger = logging.getLogger(__name__)
+
+
+class StudyRun:
+    """One study from its scan to its entry of the report.
+
+    `load`, `segment` and `write` are called in this order, `close` at the end. Each returns nothing; where one fails,
+    `failed` makes the entry and the rest is left out.
+
+    Args:
+        study: The study.
+        out: The folder of the masks.
+        request: What determines the masks, with the study's name and its scan's identity: the entry begins with it.
+        debug: Raise errors that are not the user's, with their traceback.
+
+    Attributes:
+        entry: The entry of the report, once `write` or `failed` has made it.
+        phase: What is being done: `read`, `resample`, `network` or `write`.
+    """
+
+    def __init__(self, study: Study, out: Path, request: dict[str, Any], *, debug: bool = False) -> None:
+        self.study, self.request = study, request
+        self.entry: dict[str, Any] | None = None
+        self.phase = "read"
+        self._out, self._debug = out, debug
+        self._opened = contextlib.ExitStack()
+        self._archive: Unpacked | None = None
+        self._loaded: LoadedScan | None = None
+        self._result: Segmentation | None = None
+
+    def load(self, segmenter: Segmenter) -> None:
+        """Unpacks and reads the scan, and brings it to the network grid.
+
+        Raises:
+            InputError: The scan cannot be read, or its masks cannot be written in this format.
+            OutputError: The disk is full while an archive is unpacked.
+        """
+        self.phase, study = "read", self.study
+        if is_archive(study.scan):
+            self._archive = self._opened.enter_context(unpacked(study.scan, self._out))
+        study.mask_writer().check_source(self._scan)
+        self._loaded = segmenter.load(self._scan, frame=study.frame, dicom=study.dicom, on_phase=self._begin)
+
+    def segment(
+        self, segmenter: Segmenter, prompts: PreparedPrompts, progress: Callable[[int, int], None] | None
+    ) -> None:
+        """Runs the network; the scan that was read is dropped after it.
+
+        Raises:
+            InputError: See `Segmenter.segment`.
+        """
+        self.phase = "network"
+        loaded, self._loaded = self._loaded, None
+        self._result = segmenter.segment(
+            self._scan,
+            prompts,
+            frame=self.study.frame,
+            dicom=self.study.dicom,
+            progress=progress,
+            statistics=self.study.statistics,
+            loaded=loaded,
+        )
+
+    def write(self, segmenter: Segmenter) -> None:
+        """Writes the masks and makes the entry.
+
+        Raises:
+            InputError: The masks cannot be written in this format.
+            OutputError: The disk is full, or the like.
+        """
+        self.phase, study, result = "write", self.study, self._result
+        assert result is not None
+        phases = Phases()
+        part = file_part(study.name)
+        result.model_version = self.request["model"]
+        paths = result.save(self._out, part, multilabel=study.multilabel, writer=study.writer)
+        overlap = result.label_map()[2] if study.multilabel else None
+        structures = result.summary()
+        if result.statistics is not None:
+            write_statistics(self._out / study.statistics_file, study.name, result.statistics)
+            for structure in structures:
+                structure["mean_hu"] = result.statistics[structure["name"]]["mean_hu"]
+        phases.end("write")
+        of_all = {*segmenter.notes, *(what for _, what in implausible_settings(segmenter.processor.settings()))}
+        notes = [*result.notes, *(self._archive.notes if self._archive else ())]
+        seconds = {**result.seconds, **phases.seconds}
+        self.entry = {
+            **self.request,
+            "status": "done",
+            "masks": [path.name for path in paths],
+            "mask_bytes": [path.stat().st_size for path in paths],
+            "mask_sha256": [file_sha256(path) for path in paths],
+            "structures": structures,
+            "overlapping_voxels": overlap,
+            "notes": notes,
+            "doubts": [note for note in notes if note not in of_all],
+            "seconds": round(sum(seconds.values()), 2),
+            "phases": seconds,
+            **self._circumstances(),
+        }
+        self._result = None
+
+    def failed(self, error: Exception) -> None:
+        """Makes the entry of a study that failed.
+
+        Raises:
+            OutputError: It is one: the next study could not be written either.
+            Exception: It is not the user's, and `debug` is set.
+        """
+        if isinstance(error, OutputError):
+            raise error
+        if self._archive is not None and isinstance(error, InputError):
+            error = self._archive.renamed(error)
+        if isinstance(error, InputError):
+            text, reason, remedy = str(error), error.what, error.hint
+        else:  # An error of one study must not lose the others.
+            if self._debug:
+                raise error
+            logger.debug("%s failed", self.study.scan, exc_info=error)
+            first_line = (str(error).strip().splitlines() or [""])[0][:200]
+            text = reason = f"{type(error).__name__}: {first_line}"
+            remedy = "run this study alone with --debug and report the traceback"
+        self.entry = {
+            **self.request,
+            "status": "failed",
+            "error": text,
+            "failure": {"phase": self.phase, "reason": reason, "remedy": remedy},
+            **self._circumstances(),
+        }
+
+    def close(self) -> None:
+        """Removes what was unpacked and drops what was read."""
+        self._loaded = self._result = None
+        self._opened.close()
+
+    @property
+    def _scan(self) -> Path:
+        return self.study.scan if self._archive is None else self._archive.path
+
+    def _begin(self, phase: str) -> None:
+        self.phase = phase
+
+    def _circumstances(self) -> dict[str, Any]:
+        ended = datetime.now(UTC).isoformat(timespec="microseconds")
+        return {"ended": ended, "versions": versions(), **peak_memory()}
