@@ -19,19 +19,24 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"  # a fork of a process with threads could hang
 
 
-def in_child(run: Callable[[], int], delay_s: float | None = None) -> int:
-    """Runs a function in a fork and kills it after `delay_s` seconds; returns its exit code, -9 if it was killed."""
+def in_child(run: Callable[[], int], delay_s: float | None = None, until: Callable[[], bool] | None = None) -> int:
+    """Runs a function in a fork and kills it after `delay_s` seconds; returns its exit code, -9 if it was killed.
+
+    The time begins when the child begins, or once `until` is true.
+    """
     child = os.fork()
     if child == 0:
         log = os.open(os.devnull, os.O_WRONLY)
         os.dup2(log, 1)
         os._exit(run())
     if delay_s is not None:
-        deadline = time.monotonic() + delay_s
-        while time.monotonic() < deadline:
+        deadline = None if until is not None else time.monotonic() + delay_s
+        while deadline is None or time.monotonic() < deadline:
             done, status = os.waitpid(child, os.WNOHANG)
             if done:
                 return os.waitstatus_to_exitcode(status)
+            if deadline is None and until is not None and until():
+                deadline = time.monotonic() + delay_s
             time.sleep(0.001)
         os.kill(child, signal.SIGKILL)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

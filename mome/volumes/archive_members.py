@@ -21,6 +21,7 @@ _ENCRYPTED = 0x1 | 0x40 | 0x2000  # bits of the general purpose flag (APPNOTE 4.
 _END, _END64 = b"PK\x05\x06", b"PK\x06\x06"  # the end of the directory (APPNOTE 4.3.16 and 4.3.14)
 _END_SIZE, _LONGEST_COMMENT = 22, 65_535
 _HINT = "unpack it yourself and give the scan or the folder of the series"
+_DISTRUST = "is it from somebody you trust?"
 
 
 @dataclass(frozen=True)
@@ -116,22 +117,21 @@ def _check_directory_size(file: BinaryIO, archive: Path) -> None:
 def _check_name(name: str, parts: list[str], number: int, archive: Path) -> None:
     """Refuses names that lead out of the archive, although no name is used: such an archive means harm."""
     if ".." in parts or name.startswith("/") or ":" in parts[0] or "\0" in name:
-        raise InputError(
-            f"the name of member {number} leads out of the archive", where=str(archive), hint="is its sender trusted?"
-        )
+        raise InputError(f"the name of member {number} leads out of the archive", where=str(archive), hint=_DISTRUST)
 
 
 def _check_sizes(members: list[ArchiveMember], archive_bytes: int, archive: Path, free_bytes: int) -> None:
     total = sum(member.size for member in members)
     packed = sum(member.info.compress_size for member in members)
-    what = None
+    what, hint = None, _HINT
     if total > MOST_BYTES:
         what = f"unpacked, the archive has {total / 1e9:,.4g} GB; the limit is {MOST_BYTES / 1e9:.4g} GB"
     elif packed > archive_bytes:
-        what = "the members of the archive overlap, as in a zip bomb"
+        what, hint = "the members of the archive overlap, as in a zip bomb", _DISTRUST
     elif total > _SMALL_BYTES and total > _LARGEST_RATIO * max(1, packed):
         what = f"unpacked, the archive is {total / max(1, packed):,.0f} times as large, as a zip bomb is"
+        hint = _DISTRUST
     elif total > free_bytes:
         what = f"unpacked, the archive has {total / 1e9:,.3g} GB, and the disk has {free_bytes / 1e9:,.3g} GB free"
     if what is not None:
-        raise InputError(what, where=str(archive), hint=_HINT)
+        raise InputError(what, where=str(archive), hint=hint)

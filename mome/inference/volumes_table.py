@@ -1,0 +1,51 @@
+"""`volumes.csv`: the volumes of all structures of all studies of a report, for statistics over a cohort."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from mome.atomic import atomic_write
+from mome.inference.report import read_report
+
+_COLUMNS = ("study", "structure", "ml", "mean_hu")
+
+
+def write_volumes(folder: str | Path) -> Path:
+    """Writes `<folder>/volumes.csv` from the report in a folder of masks.
+
+    There is one row per study and structure: `study`, `structure`, `ml`, and `mean_hu`, which is empty where the report
+    does not hold it. Studies stand in the order of their names; those that failed have no rows.
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: The report cannot be read.
+        OutputError: The file cannot be written; an earlier one stays.
+    """
+    folder = Path(folder)
+    rows = _rows(read_report(folder / "report.json").values())
+    path = folder / "volumes.csv"
+    with atomic_write(path, "the table of volumes") as temporary, temporary.open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(_COLUMNS)
+        table.writerows(rows)
+    return path
+
+
+def _rows(entries: Iterable[dict[str, Any]]) -> list[list[Any]]:
+    rows = []
+    for entry in sorted(entries, key=lambda entry: str(entry["name"])):
+        structures = entry.get("structures")
+        if entry.get("status") != "done" or not isinstance(structures, list):
+            continue
+        for structure in structures:
+            if isinstance(structure, dict):
+                mean = structure.get("mean_hu")
+                rows.append(
+                    [entry["name"], structure.get("name"), structure.get("volume_ml"), "" if mean is None else mean]
+                )
+    return rows
