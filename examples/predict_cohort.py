@@ -1,15 +1,16 @@
 """Segments a cohort with several processes, on one or several GPUs or on the CPU.
 
     accelerate launch --multi_gpu --num_processes 4 examples/predict_cohort.py scans/ -p liver -p spleen -o out/
-    torchrun --nproc-per-node 2 examples/predict_cohort.py scans/ -p liver -p spleen -o out/      # on the CPU
+    torchrun --nproc-per-node 4 examples/predict_cohort.py scans/ -p liver -p spleen -o out/
+
+Both commands work without a GPU, too. `accelerate launch --cpu --num_processes 4` does not: it starts one process
+(accelerate 1.15 starts several on the CPU through mpirun), which then segments all studies. The first line that each
+process prints says how many there are.
 
 The processes share the studies: each study is segmented by one of them, and the masks are those of a single process.
 Nothing passes between the processes but the output folder, so that they need no process group and none waits for one
 that has died. Whatever is killed, the same command goes on: finished studies are kept, and the others are taken over.
 In the end `volumes.csv` in the output folder has the volume of every structure of every study.
-
-`accelerate launch --cpu --num_processes 2` starts one process only (accelerate 1.15 starts several on the CPU through
-mpirun); use torchrun there.
 """
 
 from __future__ import annotations
