@@ -107,6 +107,7 @@ class Batch:
                 self._tell()
                 current = self._load_next(reader, wait=True)
                 if current is None:
+                    self._tell()
                     return
             run, loading = current
             loaded = self._attempt(run, loading.result)
@@ -117,6 +118,8 @@ class Batch:
                 self._tell()
                 writing = _submit(writer, self._write, run)
             elif run.entry is not None:
+                _wait_for(writing)  # the report has the studies in the order in which they were begun
+                writing = None
                 self._record(run)
             if writer is None:
                 _wait_for(writing)
