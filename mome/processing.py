@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,8 @@ class MoMEProcessor(ImageProcessingMixin):
         orientation: Three letters, the direction each axis of the network grid runs to.
         hu_window: (low, high) in HU; below is 0, above is 1.
         padding_hu: HU outside the scan.
+        postprocess: Rules of post-processing that `Segmenter` applies to masks unless it is told otherwise: structure →
+            config strings, `*` for every structure, as in `{"spinal_cord": ["keep_near(mm=10)"]}`.
 
     Settings are also checked when they are set later, so that a typo cannot move a model to another grid unnoticed.
 
@@ -64,6 +67,7 @@ class MoMEProcessor(ImageProcessingMixin):
         orientation: str = "RAS",
         hu_window: tuple[float, float] | list[float] = (-175.0, 250.0),
         padding_hu: float = -1024.0,
+        postprocess: Mapping[str, Sequence[str]] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -71,6 +75,7 @@ class MoMEProcessor(ImageProcessingMixin):
         self.orientation = orientation
         self.hu_window = hu_window
         self.padding_hu = padding_hu
+        self.postprocess = postprocess
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in SETTINGS:
@@ -147,12 +152,14 @@ class MoMEProcessor(ImageProcessingMixin):
         return {key: value for key, value in found.items() if key in SETTINGS}, unused
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns what preprocessor_config.json holds."""
-        return {**super().to_dict(), "auto_map": dict(_AUTO_MAP)}
+        """Returns what preprocessor_config.json holds; rules of post-processing only where there are some."""
+        held = {**super().to_dict(), "auto_map": dict(_AUTO_MAP)}
+        return held if held.get("postprocess") else {k: v for k, v in held.items() if k != "postprocess"}
 
     def to_json_file(self, json_file_path: str | os.PathLike) -> None:
         """Writes preprocessor_config.json with the checksums of its settings."""
-        values = {**self.to_dict(), CHECKSUMS: sums_of(self.settings())}
+        held = self.to_dict()
+        values = {**held, CHECKSUMS: sums_of({key: held[key] for key in SETTINGS if key in held})}
         Path(json_file_path).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     def settings(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from mome.checksums import CHECKSUMS, changed_keys
 from mome.errors import InputError, did_you_mean
 
 PROCESSOR_FILE = "preprocessor_config.json"
-SETTINGS = ("spacing", "orientation", "hu_window", "padding_hu")
+SETTINGS = ("spacing", "orientation", "hu_window", "padding_hu", "postprocess")
 _REPLACEMENTS = {
     "spacing": "spacing=[1.5, 1.5, 1.5]",
     "hu_window": "hu_window=[-175, 250]",
@@ -96,8 +96,11 @@ def check_plausible(settings: Mapping[str, Any], overrides: Collection[str], whe
 
 def checked_setting(name: str, value: Any) -> Any:
     """Checks a setting and returns it in the form that is stored."""
+    from mome.postprocess.rules import checked_rules
     from mome.volumes.orientation import orientation_letters, parse_orientation
 
+    if name == "postprocess":
+        return checked_rules(value or {}) or None
     if name == "orientation":
         return orientation_letters(parse_orientation(value))
     if name == "padding_hu":

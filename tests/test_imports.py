@@ -44,6 +44,7 @@ LAYERS = [
         "labels",
         "metrics",
         "losses",
+        "postprocess",
     ],
     ["routers", "experts", "encoders.text"],
     ["layers"],

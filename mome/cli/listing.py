@@ -8,13 +8,14 @@ from typing import Any
 
 from mome.errors import InputError, did_you_mean
 from mome.patterns import as_list, matching
+from mome.postprocess import POSTPROCESSORS
 from mome.presets import PRESETS, preset_sizes
 from mome.pretrained import PRETRAINED, matching_models, pretrained_models, tags
 from mome.printable import printable
 from mome.registry import REGISTRIES
 from mome.volumes.writers import WRITERS
 
-_PARTS = {**REGISTRIES, "writers": WRITERS}
+_PARTS = {**REGISTRIES, "writers": WRITERS, "postprocessors": POSTPROCESSORS}
 KINDS = ("models", *_PARTS, "labels")
 
 

@@ -97,6 +97,17 @@ class PackedMasks(Mapping[str, np.ndarray]):
         self._parts[name].append(part)
         self.voxels[name] += count
 
+    def replace(self, name: str, first: tuple[int, int, int], block: np.ndarray) -> None:
+        """Replaces a mask by the voxels of a box; outside of it the mask is then empty.
+
+        Args:
+            name: The prompt.
+            first: The first voxel (i, j, k) of the box.
+            block: Bool, on the scan's axes.
+        """
+        self._parts[name], self.voxels[name] = [], 0
+        self.write_box(name, first, block)
+
     def box(self, name: str) -> Box:
         """Returns the first and last + 1 voxel along i, j and k of the smallest box around a mask.
 

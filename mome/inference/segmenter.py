@@ -14,6 +14,7 @@ from mome.inference.doubtful_masks import filled_masks
 from mome.inference.fingerprint import predictor_settings
 from mome.inference.loaded_scan import LoadedScan, load_scan
 from mome.inference.masks import predict_masks
+from mome.inference.mirror import MirrorPredictor, read_axes, with_mirrored_rows
 from mome.inference.network import unwrapped, without_float16
 from mome.inference.phases import Phases
 from mome.inference.precision import PRECISIONS, chosen_precision
@@ -22,6 +23,8 @@ from mome.inference.prepared import PreparedPrompts
 from mome.inference.probabilities import ProbabilityMaps
 from mome.inference.result import Segmentation
 from mome.inference.statistics import scan_statistics
+from mome.postprocess.rules import are_asked_by_name, asked_rules
+from mome.postprocess.run import PostProcessing
 from mome.processing import MoMEProcessor, processor_of
 from mome.processor_settings import implausible_settings
 from mome.prompts import Prompt, embed_prompts, understand
@@ -47,6 +50,11 @@ class Segmenter:
         prompt_chunk: Prompts that are decoded at once; a smaller number needs less memory.
         exact: Lay tiles over the whole scan. Otherwise they are laid over the patient, and air and what lies in it is
             background without a look (`mome.inference.body_mask`).
+        mirror: Axes along which tiles are mirrored too, `lr`, `ap`, `si`, several with commas, or `all`; the logits are
+            averaged (`mome.inference.mirror`). Each axis doubles the time.
+        postprocess: Rules that change the masks: a config string such as `largest_component` for every mask,
+            `spinal_cord=keep_near(mm=10)`, a list of these, `rules` or `none` (`mome.postprocess.rules.asked_rules`).
+            None for the rules of the checkpoint's processor, of which there may be none.
 
     Attributes:
         predictor: Computes the logits of a tile; see `mome.inference.predictor`.
@@ -66,8 +74,11 @@ class Segmenter:
         precision: str = "auto",
         prompt_chunk: int = 32,
         exact: bool = False,
+        mirror: str | None = None,
+        postprocess: str | Sequence[str] | None = None,
     ) -> None:
         _check_default_device()
+        self.mirror = read_axes(mirror) if mirror else ()
         chosen = None if device is None else _device(device)  # before the model is loaded, which takes longer
         if isinstance(model, str | Path):
             from mome.modeling import MoME
@@ -92,6 +103,10 @@ class Segmenter:
             raise InputError(f"prompt_chunk is a whole number of at least 1, got {prompt_chunk!r:.60}")
         self.overlap, self.precision, self.prompt_chunk, self.exact = overlap, precision, prompt_chunk, exact
         self.predictor: Predictor = ModelPredictor(self.model, autocast)
+        if self.mirror:
+            self.predictor = MirrorPredictor(self.predictor, self.mirror, processor.orientation)
+        self.postprocess = asked_rules(postprocess, processor.postprocess)
+        self._asks_rules = are_asked_by_name(postprocess)
         self.notes = (*getattr(network, "load_notes", ()), *notes)
 
     def mask_settings(self) -> dict[str, Any]:
@@ -106,6 +121,7 @@ class Segmenter:
             "exact": self.exact,
             "predictor": predictor_settings(self.predictor, self.model),
             "processor": self.processor.settings(),
+            **({"postprocess": self.postprocess} if self.postprocess else {}),
         }
 
     def load(
@@ -132,12 +148,17 @@ class Segmenter:
         """Returns the prompts as the model understands them, each once; no network runs.
 
         Raises:
-            InputError: There is no prompt, one is empty, or two masks would have the same file name.
+            InputError: There is no prompt, one is empty, two masks would have the same file name, or a rule of
+                post-processing reads a structure that is not among the prompts.
         """
         understood = understand([prompts] if isinstance(prompts, str) else list(prompts), self.model)
         once = list({prompt.name: prompt for prompt in reversed(understood)}.values())[::-1]
         structure_parts([prompt.name for prompt in once])
+        self._postprocessing([prompt.name for prompt in once])
         return once
+
+    def _postprocessing(self, names: Sequence[str]) -> PostProcessing:
+        return PostProcessing(self.postprocess, names, leave_out=not self._asks_rules)
 
     def prepare(self, prompts: str | Sequence[str] | Sequence[Prompt]) -> PreparedPrompts:
         """Understands and embeds prompts once; the result may be passed to `segment` for any number of scans.
@@ -153,7 +174,10 @@ class Segmenter:
         given: list[Any] = [prompts] if isinstance(prompts, str) else list(prompts)
         are_understood = bool(given) and all(isinstance(prompt, Prompt) for prompt in given)
         understood = given if are_understood else self.understand(given)
-        return PreparedPrompts(understood, embed_prompts(understood, self.model))
+        text_PT = embed_prompts(understood, self.model)
+        if self.mirror:
+            text_PT = with_mirrored_rows(text_PT, understood, self.model, self.mirror)
+        return PreparedPrompts(understood, text_PT)
 
     def segment(
         self,
@@ -198,9 +222,12 @@ class Segmenter:
         phases.include(ready.seconds)
         volume, body = ready.volume, ready.body
         maps = _probability_maps(probabilities, prepared, volume.grid.shape)
+        predictor = self.predictor
+        if isinstance(predictor, MirrorPredictor):
+            predictor = predictor.for_volume(ready.array.shape[2:])
         try:
             masks = predict_masks(
-                self.predictor,
+                predictor,
                 ready.array,
                 ready.network,
                 volume.grid,
@@ -217,6 +244,10 @@ class Segmenter:
                 "the GPU's memory is not enough for this scan",
                 hint="a smaller prompt_chunk, precision='bf16', or device='cpu'",
             ) from error
+        rules = self._postprocessing(prepared.names)
+        changes = rules.run(masks, volume.grid)
+        if self.postprocess:
+            phases.end("postprocess")
         measured = scan_statistics(masks, volume) if statistics else None
         source = None if isinstance(scan, Volume) else Path(scan)
         notes = (
@@ -224,6 +255,8 @@ class Segmenter:
             *self.notes,
             *(what for _, what in implausible_settings(self.processor.settings())),
             *filled_masks(masks, volume.array),
+            *rules.notes,
+            *changes,
         )
         name = Path(str(getattr(self.model.config, "name_or_path", "") or "")).name
         return Segmentation(
@@ -251,6 +284,8 @@ def segment(
     precision: str = "auto",
     prompt_chunk: int = 32,
     exact: bool = False,
+    mirror: str | None = None,
+    postprocess: str | Sequence[str] | None = None,
     frame: int | None = None,
     dicom: DicomOptions = DEFAULT_DICOM,
     probabilities: bool | Sequence[str] = False,
@@ -266,7 +301,15 @@ def segment(
         chosen = choose_model(prompts)
         model, note = chosen.model, chosen.note
     segmenter = Segmenter(
-        model, processor, overlap=overlap, device=device, precision=precision, prompt_chunk=prompt_chunk, exact=exact
+        model,
+        processor,
+        overlap=overlap,
+        device=device,
+        precision=precision,
+        prompt_chunk=prompt_chunk,
+        exact=exact,
+        mirror=mirror,
+        postprocess=postprocess,
     )
     segmenter.notes += (note,) if note else ()
     return segmenter.segment(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mome.errors import InputError
 from mome.inference.prepared import PreparedPrompts
 from mome.inference.segmenter import Segmenter
 from mome.inspection.recording import SeenRouting, TileRecorder
@@ -63,8 +64,10 @@ def inspect(
         progress: Called with (tiles done, number of tiles), first while segmenting, then while recording.
 
     Raises:
-        InputError: As for `Segmenter.segment`.
+        InputError: As for `Segmenter.segment`, or the segmenter mirrors tiles.
     """
+    if segmenter.mirror:
+        raise InputError("inspection shows one pass of the network, and this Segmenter mirrors", hint="mirror=None")
     prepared = segmenter.prepare(prompts)
     volume = read_volume(scan, frame=frame, dicom=dicom)
     result = segmenter.segment(volume, prepared, progress=progress)
