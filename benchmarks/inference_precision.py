@@ -4,8 +4,9 @@
     python benchmarks/inference_precision.py --out benchmarks/results/inference_precision.json
 
 Every scan is segmented for every structure that the bundled model knows: in float32 with every tile computed
-(`exact`), in bfloat16 with every tile computed (`bf16`), and with the default settings of `Segmenter` (`default`).
-`--modes` names some of them; results of other modes stay in the JSON file. `exact` is computed always.
+(`exact`), in bfloat16 with every tile computed (`bf16`), with the default settings of `Segmenter` (`default`), and with
+these in bfloat16 (`default_bf16`). `--modes` names some of them; results of other modes stay in the JSON file. `exact`
+is computed always.
 
 Two measures are reported per structure: the Dice coefficient of a mode's mask and the exact mask, over the scans where
 one of the two is not empty, and the Dice coefficient of each mode's mask and the manual contour, over the annotated
@@ -60,8 +61,8 @@ def score_case(
 
 
 def defined(value: float) -> float | None:
-    """The value, or None for NaN, which JSON cannot store."""
-    return None if math.isnan(value) else value
+    """The value to five digits, or None for NaN, which JSON cannot store."""
+    return None if math.isnan(value) else round(value, 5)
 
 
 def summary(cases: dict[str, Any], structures: Sequence[str]) -> dict[str, Any]:
