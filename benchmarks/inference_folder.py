@@ -68,7 +68,7 @@ def main() -> None:
     sides = {"now": (CHECKOUT, scans)}
     if args.before:
         sides["before"] = (args.before.resolve(), scans[: args.before_scans or None])
-    report: dict[str, Any] = {
+    header = {
         "commits": {side: commit_of(checkout) for side, (checkout, _) in sides.items()},
         "machine": machine(),
         "rounds": args.rounds,
@@ -84,9 +84,11 @@ def main() -> None:
         )
         return result
 
-    runs = in_turns({side: partial(run, side) for side in sides}, args.rounds)
-    report |= {"sides": {side: medians(entries) for side, entries in runs.items()}, "runs": runs}
-    write_results(args.out, report)
+    def keep(runs: dict[str, list[dict[str, Any]]]) -> None:
+        measured = {side: medians(entries) for side, entries in runs.items()}
+        write_results(args.out, {**header, "sides": measured, "runs": runs})
+
+    in_turns({side: partial(run, side) for side in sides}, args.rounds, keep)
 
 
 if __name__ == "__main__":

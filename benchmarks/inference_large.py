@@ -141,7 +141,14 @@ def main() -> None:
     from inference_scans import long_scan
 
     long_scan(data, work, args.planes)
-    report: dict[str, Any] = {"commit": commit_of(CHECKOUT), "machine": machine(), "rounds": args.rounds}
+    header = {
+        "commit": commit_of(CHECKOUT),
+        "machine": machine(),
+        "rounds": args.rounds,
+        "planes": args.planes,
+        "prompts": PROMPTS,
+        "mode": args.mode,
+    }
     script = [str(Path(__file__).resolve()), "--data", str(data), "--work", str(work), "--planes", str(args.planes)]
     script += ["--mode", args.mode, "--probe"]
 
@@ -155,10 +162,11 @@ def main() -> None:
         )
         return result
 
-    runs = in_turns({case: partial(run, case) for case in args.cases}, args.rounds)
-    report |= {"planes": args.planes, "prompts": PROMPTS, "mode": args.mode}
-    report |= {"cases": {case: medians(entries) for case, entries in runs.items()}, "runs": runs}
-    write_results(args.out, report)
+    def keep(runs: dict[str, list[dict[str, Any]]]) -> None:
+        cases = {case: medians(entries) for case, entries in runs.items()}
+        write_results(args.out, {**header, "cases": cases, "runs": runs})
+
+    in_turns({case: partial(run, case) for case in args.cases}, args.rounds, keep)
 
 
 if __name__ == "__main__":

@@ -179,6 +179,7 @@ def main() -> None:
     parser.add_argument("--konfai", type=Path, help="folder of packages that contains KonfAI")
     parser.add_argument("--windows", type=int, default=1, help="windows that MONAI computes at once")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--peer-rounds", type=int, help="rounds in which KonfAI takes part; default all")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 for torch's choice")
     parser.add_argument("--out", type=Path, help="write the results to this JSON file")
     parser.add_argument("--probe", help=argparse.SUPPRESS)
@@ -194,7 +195,7 @@ def main() -> None:
     work = args.work.resolve()
     torso_at_2_mm(Path(args.data), work)
     sides = args.sides or [*OURS, "monai", *(KONFAI if args.konfai else [])]
-    report: dict[str, Any] = {"commit": commit_of(CHECKOUT), "machine": machine(), "rounds": args.rounds}
+    header = {"commit": commit_of(CHECKOUT), "machine": machine(), "rounds": args.rounds, "windows": args.windows}
     script = [str(Path(__file__).resolve()), "--work", str(work), "--windows", str(args.windows), "--probe"]
 
     def run(side: str) -> dict[str, Any]:
@@ -203,10 +204,12 @@ def main() -> None:
         print(f"{side:<16}{result['seconds']:>8.2f} s, {result['memory_mib']:.0f} MiB", flush=True)
         return result
 
-    runs = in_turns({side: partial(run, side) for side in sides}, args.rounds)
-    report |= {"windows": args.windows, "sides": compare(runs, work), "runs": runs}
-    show(report["sides"])
-    write_results(args.out, report)
+    def keep(runs: dict[str, list[dict[str, Any]]]) -> None:
+        write_results(args.out, {**header, "sides": compare(runs, work), "runs": runs})
+
+    peer_rounds = args.rounds if args.peer_rounds is None else args.peer_rounds
+    rounds = {side: peer_rounds if side in KONFAI else args.rounds for side in sides}
+    show(compare(in_turns({side: partial(run, side) for side in sides}, rounds, keep), work))
 
 
 if __name__ == "__main__":

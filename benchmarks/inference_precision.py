@@ -30,6 +30,7 @@ from segmenter_modes import MODEL, MODES
 
 from mome.data.case_folder import Case, CaseFolder
 from mome.inference import Segmenter
+from mome.labels import load_dataset
 from mome.metrics import dice
 from mome.volumes import read_label_map, read_volume
 
@@ -101,11 +102,12 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     folder = CaseFolder(Path(args.data) / "openkbp" / "val", "openkbp")
     segmenters = {mode: Segmenter(MODEL, **MODES[mode]) for mode in ("exact", *args.modes)}
-    structures = list(folder.ids)
+    ids = load_dataset("openkbp").name_to_id
+    structures = list(ids)
     earlier = json.loads(args.out.read_text()) if args.out and args.out.exists() else {"cases": {}, "precision": {}}
     cases: dict[str, Any] = earlier["cases"]
     for case in list(folder)[: args.scans or None]:
-        scores = score_case(segmenters, case, structures, folder.ids)
+        scores = score_case(segmenters, case, structures, ids)
         for name, entry in cases.get(case.name, {}).items():
             for key in ("exact", "manual"):
                 scores[name][key] = {**entry[key], **scores[name][key]}

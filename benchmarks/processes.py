@@ -12,11 +12,9 @@ import platform
 import statistics
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
-
-Side = TypeVar("Side")
+from typing import Any
 
 
 def run_python(
@@ -57,21 +55,31 @@ def packages_of(checkout: Path) -> list[Path]:
     return [checkout, checkout / "kernels" / "torch-ext"]
 
 
-def alternating(sides: Mapping[str, Side], rounds: int) -> Iterator[tuple[str, Side]]:
-    """Yields every side once per round, in every second round from the last to the first.
+def in_turns(
+    sides: Mapping[str, Callable[[], dict[str, Any]]],
+    rounds: int | Mapping[str, int],
+    after_each: Callable[[dict[str, list[dict[str, Any]]]], None] | None = None,
+) -> dict[str, list[dict[str, Any]]]:
+    """Runs every side once per round, in every second round from the last to the first.
 
     A machine that becomes busy or warm in between then slows all sides alike.
+
+    Args:
+        sides: Name → what runs the side.
+        rounds: The number of rounds; a side with a smaller number of its own takes part in the first of them.
+        after_each: Called after each run with the results of all sides that have some, for a run that may be cut off.
+
+    Returns:
+        The results of each side in the order of the rounds.
     """
-    order = list(sides.items())
-    for turn in range(rounds):
-        yield from order if turn % 2 == 0 else reversed(order)
-
-
-def in_turns(sides: Mapping[str, Callable[[], dict[str, Any]]], rounds: int) -> dict[str, list[dict[str, Any]]]:
-    """Runs every side once per round, alternating; returns the results of each side in the order of the rounds."""
+    counts = {name: rounds if isinstance(rounds, int) else rounds[name] for name in sides}
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
-    for name, run in alternating(sides, rounds):
-        results[name].append(run())
+    for turn in range(max(counts.values())):
+        order = [name for name in sides if turn < counts[name]]
+        for name in order if turn % 2 == 0 else reversed(order):
+            results[name].append(sides[name]())
+            if after_each is not None:
+                after_each({side: entries for side, entries in results.items() if entries})
     return results
 
 
@@ -82,8 +90,8 @@ def medians(runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> dict[str, float]:
-    """The median, the lowest and the highest ratio of the runs of two sides, paired by round."""
-    values = [above / below for above, below in zip(numerators, denominators, strict=True)]
+    """The median, the lowest and the highest ratio of two sides over the rounds in which both ran."""
+    values = [above / below for above, below in zip(numerators, denominators, strict=False)]
     return {"median": statistics.median(values), "lowest": min(values), "highest": max(values)}
 
 

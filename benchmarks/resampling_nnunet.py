@@ -26,13 +26,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from processes import commit_of, machine, medians, packages_of, probe, write_results
+from processes import commit_of, in_turns, machine, medians, packages_of, probe, write_results
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 
@@ -164,7 +164,7 @@ def main() -> None:
         parser.error("--nnunet must name the folder of packages that contains nnunetv2")
     from inference_peers import agreement
 
-    report: dict[str, Any] = {"commit": commit_of(CHECKOUT), "machine": machine()}
+    header = {"commit": commit_of(CHECKOUT), "machine": machine(), "planes": args.planes, "prompts": args.prompts}
     script = [str(Path(__file__).resolve()), "--data", str(data), "--work", str(work)]
     script += ["--planes", str(args.planes), "--prompts", str(args.prompts), "--probe"]
 
@@ -175,18 +175,18 @@ def main() -> None:
             print(f"{side:<7} {result['seconds']:.2f} s, {result['memory_mib']:.0f} MiB", flush=True)
         return result
 
+    def keep(runs: dict[str, list[dict[str, Any]]]) -> None:
+        if len(runs) < 2:
+            return
+        sides = {side: medians(entries) for side, entries in runs.items()}
+        ratio = sides["mome"]["seconds"] / sides["nnunet"]["seconds"]
+        dice = agreement(work / "mome_resampled.npz", work / "nnunet_resampled.npz")
+        print(f"{ratio:.3f} times the time of nnU-Net; lowest Dice {dice['lowest']:.4f} ({dice['lowest_of']})")
+        write_results(args.out, {**header, "sides": sides, "ratio": ratio, "dice": dice, "runs": runs})
+
     run("inputs")
-    runs: dict[str, list[dict[str, Any]]] = {"mome": [], "nnunet": []}
-    for turn in range(max(args.rounds, args.peer_rounds)):
-        for side, count in (("mome", args.rounds), ("nnunet", args.peer_rounds)):
-            if turn < count:
-                runs[side].append(run(side))
-    sides = {side: medians(entries) for side, entries in runs.items()}
-    ratio = statistics.median(run["seconds"] for run in runs["mome"]) / sides["nnunet"]["seconds"]
-    agreed = agreement(work / "mome_resampled.npz", work / "nnunet_resampled.npz")
-    report |= {"planes": args.planes, "prompts": args.prompts, "sides": sides, "ratio": ratio, "dice": agreed}
-    print(f"{ratio:.3f} times the time of nnU-Net; lowest Dice {agreed['lowest']:.4f} ({agreed['lowest_of']})")
-    write_results(args.out, {**report, "runs": runs})
+    rounds = {"mome": args.rounds, "nnunet": args.peer_rounds}
+    in_turns({side: partial(run, side) for side in rounds}, rounds, keep)
 
 
 if __name__ == "__main__":
