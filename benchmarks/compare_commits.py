@@ -22,18 +22,19 @@ import argparse
 import gzip
 import hashlib
 import json
-import os
 import platform
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from processes import commit_of, in_turns, medians, packages_of, probe, run_python, write_results
 
 CHECKPOINT = "mome-ct-tiny"
 TIMED = ("encode", "decode", "train_step")
@@ -64,25 +65,12 @@ class Side:
         Raises:
             SystemExit: The process failed; its last error lines are printed.
         """
-        paths = [str(self.checkout), str(self.checkout / "kernels" / "torch-ext")]
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(paths),
-            "OMP_NUM_THREADS": str(threads),
-            "HF_HUB_OFFLINE": "1",
-        }
-        done = subprocess.run(
-            [self.python, *arguments], capture_output=True, text=True, check=False, cwd=folder, env=environment
-        )
-        if done.returncode:
-            raise SystemExit(f"{self.checkout}: {' '.join(arguments)} failed\n{done.stderr[-2000:]}")
-        return done.stdout
+        return run_python(self.python, arguments, packages=packages_of(self.checkout), threads=threads, folder=folder)
 
     def probe(self, name: str, threads: int) -> dict[str, Any]:
         """Runs one probe of this script in a fresh process."""
-        with tempfile.TemporaryDirectory() as folder:
-            printed = self.run([str(Path(__file__).resolve()), "--probe", name], threads, folder)
-        return json.loads(printed.splitlines()[-1])
+        arguments = [str(Path(__file__).resolve()), "--probe", name]
+        return probe(self.python, arguments, packages=packages_of(self.checkout), threads=threads)
 
     def describe(self) -> dict[str, str]:
         """The commit of the checkout.
@@ -93,10 +81,7 @@ class Side:
         imported = self.run(["-c", "import mome; print(mome.__file__)"], 1, tempfile.gettempdir()).strip()
         if not Path(imported).is_relative_to(self.checkout):
             raise SystemExit(f"{self.python} imports {imported}, not the package in {self.checkout}")
-        git = ["git", "-C", str(self.checkout)]
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
-        return {"commit": commit + (" with uncommitted changes" if changes.strip() else "")}
+        return {"commit": commit_of(self.checkout)}
 
 
 # -- probes: run in a fresh process of either checkout, so they use only what both have ------------------------------
@@ -233,11 +218,8 @@ def compare_timing(before: Side, after: Side, pairs: int, threads: int) -> dict[
     report = {}
     print(f"{'':<12}{'before ms':>11}{'after ms':>11}{'ratio':>8}{'before MiB':>12}{'after MiB':>11}{'ratio':>8}")
     for name in TIMED:
-        results: dict[str, list[dict[str, Any]]] = {"before": [], "after": []}
-        for pair in range(pairs):
-            order = [("before", before), ("after", after)]
-            for label, side in order if pair % 2 == 0 else reversed(order):
-                results[label].append(side.probe(name, threads))
+        calls = {"before": partial(before.probe, name, threads), "after": partial(after.probe, name, threads)}
+        results = in_turns(calls, pairs)
         row: dict[str, Any] = {"pairs": results}
         line = f"{name:<12}"
         for unit, width in (("ms", 11), ("mib", 12)):
@@ -253,15 +235,10 @@ def compare_timing(before: Side, after: Side, pairs: int, threads: int) -> dict[
 
 def compare_shares(before: Side, after: Side, pairs: int, threads: int) -> dict[str, Any]:
     """How much longer `encode` takes than its encoder alone, on both sides; the ratios are medians over the pairs."""
-    results: dict[str, list[dict[str, Any]]] = {"before": [], "after": []}
-    for pair in range(pairs):
-        order = [("before", before), ("after", after)]
-        for label, side in order if pair % 2 == 0 else reversed(order):
-            results[label].append(side.probe("share", threads))
-    report = {}
-    for label, entries in results.items():
-        report[label] = {key: statistics.median(entry[key] for entry in entries) for key in entries[0]}
-        row = report[label]
+    calls = {"before": partial(before.probe, "share", threads), "after": partial(after.probe, "share", threads)}
+    results = in_turns(calls, pairs)
+    report: dict[str, Any] = {label: medians(entries) for label, entries in results.items()}
+    for label, row in report.items():
         print(
             f"{label:<8}encode {row['encode_ms']:.1f} ms, encoder {row['encoder_ms']:.1f} ms, ratio {row['ratio']:.3f}"
         )
@@ -301,9 +278,7 @@ def main() -> int:
         report["equality"] = check_equality(before, after)
     if args.pairs and not args.share:
         report["timing"] = compare_timing(before, after, args.pairs, args.threads)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(report, indent=1) + "\n")
+    write_results(args.out, report)
     return 0 if all(check["equal"] for check in report.get("equality", {}).values()) else 1
 
 

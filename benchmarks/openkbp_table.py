@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from inference_table import inference_section
+
 HERE = Path(__file__).parent
 NETWORKS = {"mome-ct-tiny": "openkbp_val_mome_ct_tiny.json", "SegResNet": "openkbp_val_segresnet.json"}
 
@@ -47,6 +49,9 @@ done
 
 ## The redesign beside the code before it
 {redesign}
+
+## Inference on whole scans
+{inference}
 
 ## GPUs
 Not yet measured.
@@ -112,6 +117,7 @@ def main() -> None:
     text = TEXT.format(
         zoo=zoo.replace("TABLE", zoo_table(arms)),
         table=table,
+        inference=inference_section(),
         training=training,
         tolerance=first["tolerance_mm"],
         long_tests=long_tests,

@@ -1,0 +1,188 @@
+"""The section of benchmarks/RESULTS.md on inference, made from the files in benchmarks/results."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+NOT_MEASURED = "Not yet measured.\n"
+SIDES = {
+    "exact": "`Segmenter`, exact, float32",
+    "default": "`Segmenter`, default",
+    "default_bf16": "`Segmenter`, default, bfloat16",
+    "monai": "MONAI `sliding_window_inference`",
+    "konfai": "KonfAI 1.8.7",
+    "konfai_streamed": "KonfAI 1.8.7, memory budget 1 GiB",
+}
+CASES = {
+    "bundled": "logits of the bundled model",
+    "real": "89 real structures, 11 of them twice",
+    "worst": "the whole body, 100 times",
+}
+MODES = {"bf16": "bfloat16", "default": "default", "default_bf16": "default, bfloat16"}
+
+COMMANDS = """```
+export MOME_TEST_DATA=…      # the folder that contains openkbp/ and torso/
+pip install --target ../konfai --no-deps konfai==1.8.7 ruamel.yaml
+pip install --target ../nnunet nnunetv2==2.8.1
+git worktree add ../before 8efeb63
+python benchmarks/inference_peers.py --konfai ../konfai --work ../scans --out benchmarks/results/inference_peers.json
+python benchmarks/inference_large.py --work ../scans --out benchmarks/results/inference_large.json
+python benchmarks/inference_folder.py --before ../before --out benchmarks/results/inference_folder.json
+python benchmarks/resampling_nnunet.py --nnunet ../nnunet --work ../scans \\
+  --out benchmarks/results/resampling_nnunet.json
+python benchmarks/inference_precision.py --out benchmarks/results/inference_precision.json
+python benchmarks/openkbp_table.py
+```"""
+
+
+def inference_section() -> str:
+    """The section's text, without its heading."""
+    parts = [
+        ("Beside MONAI and KonfAI", "inference_peers.json", peers),
+        ("512 × 512 × 600 voxels, 100 prompts", "inference_large.json", large),
+        ("A folder of 33 scans", "inference_folder.json", folder),
+        ("To the network grid and back, beside nnU-Net", "resampling_nnunet.json", resampling),
+        ("Masks of bfloat16 and of the default settings", "inference_precision.json", precision),
+    ]
+    text = ""
+    for heading, file, describe in parts:
+        path = RESULTS / file
+        text += f"### {heading}\n"
+        text += describe(json.loads(path.read_text())) if path.exists() else NOT_MEASURED
+        text += "\n"
+    return text + COMMANDS
+
+
+def peers(report: dict[str, Any]) -> str:
+    """`inference_peers.py` as a table."""
+    rows = [["", "s", "outside the network, s", "memory, MiB", "time", "outside", "memory", "lowest Dice", "mean Dice"]]
+    for side, name in SIDES.items():
+        row = report["sides"].get(side)
+        if row is None:
+            continue
+        ratios, dice = row.get("ratio_to_monai", {}), row.get("dice_with_exact", {})
+        rows.append(
+            [
+                name + (f" ({row['precision']})" if side == "default" else ""),
+                f"{row['seconds']:.2f}",
+                f"{row['outside_seconds']:.2f}",
+                f"{row['memory_mib']:.0f}",
+                *(span(ratios.get(key)) for key in ("seconds", "outside_seconds", "memory_mib")),
+                *(f"{dice[key]:.4f}" if key in dice else "–" for key in ("lowest", "mean")),
+            ]
+        )
+    prompts = report["sides"].get("default", {}).get("dice_with_exact", {}).get("not_empty", 0)
+    text = f"""`ts_example_ct` at 2 mm (183 × 152 × 168 voxels), 32 prompts; the same network, windows of 64³, overlap
+of one half and Gaussian weights on every side; one process per run, {report["rounds"]} rounds in turn, medians
+({where(report)}). Ratios are to MONAI in the same round, with the lowest and the highest. Memory is above that of the
+process with the loaded model. Dice is with the exact masks, over the prompts whose masks are not empty ({prompts} for
+the default settings). KonfAI's time includes reading and writing an uncompressed file; it resamples without smoothing
+and pads the last tiles, so its masks differ."""
+    return paragraph(text) + table(rows)
+
+
+def large(report: dict[str, Any]) -> str:
+    """`inference_large.py` as a table."""
+    rows = [
+        ["masks", "peak, GiB", "s", "network, s", "share", "writing, s", "not empty", "voxels, million", "files, MiB"]
+    ]
+    for case, name in CASES.items():
+        row = report["cases"].get(case)
+        if row is None:
+            continue
+        rows.append(
+            [
+                name,
+                f"{row['peak_mib'] / 1024:.2f}",
+                f"{row['seconds']:.0f}",
+                f"{row['network_seconds']:.0f}",
+                f"{row['network_share']:.0%}",
+                f"{row['write_seconds']:.1f}",
+                f"{row['not_empty']:.0f}",
+                f"{row['positive_voxels'] / 1e6:.0f}",
+                f"{row['mask_mib']:.0f}",
+            ]
+        )
+    used = next(iter(report["runs"].values()))[0]["precision"]
+    text = f"""LIDC-IDRI-0001, continued by its mirror image; {report["mode"]} settings ({used} in the network), runs
+of each case: {report["rounds"]} ({where(report)}). The bundled model knows seven structures of the neck; in the other
+two cases its logits are replaced by signed distances after it has run. Seconds are from the file of the scan to the
+files of the masks. Peak memory is that of the whole process. The code before inference was redesigned (commit
+8efeb63) needed 13.4 GB and 725 s for the first case."""
+    return paragraph(text) + table(rows)
+
+
+def folder(report: dict[str, Any]) -> str:
+    """`inference_folder.py` as a sentence."""
+    now, before = report["sides"]["now"], report["sides"].get("before")
+    text = f"""`mome segment` on the OpenKBP validation scans with seven prompts, masks written, runs:
+{report["rounds"]}, medians ({where(report)}): {now["seconds_per_scan"]:.2f} s a scan with the start of the program
+({now["scans"]:.0f} scans), {now["reported_seconds_per_scan"]:.2f} s without it."""
+    if before:
+        text += f""" Before inference was redesigned (commit {report["commits"]["before"][:7]}, {before["scans"]:.0f} of
+the scans, in turn): {before["seconds_per_scan"]:.2f} s and {before["reported_seconds_per_scan"]:.2f} s."""
+    return paragraph(text).rstrip() + "\n"
+
+
+def resampling(report: dict[str, Any]) -> str:
+    """`resampling_nnunet.py` as sentences."""
+    ours, theirs, dice = report["sides"]["mome"], report["sides"]["nnunet"], report["dice"]
+    text = f"""512 × 512 × {report["planes"]} voxels to about 92 × 92 × 120, and the logits of {report["prompts"]} real
+structures back, thresholded at 0 ({len(report["runs"]["mome"])} runs of ours and {len(report["runs"]["nnunet"])} of
+nnU-Net, medians, {where(report)}). nnU-Net's default resampling (order 3 there, order 1 back) takes
+{theirs["seconds"]:.0f} s and {theirs["memory_mib"] / 1024:.1f} GiB, `Segmenter` {ours["seconds"]:.1f} s and
+{ours["memory_mib"] / 1024:.2f} GiB: {report["ratio"]:.3f} times the time. The lowest Dice of the masks of both is
+{dice["lowest"]:.4f}."""
+    return paragraph(text).rstrip() + "\n"
+
+
+def precision(report: dict[str, Any]) -> str:
+    """`inference_precision.py` as a table."""
+    modes = [mode for mode in MODES if any(mode in row for row in report["summary"].values())]
+    rows = [["structure", "masks"]]
+    rows[0] += [f"{MODES[mode]}: {what}" for mode in modes for what in ("lowest", "mean")]
+    rows[0] += [f"manual: {name}" for name in ("float32", *(MODES[mode] for mode in modes))]
+    for structure, row in report["summary"].items():
+        cells = [structure.replace("_", " "), str(row[modes[0]]["not_empty"])]
+        for mode in modes:
+            cells += [f"{row[mode]['lowest']:.4f}", f"{row[mode]['mean']:.4f}"]
+        cells += [f"{row[mode]['manual']:.4f}" for mode in ("exact", *modes)]
+        rows.append([f"**{cell}**" for cell in cells] if structure == "all" else cells)
+    used = report["precision"].get("default")
+    note = f" The default settings computed in {used}." if used else ""
+    text = f"""`mome-ct-tiny` on the {len(report["cases"])} OpenKBP validation scans. Lowest and mean are the Dice with
+the masks of float32 and all tiles, over the scans where one of the two is not empty; `manual` is the mean Dice with the
+contours, over the annotated scans.{note}"""
+    return paragraph(text) + table(rows)
+
+
+def where(report: dict[str, Any]) -> str:
+    """The machine and the commit."""
+    commit = report.get("commit") or report["commits"]["now"]
+    machine = report["machine"]
+    return f"{machine['processor']}, {machine['cores']} cores, commit {commit[:7]}"
+
+
+def paragraph(text: str) -> str:
+    """A text in lines of at most 120 characters, and an empty line."""
+    return textwrap.fill(" ".join(text.split()), 120, break_long_words=False, break_on_hyphens=False) + "\n\n"
+
+
+def span(ratio: dict[str, float] | None) -> str:
+    """A ratio with its lowest and highest value."""
+    return "–" if ratio is None else f"{ratio['median']:.2f} ({ratio['lowest']:.2f}–{ratio['highest']:.2f})"
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as a Markdown table; the first is the head."""
+    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "\n".join("| " + " | ".join(row) + " |" for row in lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(inference_section())
