@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import importlib.util
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mome import MoME, MoMEConfig
+from mome.encoders.monai_networks import NETWORKS
 from mome.errors import InputError
 from mome.registry import ENCODERS
 
@@ -314,6 +316,9 @@ REFUSED = {
     "monai(network='HighResNet')": "networks: AttentionUnet, BasicUNet, DynUNet, UNet, UNETR, VNet",
     "monai(network='SegResNet')": "has a part of its own",
     "monai(network='UNETR')": "missing a required argument: 'img_size'",
+    "monai(network='DynUNet')": "arguments={'kernel_size': [3, 3, 3], 'strides': [1, 2, 2]",
+    "monai(network='UNet')": "arguments={'channels': [16, 32, 64], 'strides': [2, 2]}",
+    "monai(network='AttentionUnet')": "arguments={'channels': [16, 32, 64], 'strides': [2, 2]}",
     "monai(network='UNETR', arguments={'img_size': [33, 32, 32]})": "three multiples of 16",
     "monai(network='UNet', arguments={'channels': [4, 8], 'stride': [2]})": "did you mean 'strides'",
     "monai(network='UNet', arguments={'channels': [4, 8, 8], 'strides': [2, 2, 2]})": "strides one less",
@@ -328,6 +333,12 @@ def test_impossible_arguments_are_refused_when_built(spec: str) -> None:
         ENCODERS.build(spec)
     assert REFUSED[spec] in str(caught.value)
     assert len(str(caught.value).split("\n")) <= 3
+
+
+@pytest.mark.parametrize("name", [name for name, network in NETWORKS.items() if network.example])
+def test_the_example_of_a_missing_argument_builds(name: str) -> None:
+    with torch.device("meta"):
+        ENCODERS.build({"name": "monai", "network": name, "arguments": ast.literal_eval(NETWORKS[name].example or "")})
 
 
 def test_a_patch_larger_than_the_network_was_built_for_is_refused() -> None:

@@ -65,6 +65,13 @@ def test_top_tokens_takes_the_earlier_of_equal_scores() -> None:
         assert got.tolist() == sorted(sorted(range(50), key=lambda i: (-row[i].item(), i))[:20])
 
 
+def test_top_tokens_takes_nan_last() -> None:
+    nan, inf = float("nan"), float("inf")
+    scores = torch.tensor([[nan, 1.0, nan, 3.0, -inf], [nan, nan, nan, nan, nan], [nan, inf, inf, -1.0, 0.0]])
+    assert top_tokens(scores, 2).tolist() == [[1, 3], [0, 1], [1, 2]]
+    assert top_tokens(scores, 3).tolist() == [[0, 1, 3], [0, 1, 2], [1, 2, 4]]
+
+
 @pytest.mark.parametrize("window", [0, 2])
 @pytest.mark.parametrize("capacity", [0.01, 1.0, 1.3, 3.0])
 def test_expert_choice_is_what_the_paper_says(capacity: float, window: int) -> None:

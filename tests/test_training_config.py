@@ -62,6 +62,30 @@ def test_bad_overrides(tmp_path: Path, override: str, words: str) -> None:
     assert len(str(caught.value).splitlines()) <= 3
 
 
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("exprts=mlp", "no argument 'exprts', did you mean 'experts'"),
+        ("expert.n=2", "no argument 'expert', did you mean 'experts'"),
+        ("learning_rate=0.1", "no argument 'learning_rate', did you mean 'train.learning_rate'"),
+        ("learning_rat=0.1", "no argument 'learning_rat', did you mean 'train.learning_rate'"),
+        ("train.stepz=1", "no argument 'train.stepz', did you mean 'steps'"),
+        ("train.batch_size=0", "train.batch_size is at least 1"),
+    ],
+)
+def test_a_wrong_override_is_named(tmp_path: Path, override: str, words: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("labels: [liver]\n")
+    for overrides in ([override], ["train.seed=3", override, "dim=8"]):
+        with pytest.raises(InputError, match=words) as caught:
+            load_run_config(path, overrides)
+        assert caught.value.where == f"the override '{override}'"
+    path.write_text("labels: [liver]\ntrain: {stepz: 1}\n")  # what the file itself holds is looked for there
+    with pytest.raises(InputError, match="no argument 'train.stepz'") as caught:
+        load_run_config(path, ["train.seed=3"])
+    assert caught.value.where == str(path)
+
+
 def test_bad_configuration_files(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such training configuration"):
         load_run_config(tmp_path / "none.yaml", [])

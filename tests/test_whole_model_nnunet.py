@@ -113,6 +113,25 @@ def test_weights_are_read_without_running_code(tmp_path: Path, capsys: pytest.Ca
     assert "must not run" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"init_args": None},
+        {"init_args": 3},
+        {"init_args": ["configuration"]},
+        {"init_args": {"configuration": ["3d_fullres"]}},
+        {"init_args": {"configuration": {}}},
+        {"network_weights": None},
+        {"network_weights": [torch.ones(2)]},
+    ],
+)
+def test_damaged_checkpoints_are_the_users_to_mend(tmp_path: Path, changes: dict[str, Any]) -> None:
+    good = {"network_weights": {"w": torch.ones(2)}, "init_args": {"configuration": "3d_fullres"}}
+    torch.save({**good, **changes}, tmp_path / "checkpoint.pth")
+    with pytest.raises(InputError, match="network_weights or init_args|name no configuration"):
+        nnunet._weights(tmp_path / "checkpoint.pth")
+
+
 @pytest.mark.skipif(HAS_NNUNET, reason="nnunetv2 is installed")
 def test_a_package_that_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="an nnU-Net folder needs nnunetv2, which is not installed"):

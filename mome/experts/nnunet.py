@@ -331,10 +331,10 @@ def _weights(file: Path) -> dict[str, Any]:
             where=str(file),
             hint="where you trust it, save network_weights, init_args and trainer_name of it anew with torch.save",
         ) from error
-    if (
-        not isinstance(saved, dict)
-        or "network_weights" not in saved
-        or "configuration" not in saved.get("init_args", {})
-    ):
+    contents = saved if isinstance(saved, dict) else {}
+    weights, arguments = contents.get("network_weights"), contents.get("init_args")
+    if not isinstance(weights, dict) or not isinstance(arguments, dict) or "configuration" not in arguments:
         raise InputError("the checkpoint lacks network_weights or init_args of nnU-Net", where=str(file))
-    return saved
+    if not isinstance(arguments["configuration"], str):
+        raise InputError("init_args of the checkpoint name no configuration of nnU-Net", where=str(file))
+    return contents

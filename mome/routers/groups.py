@@ -73,12 +73,13 @@ def top_tokens(scores_GXM: Tensor, count: int) -> Tensor:
     the first of those that equal it are kept. All shapes are known beforehand, so this compiles and exports.
 
     Args:
-        scores_GXM: Scores of M tokens in any number of rows; finite.
+        scores_GXM: Scores of M tokens in any number of rows. NaN stands below all others.
         count: From 1 to M.
 
     Returns:
         int64, (G, X, count).
     """
+    scores_GXM = torch.where(scores_GXM.isnan(), -torch.inf, scores_GXM)
     threshold = scores_GXM.topk(count, dim=-1).values[..., -1:]
     above, equal = scores_GXM > threshold, scores_GXM == threshold
     wanted = count - above.sum(-1, keepdim=True)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-from mome.errors import InputError
+from mome.errors import InputError, did_you_mean
 from mome.registry import PARTS
 from mome.spec import parse
 from mome.text_file import read_text
@@ -38,12 +41,47 @@ def load_run_config(path: str | Path, overrides: list[str]) -> RunConfig:
     data = {} if data is None else data
     if not isinstance(data, dict):
         raise InputError("a training configuration is a mapping of keys to values", where=str(path))
+    try:
+        return _run_config(data, overrides)
+    except InputError as error:
+        where = error.where or _wrong_override(data, overrides, error) or str(path)
+        raise InputError(error.what, where=where, hint=error.hint) from error
+
+
+def _run_config(data: dict[str, Any], overrides: Sequence[str]) -> RunConfig:
+    """Returns the settings of a file's contents, which stay as they are, with overrides."""
+    data = copy.deepcopy(data)
     for override in overrides:
         _apply_override(data, override)
-    try:
-        return from_data(RunConfig, data, owner="the configuration")
-    except InputError as error:
-        raise InputError(error.what, where=error.where or str(path), hint=error.hint) from error
+    return from_data(RunConfig, data, owner="the configuration")
+
+
+def _wrong_override(data: dict[str, Any], overrides: Sequence[str], error: InputError) -> str | None:
+    """Returns the override without which an error would not be there; None where the file itself is wrong."""
+    for i, override in enumerate(overrides):
+        try:
+            _run_config(data, [*overrides[:i], *overrides[i + 1 :]])
+        except InputError as other:
+            if other.what == error.what:
+                continue
+        return f"the override {override!r:.80}"
+    return None
+
+
+def _check_section(name: str, where: str) -> None:
+    """Checks the first key of an override.
+
+    Raises:
+        InputError: A configuration has no such key.
+    """
+    sections = get_type_hints(RunConfig)
+    known = [*(field.name for field in fields(RunConfig)), *MODEL_KEYS]
+    if name in known:
+        return
+    inner = {field.name: f"{key}.{field.name}" for key, kind in sections.items() if is_dataclass(kind)
+             for field in fields(kind)}  # fmt: skip
+    close = f", did you mean '{inner[name]}'?" if name in inner else did_you_mean(name[:60], [*known, *inner.values()])
+    raise InputError(f"the configuration has no argument {name!r:.60}{close}", where=where, hint=", ".join(known))
 
 
 def _apply_override(data: dict[str, Any], override: str) -> None:
@@ -58,6 +96,7 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
     keys = dotted.strip().split(".")
     if len(keys) > _MOST_KEYS:
         raise InputError(f"an override has at most {_MOST_KEYS} keys, got {len(keys)}", where=override[:80])
+    _check_section(keys[0], f"the override {override!r:.80}")
     if keys[0] in MODEL_KEYS:
         keys = ["model", *keys]
     try:
