@@ -1,4 +1,4 @@
-"""`mome data check|list`: what is wrong with a folder of training cases, and which data sets are known."""
+"""`mome data check|prepare|list`: folders of training cases, their training configurations, and known data sets."""
 
 from __future__ import annotations
 
@@ -7,20 +7,27 @@ import dataclasses
 import json
 import sys
 
-from mome.cli.parser import given_path
+from mome.cli.parser import byte_count, given_path, output_folder
 from mome.errors import InputError, did_you_mean
 from mome.printable import printable
 
-_ACTIONS = ("check", "list")
+_ACTIONS = ("check", "prepare", "list")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the command."""
-    parser.add_argument("action", help="check (read every case) or list (the data sets that are known)")
+    parser.add_argument("action", help="check (read every case), prepare (a training), or list (known data sets)")
     parser.add_argument("folder", nargs="?", type=given_path, help="folder of cases, or the file of a manifest")
     parser.add_argument("--layout", help="how it is laid out: cases, nnunet, masks, bids, openkbp or manifest")
     parser.add_argument("--dataset", help="the data set whose numbers its label maps use, as in lits")
     parser.add_argument("--against", type=given_path, help="another folder that must share no patient and no scan")
+    parser.add_argument("-o", "--out", type=output_folder, help="prepare: the folder for run.yaml and the caches")
+    parser.add_argument("-p", "--prompt", action="append", default=[], help="prepare: train this structure only")
+    parser.add_argument("--preset", default="mome_ct_tiny", help="prepare: the model")
+    parser.add_argument("--memory", default="8GB", help="prepare: memory of the device that will train")
+    parser.add_argument("--held-out", type=float, default=0.2, help="prepare: share of patients for validation")
+    parser.add_argument("--skip-broken", action="store_true", help="prepare: leave out cases that cannot be used")
+    parser.add_argument("--workers", type=int, default=1, help="prepare: scans that are read at once")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -32,16 +39,17 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "list":
         return _list(as_json=args.json)
     if args.folder is None:
-        raise InputError("no folder was given", hint="mome data check FOLDER --layout nnunet --dataset lits")
+        raise InputError("no folder was given", hint=f"mome data {args.action} FOLDER --layout nnunet --dataset lits")
+    if args.action == "prepare":
+        return _prepare(args)
     from rich.console import Console
     from rich.progress import track
 
     from mome.cli.quiet import quiet_readers
     from mome.data.check import check_cases
     from mome.data.layouts import open_cases
-    from mome.labels import load_dataset
 
-    layout = args.layout or (load_dataset(args.dataset).layout if args.dataset else "cases")
+    layout = _layout(args)
     cases = open_cases(args.folder, layout, args.dataset)
     others = {} if args.against is None else {str(args.against): open_cases(args.against, layout, args.dataset)}
     quiet_readers()
@@ -67,6 +75,57 @@ def run(args: argparse.Namespace) -> int:
         doubted = {finding.case for finding in found} - failed
         print(f"{len(cases)} cases: {len(failed)} cannot be used, {len(doubted)} with doubts", file=sys.stderr)
     return 2 if failed else 0
+
+
+def _layout(args: argparse.Namespace) -> str:
+    """Returns the layout: the one that was given, else that of the data set."""
+    from mome.labels import load_dataset
+
+    return args.layout or (load_dataset(args.dataset).layout if args.dataset else "cases")
+
+
+def _prepare(args: argparse.Namespace) -> int:
+    """Plans a training and fills its caches."""
+    if args.out is None:
+        raise InputError("no folder for the results was given", hint="-o prepared")
+    if args.workers < 1 or not 0 <= args.held_out < 1:
+        raise InputError(f"--workers is at least 1 and --held-out from 0 to 1, got {args.workers} and {args.held_out}")
+    memory = byte_count(args.memory, "--memory")
+    from rich.console import Console
+    from rich.progress import track
+
+    from mome.cli.quiet import quiet_libraries, quiet_readers
+    from mome.labels import load_table
+    from mome.training.prepare import prepare
+
+    quiet_libraries()
+    quiet_readers()
+    labels = tuple(name for text in args.prompt for name in load_table().resolve(text).names or (text,))
+    error = Console(stderr=True)
+    plan, path = prepare(
+        args.folder,
+        args.out,
+        layout=_layout(args),
+        dataset=args.dataset,
+        labels=labels,
+        preset=args.preset,
+        memory_bytes=memory,
+        held_out=args.held_out,
+        skip_broken=args.skip_broken,
+        workers=args.workers,
+        progress=lambda items: track(
+            items, "reading", console=error, transient=True, disable=args.json or not error.is_terminal
+        ),
+    )
+    if args.json:
+        print(json.dumps({"configuration": str(path), **dataclasses.asdict(plan)}, indent=1))
+        return 0
+    sides = " × ".join(f"{side:g}" for side in plan.spacing)
+    patch = " × ".join(map(str, plan.patch_size))
+    print(f"voxels of {sides} mm, window {plan.hu_window[0]:g} to {plan.hu_window[1]:g} HU")
+    print(f"{plan.batch_size} patches of {patch} voxels a step, {plan.step_bytes / 1e9:.1f} GB expected")
+    print(printable(f"wrote {path}; next: mome train --config {path}"))
+    return 0
 
 
 def _list(*, as_json: bool) -> int:

@@ -16,7 +16,7 @@ from mome.errors import InputError, did_you_mean
 COMMANDS = {
     "demo": "segment a synthetic or given CT with the bundled model, and show it",
     "segment": "segment scans by text prompts",
-    "data": "check folders of training cases, list known data sets",
+    "data": "check folders of training cases, prepare a training, list data sets",
     "train": "train a model from a YAML configuration",
     "evaluate": "compare masks with a reference",
     "serve": "segment uploaded scans over HTTP, with a page to look at the masks",

@@ -24,6 +24,8 @@ class SourceConfig:
         layout: How the folder of a `cases` source is laid out, a name of `mome.data.layouts`, as in `nnunet`.
         dataset: The data set of a `cases` source, whose label numbers its label maps use, as in `openkbp`. It may be
             left out where the folder itself names them.
+        part: `all`, `train` or `val`: the part of a `cases` source that is used.
+        held_out: Share of the patients of a `cases` source that are its part `val`, chosen by the hash of their names.
         weight: How often this source is drawn, relative to the other sources.
         label_map: The label map of a `synthetic` source; `${NAME}` and `~` are expanded.
         image: The CT of that label map, if there is one.
@@ -44,6 +46,8 @@ class SourceConfig:
     image: str | None = None
     unknown: tuple[str, ...] = ()
     real: float = 0.5
+    part: str = "all"
+    held_out: float = 0.2
     weight: float = 1.0
     count: int = 0
     seed: int = 0
@@ -51,6 +55,9 @@ class SourceConfig:
     def __post_init__(self) -> None:
         check_range("a source", 0, 1, real=self.real)
         check_range("a source", 0, 2**31, count=self.count, seed=self.seed, weight=self.weight)
+        check_range("a source", 0, 1, held_out=self.held_out)
+        if self.part not in ("all", "train", "val"):
+            raise InputError(f"a source's part is all, train or val, got {self.part!r:.60}", hint="part: train")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from mome.data.cache_build import LoadedCase, build_cache, cache_case_folder
 from mome.data.layouts import open_cases
 from mome.data.phantom import PHANTOM_VERSION, phantom
 from mome.data.sampling import PatchDataset
+from mome.data.splits import part_of
 from mome.errors import InputError
 from mome.printable import printable
 from mome.processing import MoMEProcessor
@@ -34,6 +35,9 @@ def open_source(
     run: RunConfig,
     processor: MoMEProcessor,
     progress: Callable[[Iterable[Any]], Iterable[Any]] = lambda items: items,
+    *,
+    skip_broken: bool = False,
+    workers: int = 1,
 ) -> CaseCache:
     """Returns the cached cases of one source; the cache is built on first use.
 
@@ -42,6 +46,7 @@ def open_source(
         run: Its `labels` and `cache` are used.
         processor: Decides the network grid and the HU window.
         progress: Wraps the iteration over cases while the cache is built, for a progress bar.
+        skip_broken, workers: See `mome.data.cache_build.build_cache`; they concern folders of cases.
 
     Raises:
         InputError: An unknown kind of source, a missing folder, or cases that cannot be used.
@@ -49,7 +54,7 @@ def open_source(
     if source.kind == "phantom":
         return _open_phantoms(source, run, processor, progress)
     if source.kind == "cases":
-        return _open_case_folder(source, run, processor, progress)
+        return _open_case_folder(source, run, processor, progress, skip_broken, workers)
     if source.kind == "synthetic":
         return open_synthetic(source, run, processor, progress)
     raise InputError(f"unknown kind of source {source.kind!r}", hint="kind: cases, phantom or synthetic")
@@ -145,6 +150,8 @@ def _open_case_folder(
     run: RunConfig,
     processor: MoMEProcessor,
     progress: Callable[[Iterable[Any]], Iterable[Any]],
+    skip_broken: bool,
+    workers: int,
 ) -> CaseCache:
     """Returns the cached cases of a folder of scans."""
     if not source.folder or (source.layout == "cases" and not source.dataset):
@@ -152,11 +159,15 @@ def _open_case_folder(
     folder = Path(os.path.expandvars(source.folder)).expanduser()
     if not folder.exists():
         raise InputError("no such folder of training cases", where=str(folder))
-    cases = open_cases(folder, source.layout, source.dataset)
+    cases = part_of(open_cases(folder, source.layout, source.dataset), source.part, source.held_out)
+    if not cases:
+        raise InputError(f"the part {source.part!r} of the cases is empty", where=str(folder), hint="held_out: 0.2")
     if source.count:
         cases = cases[: source.count]
     name = "".join(c if c.isalnum() else "-" for c in f"{source.dataset or 'cases'}-{folder.name}")
-    return cache_case_folder(run.cache, cases, name, list(run.labels), processor, progress)
+    return cache_case_folder(
+        run.cache, cases, name, list(run.labels), processor, progress, skip_broken=skip_broken, workers=workers
+    )
 
 
 def _open_phantoms(

@@ -1,0 +1,37 @@
+"""Splits cases into training and validation cases by patient, without a list that has to be kept."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from mome.data.case import Case
+from mome.errors import InputError
+
+PARTS = ("all", "train", "val")
+
+
+def part_of(cases: Sequence[Case], part: str, held_out: float) -> list[Case]:
+    """Returns the cases of one part.
+
+    Cases that name their split themselves keep it. Of the others a patient is held out where the hash of the name is
+    among the smallest: it stays there when cases are added, and all cases of a patient are in one part.
+
+    Args:
+        cases: All cases.
+        part: `all`, `train` or `val`.
+        held_out: Share of the patients that are held out for validation.
+
+    Raises:
+        InputError: There is no such part.
+    """
+    if part not in PARTS:
+        raise InputError(f"a part is all, train or val, got {part!r:.60}")
+    if part == "all":
+        return list(cases)
+    return [case for case in cases if (case.split or _split(case.patient, held_out)) == part]
+
+
+def _split(patient: str, held_out: float) -> str:
+    digest = hashlib.blake2b(patient.encode(), digest_size=8).digest()
+    return "val" if int.from_bytes(digest, "big") < held_out * 2**64 else "train"

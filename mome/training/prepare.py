@@ -1,0 +1,151 @@
+"""From a folder of cases to a training configuration and its caches: `mome data prepare`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from mome.atomic import atomic_write, check_output_folder
+from mome.data.cache import CaseCache
+from mome.data.fingerprint import Fingerprint, fingerprint
+from mome.data.layouts import open_cases
+from mome.data.plan import Plan, make_plan
+from mome.data.splits import part_of
+from mome.errors import InputError
+from mome.processing import MoMEProcessor
+from mome.training.config import RunConfig, SourceConfig
+from mome.training.config_file import load_run_config
+from mome.training.memory import bytes_per_voxel
+from mome.training.sources import open_source
+
+# Adam keeps two numbers per weight; weights and gradients are two more.
+_BYTES_PER_WEIGHT = 16
+
+
+def prepare(
+    folder: str | Path,
+    out: str | Path,
+    *,
+    layout: str | dict[str, Any] = "cases",
+    dataset: str | None = None,
+    labels: tuple[str, ...] = (),
+    preset: str = "mome_ct_tiny",
+    memory_bytes: float = 8e9,
+    held_out: float = 0.2,
+    skip_broken: bool = False,
+    workers: int = 1,
+    progress: Callable[[Iterable[Any]], Iterable[Any]] = lambda items: items,
+) -> tuple[Plan, Path]:
+    """Reads the cases, plans a training, writes `<out>/run.yaml` and fills the caches in `<out>/cache`.
+
+    Args:
+        folder: The folder of cases.
+        out: The folder for the configuration, the fingerprint and the caches.
+        layout: A name of `mome.data.layouts`.
+        dataset: The data set whose numbers the label maps use; None where the folder names them.
+        labels: The structures to train; empty takes all that occur.
+        preset: The model's preset.
+        memory_bytes: Memory of the device that will train.
+        held_out: Share of the patients that are held out for validation.
+        skip_broken: Leave out cases that cannot be used; `problems.json` names them. Else the first is an error.
+        workers: Threads that read cases at once.
+        progress: Wraps the iteration over cases, for a progress bar.
+
+    Returns:
+        The plan, and the path of the configuration.
+
+    Raises:
+        InputError: The folder, a case or a setting cannot be used.
+        OutputError: A file cannot be written.
+    """
+    check_output_folder(out)
+    out, folder = Path(out), Path(folder)
+    cases = open_cases(folder, layout, dataset)
+    found = fingerprint(cases, progress)
+    if found.problems and not skip_broken:
+        name, reason = next(iter(found.problems.items()))
+        raise InputError(
+            f"{len(found.problems)} of {len(cases)} cases cannot be used; {name!r:.60}: {reason.splitlines()[0]}",
+            where=str(folder),
+            hint="mend them (mome data check), or --skip-broken",
+        )
+    names = labels or tuple(found.structures)
+    if not names:
+        raise InputError("no case annotates a structure with a voxel", where=str(folder), hint="mome data check")
+    plan = _plan(found, preset, len(names), memory_bytes)
+    val = part_of(cases, "val", held_out)
+    source = SourceConfig(
+        folder=str(folder.resolve()), layout=layout, dataset=dataset, part="train" if val else "all", held_out=held_out
+    )
+    path = out / "run.yaml"
+    out.mkdir(parents=True, exist_ok=True)
+    with atomic_write(out / "fingerprint.json", "the fingerprint") as temporary:
+        temporary.write_text(json.dumps(found.summary(), indent=1) + "\n")
+    with atomic_write(path, "the training configuration") as temporary:
+        temporary.write_text(_configuration(plan, preset, names, source, bool(val), out, len(cases)))
+    run = load_run_config(path, [])
+    for each in (*run.sources, *run.validation):
+        _fill(each, run, skip_broken, workers, progress)
+    return plan, path
+
+
+def _fill(
+    source: SourceConfig,
+    run: RunConfig,
+    skip_broken: bool,
+    workers: int,
+    progress: Callable[[Iterable[Any]], Iterable[Any]],
+) -> CaseCache:
+    processor = MoMEProcessor(**run.processor)
+    return open_source(source, run, processor, progress, skip_broken=skip_broken, workers=workers)
+
+
+def _plan(found: Fingerprint, preset: str, prompts: int, memory_bytes: float) -> Plan:
+    """Returns the plan for a preset, whose memory is measured on a small patch."""
+    from mome.zoo import create_model
+
+    torch.manual_seed(0)
+    model = create_model(preset, labels=list(found.structures), text_encoder="bank(width=32)", text_dim=None)
+    weights = sum(parameter.numel() for parameter in model.parameters()) * _BYTES_PER_WEIGHT
+    return make_plan(found, memory_bytes - weights, bytes_per_voxel(model, prompts), model.encoder.size_divisor)
+
+
+def _configuration(
+    plan: Plan, preset: str, names: tuple[str, ...], source: SourceConfig, validates: bool, out: Path, cases: int
+) -> str:
+    """Returns the text of the training configuration."""
+    kept: dict[str, Any] = {"kind": "cases", "folder": source.folder, "layout": source.layout}
+    if source.dataset:
+        kept["dataset"] = source.dataset
+    if validates:
+        kept |= {"part": source.part, "held_out": source.held_out}
+    values: dict[str, Any] = {
+        "preset": preset,
+        "model": {"patch_size": list(plan.patch_size)},
+        "processor": {"spacing": list(plan.spacing), "hu_window": list(plan.hu_window)},
+        "labels": list(names),
+        "cache": str((out / "cache").resolve()),
+        "sources": [kept],
+        **({"validation": [{**kept, "part": "val"}]} if validates else {}),
+        "loss": "bce_dice(positive_weight=5)",
+        "train": {
+            "samples": 20000,
+            "batch_size": plan.batch_size,
+            "mixed_precision": "bf16" if torch.cuda.is_available() else "no",
+            "ema": 0.995,
+            "validate_every": 500 if validates else 0,
+            "out": str((out / "run").resolve()),
+        },
+    }
+    text = yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=120)
+    head = (
+        f"# Made by `mome data prepare` from {cases} cases. A step of {plan.batch_size} patches is expected to need "
+        f"{plan.step_bytes / 1e9:.1f} GB\n# beside the weights. Everything here may be changed: "
+        "python -m pydoc mome.training.config\n"
+    )
+    return head + text

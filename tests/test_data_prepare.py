@@ -1,0 +1,128 @@
+"""From a folder of cases to a planned training: fingerprint, plan, split, configuration and caches."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_data_layouts import liver_map, nnunet, save, scan
+
+from mome.cli.main import main
+from mome.cli.parser import byte_count
+from mome.data.fingerprint import CaseFingerprint, Fingerprint, fingerprint
+from mome.data.layouts import open_cases
+from mome.data.plan import make_plan
+from mome.data.splits import part_of
+from mome.errors import InputError
+from mome.training.config_file import load_run_config
+
+
+def drawn(spacing=(0.8, 0.8, 3.0), extent=(400.0, 400.0, 450.0), hu=(-50.0, 150.0)) -> Fingerprint:
+    values = tuple(np.linspace(*hu, 1000).tolist())
+    return Fingerprint(tuple(CaseFingerprint(f"c{i}", spacing, extent, {"liver": 1.0}, values) for i in range(3)))
+
+
+def test_fingerprint_follows_the_patient_axes_and_names_broken_cases(tmp_path: Path) -> None:
+    folder = nnunet(tmp_path, {"a": liver_map(), "b": liver_map(), "c": liver_map()[:-1]})
+    turned = np.zeros((4, 4))
+    turned[1, 0], turned[0, 1], turned[2, 2], turned[3, 3] = 3.0, 3.0, 4.0, 1.0  # the first axis runs to anterior
+    save(folder / "imagesTr" / "b_0000.nii.gz", np.swapaxes(scan(1), 0, 1), turned)
+    save(folder / "labelsTr" / "b.nii.gz", np.swapaxes(liver_map(), 0, 1), turned)
+    found = fingerprint(open_cases(folder, "nnunet", "lits"))
+    assert [case.extent for case in found.cases] == [(120.0, 90.0, 80.0)] * 2
+    assert found.cases[0].volumes_ml == {"liver": 36.0, "liver_tumor": 0.972} and set(found.problems) == {"c"}
+    low, high = found.hu_range()
+    assert 0 < low < 40 < high < 80 and found.structures == ["liver", "liver_tumor"]
+    assert json.loads(json.dumps(found.summary()))["cases"][1]["spacing"] == [3.0, 3.0, 4.0]
+
+
+@pytest.mark.parametrize("memory", [2e9, 4e9, 16e9, 80e9])
+def test_a_plan_fits_its_memory_and_shows_enough(memory: float) -> None:
+    plan = make_plan(drawn(), memory, 2000.0, (16, 16, 16))
+    assert plan.step_bytes <= memory and all(side % 16 == 0 for side in plan.patch_size)
+    assert all(step <= 6.0 for step in plan.spacing) and plan.hu_window == (-160.0, 240.0)
+    field = [side * step for side, step in zip(plan.patch_size, plan.spacing, strict=True)]
+    assert min(field) > 0.2 * 400
+    larger = make_plan(drawn(), 2 * memory, 2000.0, (16, 16, 16))
+    assert np.prod(larger.patch_size) * larger.batch_size >= np.prod(plan.patch_size) * plan.batch_size
+
+
+def test_a_plan_keeps_thick_slices_and_wide_windows() -> None:
+    plan = make_plan(drawn(spacing=(0.8, 0.8, 8.0), hu=(-900.0, 1500.0)), 8e9, 2000.0, (16, 16, 16))
+    assert plan.spacing[2] == 8.0 and plan.hu_window[0] < -850 and plan.hu_window[1] > 1400
+    with pytest.raises(InputError, match="the smallest patch needs"):
+        make_plan(drawn(), 1e8, 2000.0, (16, 16, 16))
+
+
+def test_a_split_is_by_patient_and_stays_when_cases_are_added(tmp_path: Path) -> None:
+    names = [f"p{i}" for i in range(30)]
+    cases = open_cases(nnunet(tmp_path, {name: liver_map() for name in names}), "nnunet", "lits")
+    val = {case.name for case in part_of(cases, "val", 0.3)}
+    train = {case.name for case in part_of(cases, "train", 0.3)}
+    assert val | train == set(names) and not val & train and 3 <= len(val) <= 15
+    assert {case.name for case in part_of(cases[:20], "val", 0.3)} == val & {case.name for case in cases[:20]}
+    assert len(part_of(cases, "all", 0.3)) == 30
+
+
+@pytest.mark.parametrize(("text", "wanted"), [("4GB", 4 * 10**9), ("512 MiB", 2**29), ("1.5gb", 15 * 10**8), ("7", 7)])
+def test_byte_count(text: str, wanted: int) -> None:
+    assert byte_count(text, "--memory") == wanted
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-1GB", "4 XB", "0", "1e9"])
+def test_bad_byte_counts(text: str) -> None:
+    with pytest.raises(InputError, match="number of bytes"):
+        byte_count(text, "--memory")
+
+
+def test_three_commands_lead_from_a_folder_to_masks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A few steps teach nothing; the test is that every command takes what the one before it wrote."""
+    names = [f"p{i}" for i in range(6)]
+    folder = nnunet(tmp_path / "data", {name: liver_map() for name in names}, {"background": 0, "liver": [1, 2]})
+    out = tmp_path / "prepared"
+    arguments = ["data", "prepare", str(folder), "--layout", "nnunet", "-o", str(out), "--memory", "1500MB"]
+    assert main([*arguments, "--held-out", "0.4", "--workers", "2"]) == 0
+    run = load_run_config(out / "run.yaml", [])
+    assert run.labels == ("liver",) and run.validation and (out / "fingerprint.json").is_file()
+    assert len(list((out / "cache").glob("*/index.json"))) == 2
+    short = ["train.steps=2", "train.ema=0", "train.tracker=none", "train.threads=1", "bank=trained"]
+    assert main(["train", "--config", str(out / "run.yaml"), *short]) == 0
+    scans = folder / "imagesTr" / "p0_0000.nii.gz"
+    masks = tmp_path / "masks"
+    assert main(["segment", str(scans), "-p", "liver", "-m", str(out / "run" / "model"), "-o", str(masks)]) == 0
+    assert (masks / "p0_0000_liver.nii.gz").is_file()
+    (folder / "imagesTr" / "p3_0000.nii.gz").write_bytes(b"broken")
+    capsys.readouterr()
+    assert main([*arguments]) == 2
+    assert "1 of 6 cases cannot be used; 'p3'" in capsys.readouterr().err
+    assert main([*arguments, "--skip-broken", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["batch_size"] >= 2
+    assert any("p3" in json.loads(path.read_text()) for path in (out / "cache").glob("*/problems.json"))
+
+
+@pytest.mark.wide
+def test_the_expected_memory_is_that_of_a_step() -> None:
+    """The growth of the peak from one patch to a larger one, in a process for each, against the estimate."""
+    code = (
+        "import sys, torch, resource\n"
+        "from mome.zoo import create_model\nfrom mome.training.memory import bytes_per_voxel\n"
+        "torch.manual_seed(0); torch.set_num_threads(1)\n"
+        "model = create_model('mome_ct_tiny', labels=['liver'], text_encoder='bank(width=32)', text_dim=None).train()\n"
+        "per_voxel = bytes_per_voxel(model, 4) if sys.argv[1] == '0' else 0\n"
+        "side = int(sys.argv[1]) or 32\n"
+        "model(torch.zeros(2, 1, side, side, side), torch.zeros(4, 32), torch.zeros(2, 4, side, side, side)).loss"
+        ".backward()\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, per_voxel)\n"
+    )
+
+    def run(side: int) -> list[float]:
+        done = subprocess.run([sys.executable, "-c", code, str(side)], capture_output=True, text=True, check=True)
+        return [float(word) for word in done.stdout.split()]
+
+    expected = run(0)[1] * 2 * (80**3 - 48**3)
+    grown = run(80)[0] - run(48)[0]
+    assert 0.5 < expected / grown < 2.0, (expected, grown)
