@@ -27,6 +27,7 @@ from mome.volumes import (
     resample,
     write_mask,
 )
+from mome.volumes.axis_sampling import parallel_axes
 
 CODES = [
     "".join(letters) for order in itertools.permutations(("LR", "PA", "IS")) for letters in itertools.product(*order)
@@ -153,6 +154,19 @@ def test_coarser_grids_are_smoothed_first() -> None:
     assert float(resample(checker, source, coarse, antialias=False).mean() - 0.5) < 0.5
 
 
+def test_one_product_is_smoothing_and_then_interpolating() -> None:
+    module = sys.modules["mome.volumes.resampling"]
+    array = torch.from_numpy(np.random.default_rng(4).standard_normal((2, 23, 26, 15)))
+    source = Grid(tuple(array.shape[1:]), np.diag([0.9, 1.1, 1.0, 1]))
+    target = Grid((6, 9, 5), np.array([[3.7, 0, 0, -0.5], [0, 2.9, 0, 1.3], [0, 0, -2.8, 14.6], [0, 0, 0, 1]]))
+    samplings = parallel_axes(source, target)
+    for axis, sampling in enumerate(samplings):
+        factor = abs(sampling.step)
+        expected = module._along(module._smooth(array, axis + 1, factor), axis + 1, sampling.at, "linear")
+        found = module._multiplied(array, module._matrix(sampling, factor), axis + 1)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("mode", ["linear", "nearest"])
 @pytest.mark.parametrize("spacing", [(1.5, 1.5, 1.5), (4.0, 4.0, 4.0), (6.0, 1.0, 3.0)])
 def test_slabs_give_the_same_voxels_as_the_whole(spacing: tuple[float, float, float], mode: str, monkeypatch) -> None:
@@ -161,8 +175,9 @@ def test_slabs_give_the_same_voxels_as_the_whole(spacing: tuple[float, float, fl
     target = network_grid(source, spacing=spacing, orientation="LPS")
     target.affine[:3, 3] += (-7, 3.3, 1)  # partly outside
     module, sizes = sys.modules["mome.volumes.resampling"], []
-    real = module._along
-    monkeypatch.setattr(module, "_along", lambda x, *rest: (sizes.append(x.numel()), real(x, *rest))[1])
+    for name in ("_along", "_multiplied"):
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda x, *rest, real=real: (sizes.append(x.numel()), real(x, *rest))[1])
     whole = resample(array, source, target, mode=mode, fill=-7.0)
     largest, _ = max(sizes), sizes.clear()
     monkeypatch.setattr(module, "_SLAB_VOXELS", 1)

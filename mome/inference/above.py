@@ -18,7 +18,7 @@ from mome.volumes import Grid, resample
 from mome.volumes.axis_sampling import parallel_axes
 
 # Voxels that are interpolated at once. On the CPU they fit into its cache; our choice.
-_CPU_VOXELS, _GPU_VOXELS = 1 << 18, 1 << 26
+_CPU_VOXELS, _GPU_VOXELS = 1 << 16, 1 << 26
 # Network planes whose rows and columns are interpolated at once, so that this buffer stays small.
 _NETWORK_PLANES = 8
 
@@ -90,10 +90,15 @@ class AboveThreshold:
             planes = x.narrow(0, start, int(max(low.max(), high.max())) + 1 - start)
             planes = _lerp(_lerp(planes, 2, lows[2], highs[2], weights[2]), 1, lows[1], highs[1], weights[1])
             step = self._planes_at_once(planes.shape[1] * planes.shape[2], planes.device)
-            parts = []
-            for first in range(at, stop, step):
-                part = slice(first, min(first + step, stop))
-                parts.append(convert(_lerp(planes, 0, lows[0][part] - start, highs[0][part] - start, weights[0][part])))
+            if step == 1:
+                pairs = zip(low - start, high - start, weights[0][at:stop].tolist(), strict=True)
+                parts = [convert(_between(planes, int(a), int(b), share)) for a, b, share in pairs]
+            else:
+                pieces = [slice(first, min(first + step, stop)) for first in range(at, stop, step)]
+                parts = [
+                    convert(_lerp(planes, 0, lows[0][piece] - start, highs[0][piece] - start, weights[0][piece]))
+                    for piece in pieces
+                ]
             corner = list(first_voxel)
             corner[self.order[0]] += at
             yield (corner[0], corner[1], corner[2]), self._on_axes(parts)
@@ -156,6 +161,12 @@ def _lerp(x: Tensor, dim: int, low: np.ndarray, high: np.ndarray, weight: np.nda
     shape[dim] = -1
     fraction = torch.as_tensor(weight, dtype=x.dtype, device=x.device).reshape(shape)
     return torch.lerp(lower, x.index_select(dim, torch.from_numpy(high).to(x.device)), fraction)
+
+
+def _between(planes: Tensor, low: int, high: int, weight: float) -> Tensor:
+    """Interpolates between two planes, which are not copied: (1, rows, columns)."""
+    lower = planes[low : low + 1]
+    return torch.lerp(lower, planes[high : high + 1], weight) if weight > 0 else lower
 
 
 def _pieces(low: np.ndarray, high: np.ndarray, most: int) -> Iterator[Range]:

@@ -10,6 +10,8 @@ from mome.inference.packed import PackedMasks
 # of a scan of the chest fill less than half of it.
 _BODY_HU = -300.0
 _LARGEST_SHARE = 0.8
+# Voxels of a scan that are compared with its masks at most.
+_SAMPLE = 4_000_000
 # Names of free text for the whole body.
 _WHOLE_BODY = ("body", "external", "whole body", "patient", "skin", "body contour", "outer contour")
 
@@ -21,6 +23,8 @@ def filled_masks(masks: PackedMasks, array: np.ndarray) -> list[str]:
         masks: The masks.
         array: (i, j, k), HU of the scan.
     """
+    # Of a large scan, every few voxels are compared.
+    step = max(1, round((array.size / _SAMPLE) ** (1 / 3)))
     notes = []
     body: np.ndarray | None = None
     for name in masks:
@@ -29,12 +33,17 @@ def filled_masks(masks: PackedMasks, array: np.ndarray) -> list[str]:
             continue
         share, of = voxels / array.size, "image"
         if share < _LARGEST_SHARE:
-            body = array > _BODY_HU if body is None else body
+            if body is None:
+                body = array[::step, ::step, ::step] > _BODY_HU
             size = int(np.count_nonzero(body))
-            if size == 0 or voxels < _LARGEST_SHARE * size:
+            # A sample may hold a little less of the body than the whole.
+            if size == 0 or voxels < 0.95 * _LARGEST_SHARE * size * array.size / body.size:
                 continue
-            inside = body[tuple(slice(*ends) for ends in masks.box(name))]
-            share, of = int(np.count_nonzero(masks.crop(name).view(bool) & inside)) / size, "body"
+            firsts = [-(-start // step) for start, _ in masks.box(name)]
+            offsets = [first * step - start for first, (start, _) in zip(firsts, masks.box(name), strict=True)]
+            mask = masks.crop(name)[tuple(slice(offset, None, step) for offset in offsets)].view(bool)
+            inside = body[tuple(slice(first, first + side) for first, side in zip(firsts, mask.shape, strict=True))]
+            share, of = int(np.count_nonzero(mask & inside)) / size, "body"
         if share >= _LARGEST_SHARE:
             notes.append(
                 f"the mask of {name!r} fills {share:.0%} of the {of}: the model or the scan may be damaged, or the "

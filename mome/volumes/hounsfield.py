@@ -132,13 +132,22 @@ def _other_scale(values: np.ndarray, sample: np.ndarray) -> Doubt | None:
                 f"air lies near 0 and soft tissue near {water:.0f}: this looks like attenuation × 10,000 per "
                 f"{'mm' if water < 1000 else 'cm'}, not HU"
             )
-    mean, deviation = float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
+    mean, deviation = _mean_and_deviation(values)
     if abs(mean) < 0.01 * deviation and any(abs(deviation / scale - 1) < 0.01 for scale in (10.0, 100.0, 1000.0)):
         return Doubt(
             f"the mean is {mean:.2g} and the standard deviation {deviation:.4g}: this looks like z-scores × "
             f"{10 ** round(np.log10(deviation)):g}, not HU"
         )
     return None
+
+
+def _mean_and_deviation(values: np.ndarray) -> tuple[float, float]:
+    """Returns the mean and the standard deviation, block by block, so that no copy in float64 is made of all values."""
+    flat = values.reshape(-1)
+    blocks = [flat[start : start + _SAMPLE] for start in range(0, flat.size, _SAMPLE)]
+    mean = sum(float(block.sum(dtype=np.float64)) for block in blocks) / flat.size
+    squares = sum(float(np.square(block - mean, dtype=np.float64).sum()) for block in blocks)
+    return mean, (squares / flat.size) ** 0.5
 
 
 def _has_offset(sample: np.ndarray, low: float) -> bool:

@@ -70,21 +70,56 @@ def _separable(
     # A slab's size is the larger of its planes in the target and of the source planes that it reads.
     read = int(np.ceil(steps[0])) * x.shape[2] * x.shape[3]
     per_slab = max(1, _SLAB_VOXELS // max(1, target.shape[1] * target.shape[2], read))
+    matrices = [
+        None if blur is None else _matrix(sampling, blur).to(device=x.device, dtype=x.dtype)
+        for sampling, blur in zip(samplings, blurs, strict=True)
+    ]
     margin = 1 if blurs[0] is None else 1 + _reach(blurs[0])
     out = x.new_empty(x.shape[0], *target.shape)
     for start in range(0, target.shape[0], per_slab):
         planes = slice(start, start + per_slab)
         at = positions[0][planes]
-        first = max(0, int(np.floor(at.min())) - margin)
-        slab = x[:, first : int(np.floor(at.max())) + margin + 1]
+        first, last = max(0, int(np.floor(at.min())) - margin), int(np.floor(at.max())) + margin + 1
+        slab = x[:, first:last]
         for axis, position in enumerate((at - first, positions[1], positions[2])):
-            slab = _along(slab, axis + 1, position, mode, blurs[axis])
+            matrix = matrices[axis]
+            if matrix is None:
+                slab = _along(slab, axis + 1, position, mode)
+            else:
+                slab = _multiplied(slab, matrix[planes, first:last] if axis == 0 else matrix, axis + 1)
         missing = outside[0][planes, None, None] | outside[1][None, :, None] | outside[2][None, None, :]
-        out[:, planes] = slab.masked_fill(missing, fill)
+        out[:, planes] = slab.masked_fill_(missing, fill)
     return out
 
 
-def _along(x: Tensor, axis: int, at: np.ndarray, mode: str, blur: float | None) -> Tensor:
+def _matrix(sampling: AxisSampling, blur: float) -> Tensor:
+    """Returns the weights (target, source) of smoothing followed by linear interpolation, float64.
+
+    Args:
+        sampling: Where the target's voxel centres lie.
+        blur: Factor by which voxels become larger; see `_smooth`.
+    """
+    kernel = _gaussian(blur).numpy()
+    reach, size = len(kernel) // 2, sampling.size
+    out = np.zeros((len(sampling.at), size))
+    rows = np.arange(len(sampling.at))
+    for voxel, share in ((sampling.low, 1 - sampling.weight), (sampling.high, sampling.weight)):
+        for offset, weight in zip(range(-reach, reach + 1), kernel, strict=True):
+            # Beyond the border, the border value is repeated.
+            np.add.at(out, (rows, np.clip(voxel + offset, 0, size - 1)), share * weight)
+    return torch.from_numpy(out)
+
+
+def _multiplied(x: Tensor, matrix: Tensor, axis: int) -> Tensor:
+    """Multiplies the vectors of `x` (channels, i, j, k) along one axis by a matrix (new length, length)."""
+    if axis == 3:
+        return x @ matrix.T
+    if axis == 2:
+        return matrix @ x
+    return (matrix @ x.flatten(2)).unflatten(2, x.shape[2:])
+
+
+def _along(x: Tensor, axis: int, at: np.ndarray, mode: str) -> Tensor:
     """Interpolates along one axis at the positions `at` (in voxels, inside the array).
 
     Args:
@@ -92,10 +127,7 @@ def _along(x: Tensor, axis: int, at: np.ndarray, mode: str, blur: float | None) 
         axis: The axis of `x`.
         at: Positions in voxels.
         mode: `linear` or `nearest`.
-        blur: Factor by which voxels become larger along this axis, which is smoothed first; None for no smoothing.
     """
-    if blur is not None:
-        x = _smooth(x, axis, blur)
     last = x.shape[axis] - 1
     low = np.floor(at).astype(np.int64) if mode == "linear" else np.floor(at + 0.5).astype(np.int64)
     low = np.minimum(low, last)
@@ -157,14 +189,19 @@ def _reach(factor: float) -> int:
     return max(1, int(np.ceil(3 * _sigma(factor))))
 
 
+def _gaussian(factor: float) -> Tensor:
+    """Returns the weights of the smoothing, float64; their sum is 1."""
+    sigma, reach = _sigma(factor), _reach(factor)
+    kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=torch.float64) / sigma) ** 2)
+    return kernel / kernel.sum()
+
+
 def _smooth(x: Tensor, axis: int, factor: float) -> Tensor:
     """Smooths along one axis with a Gaussian of variance (factor² − 1) / 12.
 
     This is the variance of a box of `factor` voxels minus the variance of a box of one voxel.
     """
-    sigma, reach = _sigma(factor), _reach(factor)
-    kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=x.dtype, device=x.device) / sigma) ** 2)
-    kernel = kernel / kernel.sum()
+    kernel, reach = _gaussian(factor).to(device=x.device, dtype=x.dtype), _reach(factor)
     moved = x.movedim(axis, -1)
     flat = F.pad(moved.reshape(-1, 1, moved.shape[-1]), (reach, reach), mode="replicate")
     return F.conv1d(flat, kernel.reshape(1, 1, -1)).reshape(moved.shape).movedim(-1, axis)
