@@ -1,13 +1,17 @@
 """Copies the model of a training run into the package as a bundled checkpoint, in half precision.
 
     python benchmarks/bundle.py runs/mome_ct_tiny/model --name mome-ct-tiny
+    python benchmarks/bundle.py runs/mome_ct_torso_tiny/model --name mome-ct-torso-tiny --drop gallbladder
 
+`--drop` takes a structure off the list of those that the weights know: prompts of it are then warned about. A README.md
+that lies in the checkpoint's folder is kept.
 Half precision halves the size of the file. Loading converts the weights back to float32, so inference runs in float32.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 from pathlib import Path
 
 import torch
@@ -25,12 +29,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="the folder `model` of a run")
     parser.add_argument("--name", default="mome-ct-tiny")
+    parser.add_argument("--drop", nargs="*", default=[], help="trained structures that do not work well enough")
     args = parser.parse_args()
     folder = Path(mome.__file__).parent / "checkpoints" / args.name
     model, processor = MoME.from_pretrained(args.model, dtype=torch.float16), MoMEProcessor.from_pretrained(args.model)
+    unknown = set(args.drop) - set(model.config.trained_labels)
+    if unknown:
+        raise SystemExit(f"--drop {min(unknown)}: the model was not trained on it")
+    model.relabel(list(model.config.labels), [n for n in model.config.trained_labels if n not in args.drop])
     with atomic_write(folder, "the checkpoint") as part:
         model.save_pretrained(part)
         processor.save_pretrained(part)
+        if (folder / "README.md").is_file():
+            shutil.copyfile(folder / "README.md", part / "README.md")
         size = (part / "model.safetensors").stat().st_size / 1e6
         if size > LIMIT_MB:
             raise SystemExit(f"{size:.1f} MB of weights, more than the {LIMIT_MB} MB that the package may carry")

@@ -85,3 +85,18 @@ def test_gamma_and_blur_change_the_image_alone() -> None:
     )
     assert smooth.std() < patch.std() and smooth.mean() == pytest.approx(patch.mean(), abs=0.02)
     assert np.array_equal(same, targets)
+
+
+def test_a_slab_has_air_above_and_below() -> None:
+    patch, targets = np.ones((6, 8, 16), np.float32), np.ones((1, 6, 8, 16), bool)
+    augment = Augmentation(
+        AugmentationConfig(mirror=0.0, intensity=0.0, noise=0.0, slab=1.0), ["liver"], left_right_axis=0, height_axis=2
+    )
+    heights = set()
+    for seed in range(20):
+        cut, mask, _ = augment(np.random.default_rng(seed), patch, targets, np.ones(1, bool))
+        assert np.array_equal(cut > 0, mask[0])
+        shown = np.flatnonzero(mask[0].any(axis=(0, 1)))
+        assert len(shown) == shown[-1] - shown[0] + 1 and mask[0][:, :, shown].all()
+        heights.add(len(shown))
+    assert min(heights) >= 2 and max(heights) <= 16 and len(heights) > 5

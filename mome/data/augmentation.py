@@ -27,6 +27,8 @@ class AugmentationConfig:
         noise: Largest standard deviation of the noise; 1 is the width of the HU window.
         gamma: Largest exponent of a gamma curve, or its inverse, as in 1.5; 1 changes nothing.
         blur: Probability of a blur by up to one voxel along each axis, as thick slices and smooth kernels give.
+        slab: Probability that the patch becomes a slab of random height with air above and below it, as short scans
+            are padded in inference.
 
     Raises:
         InputError: A value is outside its range.
@@ -40,11 +42,12 @@ class AugmentationConfig:
     noise: float = 0.05
     gamma: float = 1.0
     blur: float = 0.0
+    slab: float = 0.0
 
     def __post_init__(self) -> None:
         owner = "augmentation"
         check_range(owner, 0, 1, mirror=self.mirror, affine=self.affine, intensity=self.intensity, noise=self.noise)
-        check_range(owner, 0, 1, blur=self.blur)
+        check_range(owner, 0, 1, blur=self.blur, slab=self.slab)
         check_range(owner, 1, 5, gamma=self.gamma)
         check_range(owner, 0, 180, rotate=self.rotate)
         check_range(owner, 0, 0.9, zoom=self.zoom)  # at 1, the smallest patch would have no extent
@@ -57,14 +60,17 @@ class Augmentation:
         config: See `AugmentationConfig`.
         names: Labels in the order of the targets' P axis.
         left_right_axis: Axis of the patch along which left and right lie, as in 0 on a RAS grid.
+        height_axis: Axis of the patch that runs along the body, as in 2 on a RAS grid.
 
     Attributes:
         can_mirror: False if one structure of a left-right pair is trained without the other. A mirrored patch would
             show the missing one under the wrong label, so no patch is mirrored then.
     """
 
-    def __init__(self, config: AugmentationConfig, names: Sequence[str], left_right_axis: int = 0) -> None:
-        self.config, self.left_right_axis = config, left_right_axis
+    def __init__(
+        self, config: AugmentationConfig, names: Sequence[str], left_right_axis: int = 0, height_axis: int = 2
+    ) -> None:
+        self.config, self.left_right_axis, self.height_axis = config, left_right_axis, height_axis
         table = load_table()
         partners = {name: table[name].mirror or name for name in names}
         self.can_mirror = all(partner in partners for partner in partners.values())
@@ -97,7 +103,24 @@ class Augmentation:
         sigma = config.noise * rng.random()
         if sigma > 0:
             patch = patch + np.float32(sigma) * rng.standard_normal(patch.shape, dtype=np.float32)
-        return np.clip(patch, 0, 1), targets, supervised
+        patch = np.clip(patch, 0, 1)
+        if config.slab > 0 and rng.random() < config.slab:
+            patch, targets = self._cut_slab(rng, patch, targets)
+        return patch, targets, supervised
+
+    def _cut_slab(
+        self, rng: np.random.Generator, patch: np.ndarray, targets: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Replaces all but a slab of an eighth to the whole of the patch's height by air (0)."""
+        side = patch.shape[self.height_axis]
+        height = int(rng.integers(max(side // 8, 1), side + 1))
+        start = int(rng.integers(side - height + 1))
+        planes = np.arange(side)
+        inside = (planes >= start) & (planes < start + height)
+        shape = [1, 1, 1]
+        shape[self.height_axis] = side
+        inside = inside.reshape(shape)
+        return patch * inside, targets & inside
 
     def _rotate_and_zoom(
         self, rng: np.random.Generator, patch: np.ndarray, targets: np.ndarray

@@ -141,7 +141,12 @@ def patch_dataset(
         length,
         run.train.seed,
         run.sampling,
-        Augmentation(run.augmentation, run.labels, left_right_axis(processor.orientation)),
+        Augmentation(
+            run.augmentation,
+            run.labels,
+            left_right_axis(processor.orientation),
+            next(axis for axis, letter in enumerate(processor.orientation) if letter in "SI"),
+        ),
     )
 
 
