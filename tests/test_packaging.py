@@ -38,6 +38,9 @@ def test_wheel_holds_the_two_packages_and_their_data(wheel: zipfile.ZipFile) -> 
         "mome/py.typed",
     ):
         assert data in names
+    for folder in ("assets", "niivue"):
+        for file in (REPOSITORY / "mome" / "viz" / folder).iterdir():
+            assert file.relative_to(REPOSITORY).as_posix() in names
     for checkpoint in (REPOSITORY / "mome" / "checkpoints").glob("*/*"):
         assert checkpoint.relative_to(REPOSITORY).as_posix() in names
     entry_points = next(name for name in names if name.endswith("entry_points.txt"))

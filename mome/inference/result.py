@@ -13,7 +13,7 @@ from mome.inference.packed import PackedMasks
 from mome.inference.probabilities import ProbabilityMaps
 from mome.labels import load_table
 from mome.prompts import Prompt
-from mome.volumes import Grid
+from mome.volumes import Grid, Volume
 from mome.volumes.mask_names import mask_paths, refuse_to_overwrite
 from mome.volumes.mask_set import MaskSet
 from mome.volumes.writers.base import build_writer, one_file_per_structure
@@ -138,6 +138,27 @@ class Segmentation:
                 path.unlink(missing_ok=True)
             raise
         return written
+
+    def save_html(self, path: str | Path, volume: Volume, title: str | None = None) -> Path:
+        """Writes a page that shows the CT with its masks in a browser, without a network; see `mome.viz.page_file`.
+
+        Args:
+            path: Path of the page.
+            volume: The scan in HU, as `mome.volumes.read_volume` returns it.
+            title: The heading; None for the name of the file.
+
+        Raises:
+            OutputError: The file cannot be written.
+        """
+        from mome.viz.page_file import save_page
+
+        colors = {entry["name"]: entry["color"] for entry in self.label_entries()}
+        structures = [
+            {"name": p.name, "color": colors[p.name], "volume_ml": self.volume_ml(p.name), "warning": p.warning}
+            for p in self.prompts
+        ]
+        shown = Path(path).name.partition(".")[0] if title is None else title
+        return save_page(path, shown, volume, self.masks, structures, self.notes)
 
     def summary(self) -> list[dict[str, Any]]:
         """Returns one entry per prompt: its text and name, how it was understood, its volume and its warning."""
