@@ -28,9 +28,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from server_process import TOKEN, Answer, Server, form, save_model
-from small_scans import patient_bytes
+from small_scans import large_body, patient_bytes
 
 LIMIT_MB = 3
 MEMORY_MARGIN = 48 * 2**20
@@ -51,7 +50,7 @@ class Storm:
         self.server, self.seed = server, seed
         self.scan = gzip.compress(patient_bytes(), 1)
         # A scan with more tiles, so that kills and cancels meet running jobs.
-        self.longer = gzip.compress(patient_bytes(np.zeros((40, 40, 40), np.int16) - 1000), 1)
+        self.longer = gzip.compress(patient_bytes(large_body(40)), 1)
         self.accepted: dict[str, str] = {}
         self.seen: Counter[str] = Counter()
         self.wrong: list[str] = []
