@@ -112,3 +112,10 @@ def save_mha(path: Path, array: np.ndarray | None = None, **fields: str | None) 
     """Writes the scan as `.mha` with its voxels behind the header; see `mha_text`."""
     path.write_bytes(mha_text(**fields).encode() + (patient_hu() if array is None else array).tobytes(order="F"))
     return path
+
+
+def large_body(side: int = 120) -> np.ndarray:
+    """Returns int16 (side, side, side) HU: a block of soft tissue in air, which takes a while to segment."""
+    hu = np.full((side, side, side), -1000, np.int16)
+    hu[2:-2, 2:-2, 2:-2] = 40
+    return hu

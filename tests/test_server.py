@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from dicom_series import along_z, series, write
 from server_process import PATIENT, TOKEN, Server, form, shared_server
-from small_scans import patient_bytes, patient_hu, save_mha, save_nrrd
+from small_scans import large_body, patient_bytes, patient_hu, save_mha, save_nrrd
 
 pytest.importorskip("fastapi", reason="the server needs mome[serve]")
 pytest.importorskip("uvicorn", reason="the server needs mome[serve]")
@@ -256,7 +256,7 @@ def test_slow_clients_are_cut_off(server: Server, ct: bytes) -> None:
 
 
 def test_events_and_cancel(server: Server, ct: bytes) -> None:
-    large = gzip.compress(patient_bytes(np.zeros((200, 200, 200), np.int16) - 1000), 1)
+    large = gzip.compress(patient_bytes(large_body()), 1)
     running = server.submit([("a", large)]).json["id"]
     waiting = server.submit([("b", ct)]).json["id"]
     assert server.wait(running, ["running"])
@@ -282,7 +282,7 @@ def test_a_crash_of_the_worker_fails_one_job(server: Server, ct: bytes) -> None:
     import os
     import signal
 
-    large = gzip.compress(patient_bytes(np.zeros((200, 200, 200), np.int16) - 1000), 1)
+    large = gzip.compress(patient_bytes(large_body()), 1)
     crashing, after = server.submit([("a", large)]).json["id"], server.submit([("b", ct)]).json["id"]
     server.wait(crashing, ["running"])
     (worker,) = server.workers()

@@ -14,7 +14,7 @@ from urllib.parse import quote_plus, urlencode
 import numpy as np
 import pytest
 from server_process import PATIENT, TOKEN, Answer, Server, form, shared_server
-from small_scans import patient_affine, patient_bytes
+from small_scans import large_body, patient_affine, patient_bytes
 
 for package in ("fastapi", "uvicorn", "python_multipart"):
     pytest.importorskip(package, reason="the server needs mome[serve]")
@@ -163,7 +163,7 @@ def test_nothing_is_kept_of_an_inference(server: Server, ct: bytes) -> None:
 
 
 def test_a_client_that_goes_away_cancels_its_inference(server: Server) -> None:
-    large = gzip.compress(patient_bytes(np.zeros((200, 200, 200), np.int16) - 1000), 1)
+    large = gzip.compress(patient_bytes(large_body()), 1)
     body, kind = form([("params", "{}")], [("file", "x", large)])
     connection = server.connection()
     headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": kind}

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--allow-gaps", action="store_true", help="read a series in which many slices are missing")
     parser.add_argument("--allow-damaged", action="store_true", help="leave out slices that are damaged")
     parser.add_argument("--device", help="cpu, cuda or cuda:1; default cpu")
-    parser.add_argument("--precision", default="fp32", help="fp32, bf16 or fp16")
+    parser.add_argument("--precision", default="auto", help="auto, fp32, bf16 or fp16")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads")
 
 
@@ -95,9 +95,9 @@ def _writer(name: str) -> str:
     Raises:
         InputError: It makes other files, which no archive takes, or there is no such writer.
     """
-    from mome.volumes import WRITERS
+    from mome.volumes.writers.base import build_writer
 
-    chosen: Any = WRITERS.build(name)
+    chosen = build_writer(name)
     if not chosen.ending.endswith(".dcm"):
         raise InputError(f"the writer {name!r:.40} writes no DICOM", where="--writer", hint="dicom_seg, rtstruct")
     return name

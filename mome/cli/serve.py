@@ -24,8 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-origin", action="append", default=[], help="web page that may call the server, as an OHIF viewer"
     )
+    parser.add_argument("--dicomweb", help="URL of the archive from which an OHIF viewer names its series")
+    parser.add_argument("--insecure", action="store_true", help="allow http to an archive on another machine")
     parser.add_argument("--device", help="cpu, cuda or cuda:1; default cpu")
-    parser.add_argument("--precision", default="fp32", help="fp32, bf16 or fp16")
+    parser.add_argument("--precision", default="auto", help="auto, fp32, bf16 or fp16")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads")
 
 
@@ -35,6 +37,10 @@ def run(args: argparse.Namespace) -> int:
     from mome.server.settings import ServerSettings, parse_duration, parse_size, read_token
 
     check_threads(args.threads, "--threads")
+    if args.dicomweb is not None:
+        from mome.dicomweb.session import connect
+
+        connect(args.dicomweb, insecure=args.insecure)  # before the model is loaded; nothing is sent
     serve(
         ServerSettings(
             model=args.model,
@@ -52,6 +58,8 @@ def run(args: argparse.Namespace) -> int:
             client_timeout_s=parse_duration(args.client_timeout),
             connections=args.connections,
             origins=tuple(args.allow_origin),
+            dicomweb=args.dicomweb,
+            insecure=args.insecure,
         )
     )
     return 0

@@ -20,13 +20,18 @@ _MOST_INSTANCES = 20_000
 _ANY_SYNTAX = (("application/dicom", "*"),)
 
 
+def is_uid(text: str) -> bool:
+    """Says whether a text is a UID: digits and dots, 64 at most."""
+    return len(text) <= 64 and re.fullmatch(r"[0-9]+(\.[0-9]+)*", text) is not None
+
+
 def check_uid(uid: str, option: str) -> str:
     """Returns a UID.
 
     Raises:
         InputError: It is none: digits and dots, 64 at most.
     """
-    if not re.fullmatch(r"[0-9]+(\.[0-9]+)*", uid) or len(uid) > 64:
+    if not is_uid(uid):
         raise InputError(f"{uid[:80]!r} is no UID", where=option, hint="digits and dots, 64 at most")
     return uid
 

@@ -19,7 +19,7 @@ from mome.server.upload import Fields, Upload, receive_upload
 
 router = APIRouter(tags=["jobs"])
 
-_SWITCHES = ("allow_gaps", "allow_damaged")
+_SWITCHES = ("allow_gaps", "allow_damaged", "statistics")
 _FIELDS = ("prompt", "output", "frame", "series", *_SWITCHES)
 _MOST_PROMPTS = 500
 _LONGEST_PROMPT = 500

@@ -7,6 +7,7 @@ learning, scribbles and stored labels do not exist here; the clients hide what `
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
 import secrets
@@ -22,6 +23,8 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from starlette.background import BackgroundTask
 
+from mome.dicomweb.series import find_study, is_uid, retrieve_series
+from mome.dicomweb.session import connect
 from mome.errors import InputError
 from mome.server.guard import unauthorized
 from mome.server.http_errors import HttpError
@@ -163,7 +166,8 @@ async def infer(
 ) -> JSONResponse | FileResponse | StreamingResponse:
     """Segments an image and answers when that is done.
 
-    The image is the field `file`, or a session, or the name of an image that was uploaded. `params` is JSON; `prompts`
+    The image is the field `file`, or a session, or the name of an image that was uploaded, or the UID of a series of
+    the archive that the server's option `--dicomweb` names. `params` is JSON; `prompts`
     in it is a list of structures or a text with commas, and without it all structures that the model was trained on
     are segmented. `output` is `image` (an NRRD map of ids 1, 2, … in the order of the prompts), `json` (`label_names`
     and what else is known), `all` (both, as multipart/form-data), or `dicom_seg`.
@@ -180,7 +184,7 @@ async def infer(
         try:
             params = _params(upload.fields)
             if not upload.source:
-                stored = _stored_image(request, image, session_id)
+                stored = await _stored_image(request, image, session_id)
                 fields = upload.fields
                 queue.folders.remove(upload.folder)
                 upload = Upload(stored.id, stored.folder, stored.source, stored.bytes, fields)
@@ -324,11 +328,12 @@ def _session(queue: JobQueue, session_id: str) -> dict[str, Any]:
     return {"create_ts": int(image.created), "last_access_ts": int(image.used), "expiry": expiry, "meta": {}}
 
 
-def _stored_image(request: Request, name: str, session_id: str) -> Upload:
-    """Returns an upload that shares the files of a session or of a named image.
+async def _stored_image(request: Request, name: str, session_id: str) -> Upload:
+    """Returns an upload that shares the files of a session or of a named image, or a series of the DICOMweb archive.
 
     Raises:
         HttpError: There is none; status 404, or 422 if none is named.
+        InputError: The archive refuses, or has no such series.
     """
     queue = queue_of(request)
     if session_id:
@@ -338,6 +343,27 @@ def _stored_image(request: Request, name: str, session_id: str) -> Upload:
     else:
         raise HttpError(422, "no image was given", hint="the field file, session_id=, or image=")
     upload = None if image_id is None else queue.upload_from_image(image_id)
+    if upload is None and not session_id and queue.settings.dicomweb is not None and is_uid(name):
+        upload = await _from_archive(queue, queue.settings.dicomweb, name)
     if upload is None:
         raise HttpError(404, "there is no such image", hint="upload it again")
     return upload
+
+
+async def _from_archive(queue: JobQueue, url: str, series: str) -> Upload:
+    """Retrieves a series, which OHIF names by its UID, from the archive of the server's option `--dicomweb`."""
+    queue.folders.check_space()
+    upload_id, folder = queue.folders.new_upload()
+    target = folder / "input" / "dicom"
+
+    def retrieve() -> int:
+        target.mkdir(mode=0o700)
+        client = connect(url, insecure=queue.settings.insecure)
+        retrieve_series(client, find_study(client, series), series, target)
+        return sum(path.stat().st_size for path in target.iterdir())
+
+    try:
+        return Upload(upload_id, folder, "dicom", await asyncio.to_thread(retrieve))
+    except BaseException:
+        queue.folders.remove(folder)
+        raise

@@ -15,6 +15,7 @@ from mome.volumes.writers import WRITERS
 
 if TYPE_CHECKING:
     from mome.inference.result import Segmentation
+    from mome.volumes import Volume
 
 # Format → media type of a single file.
 _MEDIA = {
@@ -31,7 +32,7 @@ STEM = "scan"
 
 def formats() -> list[str]:
     """Returns the formats that clients may ask for: those of this module, and those of the mask writers."""
-    return list(dict.fromkeys(["nifti", "multilabel", "json", "image", "nrrd", *WRITERS.names()]))
+    return list(dict.fromkeys([*WRITERS.names(), "multilabel", "json", "html", "image", "nrrd", "viewer"]))
 
 
 def check_formats(asked: Sequence[str]) -> list[str]:
@@ -81,20 +82,26 @@ def write_results(
         options: `frame` and `dicom`, with which the scan was read, and `nrrd_gzip`.
 
     Returns:
-        The summary: `structures`, `notes`, `seconds`, `model`, `shape`, `spacing_mm`, `formats` with the bytes of each.
+        The summary: `structures`, `notes`, `seconds`, `statistics`, `model`, `mome`, `shape`, `spacing_mm`, and
+        `formats` with the bytes of each.
 
     Raises:
         InputError: A writer cannot write this scan.
         OutputError: The disk is full.
     """
     from mome.atomic import atomic_write, output_errors
+    from mome.volumes import read_volume
 
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o700, parents=True)
+    volume = None
+    if not {"html", "image", "viewer"}.isdisjoint(asked):
+        volume = read_volume(scan, frame=options["frame"], dicom=options["dicom"])
     summary: dict[str, Any] = {
         "structures": result.summary(),
-        "notes": list(dict.fromkeys(result.notes)),
+        "notes": [],
         "seconds": result.seconds,
+        "statistics": result.statistics,
         "model": model,
         "mome": version("mome"),
         "shape": list(result.grid.shape),
@@ -107,7 +114,7 @@ def write_results(
         parts = folder / "parts"
         with output_errors(folder, "the results"):
             parts.mkdir(mode=0o700)
-        files = _written(result, scan, parts, name, options)
+        files = _written(result, volume, parts, name, options)
         with output_errors(folder, "the results"):
             if len(files) == 1:
                 target = folder / f"{name}{_ending(files[0])}"
@@ -119,20 +126,30 @@ def write_results(
                         archive.write(file, file.name)
             shutil.rmtree(parts)
         summary["formats"][name] = target.stat().st_size
+    summary["notes"] = list(dict.fromkeys(result.notes))  # writers have added theirs
     with atomic_write(folder / "json.json", "the summary") as temporary:
         temporary.write_text(json.dumps(summary, indent=1), encoding="utf-8")
     summary["formats"]["json"] = (folder / "json.json").stat().st_size
     return summary
 
 
-def _written(result: Segmentation, scan: Path, folder: Path, name: str, options: dict[str, Any]) -> list[Path]:
+def _written(
+    result: Segmentation, volume: Volume | None, folder: Path, name: str, options: dict[str, Any]
+) -> list[Path]:
     """Writes one format into a folder and returns its files."""
     if name == "multilabel":
         return result.save(folder, STEM, multilabel=True)
-    if name == "image":
-        from mome.server.scan_image import write_image
+    if volume is not None:
+        if name == "html":
+            return [result.save_html(folder / "scan.html", volume, "mome")]
+        if name == "image":
+            from mome.server.scan_image import write_image
 
-        return [write_image(result, scan, folder / "image.nii.gz", frame=options["frame"], dicom=options["dicom"])]
+            return [write_image(volume, folder / "scan.nii.gz")]
+        if name == "viewer":
+            from mome.server.viewer_data import write_viewer
+
+            return [write_viewer(result, volume, folder / "scan.json")]
     if name == "nrrd":
         from mome.server.nrrd_map import write_nrrd_map
 

@@ -30,7 +30,7 @@ class ServerSettings:
         queue: Jobs that wait or are being uploaded at a time.
         data: The folder of the queue and its files; None for a private temporary folder that ends with the server.
         device: A torch device of the worker; None for the CPU.
-        precision: `fp32`, `bf16` or `fp16` inside the network.
+        precision: `auto`, `fp32`, `bf16` or `fp16` inside the network.
         threads: CPU threads of the worker; 0 for torch's choice.
         time_limit_s: Seconds that a job may run.
         client_timeout_s: Seconds that a client may pause while it sends or receives.
@@ -50,7 +50,7 @@ class ServerSettings:
     queue: int = 32
     data: Path | None = None
     device: str | None = None
-    precision: str = "fp32"
+    precision: str = "auto"
     threads: int = 0
     time_limit_s: float = 3600.0
     client_timeout_s: float = 30.0

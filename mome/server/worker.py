@@ -123,10 +123,11 @@ class Worker:
     def _check_writers(self, outputs: list[str], source: Path) -> None:
         """Asks every writer whether it can write masks of this scan."""
         from mome.volumes.writers import WRITERS
+        from mome.volumes.writers.base import build_writer
 
         for name in outputs:
             if name in WRITERS.names():
-                WRITERS.build(name).check_source(source)
+                build_writer(name).check_source(source)
 
     def _run(self, message: dict[str, Any]) -> dict[str, Any]:
         """Segments a scan and writes its results; returns the summary."""
@@ -153,7 +154,12 @@ class Worker:
         )
         self._check_writers(message["outputs"], scan)
         result = self._segmenter.segment(
-            scan, message["prompts"], frame=options.get("frame"), dicom=dicom, progress=progress
+            scan,
+            message["prompts"],
+            frame=options.get("frame"),
+            dicom=dicom,
+            progress=progress,
+            statistics=bool(options.get("statistics")),
         )
         self._stop_if_cancelled(job)
         self.send(kind="progress", job=job, phase="write", done=0, total=0)

@@ -1,0 +1,25 @@
+# The server of `mome serve` with the bundled model. Build and run:
+#   docker build -t mome .
+#   docker run --read-only --tmpfs /tmp -v mome-data:/data -e MOME_TOKEN -p 127.0.0.1:8000:8000 mome
+# It listens at all addresses of its container, and therefore needs a token.
+FROM python:3.12-slim-bookworm
+
+# torch for the CPU; for a GPU, leave this line out.
+RUN pip install --no-cache-dir --index-url https://download.pytorch.org/whl/cpu "torch>=2.10"
+WORKDIR /src
+COPY pyproject.toml README.md LICENSE ./
+COPY mome ./mome
+COPY kernels ./kernels
+RUN pip install --no-cache-dir ".[serve,dicom]" && rm -rf /src
+
+RUN useradd --create-home --uid 10001 mome && install -d -o mome -g mome -m 0700 /data
+USER mome
+WORKDIR /home/mome
+# Nothing is loaded from a network at run time.
+ENV HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 MPLCONFIGDIR=/tmp/matplotlib
+VOLUME /data
+EXPOSE 8000
+HEALTHCHECK --interval=30s --timeout=5s --start-period=120s \
+    CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/health', timeout=4).read()"]
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["mome", "serve", "--host", "0.0.0.0", "--port", "8000", "--data", "/data"]

@@ -1,0 +1,79 @@
+"""The page of `mome serve` in a browser: a scan is uploaded, segmented and shown."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from driven_browser import DrivenBrowser
+from server_process import TOKEN, Server, shared_server
+from small_scans import patient_bytes
+
+for package in ("fastapi", "uvicorn", "python_multipart"):
+    pytest.importorskip(package, reason="the server needs mome[serve]")
+
+
+@pytest.fixture(scope="module")
+def server() -> Server:
+    return shared_server()
+
+
+@pytest.fixture
+def browser() -> Iterator[DrivenBrowser]:
+    browser = DrivenBrowser()
+    yield browser
+    browser.close()
+
+
+def test_the_page_loads_nothing_from_elsewhere(server: Server) -> None:
+    for headers in ({}, {"Accept-Encoding": "gzip"}):
+        answer = server.ask("GET", "/", headers=headers, token=None)
+        assert answer.status == 200
+        body = gzip.decompress(answer.body) if headers else answer.body
+        assert b"<script src" not in body and b"<link" not in body and b"@import" not in body
+        policy = dict(part.strip().split(" ", 1) for part in answer.headers["content-security-policy"].split(";"))
+        assert policy["default-src"] == policy["base-uri"] == policy["frame-ancestors"] == "'none'"
+        assert "unsafe" not in policy["script-src"] and "http" not in str(policy)
+        assert policy["connect-src"].split() == ["data:", "blob:", "'self'"]
+
+
+@pytest.mark.wide
+@pytest.mark.timeout(300)
+def test_a_scan_is_segmented_and_shown(server: Server, browser: DrivenBrowser, tmp_path: Path) -> None:
+    scan = tmp_path / "<b>Eisenbart.nii.gz"
+    scan.write_bytes(gzip.compress(patient_bytes(), 1))
+    part = "document.querySelector('[data-server={}]')".format
+    browser.open(f"http://127.0.0.1:{server.port}/")
+    browser.until(f"!{part('login')}.hidden")
+    browser.run(f"{part('token')}.value = 'wrong'; {part('login')}.querySelector('button').click()")
+    browser.until(f"{part('refused')}.innerText.includes('a valid token')")
+    browser.run(f"{part('token')}.value = '{TOKEN}'; {part('login')}.querySelector('button').click()")
+    browser.until(f"!{part('request')}.hidden")
+    before = browser.picture()
+    browser.choose("[data-server=files]", scan)
+    assert browser.run(f"{part('chosen')}.textContent").startswith("<b>Eisenbart.nii.gz, ")
+    browser.run(f"{part('prompts')}.value = 'left thingy'; {part('start')}.click()")
+    browser.until(f"{part('status')}.innerText.includes('which is not understood')")
+    browser.until(f"!{part('start')}.disabled")
+    browser.run(f"{part('prompts')}.value = 'spleen'; {part('labels')}.querySelector('button').click()")
+    assert browser.run(f"{part('prompts')}.value") == "spleen\nliver"
+    browser.run(f"{part('start')}.click()")
+    browser.until("document.documentElement.dataset.state === 'ready'")
+    text = browser.run("document.body.innerText")
+    assert "2 structures" in text and " ml" in text and "not trained on 'spleen'" in text
+    after = browser.picture(tmp_path / "page.png")
+    colourful = [(np.ptp(picture[60:, 320:], axis=2) > 60).mean() for picture in (before, after)]
+    assert colourful[0] < 0.001 and colourful[1] > 0.002, colourful  # masks are drawn in colour over the grey scan
+    grey = (after[60:, 320:].min(axis=2) > 60).mean()
+    assert grey > 0.02, grey
+    assert all(url.startswith((f"http://127.0.0.1:{server.port}/", "data:", "blob:")) for url in browser.requests)
+    assert TOKEN not in " ".join(browser.requests)
+    assert browser.run("localStorage.length + sessionStorage.length + document.cookie.length") == 0
+    browser.run("[...document.querySelectorAll('[data-server=list] button')].at(-1).click()")  # Delete
+    browser.until(f"{part('jobs')}.hidden")
+    refusals = ("401", "422")  # the browser notes them on its console
+    assert [error for error in browser.errors if not any(code in error for code in refusals)] == []
+    assert "Eisenbart" not in server.log.read_text()
