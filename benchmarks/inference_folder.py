@@ -26,6 +26,7 @@ from typing import Any
 from processes import commit_of, in_turns, machine, medians, packages_of, run_python, write_results
 
 CHECKOUT = Path(__file__).resolve().parents[1]
+MODEL = "mome-ct-tiny"
 PROMPTS = ("spinal_cord", "brainstem", "esophagus", "parotid_gland_left", "parotid_gland_right", "mandible", "larynx")
 
 
@@ -33,7 +34,7 @@ def run_command(checkout: Path, scans: list[Path], threads: int) -> dict[str, An
     """Runs the command into an empty folder; returns its seconds and those of the report."""
     with tempfile.TemporaryDirectory() as folder:
         prompts = [part for prompt in PROMPTS for part in ("-p", prompt)]
-        arguments = ["-m", "mome.cli.main", "segment", *map(str, scans), *prompts, "-o", f"{folder}/masks"]
+        arguments = ["-m", "mome.cli.main", "segment", *map(str, scans), "-m", MODEL, *prompts, "-o", f"{folder}/masks"]
         began = time.perf_counter()
         run_python(sys.executable, arguments, packages=packages_of(checkout), threads=threads, folder=folder)
         seconds = time.perf_counter() - began
