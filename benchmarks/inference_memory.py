@@ -9,8 +9,8 @@
 the network by signed distances of the classes of a label map, stretched over the scan. `body` replaces it by a network
 that finds the whole body for every prompt, the worst case for all that follows the network.
 
-Prints one JSON object: seconds by phase, seconds inside of the network, seconds of writing, and the peaks of memory of the
-process (VmHWM) while it reads, segments and writes.
+Prints one JSON object: seconds by phase, seconds inside of the network, seconds of writing, and the peaks of memory of
+the process (VmHWM) while it reads, segments and writes.
 """
 
 from __future__ import annotations
@@ -145,7 +145,6 @@ def main() -> None:
     if args.spacing:
         segmenter.processor.spacing = [args.spacing] * 3
     names = [label.name for label in load_table()][: args.prompts]
-    known = {"bundled_gb": 0.0}
     if args.case == "bundled":
         prepared = segmenter.prepare(names)
     else:
@@ -163,7 +162,6 @@ def main() -> None:
         prepared = PreparedPrompts(prompts, torch.arange(len(names), dtype=torch.float32)[:, None])
     timed = Timed(segmenter.predictor)
     segmenter.predictor = timed
-    del known
     reset_peak()
     before, began = memory_gb("VmRSS"), time.perf_counter()
     volume = read_volume(args.scan)

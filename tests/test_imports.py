@@ -20,6 +20,7 @@ LAYERS = [
         "text_file",
         "printable",
         "threads",
+        "memory",
         "atomic",
         "typed",
         "docstrings",

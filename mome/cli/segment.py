@@ -10,9 +10,10 @@ from typing import Any
 
 from mome.atomic import check_output_folder
 from mome.cli.parser import given_path, output_folder
+from mome.cli.segment_plan import print_plans
 from mome.errors import InputError
 from mome.printable import printable
-from mome.threads import check_threads
+from mome.threads import check_threads, container_cpus, use_huge_pages
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu, cuda or cuda:1; default cpu")
     parser.add_argument("--precision", default="auto", help="auto, fp32, bf16 or fp16")
     parser.add_argument("--exact", action="store_true", help="tiles over the whole scan, air and table too")
+    parser.add_argument("--memory", help="memory that the run may take, as in 4GB; default what is free")
+    parser.add_argument("--plan", action="store_true", help="say what each scan will take, and write nothing")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
 
@@ -58,6 +61,8 @@ def run(args: argparse.Namespace) -> int:
     """Runs the command and returns its exit code, 2 if a study failed."""
     if args.jobs is not None and (args.inputs or args.recursive):
         raise InputError("--jobs names the scans itself", hint="leave out the other scans and --recursive")
+    if args.jobs is not None and args.plan:
+        raise InputError("--plan is about scans, and --jobs names a file of jobs", hint="mome segment scans/ … --plan")
     if args.jobs is None and not args.inputs:
         raise InputError("no scan was given", hint="mome segment ct.nii.gz -p liver -o out, or --jobs jobs.json")
     if not args.prompt and args.jobs is None:
@@ -69,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("--resume keeps what is finished, --overwrite replaces it", hint="give one of them")
     check_threads(args.threads, "--threads")
     check_output_folder(args.out)
+    use_huge_pages()
     import torch
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -81,8 +87,7 @@ def run(args: argparse.Namespace) -> int:
 
     quiet_libraries()
     quiet_readers(args.inputs)
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    torch.set_num_threads(args.threads or min(torch.get_num_threads(), container_cpus()))
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=args.json or not console.is_terminal) as bar:
@@ -100,8 +105,12 @@ def run(args: argparse.Namespace) -> int:
             device=args.device,
             precision=args.precision,
             exact=args.exact,
+            memory=args.memory,
         )
         segmenter.notes += (chosen.note,) if chosen.note else ()
+        dicom = DicomOptions(series=args.series, allow_gaps=args.allow_gaps, allow_damaged=args.allow_damaged)
+        if args.plan:
+            return print_plans(segmenter, args, dicom)
         run_all, what = (segment_jobs, args.jobs) if args.jobs else (segment_folder, args.inputs)
         options = {} if args.jobs else {"recursive": args.recursive}
         entries = run_all(
@@ -115,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
             resume=args.resume,
             overwrite=args.overwrite,
             frame=args.frame,
-            dicom=DicomOptions(series=args.series, allow_gaps=args.allow_gaps, allow_damaged=args.allow_damaged),
+            dicom=dicom,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
             on_done=on_done,
             debug=args.debug,

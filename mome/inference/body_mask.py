@@ -51,8 +51,8 @@ class BodyMask:
 def body_mask(volume: Volume, network: Grid, patch: tuple[int, int, int]) -> BodyMask | None:
     """Returns where the patient is, or None where nothing of the scan is denser than air.
 
-    Every few voxels of the scan are compared with −300 HU. Holes of planes that lie across the patient, such as lungs,
-    are filled; pieces of less than 50 ml are left out; 12 mm around the rest belong to the mask.
+    Every few voxels of the scan are compared with −300 HU. Holes within planes, such as lungs, are filled; pieces of
+    less than 50 ml are left out; 12 mm around the rest belong to the mask.
 
     Args:
         volume: The scan in HU.
@@ -70,12 +70,11 @@ def body_mask(volume: Volume, network: Grid, patch: tuple[int, int, int]) -> Bod
         tissue = kept[pieces]
     if not tissue.any():
         return None
-    across = int(np.argmax(np.abs(volume.affine[2, :3]) / volume.spacing))  # the axis that runs along the patient
-    planes = np.moveaxis(tissue, across, 0)
-    for plane in planes:
-        plane |= ndimage.binary_fill_holes(plane)
+    holds = tissue.copy()
+    for axis in range(3):  # lungs are open where the scan ends, so that no one direction closes all holes
+        for plane, filled in zip(np.moveaxis(tissue, axis, 0), np.moveaxis(holds, axis, 0), strict=True):
+            filled |= ndimage.binary_fill_holes(plane)
     distances = [max(1, int(np.ceil(_MARGIN_MM / step))) for step in coarse_mm]
-    holds = tissue
     for axis, distance in enumerate(distances):
         holds = ndimage.maximum_filter1d(holds.view(np.uint8), 2 * distance + 1, axis, mode="constant").view(bool)
     to_volume = np.diag([*map(float, steps), 1.0])

@@ -39,11 +39,7 @@ def filled_masks(masks: PackedMasks, array: np.ndarray) -> list[str]:
             # A sample may hold a little less of the body than the whole.
             if size == 0 or voxels < 0.95 * _LARGEST_SHARE * size * array.size / body.size:
                 continue
-            firsts = [-(-start // step) for start, _ in masks.box(name)]
-            offsets = [first * step - start for first, (start, _) in zip(firsts, masks.box(name), strict=True)]
-            mask = masks.crop(name)[tuple(slice(offset, None, step) for offset in offsets)].view(bool)
-            inside = body[tuple(slice(first, first + side) for first, side in zip(firsts, mask.shape, strict=True))]
-            share, of = int(np.count_nonzero(mask & inside)) / size, "body"
+            share, of = int(np.count_nonzero(masks.sampled(name, step) & body)) / size, "body"
         if share >= _LARGEST_SHARE:
             notes.append(
                 f"the mask of {name!r} fills {share:.0%} of the {of}: the model or the scan may be damaged, or the "

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mome.errors import InputError
 from mome.inference.above import AboveThreshold
+from mome.inference.memory_plan import PROMPTS_AT_ONCE
 from mome.inference.packed import PackedMasks
 from mome.inference.phases import Phases
 from mome.inference.planes import PlaneStream, ReadyPlanes, shortest_buffer_axis
@@ -17,9 +18,6 @@ from mome.inference.prepared import PreparedPrompts
 from mome.inference.probabilities import LOWEST_LOGIT, ProbabilityMaps, quantised
 from mome.inference.stream import Box, stream_planes
 from mome.volumes import Grid
-
-# Prompts whose planes are resampled at once; more need more memory and are not faster.
-_PROMPTS_AT_ONCE = 8
 
 
 def predict_masks(
@@ -53,12 +51,12 @@ def predict_masks(
         phases: Receives the times of the phases `network` and `resample`.
 
     Raises:
-        InputError: The logits are not finite.
+        NotFinite: The logits are not finite.
     """
     phases = phases or Phases()
     axis = shortest_buffer_axis(volume.shape[2:], predictor.patch_size)
     count = len(prompts.names)
-    chunks = [slice(first, min(first + _PROMPTS_AT_ONCE, count)) for first in range(0, count, _PROMPTS_AT_ONCE)]
+    chunks = [slice(first, min(first + PROMPTS_AT_ONCE, count)) for first in range(0, count, PROMPTS_AT_ONCE)]
     planes = [PlaneStream(network, output, axis) for _ in chunks]
     masks = PackedMasks(prompts.names, output.shape, planes[0].axis)
     stream = stream_planes(
@@ -111,16 +109,20 @@ def _moved(first: tuple[int, int, int], axis: int, planes: int) -> tuple[int, in
     return moved[0], moved[1], moved[2]
 
 
+class NotFinite(InputError):
+    """Logits are NaN or infinite."""
+
+
 def _check_finite(logits: Tensor) -> None:
     """Checks logits; NaN > 0 is false, so the masks would be empty without a message.
 
     Raises:
-        InputError: One is NaN or infinite.
+        NotFinite: One is NaN or infinite.
     """
     if torch.isfinite(logits.sum()):  # NaN and infinity stay in a sum, which needs no memory
         return
     if not torch.isfinite(logits).all():
-        raise InputError(
+        raise NotFinite(
             "the network gives numbers that are not finite; no mask can be made of them",
             hint="use precision='fp32' if it is another, else check the model's weights",
         )

@@ -58,3 +58,40 @@ def without_float16(model: Any, device: torch.device, autocast: torch.dtype | No
     if autocast is torch.float16:
         return model, None, [_FLOAT16_NOTE]
     return model, autocast, [_FLOAT16_NOTE] if is_half else []
+
+
+def check_default_device() -> None:
+    """Checks that new tensors get values.
+
+    Raises:
+        InputError: The default device is `meta`, whose tensors hold no numbers.
+    """
+    if torch.get_default_device().type == "meta":
+        raise InputError(
+            "torch's default device is 'meta', whose tensors hold no numbers",
+            hint="call this outside of torch.device('meta')",
+        )
+
+
+def checked_device(device: str | torch.device) -> torch.device:
+    """Returns a device that computes.
+
+    Raises:
+        InputError: There is no such device here, or it holds no numbers, as `meta`.
+    """
+    try:
+        chosen = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise InputError(f"no such device: {device!r:.60}", hint="cpu, cuda, cuda:1") from error
+    if chosen.type == "cpu" and chosen.index:
+        raise InputError(f"there is one device 'cpu', got {str(chosen)!r}", hint="device='cpu'")
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise InputError("there is no CUDA device here", hint="device='cpu'")
+    try:
+        computes = torch.ones(1, device=chosen).add(1).item() == 2
+    except Exception as error:  # backends raise errors of many types
+        first = (str(error).splitlines() or [""])[0][:120]
+        raise InputError(f"the device {str(chosen)!r} cannot be used: {first}", hint="device='cpu'") from error
+    if not computes:
+        raise InputError(f"the device {str(chosen)!r} does not compute", hint="device='cpu'")
+    return chosen

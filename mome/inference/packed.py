@@ -12,6 +12,8 @@ import numpy as np
 from mome.errors import InputError
 from mome.labels import load_table
 
+_ALL = slice(None)
+
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
 
@@ -31,10 +33,10 @@ class _Part:
     box: Box
     data: bytes
 
-    def unpacked(self) -> np.ndarray:
-        """Returns the block, uint8 of 0 and 1, in the order (planes, rows, columns)."""
+    def unpacked(self, planes: slice = _ALL, rows: slice = _ALL) -> np.ndarray:
+        """Returns some planes and rows of the block, uint8 of 0 and 1, in the order (planes, rows, columns)."""
         bits = np.frombuffer(zlib.decompress(self.data), dtype=np.uint8).reshape(*self.shape[:2], -1)
-        return np.unpackbits(bits, axis=-1, count=self.shape[2])
+        return np.unpackbits(bits[planes, rows], axis=-1, count=self.shape[2])
 
 
 class PackedMasks(Mapping[str, np.ndarray]):
@@ -70,7 +72,7 @@ class PackedMasks(Mapping[str, np.ndarray]):
             self.write_box(name, (first[0], first[1], first[2]), np.take(block, [place], self.axis))
 
     def write_box(self, name: str, first: tuple[int, int, int], block: np.ndarray) -> None:
-        """Stores the voxels of one mask inside of a box; each voxel is written once.
+        """Stores the voxels of one mask inside of a box; boxes of one mask do not overlap.
 
         Args:
             name: The prompt.
@@ -141,8 +143,25 @@ class PackedMasks(Mapping[str, np.ndarray]):
         for part in self._parts[self.name_of(name)]:
             target = [slice(max(0, a - at), b - at) for (a, b), at in zip(part.box, start, strict=True)]
             source = [slice(a - at, b - at) for (a, b), at in zip(part.box, part.first, strict=True)]
-            # Parts do not overlap in voxels, but their boxes may, so that the voxels are combined.
-            view[tuple(target)] |= part.unpacked()[tuple(source)]
+            view[tuple(target)] = part.unpacked()[tuple(source)]
+
+    def sampled(self, name: str, step: int) -> np.ndarray:
+        """Returns every `step`-th voxel of a mask along every axis, from voxel 0, as bool."""
+        if step == 1:
+            return self[name].view(bool)
+        out = np.zeros([-(-side // step) for side in self.shape], dtype=bool)
+        view = out.transpose(self._order)
+        for part in self._parts[self.name_of(name)]:
+            firsts = [-(-at // step) for at in part.first]  # the first samples at or after the part
+            places = [slice(first * step - at, None, step) for first, at in zip(firsts, part.first, strict=True)]
+            values = part.unpacked(places[0], places[1])[:, :, places[2]]
+            view[tuple(slice(a, a + n) for a, n in zip(firsts, values.shape, strict=True))] = values
+        return out
+
+    def take(self, other: PackedMasks) -> None:
+        """Takes the masks of other prompts of the same scan over."""
+        self._parts.update(other._parts)
+        self.voxels.update(other.voxels)
 
     def name_of(self, key: str) -> str:
         """Returns the prompt whose mask is meant by its name or by a synonym of the class table.

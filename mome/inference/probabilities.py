@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from mome.errors import InputError
 
 # A lower logit has a probability that rounds to 0 of 255, so that nothing of it is stored.
 LOWEST_LOGIT = math.log(0.5 / 254.5)
@@ -53,6 +55,28 @@ class ProbabilityMaps(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return len(self.names)
+
+
+def asked_names(asked: bool | Sequence[str], names: Sequence[str]) -> list[str]:
+    """Returns the names of the prompts whose probabilities are asked.
+
+    Args:
+        asked: True for all, False for none, or names.
+        names: The names of the prompts.
+
+    Raises:
+        InputError: A name is none of the prompts'.
+    """
+    if isinstance(asked, bool):
+        return list(names) if asked else []
+    chosen = [asked] if isinstance(asked, str) else list(asked)
+    for name in chosen:
+        if name not in names:
+            raise InputError(
+                f"probabilities are asked of {name!r:.60}, which is no prompt here",
+                hint="names of prompts, as in " + ", ".join(names[:5]),
+            )
+    return chosen
 
 
 def quantised(logits: Tensor) -> Tensor:

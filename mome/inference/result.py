@@ -34,6 +34,7 @@ class Segmentation:
         probabilities: Prompt → probability × 255, uint8 (i, j, k), of the prompts that it was asked of; None otherwise.
         model: The name of the model, without its folder; empty where it has none.
         model_version: The fingerprint of its weights and config; empty where it was not computed.
+        tiles: Tiles that were computed for each group of prompts, and tiles over the whole network grid.
         statistics: Prompt → what `mome.volumes.statistics.structure_statistics` returns; None where nobody asked.
     """
 
@@ -48,6 +49,7 @@ class Segmentation:
     model: str = ""
     model_version: str = ""
     statistics: dict[str, dict[str, Any]] | None = None
+    tiles: tuple[int, int] = (0, 0)
 
     @property
     def warnings(self) -> list[str]:

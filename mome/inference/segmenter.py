@@ -13,16 +13,19 @@ from mome.inference.choose_model import choose_model
 from mome.inference.doubtful_masks import filled_masks
 from mome.inference.fingerprint import predictor_settings
 from mome.inference.loaded_scan import LoadedScan, load_scan
-from mome.inference.masks import predict_masks
+from mome.inference.memory_plan import MemoryPlan, Work, budget, fitting_plan, gpu_bytes
 from mome.inference.mirror import MirrorPredictor, read_axes, with_mirrored_rows
-from mome.inference.network import unwrapped, without_float16
+from mome.inference.network import check_default_device, checked_device, unwrapped, without_float16
 from mome.inference.phases import Phases
 from mome.inference.precision import PRECISIONS, chosen_precision
 from mome.inference.predictor import ModelPredictor, Predictor
 from mome.inference.prepared import PreparedPrompts
-from mome.inference.probabilities import ProbabilityMaps
+from mome.inference.probabilities import asked_names
 from mome.inference.result import Segmentation
 from mome.inference.statistics import scan_statistics
+from mome.inference.stream import wanted_tiles
+from mome.inference.within_memory import predict_within_memory
+from mome.memory import parse_bytes
 from mome.postprocess.rules import are_asked_by_name, asked_rules
 from mome.postprocess.run import PostProcessing
 from mome.processing import MoMEProcessor, processor_of
@@ -48,8 +51,9 @@ class Segmenter:
         device: A torch device such as "cuda"; where None, the model stays where it is.
         precision: `fp32`, `bf16` or `fp16` inside the network, or `auto`; see `mome.inference.precision`.
         prompt_chunk: Prompts that are decoded at once; a smaller number needs less memory.
-        exact: Lay tiles over the whole scan. Otherwise they are laid over the patient, and air and what lies in it is
-            background without a look (`mome.inference.body_mask`).
+        exact: Lay tiles over the whole scan, and keep sums of logits in float32. Otherwise tiles are laid over the
+            patient, and air and what lies in it is background without a look (`mome.inference.body_mask`).
+        memory: The memory that the process may take, as in "4GB" or a number of bytes; what is free where None.
         mirror: Axes along which tiles are mirrored too, `lr`, `ap`, `si`, several with commas, or `all`; the logits are
             averaged (`mome.inference.mirror`). Each axis doubles the time.
         postprocess: Rules that change the masks: a config string such as `largest_component` for every mask,
@@ -74,12 +78,13 @@ class Segmenter:
         precision: str = "auto",
         prompt_chunk: int = 32,
         exact: bool = False,
+        memory: str | int | None = None,
         mirror: str | None = None,
         postprocess: str | Sequence[str] | None = None,
     ) -> None:
-        _check_default_device()
+        check_default_device()
         self.mirror = read_axes(mirror) if mirror else ()
-        chosen = None if device is None else _device(device)  # before the model is loaded, which takes longer
+        chosen = None if device is None else checked_device(device)  # before the model is loaded, which takes longer
         if isinstance(model, str | Path):
             from mome.modeling import MoME
 
@@ -102,6 +107,7 @@ class Segmenter:
         if not isinstance(prompt_chunk, int) or isinstance(prompt_chunk, bool) or prompt_chunk < 1:
             raise InputError(f"prompt_chunk is a whole number of at least 1, got {prompt_chunk!r:.60}")
         self.overlap, self.precision, self.prompt_chunk, self.exact = overlap, precision, prompt_chunk, exact
+        self.memory = None if memory is None else parse_bytes(str(memory), "memory")
         self.predictor: Predictor = ModelPredictor(self.model, autocast)
         if self.mirror:
             self.predictor = MirrorPredictor(self.predictor, self.mirror, processor.orientation)
@@ -208,9 +214,9 @@ class Segmenter:
 
         Raises:
             InputError: The scan is of another type or cannot be read, a prompt cannot be embedded, the logits are not
-                finite, or the GPU's memory does not suffice.
+                finite, or memory does not suffice.
         """
-        _check_default_device()
+        check_default_device()
         phases = Phases()
         if not isinstance(scan, str | Path | Volume):
             raise _no_scan(scan)
@@ -221,38 +227,34 @@ class Segmenter:
         ready = loaded or self.load(scan, frame=frame, dicom=dicom)
         phases.include(ready.seconds)
         volume, body = ready.volume, ready.body
-        maps = _probability_maps(probabilities, prepared, volume.grid.shape)
+        source = None if isinstance(scan, Volume) else Path(scan)
+        wanted = None if body is None else body.wants
         predictor = self.predictor
         if isinstance(predictor, MirrorPredictor):
             predictor = predictor.for_volume(ready.array.shape[2:])
-        try:
-            masks = predict_masks(
-                predictor,
-                ready.array,
-                ready.network,
-                volume.grid,
-                prepared,
-                overlap=self.overlap,
-                prompt_chunk=self.prompt_chunk,
-                wanted=None if body is None else body.wants,
-                probabilities=maps,
-                progress=progress,
-                phases=phases,
-            )
-        except torch.OutOfMemoryError as error:
-            raise InputError(
-                "the GPU's memory is not enough for this scan",
-                hint="a smaller prompt_chunk, precision='bf16', or device='cpu'",
-            ) from error
+        masks, maps, memory_notes = predict_within_memory(
+            predictor,
+            ready.array,
+            ready.network,
+            volume.grid,
+            prepared,
+            self._memory_plan(ready, len(prepared.names), source),
+            exact=self.exact,
+            asked=asked_names(probabilities, prepared.names),
+            overlap=self.overlap,
+            wanted=wanted,
+            progress=progress,
+            phases=phases,
+        )
         rules = self._postprocessing(prepared.names)
         changes = rules.run(masks, volume.grid)
         if self.postprocess:
             phases.end("postprocess")
         measured = scan_statistics(masks, volume) if statistics else None
-        source = None if isinstance(scan, Volume) else Path(scan)
         notes = (
             *volume.notes,
             *self.notes,
+            *memory_notes,
             *(what for _, what in implausible_settings(self.processor.settings())),
             *filled_masks(masks, volume.array),
             *rules.notes,
@@ -270,6 +272,27 @@ class Segmenter:
             maps,
             model=name,
             statistics=measured,
+            tiles=(
+                len(wanted_tiles(ready.network.shape, predictor.patch_size, self.overlap, wanted)),
+                len(wanted_tiles(ready.whole.shape, predictor.patch_size, self.overlap)),
+            ),
+        )
+
+    def _memory_plan(self, ready: LoadedScan, prompts: int, source: Path | None) -> MemoryPlan:
+        """Returns how prompts are grouped so that a scan fits into memory.
+
+        Raises:
+            InputError: It does not fit.
+        """
+        device = self.predictor.device
+        volume, patch = ready.volume, self.predictor.patch_size
+        return fitting_plan(
+            Work(volume.shape, ready.network.shape, patch, prompts, on_gpu=device.type == "cuda"),
+            budget(self.memory, volume.array.nbytes),
+            chunk=self.prompt_chunk,
+            gpu_budget=gpu_bytes(device),
+            exact=self.exact,
+            where=None if source is None else str(source),
         )
 
 
@@ -284,6 +307,7 @@ def segment(
     precision: str = "auto",
     prompt_chunk: int = 32,
     exact: bool = False,
+    memory: str | int | None = None,
     mirror: str | None = None,
     postprocess: str | Sequence[str] | None = None,
     frame: int | None = None,
@@ -308,6 +332,7 @@ def segment(
         precision=precision,
         prompt_chunk=prompt_chunk,
         exact=exact,
+        memory=memory,
         mirror=mirror,
         postprocess=postprocess,
     )
@@ -323,26 +348,6 @@ def segment(
     )
 
 
-def _probability_maps(
-    asked: bool | Sequence[str], prompts: PreparedPrompts, shape: tuple[int, int, int]
-) -> ProbabilityMaps | None:
-    """Returns empty maps of the prompts whose probabilities are asked; None where none is.
-
-    Raises:
-        InputError: A name is none of the prompts'.
-    """
-    if isinstance(asked, bool):
-        return ProbabilityMaps(prompts.names, shape) if asked else None
-    names = [asked] if isinstance(asked, str) else list(asked)
-    for name in names:
-        if name not in prompts.names:
-            raise InputError(
-                f"probabilities are asked of {name!r:.60}, which is no prompt here",
-                hint="names of prompts, as in " + ", ".join(prompts.names[:5]),
-            )
-    return ProbabilityMaps(names, shape) if names else None
-
-
 def _no_scan(given: Any) -> InputError:
     """The error for a scan of another type; an array does not say where its voxels are."""
     shape = getattr(given, "shape", None)
@@ -353,40 +358,3 @@ def _no_scan(given: Any) -> InputError:
         f"a scan is a path or a mome.volumes.Volume, got {type(given).__name__}{of_shape}",
         hint=f"{hint}; affine (4, 4) goes from voxels to mm in RAS",
     )
-
-
-def _check_default_device() -> None:
-    """Checks that new tensors get values.
-
-    Raises:
-        InputError: The default device is `meta`, whose tensors hold no numbers.
-    """
-    if torch.get_default_device().type == "meta":
-        raise InputError(
-            "torch's default device is 'meta', whose tensors hold no numbers",
-            hint="call this outside of torch.device('meta')",
-        )
-
-
-def _device(device: str | torch.device) -> torch.device:
-    """Returns a device that computes.
-
-    Raises:
-        InputError: There is no such device here, or it holds no numbers, as `meta`.
-    """
-    try:
-        chosen = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise InputError(f"no such device: {device!r:.60}", hint="cpu, cuda, cuda:1") from error
-    if chosen.type == "cpu" and chosen.index:
-        raise InputError(f"there is one device 'cpu', got {str(chosen)!r}", hint="device='cpu'")
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise InputError("there is no CUDA device here", hint="device='cpu'")
-    try:
-        computes = torch.ones(1, device=chosen).add(1).item() == 2
-    except Exception as error:  # backends raise errors of many types
-        first = (str(error).splitlines() or [""])[0][:120]
-        raise InputError(f"the device {str(chosen)!r} cannot be used: {first}", hint="device='cpu'") from error
-    if not computes:
-        raise InputError(f"the device {str(chosen)!r} does not compute", hint="device='cpu'")
-    return chosen

@@ -121,6 +121,7 @@ class StudyRun:
             "doubts": [note for note in notes if note not in of_all],
             "seconds": round(sum(seconds.values()), 2),
             "phases": seconds,
+            "tiles": list(result.tiles),
             **self._circumstances(),
         }
         self._result = None

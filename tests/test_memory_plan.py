@@ -1,0 +1,193 @@
+"""Segmenting within a budget of memory: the same masks, plans that hold, and refusals before anything is allocated."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from stand_in_models import Contrast
+
+from mome import memory
+from mome.cli.main import main
+from mome.errors import InputError
+from mome.inference import Segmenter
+from mome.inference import within_memory as within
+from mome.inference.memory_plan import MemoryPlan, Work, fitting_plan
+from mome.inference.plan import measured_tile, plan_scan
+from mome.memory import as_text, available_bytes, is_out_of_memory, parse_bytes, process_bytes, reset_peak
+from mome.processing import MoMEProcessor
+from mome.threads import container_cpus
+from mome.volumes import Volume
+
+LARGE = Work((512, 512, 600), (200, 200, 300), (64, 64, 64), 100)
+NAMES = ["liver", "spleen", "pancreas", "stomach", "aorta"]
+
+
+def segmenter(**options: object) -> Segmenter:
+    model = Contrast(NAMES, [0.3, 0.4, 0.5, 0.6, 0.7], patch=16)
+    return Segmenter(model, MoMEProcessor(spacing=[2, 2, 2], hu_window=[-100, 100]), **options)
+
+
+def blobs(shape: tuple[int, int, int] = (40, 44, 36)) -> Volume:
+    from scipy.ndimage import gaussian_filter
+
+    noise = gaussian_filter(np.random.default_rng(0).standard_normal(shape), 3)
+    return Volume((noise / noise.std() * 60).astype(np.float32), np.diag([2.0, 2.0, 2.0, 1]))
+
+
+def test_bytes_are_read_and_shown() -> None:
+    assert parse_bytes("4GB", "--memory") == 4_000_000_000 and parse_bytes(" 1.5 GiB", "m") == 3 << 29
+    assert parse_bytes("2000", "m") == 2000 and as_text(3.24e9) == "3.2 GB" and as_text(52e6) == "52 MB"
+    for wrong in ("", "4 bananas", "-1GB", "0GB", "1e9", "GB"):
+        with pytest.raises(InputError, match="--memory is a number of bytes"):
+            parse_bytes(wrong, "--memory")
+
+
+def test_limits_of_a_container_are_respected(monkeypatch, tmp_path: Path) -> None:
+    assert 0 < available_bytes() < 1e14
+    monkeypatch.setattr(memory, "_CGROUPS", tmp_path)
+    (tmp_path / "memory.max").write_text("3000000\n")
+    (tmp_path / "memory.current").write_text("1000000\n")
+    (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 400000\n")
+    assert available_bytes() == 2_400_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert available_bytes() > 2_400_000
+    assert container_cpus() >= 1
+
+
+def test_a_smaller_budget_gives_a_smaller_plan_and_then_a_refusal() -> None:
+    plans = [fitting_plan(LARGE, budget, chunk=32) for budget in (1e11, 3e9, 2.1e9, 1.5e9)]
+    totals = [plan.total(LARGE) for plan in plans]
+    assert plans[0] == MemoryPlan(100, 32) and totals == sorted(totals, reverse=True)
+    assert plans[2].half_sums and plans[3].group < 100
+    assert all(total <= budget for total, budget in zip(totals, (1e11, 3e9, 2.1e9, 1.5e9), strict=True))
+    assert not fitting_plan(LARGE, 1.7e9, chunk=32, exact=True).half_sums
+    with pytest.raises(InputError, match=r"512 × 512 × 600 voxels needs 1\.\d GB of memory.* 0\.5 GB are left"):
+        fitting_plan(LARGE, 5e8, chunk=32, where="ct.nii.gz")
+
+
+def test_bytes_on_a_gpu_count_there() -> None:
+    work = replace(LARGE, on_gpu=True)
+    plan = MemoryPlan(100, 32)
+    assert plan.total(work) + plan.total(work, gpu=True) == plan.total(LARGE)
+    assert fitting_plan(work, 1e11, chunk=32, gpu_budget=5e8).group < 100
+    with pytest.raises(InputError, match="are left"):
+        fitting_plan(work, 1e11, chunk=32, gpu_budget=1e6)
+
+
+def test_every_plan_gives_the_same_masks() -> None:
+    scan, calls = blobs(), []
+    plain = segmenter(exact=True).segment(scan, NAMES, probabilities=["spleen"])
+    made = segmenter(exact=True)
+    prepared = made.prepare(NAMES)
+    array, network = made.processor.to_network(scan)
+    for plan in (MemoryPlan(5, 2), MemoryPlan(2, 1), MemoryPlan(1, 1), MemoryPlan(3, 3, half_sums=True)):
+        calls.clear()
+        masks, maps, notes = within.predict_within_memory(
+            made.predictor,
+            array,
+            network,
+            scan.grid,
+            prepared,
+            plan,
+            asked=["spleen"],
+            progress=lambda *tiles: calls.append(tiles),
+        )
+        assert notes == [] and list(masks) == NAMES and calls[-1][0] == calls[-1][1] == len(calls)
+        for name in NAMES:
+            different = int((masks[name] != plain.masks[name]).sum())
+            # half precision rounds logits to about one in two thousand
+            assert different <= (0 if not plan.half_sums else 0.002 * masks.voxels[name])
+            assert masks.voxels[name] == masks[name].sum() > 0
+        assert maps is not None and list(maps) == ["spleen"]
+        assert np.abs(maps["spleen"].astype(int) - plain.probabilities["spleen"]).max() <= (1 if plan.half_sums else 0)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: not enough")],
+)
+def test_too_little_memory_after_all_is_said_and_mended(error: Exception, monkeypatch) -> None:
+    assert is_out_of_memory(error) and not is_out_of_memory(RuntimeError("another"))
+    real, groups = within.predict_masks, []
+
+    def fails_for_many(*arguments: object, **options: object):
+        prompts = arguments[4]
+        groups.append(len(prompts.names))
+        if len(prompts.names) > 2:
+            raise error
+        return real(*arguments, **options)
+
+    plain = segmenter().segment(blobs(), NAMES)
+    monkeypatch.setattr(within, "predict_masks", fails_for_many)
+    result = segmenter().segment(blobs(), NAMES)
+    assert groups[-3:] == [2, 2, 1] and any("memory was not enough at first" in note for note in result.notes)
+    for name in NAMES:
+        assert (result.masks[name] != plain.masks[name]).sum() <= 0.002 * plain.masks.voxels[name]
+    monkeypatch.setattr(within, "predict_masks", lambda *a, **k: (_ for _ in ()).throw(error))
+    with pytest.raises(InputError, match="not enough for this scan, one prompt at a time"):
+        segmenter().segment(blobs(), NAMES)
+
+
+def test_sums_that_float16_does_not_hold_are_kept_in_float32() -> None:
+    made = segmenter()
+    made.predictor.model.decode = lambda features, text: Contrast.decode(made.model, features, text) * 1e5
+    made.memory = process_bytes() + 10**9
+    array, network = made.processor.to_network(blobs())
+    plan = MemoryPlan(5, 5, half_sums=True)
+    masks, _, _ = within.predict_within_memory(made.predictor, array, network, blobs().grid, made.prepare(NAMES), plan)
+    plain = segmenter(exact=True).segment(blobs(), NAMES)
+    assert all(np.array_equal(masks[name], plain.masks[name]) for name in NAMES)
+
+
+def test_a_scan_that_cannot_fit_is_refused_before_the_network_runs() -> None:
+    made = segmenter(memory="1MB")
+    with pytest.raises(InputError, match="of memory, one prompt at a time") as caught:
+        made.segment(blobs(), NAMES)
+    assert made.model.encoded == 0 and len(str(caught.value).splitlines()) <= 3
+
+
+@pytest.mark.wide
+def test_the_bytes_of_a_plan_are_those_of_a_run() -> None:
+    """A scan of 256 × 256 × 200 voxels: the highest memory of a run is 0.4 to 1.1 times the plan's."""
+    rng = np.random.default_rng(0)
+    coarse = blobs((64, 64, 50)).array.repeat(4, 0).repeat(4, 1).repeat(4, 2)
+    scan = Volume(coarse + rng.normal(0, 5, coarse.shape).astype(np.float32), np.diag([0.7, 0.7, 1.0, 1]))
+    made = segmenter()
+    prompts = made.prepare(NAMES)
+    made.segment(blobs(), prompts)  # what is loaded once is loaded
+    cost = measured_tile(made, prompts)
+    plan = plan_scan(made, scan, prompts, cost, process_bytes() - scan.array.nbytes)
+    ctypes.CDLL(None).malloc_trim(0)  # memory that was freed counts as taken until it is given back
+    before = process_bytes() - scan.array.nbytes
+    if not reset_peak():
+        pytest.skip("the system does not measure the highest memory of a process")
+    made.segment(scan, prompts)
+    taken, expected = process_bytes(peak=True) - before, sum(plan.bytes_by_part.values())
+    assert 0.4 * expected < taken < 1.1 * expected
+
+
+def test_the_command_says_what_a_scan_will_take(tmp_path: Path, capsys, monkeypatch) -> None:
+    scan = blobs((24, 24, 24))
+    path = tmp_path / "ct.nii.gz"
+    nib.save(nib.Nifti1Image(scan.array.astype(np.int16), scan.affine), path)
+    broken = tmp_path / "broken.nii.gz"
+    broken.write_bytes(b"broken")
+    monkeypatch.setattr("mome.inference.Segmenter", lambda *a, **options: segmenter(memory=options["memory"]))
+    out = tmp_path / "out"
+    arguments = ["segment", str(path), "-p", "liver", "-p", "spleen", "-o", str(out), "--plan", "-m", "any"]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "24×24×24 voxels of 2×2×2 mm" in printed and "8 tiles at most" in printed and "before the scan" in printed
+    assert main([*arguments[:2], str(broken), *arguments[2:], "--json"]) == 2
+    plans = json.loads(capsys.readouterr().out)["plans"]
+    assert plans[0]["tiles"] == 8 and plans[0]["bytes"]["scan"] == 4 * 24**3 and "broken" in plans[1]["error"]
+    assert main([*arguments, "--memory", "1MB"]) == 2
+    assert "of memory, one prompt at a time" in capsys.readouterr().out
+    assert not out.exists()
