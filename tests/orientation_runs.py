@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -197,6 +198,7 @@ def _compared(
         }
         for form, file in files.items():
             found = segmenter.segment(file, prompts)
+            print(f"{number + 1} of {len(chosen)}, {form}", file=sys.stderr, flush=True)
             forms[form][f"{''.join(map(str, axes))} {flips}"] = {
                 name: dice(canonical(found.masks[name], found.grid.affine)[0], reference[name]) for name in reference
             }
