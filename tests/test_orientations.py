@@ -17,6 +17,7 @@ from dicom_readback import dice_in_world, masks_of_seg, masks_of_structure_set, 
 from orientation_runs import (
     LPS,
     canonical,
+    compared,
     dice,
     irregular_heights,
     orientations,
@@ -178,6 +179,17 @@ def test_other_grids(segmenter: Segmenter, tmp_path: Path, name: str) -> None:
     if heights is None:
         image = save_nifti(tmp_path / "ct.nii.gz", phantom_hu(at), affine)
         assert dice(segmenter.segment(image, PROMPTS).masks["liver"], inside(at * (-1, -1, 1))) >= 0.95
+
+
+def test_the_run_for_patients(segmenter: Segmenter, tmp_path: Path) -> None:
+    """The comparison that the next test makes of a patient, here of the phantom."""
+    hu = phantom_hu(places(SHAPE, phantom_affine()))
+    result = compared(segmenter, segmenter.prepare(PROMPTS), hu, phantom_affine(), tmp_path, every=29)
+    assert result["orientations"] == 2
+    for form in ("nifti", "dicom"):
+        assert min(result[f"lowest Dice, {form}"].values()) >= 0.995
+    for name in ("oblique by 20°", "tilted by 15°", "irregular steps"):
+        assert min(result[f"Dice, {name}"][writer]["liver"] for writer in ("dicom_seg", "rtstruct")) >= 0.95
 
 
 @pytest.mark.long
