@@ -1,6 +1,6 @@
 """One CT in all 48 storage orientations, as NIfTI and DICOM, and in oblique, tilted and irregular grids.
 
-`python tests/orientation_runs.py SCAN > benchmarks/results/orientations.json` segments an OpenKBP scan in each with the
+`python tests/orientation_runs.py SCAN > benchmarks/results/orientations.json` segments a scan in each with the
 bundled model, and compares the masks in the world with those of the scan as it is.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -179,12 +180,14 @@ def run_with_bundled_model(scan: Path, every: int = 1) -> dict[str, Any]:
     image = nib.load(scan)
     array, affine = np.asarray(image.get_fdata(), dtype=np.float32), image.affine
     with tempfile.TemporaryDirectory() as folder:
-        return _compared(segmenter, prompts, array, affine, Path(folder), every)
+        command = f"python tests/orientation_runs.py $MOME_TEST_DATA/openkbp/val/images/{scan.name}"
+        return {"command": command, **compared(segmenter, prompts, array, affine, Path(folder), every)}
 
 
-def _compared(
+def compared(
     segmenter: Segmenter, prompts: Any, array: np.ndarray, affine: np.ndarray, folder: Path, every: int
 ) -> dict[str, Any]:
+    """Segments a scan in every n-th orientation and in other grids, and compares the masks with those of the scan."""
     plain = segmenter.segment(save_nifti(folder / "plain.nii.gz", array, affine), prompts)
     reference = {name: canonical(plain.masks[name], plain.grid.affine)[0] for name in plain.masks}
     forms: dict[str, dict[str, dict[str, float]]] = {"nifti": {}, "dicom": {}}
@@ -197,11 +200,11 @@ def _compared(
         }
         for form, file in files.items():
             found = segmenter.segment(file, prompts)
+            print(f"{number + 1} of {len(chosen)}, {form}", file=sys.stderr, flush=True)
             forms[form][f"{''.join(map(str, axes))} {flips}"] = {
                 name: dice(canonical(found.masks[name], found.grid.affine)[0], reference[name]) for name in reference
             }
     report: dict[str, Any] = {
-        "command": "python tests/orientation_runs.py $MOME_TEST_DATA/openkbp/val/images/SCAN.nii.gz",
         "orientations": len(chosen),
         "voxels": {name: int(plain.masks.voxels[name]) for name in reference},
         **{f"lowest Dice, {form}": lowest(dices) for form, dices in forms.items()},
@@ -237,7 +240,7 @@ def _resliced(
         kind = writer.partition("(")[0]
         read = read_slices(series, path, kind)
         dices[kind] = {
-            name: dice(mask, sampled(plain.masks[name], plain.grid.affine, places_, order=0, fill=0))
+            name: dice(mask, sampled(plain.masks[name], plain.grid.affine, places_, order=1, fill=0) > 0.5)
             for name, (mask, places_) in read.items()
         }
     return dices

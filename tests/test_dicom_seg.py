@@ -164,10 +164,10 @@ def test_codes_colours_and_the_algorithm(tmp_path: Path) -> None:
     folder = write(tmp_path / "ct", series(along_z(REGULAR), FrameOfReferenceUID=FRAME_OF_REFERENCE))
     volume = read_volume(folder)
     empty = np.zeros(volume.shape)
-    names = ("kidney_left", "liver_tumor", "mandible", "a free text")
+    names = ("kidney_left", "liver_tumor", "mandible", "a free text", "vertebrae_L5")
     path, _ = wrote(folder, tmp_path, **dict.fromkeys(names, empty))
     seg = pydicom.dcmread(path)
-    kidney, tumour, mandible, free = (item for item in seg.SegmentSequence if item.SegmentNumber)
+    kidney, tumour, mandible, free, vertebra = (item for item in seg.SegmentSequence if item.SegmentNumber)
 
     def code(sequence: Any) -> tuple[str, str]:
         return sequence[0].CodeValue, sequence[0].CodingSchemeDesignator
@@ -175,6 +175,7 @@ def test_codes_colours_and_the_algorithm(tmp_path: Path) -> None:
     kind = kidney.SegmentedPropertyTypeCodeSequence
     assert code(kind) == ("64033007", "SCT") and kind[0].CodeMeaning == "Kidney"
     assert code(kind[0].SegmentedPropertyTypeModifierCodeSequence) == ("7771000", "SCT")
+    assert vertebra.SegmentedPropertyTypeCodeSequence[0].CodeMeaning == "Vertebrae L5"
     assert code(kidney.SegmentedPropertyCategoryCodeSequence) == ("123037004", "SCT")
     assert code(tumour.SegmentedPropertyCategoryCodeSequence) == ("49755003", "SCT")
     assert code(mandible.SegmentedPropertyTypeCodeSequence)[1] == "99MOME" and "private" in mandible.SegmentDescription
@@ -199,6 +200,14 @@ def test_sources_without_identity_dates_or_thickness(tmp_path: Path) -> None:
     seg = pydicom.dcmread(path)
     assert (seg.PatientName, seg.PatientID, seg.PatientSex, seg.StudyDate) == ("", "", "", "")
     assert seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SliceThickness == 3
+
+
+def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("mome.volumes.writers.dicom_seg", "mome.volumes.dicom_out.segmentation"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setitem(sys.modules, "highdicom", None)
+    with pytest.raises(InputError, match=r"'dicom_seg' needs highdicom.*\n.*pip install 'mome\[dicom\]'"):
+        build_writer("dicom_seg")
 
 
 def test_names_in_other_letters(tmp_path: Path) -> None:

@@ -58,8 +58,8 @@ def structure_codes(entry: dict[str, Any]) -> StructureCodes:
         value = "TEXT-" + hashlib.sha256(name.encode()).hexdigest()[:8]
         remark = "free text of the user; its code is of the private scheme 99MOME"
         return StructureCodes(name[:_LONGEST], category, (value, PRIVATE_SCHEME, name[:_LONGEST]), None, remark)
-    words = [word for word in name.split("_") if word not in _SIDES]
-    meaning = " ".join(words).capitalize()[:_LONGEST]
+    words = " ".join(word for word in name.split("_") if word not in _SIDES)
+    meaning = (words[:1].upper() + words[1:])[:_LONGEST]
     side = _SIDES.get(label.laterality or "")
     if label.snomed is None:
         remark = "the class table has no SNOMED CT code; the code is of the private scheme 99MOME"

@@ -203,7 +203,9 @@ def _read(path: Path, keywords: list[str] | None = None) -> Any:
             return pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=keywords)
     except Exception as error:  # pydicom raises errors of many types for damaged files
         raise InputError(
-            "the series has changed or is gone since it was read", where=str(path), hint="segment it again"
+            "the series has changed or is gone since it was read",
+            where=str(path),
+            hint="segment it again; unpack a ZIP archive first, or use mome segment, which keeps it unpacked",
         ) from error
 
 

@@ -1,0 +1,82 @@
+"""`mome segment` with the DICOM writers: files, report, refusals, and names of multi-label maps."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+from orientation_runs import places, save_nifti, save_series
+from small_models import liver_and_spleen
+from test_orientations import SHAPE, phantom_affine, phantom_hu
+
+from mome.cli.main import main
+from mome.processing import MoMEProcessor
+from mome.volumes import read_label_table
+
+pytest.importorskip("highdicom", reason='pip install "mome[dicom]"')
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A phantom as `series/` (DICOM) and `ct.nii.gz`, and a small model in `tiny/`."""
+    folder, affine = tmp_path_factory.mktemp("scans"), phantom_affine()
+    liver_and_spleen().save_pretrained(folder / "tiny")
+    MoMEProcessor(spacing=[8, 8, 8]).save_pretrained(folder / "tiny")
+    hu = phantom_hu(places(SHAPE, affine))
+    save_series(folder / "series", hu, affine)
+    save_nifti(folder / "ct.nii.gz", hu, affine)
+    return folder
+
+
+def test_seg_and_statistics(scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["segment", str(scans / "series"), "-p", "spleen", "-p", "hepar", "-o", str(tmp_path)]
+    command += ["-m", str(scans / "tiny")]
+    assert main([*command, "--writer", "dicom_seg(kind=binary)", "--statistics"]) == 0
+    seg = pydicom.dcmread(tmp_path / "series_seg.dcm")
+    assert seg.SegmentationType == "BINARY"
+    assert [item.SegmentLabel for item in seg.SegmentSequence] == ["spleen", "liver"]
+    algorithm = seg.SegmentSequence[0].SegmentationAlgorithmIdentificationSequence[0]
+    (study,) = json.loads((tmp_path / "report.json").read_text())["studies"]
+    assert algorithm.AlgorithmName == "mome tiny" and algorithm.AlgorithmVersion.endswith(study["model"])
+    assert study["masks"] == ["series_seg.dcm"] and study["writer"] == "dicom_seg(kind=binary)"
+    with (tmp_path / "statistics.csv").open(newline="") as file:
+        assert [row["structure"] for row in csv.DictReader(file)] == ["spleen", "liver"]
+    assert main([*command, "--writer", "dicom_seg(kind=binary)", "--statistics", "--resume"]) == 0
+    assert "from an earlier run" in capsys.readouterr().err
+    assert main([*command, "--writer", "rtstruct"]) == 0
+    structures = pydicom.dcmread(tmp_path / "series_rtstruct.dcm")
+    assert [item.ROIName for item in structures.StructureSetROISequence] == ["spleen", "liver"]
+
+
+def test_refusals_name_the_way_out(scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["segment", str(scans / "ct.nii.gz"), "-p", "liver", "-o", str(tmp_path / "out")]
+    command += ["-m", str(scans / "tiny"), "--writer"]
+    for writer, message in (
+        ("rtstruct", "refers to the slices of a DICOM series"),
+        ("dicom_sag", "unknown mask writer 'dicom_sag', did you mean 'dicom_seg'?"),
+        ("dicom_seg(kind=labelmap)", "'kind' is one of auto, binary, got 'labelmap'"),
+    ):
+        assert main([*command, writer]) == 2
+        assert message in capsys.readouterr().err
+    assert main(["list", "writers"]) == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in ("nifti", "dicom_seg", "rtstruct"))
+
+
+def test_nifti_of_a_dicom_series(scans: Path, tmp_path: Path) -> None:
+    """One file per prompt, and one map of ids with its table; names of folders and of prompts stay whole."""
+    command = ["segment", str(scans / "series"), "-p", "hepar", "-p", "spleen", "-m", str(scans / "tiny")]
+    assert main([*command, "-o", str(tmp_path / "each")]) == 0
+    assert main([*command, "-o", str(tmp_path / "map"), "--multilabel"]) == 0
+    each = sorted(path.name for path in (tmp_path / "each").glob("*.nii.gz"))
+    assert each == ["series_liver.nii.gz", "series_spleen.nii.gz"]
+    table = {entry["name"]: entry["id"] for entry in read_label_table(tmp_path / "map" / "series.nii.gz")}
+    assert set(table) == {"liver", "spleen"}
+    image = nib.load(tmp_path / "map" / "series.nii.gz")
+    assert set(np.unique(np.asarray(image.dataobj))) <= {0, *table.values()}
