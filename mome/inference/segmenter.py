@@ -250,11 +250,12 @@ class Segmenter:
             phases.end("postprocess")
         measured = scan_statistics(masks, volume) if statistics else None
         source = None if isinstance(scan, Volume) else Path(scan)
+        filled = filled_masks(masks, volume.array)
         notes = (
             *volume.notes,
             *self.notes,
             *(what for _, what in implausible_settings(self.processor.settings())),
-            *filled_masks(masks, volume.array),
+            *filled,
             *rules.notes,
             *changes,
         )
@@ -270,6 +271,7 @@ class Segmenter:
             maps,
             model=name,
             statistics=measured,
+            doubts=(*volume.notes, *filled),
         )
 
 
