@@ -382,3 +382,32 @@ def test_a_cohort_of_dicom_series(tmp_path: Path) -> None:
         ("p1_s2", "p1/s2"),
         ("p2_s1", "p2/s1"),
     ]
+
+
+def test_threads_that_read_dicom_do_not_break_each_others_silence(caplog: pytest.LogCaptureFixture) -> None:
+    """The first thread leaves its block while the second is in one; what the second says stays unheard."""
+    import logging
+    import warnings
+
+    from mome.volumes.dicom.quiet import quiet_decoders
+
+    logger, before = logging.getLogger("pydicom"), (logging.getLogger("pydicom").level, list(warnings.filters))
+    entered, left = threading.Event(), threading.Event()
+
+    def second() -> None:
+        with quiet_decoders():
+            entered.set()
+            assert left.wait(10)
+            logger.error("Doe^Jane")
+            warnings.warn("Doe^Jane", stacklevel=1)
+
+    with warnings.catch_warnings(record=True) as heard:
+        thread = threading.Thread(target=second)
+        with quiet_decoders():
+            thread.start()
+            assert entered.wait(10)
+        left.set()
+        thread.join()
+        assert not heard and "Doe" not in caplog.text
+        logger.error("heard again")
+    assert "heard again" in caplog.text and before == (logger.level, list(warnings.filters))

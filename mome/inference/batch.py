@@ -226,7 +226,7 @@ class Batch:
         if self._resume and self._was_finished_meanwhile(run):
             self._close(run)
             return
-        self._attempt(run, run.write, self._segmenter)
+        self._attempt(run, run.write)
         self._record(run)
 
     def _was_finished_meanwhile(self, run: StudyRun) -> bool:

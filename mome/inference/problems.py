@@ -17,8 +17,8 @@ _LOOK = "look at the scan and its masks"
 def problems_of(entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns one entry per study that failed or is doubtful; what a later run mended is not among them.
 
-    A study is doubtful where the reader or the masks gave a note about it. Notes on the model and on prompts concern
-    all studies alike and make none doubtful.
+    A study is doubtful where its entry has `doubts`: notes of the reader, and masks that fill the scan. Notes on the
+    model, on prompts and on what post-processing changed make none doubtful.
 
     Args:
         entries: The entries of a report.

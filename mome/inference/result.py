@@ -30,6 +30,7 @@ class Segmentation:
         header: `Volume.header` of the scan, which writers copy into masks.
         seconds: Wall time per phase in seconds.
         notes: Sentences of the reader about the scan, and of writers about files they wrote.
+        doubts: Those of the notes for which this scan and its masks should be looked at.
         source: The scan's file or DICOM folder; None where the scan was passed as an array.
         probabilities: Prompt → probability × 255, uint8 (i, j, k), of the prompts that it was asked of; None otherwise.
         model: The name of the model, without its folder; empty where it has none.
@@ -50,6 +51,7 @@ class Segmentation:
     model_version: str = ""
     statistics: dict[str, dict[str, Any]] | None = None
     tiles: tuple[int, int] = (0, 0)
+    doubts: tuple[str, ...] = ()
 
     @property
     def warnings(self) -> list[str]:

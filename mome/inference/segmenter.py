@@ -251,12 +251,13 @@ class Segmenter:
         if self.postprocess:
             phases.end("postprocess")
         measured = scan_statistics(masks, volume) if statistics else None
+        filled = filled_masks(masks, volume.array)
         notes = (
             *volume.notes,
             *self.notes,
             *memory_notes,
             *(what for _, what in implausible_settings(self.processor.settings())),
-            *filled_masks(masks, volume.array),
+            *filled,
             *rules.notes,
             *changes,
         )
@@ -276,6 +277,7 @@ class Segmenter:
                 len(wanted_tiles(ready.network.shape, predictor.patch_size, self.overlap, wanted)),
                 len(wanted_tiles(ready.whole.shape, predictor.patch_size, self.overlap)),
             ),
+            doubts=(*volume.notes, *filled),
         )
 
     def _memory_plan(self, ready: LoadedScan, prompts: int, source: Path | None) -> MemoryPlan:

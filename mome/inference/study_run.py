@@ -19,7 +19,6 @@ from mome.inference.result import Segmentation
 from mome.inference.segmenter import Segmenter
 from mome.inference.statistics import write_statistics
 from mome.inference.study import Study
-from mome.processor_settings import implausible_settings
 from mome.volumes.archives import Unpacked, is_archive, unpacked
 from mome.volumes.mask_names import file_part
 
@@ -86,7 +85,7 @@ class StudyRun:
             loaded=loaded,
         )
 
-    def write(self, segmenter: Segmenter) -> None:
+    def write(self) -> None:
         """Writes the masks and makes the entry.
 
         Raises:
@@ -106,7 +105,6 @@ class StudyRun:
             for structure in structures:
                 structure["mean_hu"] = result.statistics[structure["name"]]["mean_hu"]
         phases.end("write")
-        of_all = {*segmenter.notes, *(what for _, what in implausible_settings(segmenter.processor.settings()))}
         notes = [*result.notes, *(self._archive.notes if self._archive else ())]
         seconds = {**result.seconds, **phases.seconds}
         self.entry = {
@@ -118,7 +116,7 @@ class StudyRun:
             "structures": structures,
             "overlapping_voxels": overlap,
             "notes": notes,
-            "doubts": [note for note in notes if note not in of_all],
+            "doubts": list(result.doubts),
             "seconds": round(sum(seconds.values()), 2),
             "phases": seconds,
             "tiles": list(result.tiles),
