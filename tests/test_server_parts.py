@@ -1,21 +1,18 @@
-"""Parts of the server without a worker: settings, token, folder, queue in SQLite, archives, kinds of scans."""
+"""Parts of the server without a worker: settings, token, folder, queue in SQLite, kinds of scans."""
 
 from __future__ import annotations
 
-import io
 import os
 import sqlite3
 import subprocess
 import sys
 import time
-import zipfile
 from pathlib import Path
 
 import pytest
 
 from mome.cli.main import main
 from mome.errors import InputError
-from mome.server.archive import unpack_dicom
 from mome.server.folders import Folders, data_folder
 from mome.server.http_errors import HttpError
 from mome.server.log import place_of
@@ -154,47 +151,6 @@ def test_leftovers_and_space(tmp_path: Path) -> None:
         Folders(tmp_path, free_bytes=10**18).check_space()
     with pytest.raises(ValueError):
         folders.job("../../etc")
-
-
-def zipped(**files: bytes) -> io.BytesIO:
-    data = io.BytesIO()
-    with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-    return data
-
-
-def test_archives_are_unpacked_under_numbers(tmp_path: Path) -> None:
-    out = tmp_path / "in" / "out"
-    out.mkdir(parents=True)
-    names = {"../../evil": b"a", "/etc/evil": b"b", "._hidden": b"c", "__MACOSX/x": b"d", "a/DICOMDIR": b"e", "a/": b""}
-    (tmp_path / "a.zip").write_bytes(zipped(**names).getvalue())
-    unpack_dicom(tmp_path / "a.zip", out)
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == {"000000.dcm": b"a", "000001.dcm": b"b"}
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zip", "in"]
-
-
-def test_archives_that_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    good = zipped(a=b"x" * 5000).getvalue()
-    encrypted = bytearray(good)
-    encrypted[6] |= 1
-    encrypted[good.index(b"PK\x01\x02") + 8] |= 1
-    for data, words in (
-        (good[:-30], "damaged"),
-        (good[:40] + b"\xff" * 8 + good[48:], "damaged"),
-        (bytes(encrypted), "encrypted"),
-        (zipped().getvalue(), "holds no files"),
-        (zipped(a=b"\0" * 30_000_000).getvalue(), "much larger unpacked"),
-    ):
-        (tmp_path / "a.zip").write_bytes(data)
-        out = tmp_path / f"out{len(data)}{words[0]}"
-        out.mkdir()
-        with pytest.raises(InputError, match=words):
-            unpack_dicom(tmp_path / "a.zip", out)
-    monkeypatch.setattr("mome.server.archive._MOST_FILES", 3)
-    (tmp_path / "a.zip").write_bytes(zipped(**{str(n): b"" for n in range(4)}).getvalue())
-    with pytest.raises(InputError, match="more than 3 files"):
-        unpack_dicom(tmp_path / "a.zip", tmp_path)
 
 
 def test_kinds_are_told_by_content(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ import contextlib
 import json
 import os
 import queue
-import shutil
 import signal
 import sys
 import threading
@@ -22,7 +21,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mome.errors import InputError, OutputError
-from mome.server.archive import unpack_dicom
 from mome.server.http_errors import error_body
 from mome.server.log import place_of
 from mome.server.results import check_formats, formats, write_results
@@ -131,6 +129,7 @@ class Worker:
 
     def _run(self, message: dict[str, Any]) -> dict[str, Any]:
         """Segments a scan and writes its results; returns the summary."""
+        from mome.volumes.archives import is_archive, unpacked
         from mome.volumes.dicom import DicomOptions
 
         job, folder, options = message["job"], Path(message["folder"]), message["options"]
@@ -146,44 +145,35 @@ class Worker:
 
         self._stop_if_cancelled(job)
         self.send(kind="progress", job=job, phase="read", done=0, total=0)
-        scan = _unpacked(folder / "input" / message["source"])
         dicom = DicomOptions(
             series=options.get("series"),
             allow_gaps=bool(options.get("allow_gaps")),
             allow_damaged=bool(options.get("allow_damaged")),
         )
-        self._check_writers(message["outputs"], scan)
-        result = self._segmenter.segment(
-            scan,
-            message["prompts"],
-            frame=options.get("frame"),
-            dicom=dicom,
-            progress=progress,
-            statistics=bool(options.get("statistics")),
-        )
-        self._stop_if_cancelled(job)
-        self.send(kind="progress", job=job, phase="write", done=0, total=0)
-        how = {"frame": options.get("frame"), "dicom": dicom, "nrrd_gzip": bool(options.get("nrrd_gzip"))}
-        name = Path(str(self._settings["model"])).name
-        return write_results(result, scan, folder / "result", message["outputs"], name, how)
+        with contextlib.ExitStack() as stack:
+            scan, notes = folder / "input" / message["source"], tuple[str, ...]()
+            if is_archive(scan):
+                archive = stack.enter_context(unpacked(scan, scan.parent))
+                scan, notes = archive.path, archive.notes
+            self._check_writers(message["outputs"], scan)
+            result = self._segmenter.segment(
+                scan,
+                message["prompts"],
+                frame=options.get("frame"),
+                dicom=dicom,
+                progress=progress,
+                statistics=bool(options.get("statistics")),
+            )
+            self._stop_if_cancelled(job)
+            self.send(kind="progress", job=job, phase="write", done=0, total=0)
+            result.notes = (*notes, *result.notes)
+            how = {"frame": options.get("frame"), "dicom": dicom, "nrrd_gzip": bool(options.get("nrrd_gzip"))}
+            name = Path(str(self._settings["model"])).name
+            return write_results(result, scan, folder / "result", message["outputs"], name, how)
 
     def _stop_if_cancelled(self, job: str) -> None:
         if job in self._cancelled:
             raise Cancelled
-
-
-def _unpacked(scan: Path) -> Path:
-    """Returns the scan, after unpacking it where it is a zip; what an earlier attempt unpacked is removed."""
-    if scan.suffix != ".zip":
-        return scan
-    folder = scan.with_name("unpacked")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(mode=0o700)
-    try:
-        unpack_dicom(scan, folder)
-    except OSError as error:
-        raise OutputError(f"the archive cannot be unpacked: {error.strerror}") from error
-    return folder
 
 
 def public_error(error: Exception, folder: Path) -> dict[str, Any]:
