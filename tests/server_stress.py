@@ -55,6 +55,7 @@ class Storm:
         self.seen: Counter[str] = Counter()
         self.wrong: list[str] = []
         self.stop, self.is_up = threading.Event(), threading.Event()
+        self.kills, self.thread = 0, threading.local()
         self.is_up.set()
         self.expected = self._mask(self._submit(self.scan, "right"))
         self.unauthorized = server.ask("GET", "/metrics", token=None).body
@@ -70,6 +71,7 @@ class Storm:
         while not self.stop.is_set():
             self.is_up.wait()
             way = rng.choice(ways)
+            self.thread.kills = self.kills
             try:
                 way(rng)
                 self.seen[way.__name__] += 1
@@ -218,6 +220,8 @@ class Storm:
 
     def _expect_raw(self, open_socket: socket.socket, *starts: bytes) -> None:
         found = open_socket.recv(200)
+        if found == b"" and self.kills != self.thread.kills:
+            raise ConnectionResetError  # the system has closed the connections of the killed server
         if not any(start in found if start else found == b"" for start in starts):
             self.wrong.append(f"{found[:80]!r} instead of {starts}")
 
@@ -261,6 +265,7 @@ def run(folder: Path, clients: int, seconds: float, seed: int = 0) -> dict[str, 
     for _ in range(2):
         time.sleep(seconds / 3)
         storm.is_up.clear()
+        storm.kills += 1
         server.kill()
         running_at_kills.append(_states(server).get("running", 0))
         server.start()

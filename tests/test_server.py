@@ -314,5 +314,7 @@ def test_another_origin_may_change_nothing(server: Server, ct: bytes) -> None:
     body, kind = form([("prompt", "liver")], [("file", "ct", ct)])
     headers = {"Content-Type": kind, "Origin": "https://evil.example"}
     assert server.ask("POST", "/jobs", body, headers).status == 403
+    for origin in ("null", "http://[", f"http://127.0.0.1:{server.port}.evil.example"):
+        assert server.ask("POST", "/jobs", body, {**headers, "Origin": origin}).status == 403
     headers["Origin"] = f"http://127.0.0.1:{server.port}"
     assert server.ask("POST", "/jobs", body, headers).status == 202

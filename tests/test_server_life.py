@@ -102,6 +102,7 @@ def test_what_is_kept_and_who_may_ask(server: Server, ct: bytes, longer: bytes, 
     assert not (server.data / "jobs" / running).exists()
 
     assert server.ask("GET", "/health", headers={"Host": "evil.example"}).status == 421  # DNS rebinding
+    assert server.ask("GET", "/health", headers={"Host": "["}).status == 421
     assert server.ask("GET", "/health", headers={"Host": "localhost:1"}).status == 200
     assert server.ask("GET", "/auth/").json == {"enabled": False}
 
@@ -128,11 +129,14 @@ def test_a_temporary_folder_goes_with_its_server(model: Path, tmp_path: Path, mo
             self._command = [word for word in self._command if word not in ("--data", str(self.data))]
             super().start()
 
-    server = Temporary(model, tmp_path / "server", token=None)
+    server = Temporary(model, tmp_path / "server", *("--time-limit", "10s"), token=None)
     (root,) = (tmp_path / "temporary").iterdir()
     assert root.stat().st_mode & 0o777 == 0o700
     job = server.run(ct)["id"]
     assert all(path.stat().st_mode & 0o077 == 0 for path in (root / "jobs" / job).rglob("*"))
+    endless = gzip.compress(patient_bytes(large_body(200)), 1)
+    assert server.run(endless)["error"]["what"] == "the job took longer than 10 s"
+    assert server.run(ct)["state"] == "done"
     server.kill()
     assert root.exists()
     server.start()  # it removes what the killed one has left

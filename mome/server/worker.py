@@ -2,8 +2,9 @@
 
     python -P -m mome.server.worker
 
-It speaks lines of JSON: commands come on its standard input, answers go to its standard output. A thread reads the
-commands, so that a job can be cancelled and the next one's prompts be checked while the network runs. The process ends
+It speaks lines of JSON: commands come on its standard input, answers go to its standard output. A thread reads
+the commands and another one checks prompts, so that a job can be cancelled and the next one be checked while the network
+runs. The process ends
 when its standard input does, as after the server was killed.
 """
 
@@ -46,6 +47,7 @@ class Worker:
         self._settings, self._output = settings, output
         self._lock = threading.Lock()
         self._jobs: queue.Queue[dict[str, Any]] = queue.Queue()
+        self._requests: queue.Queue[dict[str, Any]] = queue.Queue()
         self._cancelled: set[str] = set()
         self._segmenter: Any = None
 
@@ -88,8 +90,14 @@ class Worker:
             elif message["kind"] == "cancel":
                 self._cancelled.add(message["job"])
             elif message["kind"] == "check":
-                self.send(kind="checked", request=message["request"], **self._check(message))
+                self._requests.put(message)
         os._exit(0)
+
+    def check(self) -> None:
+        """Checks requests for ever; embedding a free text may take a while, and must delay no cancel."""
+        while True:
+            message = self._requests.get()
+            self.send(kind="checked", request=message["request"], **self._check(message))
 
     def run(self) -> None:
         """Runs jobs for ever."""
@@ -224,6 +232,7 @@ def main() -> None:
         return
     worker.send(kind="ready", **able)
     threading.Thread(target=worker.listen, args=(commands,), daemon=True).start()
+    threading.Thread(target=worker.check, daemon=True).start()
     worker.run()
 
 
