@@ -2,10 +2,9 @@
 
     python -P -m mome.server.worker
 
-It speaks lines of JSON: commands come on its standard input, answers go to its standard output. A thread reads
-the commands and another one checks prompts, so that a job can be cancelled and the next one be checked while the network
-runs. The process ends
-when its standard input does, as after the server was killed.
+It speaks lines of JSON: commands come on its standard input, answers go to its standard output. A thread reads the
+commands and another one checks prompts, so that a job can be cancelled and the next one be checked while the network
+runs. The process ends when its standard input does, as after the server was killed.
 """
 
 from __future__ import annotations
