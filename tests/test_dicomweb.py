@@ -24,7 +24,7 @@ pytest.importorskip("dicomweb_client", reason="DICOMweb needs mome[dicomweb]")
 @pytest.fixture
 def held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Archive]:
     monkeypatch.setenv("MOME_DICOMWEB_TOKEN", TOKEN)
-    folder = write(tmp_path / "archive", series(along_z(range(0, 36, 3)), PatientName="Doe^Jane"))
+    folder = write(tmp_path / "archive", series(along_z(range(0, 36, 3)), FrameOfReferenceUID="1.2.3.9"))
     with archive(folder) as held:
         yield held
 

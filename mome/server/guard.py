@@ -94,7 +94,7 @@ class Guard:
         if origin is not None and scope["method"] not in ("GET", "HEAD", "OPTIONS"):
             host = headers.get(b"host", b"").decode("latin-1")
             text = origin.decode("latin-1")
-            if text not in self._origins and urlsplit(text).netloc != host:
+            if text not in self._origins and text not in (f"http://{host}", f"https://{host}"):
                 return HttpError(
                     403, "a page of another origin may not do this", where="the header Origin", hint="--allow-origin"
                 )
@@ -181,5 +181,8 @@ def _is_open(path: str) -> bool:
 
 def _names_this_machine(header: bytes, host: str) -> bool:
     """Says whether the Host header names the loopback interface or the address that the server was given."""
-    name = urlsplit(f"//{header.decode('latin-1')}").hostname if header else None
-    return name is not None and (is_loopback(name) or name == host.strip("[]"))
+    try:
+        name = urlsplit(f"//{header.decode('latin-1')}").hostname
+    except ValueError:
+        return False
+    return bool(name) and (is_loopback(str(name)) or name == host.strip("[]"))

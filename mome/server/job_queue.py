@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import shutil
+import sqlite3
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from mome.server.worker_process import WorkerDied, WorkerProcess
 _LONGEST_BACKOFF_S = 60.0
 _MOST_SECONDS_UNTIL_READY = 120.0
 _HEARTBEAT_S = 15.0
+_DISK_PAUSE_S = 5.0
 
 
 class JobQueue:
@@ -140,10 +142,18 @@ class JobQueue:
         raise HttpError(503, "the worker starts again", hint="try again later", retry_s=30)
 
     def submit(self, upload: Upload, prompts: list[str], outputs: list[str], options: dict[str, Any]) -> Job:
-        """Accepts a job: its files move into its folder, and it is stored before the client hears of it."""
+        """Accepts a job: its files move into its folder, and it is stored before the client hears of it.
+
+        Raises:
+            HttpError: The database cannot be written; status 507.
+        """
         upload.folder.rename(self.folders.job(upload.id))
         request = {"source": upload.source, "prompts": prompts, "outputs": outputs, "options": options}
-        self.store.add(upload.id, request, upload.bytes)
+        try:
+            self.store.add(upload.id, request, upload.bytes)
+        except sqlite3.Error as error:
+            self.folders.remove(self.folders.job(upload.id))
+            raise HttpError(507, "the queue cannot be written: the server's disk is full or broken") from error
         self.metrics.accepted += 1
         self.metrics.upload_bytes += upload.bytes
         LOGGER.info("job %s queued, %s", upload.id, megabytes(upload.bytes))
@@ -217,12 +227,17 @@ class JobQueue:
     async def _run_jobs(self) -> None:
         """Takes jobs from the queue until the server stops."""
         while not self.stopping.is_set():
-            job = self.store.next_queued()
+            try:
+                job = self.store.next_queued()
+                is_started = job is not None and self.store.start(job.id)
+            except sqlite3.Error as error:
+                await self._pause_for_disk(error)
+                continue
             if job is None:
                 self._work.clear()
                 await self._work.wait()
                 continue
-            if self.store.start(job.id):
+            if is_started:
                 self._running = job.id
                 self._notify(job.id)
                 lives = True
@@ -230,7 +245,8 @@ class JobQueue:
                     lives = await self._run(job)
                 except Exception as error:
                     LOGGER.error("job %s failed by a bug: %s", job.id, place_of(error))
-                    self._end(job.id, "failed", error=error_body("this is a bug in mome", hint="see the server's log"))
+                    body = error_body("this is a bug in mome", hint="see the server's log")
+                    await self._end_surely(job.id, "failed", error=body)
                 self._running = None
                 self._progress.pop(job.id, None)
                 self._cancelled.discard(job.id)
@@ -248,7 +264,7 @@ class JobQueue:
             self._notify(job.id)
 
         if job.id in self._cancelled:
-            self._end(job.id, "cancelled")
+            await self._end_surely(job.id, "cancelled")
             return True
         folder = self.folders.job(job.id)
         limit = self.settings.time_limit_s
@@ -257,19 +273,21 @@ class JobQueue:
         except TimeoutError:
             self.worker.kill()
             what = f"the job took longer than {limit:g} s"
-            self._end(job.id, "failed", error=error_body(what, hint="a smaller scan; the server's option --time-limit"))
+            await self._end_surely(
+                job.id, "failed", error=error_body(what, hint="a smaller scan; the server's option --time-limit")
+            )
             return False
         except WorkerDied as died:
             if job.id in self._cancelled:
-                self._end(job.id, "cancelled")
+                await self._end_surely(job.id, "cancelled")
             else:
-                self._end(job.id, "failed", error=_death(died.code))
+                await self._end_surely(job.id, "failed", error=_death(died.code))
             return False
         if end["state"] == "cancelled" and job.id not in self._cancelled and self.stopping.is_set():
             if self.store.put_back(job.id):
                 LOGGER.info("job %s returned to the queue: the server stops", job.id)
         else:
-            self._end(job.id, end["state"], error=end.get("error"), summary=end.get("summary"))
+            await self._end_surely(job.id, end["state"], error=end.get("error"), summary=end.get("summary"))
         return True
 
     async def _restart_worker(self) -> None:
@@ -288,6 +306,20 @@ class JobQueue:
                 continue
             self._is_ready.set()
             return
+
+    async def _end_surely(self, job_id: str, state: str, **found: Any) -> None:
+        """Stores the end of a job, again and again while the disk is full; the job's scan is removed before."""
+        self.folders.remove(self.folders.job(job_id) / "input")
+        while True:
+            try:
+                self._end(job_id, state, **found)
+                return
+            except sqlite3.Error as error:
+                await self._pause_for_disk(error)
+
+    async def _pause_for_disk(self, error: sqlite3.Error) -> None:
+        LOGGER.error("the queue cannot be written: %s", type(error).__name__)
+        await asyncio.sleep(_DISK_PAUSE_S)
 
     def _end(self, job_id: str, state: str, **found: Any) -> None:
         """Stores the end of a job; its scan is not needed any more."""

@@ -3,8 +3,8 @@
     python -P -m mome.server.worker
 
 It speaks lines of JSON: commands come on its standard input, answers go to its standard output. A thread reads the
-commands, so that a job can be cancelled and the next one's prompts be checked while the network runs. The process ends
-when its standard input does, as after the server was killed.
+commands and another one checks prompts, so that a job can be cancelled and the next one be checked while the network
+runs. The process ends when its standard input does, as after the server was killed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import contextlib
 import json
 import os
 import queue
-import shutil
 import signal
 import sys
 import threading
@@ -22,7 +21,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mome.errors import InputError, OutputError
-from mome.server.archive import unpack_dicom
 from mome.server.http_errors import error_body
 from mome.server.log import place_of
 from mome.server.results import check_formats, formats, write_results
@@ -48,6 +46,7 @@ class Worker:
         self._settings, self._output = settings, output
         self._lock = threading.Lock()
         self._jobs: queue.Queue[dict[str, Any]] = queue.Queue()
+        self._requests: queue.Queue[dict[str, Any]] = queue.Queue()
         self._cancelled: set[str] = set()
         self._segmenter: Any = None
 
@@ -90,8 +89,14 @@ class Worker:
             elif message["kind"] == "cancel":
                 self._cancelled.add(message["job"])
             elif message["kind"] == "check":
-                self.send(kind="checked", request=message["request"], **self._check(message))
+                self._requests.put(message)
         os._exit(0)
+
+    def check(self) -> None:
+        """Checks requests for ever; embedding a free text may take a while, and must delay no cancel."""
+        while True:
+            message = self._requests.get()
+            self.send(kind="checked", request=message["request"], **self._check(message))
 
     def run(self) -> None:
         """Runs jobs for ever."""
@@ -131,6 +136,7 @@ class Worker:
 
     def _run(self, message: dict[str, Any]) -> dict[str, Any]:
         """Segments a scan and writes its results; returns the summary."""
+        from mome.volumes.archives import is_archive, unpacked
         from mome.volumes.dicom import DicomOptions
 
         job, folder, options = message["job"], Path(message["folder"]), message["options"]
@@ -146,44 +152,35 @@ class Worker:
 
         self._stop_if_cancelled(job)
         self.send(kind="progress", job=job, phase="read", done=0, total=0)
-        scan = _unpacked(folder / "input" / message["source"])
         dicom = DicomOptions(
             series=options.get("series"),
             allow_gaps=bool(options.get("allow_gaps")),
             allow_damaged=bool(options.get("allow_damaged")),
         )
-        self._check_writers(message["outputs"], scan)
-        result = self._segmenter.segment(
-            scan,
-            message["prompts"],
-            frame=options.get("frame"),
-            dicom=dicom,
-            progress=progress,
-            statistics=bool(options.get("statistics")),
-        )
-        self._stop_if_cancelled(job)
-        self.send(kind="progress", job=job, phase="write", done=0, total=0)
-        how = {"frame": options.get("frame"), "dicom": dicom, "nrrd_gzip": bool(options.get("nrrd_gzip"))}
-        name = Path(str(self._settings["model"])).name
-        return write_results(result, scan, folder / "result", message["outputs"], name, how)
+        with contextlib.ExitStack() as stack:
+            scan, notes = folder / "input" / message["source"], tuple[str, ...]()
+            if is_archive(scan):
+                archive = stack.enter_context(unpacked(scan, scan.parent))
+                scan, notes = archive.path, archive.notes
+            self._check_writers(message["outputs"], scan)
+            result = self._segmenter.segment(
+                scan,
+                message["prompts"],
+                frame=options.get("frame"),
+                dicom=dicom,
+                progress=progress,
+                statistics=bool(options.get("statistics")),
+            )
+            self._stop_if_cancelled(job)
+            self.send(kind="progress", job=job, phase="write", done=0, total=0)
+            result.notes = (*notes, *result.notes)
+            how = {"frame": options.get("frame"), "dicom": dicom, "nrrd_gzip": bool(options.get("nrrd_gzip"))}
+            name = Path(str(self._settings["model"])).name
+            return write_results(result, scan, folder / "result", message["outputs"], name, how)
 
     def _stop_if_cancelled(self, job: str) -> None:
         if job in self._cancelled:
             raise Cancelled
-
-
-def _unpacked(scan: Path) -> Path:
-    """Returns the scan, after unpacking it where it is a zip; what an earlier attempt unpacked is removed."""
-    if scan.suffix != ".zip":
-        return scan
-    folder = scan.with_name("unpacked")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(mode=0o700)
-    try:
-        unpack_dicom(scan, folder)
-    except OSError as error:
-        raise OutputError(f"the archive cannot be unpacked: {error.strerror}") from error
-    return folder
 
 
 def public_error(error: Exception, folder: Path) -> dict[str, Any]:
@@ -234,6 +231,7 @@ def main() -> None:
         return
     worker.send(kind="ready", **able)
     threading.Thread(target=worker.listen, args=(commands,), daemon=True).start()
+    threading.Thread(target=worker.check, daemon=True).start()
     worker.run()
 
 

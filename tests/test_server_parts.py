@@ -1,0 +1,181 @@
+"""Parts of the server without a worker: settings, token, folder, queue in SQLite, kinds of scans."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mome.cli.main import main
+from mome.errors import InputError
+from mome.server.folders import Folders, data_folder
+from mome.server.http_errors import HttpError
+from mome.server.log import place_of
+from mome.server.scan_kind import ending_of, name_scan
+from mome.server.settings import ServerSettings, is_loopback, parse_duration, parse_size, read_token
+from mome.server.store import Store
+from mome.server.worker import public_error
+
+
+def test_importing_mome_imports_no_server() -> None:
+    script = "import sys, mome, mome.cli.main, mome.cli.serve, mome.server.settings; "
+    script += "print([m for m in ('fastapi', 'uvicorn') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_the_server_process_imports_no_torch() -> None:
+    pytest.importorskip("fastapi")
+    script = "import sys, mome.server.run, mome.server.app; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "False\n"
+
+
+def test_an_address_that_others_reach_needs_a_token(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    monkeypatch.delenv("MOME_TOKEN", raising=False)
+    assert main(["serve", "--host", "0.0.0.0"]) == 2
+    assert "no token protects it" in capsys.readouterr().err
+    for host in ("0.0.0.0", "::", "192.168.1.4", "server.example"):
+        with pytest.raises(InputError, match="no token protects it"):
+            ServerSettings(host=host)
+        ServerSettings(host=host, token="x" * 16)
+    assert all(is_loopback(host) for host in ("127.0.0.1", "localhost", "::1", "127.1.2.3"))
+
+
+def test_values_that_are_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for arguments, words in (
+        (["--port", "70000"], "from 0 to 65535"),
+        (["--queue", "0"], "--queue is at least 1"),
+        (["--keep", "soon"], "is no duration"),
+        (["--max-upload", "big"], "is no size"),
+        (["--allow-origin", "*"], "no origin"),
+        (["--dicomweb", "http://pacs.example/"], "can be read by anybody"),
+        (["--token-file", str(tmp_path / "none")], "the token cannot be read"),
+    ):
+        assert main(["serve", *arguments]) == 2, arguments
+        assert words in capsys.readouterr().err, arguments
+
+
+def test_sizes_and_durations() -> None:
+    assert [parse_size(t) for t in ("2GB", "1.5 MB", "500k", "7", "1TB", "8B")] == [
+        2 * 10**9, 1_500_000, 500_000, 7, 10**12, 8,
+    ]  # fmt: skip
+    assert [parse_duration(t) for t in ("1h", "30m", "90", "1.5s", "2d", "5min")] == [3600, 1800, 90, 1.5, 172800, 300]
+
+
+def test_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOME_TOKEN", "from-the-environment")
+    (tmp_path / "token").write_text("from-the-file-12345\n")
+    assert read_token(tmp_path / "token") == "from-the-file-12345"
+    assert read_token(None) == "from-the-environment"
+    for wrong in ("short", "with spaces in between", "x" * 2000, "ümläute-are-no-ascii"):
+        (tmp_path / "token").write_text(wrong)
+        with pytest.raises(InputError, match="16 to 1024") as caught:
+            read_token(tmp_path / "token")
+        assert wrong not in str(caught.value)
+    monkeypatch.delenv("MOME_TOKEN")
+    assert read_token(None) is None
+
+
+def test_the_queue_survives_and_a_job_fails_at_the_second_kill(tmp_path: Path) -> None:
+    store = Store(tmp_path / "jobs.sqlite3")
+    for name in "abc":
+        store.add(name, {"prompts": ["liver"]}, 5)
+    assert store.start("a") and not store.start("a")
+    assert store.next_queued().id == "b" and store.position("c") == 1
+    assert store.finish("b", "cancelled") and not store.finish("b", "done")  # a job ends once
+    for attempt in (1, 2):  # the database is left open, as by SIGKILL
+        store = Store(tmp_path / "jobs.sqlite3")
+        returned, failed = store.recover()
+        assert (returned, failed) == ((["a"], []) if attempt == 1 else ([], ["a"]))
+        if attempt == 1:
+            assert store.next_queued().id == "a"  # at its old place
+            store.start("a")
+    assert store.get("a").state == "failed" and "2 times" in store.get("a").error["what"]
+    store.start("c")
+    store.put_back("c")  # a graceful stop does not count
+    assert store.get("c").attempts == 0 and store.counts()["queued"] == 1
+    assert store.to_remove(time.time() + 1) == ["a", "b"]
+    store.hide("b")
+    assert store.get("b") is None and store.to_remove(0) == ["b"]
+    store.start("c")
+    store.hide("c")
+    assert store.recover() == ([], []) and store.next_queued() is None  # one that was deleted does not run again
+
+
+def test_deleted_prompts_are_not_left_in_the_database(tmp_path: Path) -> None:
+    store = Store(tmp_path / "jobs.sqlite3")
+    for number in range(50):
+        store.add(f"job{number}", {"prompts": [f"Eisenbart {number}" * 40]}, 5)
+    store.forget([f"job{number}" for number in range(50)])
+    assert not any(b"Eisenbart" in path.read_bytes() for path in tmp_path.iterdir())
+
+
+def test_a_database_of_another_kind_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"no database" * 100)
+    with pytest.raises(InputError, match="the queue cannot be read"):
+        Store(tmp_path / "a")
+    with sqlite3.connect(tmp_path / "b") as database:
+        database.execute("PRAGMA user_version=99")
+    with pytest.raises(InputError, match="another version"):
+        Store(tmp_path / "b")
+
+
+def test_the_data_folder_is_private_and_of_one_server(tmp_path: Path) -> None:
+    with data_folder(None) as root:
+        assert root.stat().st_mode & 0o777 == 0o700
+    assert not root.exists()
+    with data_folder(tmp_path / "data") as root:
+        assert root.stat().st_mode & 0o777 == 0o700
+        script = "import sys; from pathlib import Path; from mome.server.folders import data_folder\n"
+        script += f"with data_folder(Path({str(root)!r})): pass"
+        other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+        assert "another server uses this folder" in other.stderr
+    os.chmod(root, 0o755)
+    with pytest.raises(InputError, match="other users may read"), data_folder(root):
+        pass
+
+
+def test_leftovers_and_space(tmp_path: Path) -> None:
+    folders = Folders(tmp_path, free_bytes=1)
+    kept, image = folders.new_upload()[0], folders.new_upload()[0]
+    (tmp_path / "jobs" / kept).mkdir()
+    (tmp_path / "images" / image).mkdir()
+    assert folders.remove_leftovers({kept}, {image}) == 2  # the two uploads
+    assert folders.remove_leftovers(set(), {image}) == 1
+    folders.check_space()
+    with pytest.raises(HttpError, match="nearly full"):
+        Folders(tmp_path, free_bytes=10**18).check_space()
+    with pytest.raises(ValueError):
+        folders.job("../../etc")
+
+
+def test_kinds_are_told_by_content(tmp_path: Path) -> None:
+    kinds = {
+        b"\x1f\x8b\x08": ".nii.gz", b"NRRD0004\n": ".nrrd", b"ObjectType = Image\n": ".mha", b"PK\x03\x04": ".zip",
+        bytes(128) + b"DICM": ".dcm", b"\x5c\x01\0\0": ".nii", b"\0\0\x02\x1c": ".nii", b"<html>": None, b"": None,
+    }  # fmt: skip
+    for content, ending in kinds.items():
+        (tmp_path / "x").write_bytes(content)
+        assert ending_of(tmp_path / "x") == ending
+    files = [tmp_path / name for name in "ab"]
+    for file in files:
+        file.write_bytes(bytes(128) + b"DICM")
+    assert name_scan(tmp_path, files) == "dicom"
+    assert sorted(path.name for path in (tmp_path / "dicom").iterdir()) == ["000000.dcm", "000001.dcm"]
+
+
+def test_errors_do_not_tell_the_servers_paths_or_the_scans_values(tmp_path: Path) -> None:
+    folder = tmp_path / "jobs" / "1234"
+    where = str(folder / "input" / "scan.nii.gz")
+    error = InputError(f"cannot read {where}", where=where, hint=f"see {folder}")
+    told = public_error(error, folder)
+    assert told == {"what": "cannot read scan.nii.gz", "where": "the uploaded scan", "hint": "see the upload"}
+    try:
+        int("Eisenbart")
+    except ValueError as bug:
+        assert "Eisenbart" not in str(public_error(bug, folder)) and "ValueError" in str(public_error(bug, folder))
+        assert place_of(bug).startswith("ValueError at ")
