@@ -34,6 +34,8 @@ class Segmentation:
         probabilities: Prompt → probability × 255, uint8 (i, j, k), of the prompts that it was asked of; None otherwise.
         model: The name of the model, without its folder; empty where it has none.
         model_version: The fingerprint of its weights and config; empty where it was not computed.
+        disagreement: How much the routers disagree (`mome.inference.disagreement`) × 255, uint8 (i, j, k); None where
+            nobody asked.
         statistics: Prompt → what `mome.volumes.statistics.structure_statistics` returns; None where nobody asked.
     """
 
@@ -48,6 +50,7 @@ class Segmentation:
     model: str = ""
     model_version: str = ""
     statistics: dict[str, dict[str, Any]] | None = None
+    disagreement: np.ndarray | None = None
 
     @property
     def warnings(self) -> list[str]:
