@@ -28,6 +28,8 @@ from mome.volumes import Grid, resample
 if TYPE_CHECKING:
     from mome.modeling import MoME
 
+# Between the 1st and the 99th percentile, a map with less range than this is called flat (our choice).
+_FLAT = 0.05
 # Planes of the scan that are resampled at once.
 _PLANES_AT_ONCE = 16
 
@@ -126,6 +128,17 @@ class RouterWatch:
             )
         mean = torch.where(self._weight > 0, self._sum / self._weight.clamp(min=1e-12), torch.zeros(()))
         return mean[tuple(slice(side) for side in self._size)]
+
+    def notes(self) -> list[str]:
+        """Returns a sentence where the map says nothing, because the routers treat all voxels alike."""
+        values = self.result()[self._weight[tuple(slice(side) for side in self._size)] > 0]
+        low, high = (float(torch.quantile(values[:: max(1, len(values) // 100_000)], q)) for q in (0.01, 0.99))
+        if high - low >= _FLAT:
+            return []
+        return [
+            f"router disagreement is nearly the same everywhere, {low:.2f} to {high:.2f} of 1: this map does not tell "
+            "sure voxels from unsure ones"
+        ]
 
     def _saw(self, name: str, router: nn.Module, given: tuple[Any, ...], routing: Routing) -> None:
         """Keeps the entropy of a tile, each voxel of the router's map repeated over the voxels that it stands for."""

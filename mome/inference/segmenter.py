@@ -264,6 +264,7 @@ class Segmenter:
             *filled_masks(masks, volume.array),
             *rules.notes,
             *changes,
+            *(watch.notes() if watch else ()),
         )
         name = Path(str(getattr(self.model.config, "name_or_path", "") or "")).name
         return Segmentation(
