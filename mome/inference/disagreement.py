@@ -21,6 +21,7 @@ from mome.inference.mirror import MirrorPredictor
 from mome.inference.predictor import Predictor
 from mome.inference.tiles import gaussian_window
 from mome.router_names import named_routers
+from mome.routers.base import Router
 from mome.routers.routing import Routing
 from mome.routers.shares import shares_of_tokens
 from mome.volumes import Grid, resample
@@ -34,7 +35,7 @@ _FLAT = 0.05
 _PLANES_AT_ONCE = 16
 
 
-def watched_routers(model: nn.Module) -> dict[str, nn.Module]:
+def watched_routers(model: nn.Module) -> dict[str, Router]:
     """Returns the routers whose disagreement can be drawn: those that choose among experts and read no prompt.
 
     Raises:
