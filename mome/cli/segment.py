@@ -10,6 +10,7 @@ from typing import Any
 
 from mome.atomic import check_output_folder
 from mome.cli.parser import given_path, output_folder
+from mome.cli.result_options import add_result_options, file_kinds, segmenter_options
 from mome.cli.segment_plan import print_plans
 from mome.errors import InputError
 from mome.printable import printable
@@ -35,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also volume, HU, box, borders and pieces of every mask, as JSON and CSV",
     )
+    add_result_options(parser)
     parser.add_argument("--resume", action="store_true", help="skip scans that an earlier run finished")
     parser.add_argument("--overwrite", action="store_true", help="replace masks of another scan, model or setting")
     parser.add_argument("--frame", type=int, help="the volume to take from a 4-D file, from 0")
@@ -106,6 +108,7 @@ def run(args: argparse.Namespace) -> int:
             precision=args.precision,
             exact=args.exact,
             memory=args.memory,
+            **segmenter_options(args),
         )
         segmenter.notes += (chosen.note,) if chosen.note else ()
         dicom = DicomOptions(series=args.series, allow_gaps=args.allow_gaps, allow_damaged=args.allow_damaged)
@@ -129,6 +132,7 @@ def run(args: argparse.Namespace) -> int:
             on_done=on_done,
             debug=args.debug,
             statistics=args.statistics,
+            files=file_kinds(args),
         )
     if args.json:
         print(json.dumps({"studies": entries}, indent=1))
@@ -177,5 +181,5 @@ def _print_study(entry: dict[str, Any], out: Path, console: Any, printed: set[st
         console.print(f"  [yellow]{escape(line)}[/yellow]", highlight=False)
     printed.update(warnings)
     verb = "kept" if entry.get("skipped") else "wrote"
-    for mask in entry["masks"]:
+    for mask in [*entry["masks"], *entry.get("files", [])]:
         console.print(f"  {verb} {escape(str(out / mask))}", highlight=False, soft_wrap=True)

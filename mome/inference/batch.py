@@ -187,7 +187,9 @@ class Batch:
 
     def _is_complete(self, entry: dict[str, Any], study: Study, request: dict[str, Any]) -> bool:
         has_statistics = not study.statistics or (self._out / study.statistics_file).is_file()
-        return has_statistics and is_complete(entry, self._out, request)
+        files = entry.get("files", []) if study.files else []
+        has_files = isinstance(files, list) and all((self._out / str(name)).is_file() for name in files)
+        return has_statistics and has_files and is_complete(entry, self._out, request)
 
     def _failed_elsewhere(self, entry: dict[str, Any], request: dict[str, Any]) -> bool:
         is_new = entry.get("ended") is not None and entry["ended"] != self._earlier.get(request["name"])

@@ -9,12 +9,20 @@ from typing import Any
 from mome.atomic import check_output_folder
 from mome.errors import InputError
 from mome.inference.batch import Batch
-from mome.inference.output_checks import check_dicom_options, check_names, check_outputs, refuse_masks_of_others
+from mome.inference.disagreement import watched_routers
+from mome.inference.output_checks import (
+    check_dicom_options,
+    check_names,
+    check_outputs,
+    refuse_files_of_others,
+    refuse_masks_of_others,
+)
 from mome.inference.report import Report
 from mome.inference.scans import find_named_scans
 from mome.inference.segmenter import Segmenter
 from mome.inference.statistics import statistics_name, write_table
 from mome.inference.study import Requests, Study
+from mome.inference.study_files import checked_kinds
 from mome.temporary_names import remove_stale_parts
 from mome.volumes.dicom import DEFAULT_DICOM, DicomOptions
 from mome.volumes.mask_names import file_part
@@ -40,6 +48,7 @@ def segment_folder(
     on_done: Callable[[dict[str, Any]], None] | None = None,
     debug: bool = False,
     statistics: bool = False,
+    files: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Segments every scan and keeps `<out>/report.json` up to date with one entry per study.
 
@@ -71,6 +80,8 @@ def segment_folder(
         progress: Called with (tiles done, number of tiles) of the current scan.
         on_done: Called with each entry, in the order in which the studies were begun.
         debug: Raise errors that are not the user's, with their traceback, instead of recording them.
+        files: Kinds of files beside the masks: `html`, `preview`, `probabilities`, `entropy`, `disagreement`; see
+            `mome.inference.study_files`. They are named in the entry's `files`.
         statistics: Measure every mask on its scan: `<scan>_statistics.json` per study, and `statistics.csv` with a row
             per study and structure of the report.
 
@@ -88,7 +99,7 @@ def segment_folder(
     """
     check_output_folder(out)
     studies = [
-        Study(scan.name, scan.path, tuple(prompts), multilabel, writer, frame, dicom, statistics)
+        Study(scan.name, scan.path, tuple(prompts), multilabel, writer, frame, dicom, statistics, checked_kinds(files))
         for scan in find_named_scans(inputs, recursive=recursive, leave_out=Path(out))
     ]
     return segment_studies(
@@ -139,8 +150,11 @@ def segment_studies(
     check_dicom_options(studies)
     report = Report(out / "report.json")
     requests = Requests(segmenter)
+    if any("disagreement" in study.files for study in studies):
+        watched_routers(segmenter.model)
     if not (resume or overwrite):
         refuse_masks_of_others(owners, report, requests)
+        refuse_files_of_others(studies, structures, out, report)
     remove_stale_parts(out)
     if read_ahead is None:
         read_ahead = getattr(segmenter, "memory", None) is None

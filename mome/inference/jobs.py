@@ -21,6 +21,7 @@ from mome.inference.folder import segment_studies
 from mome.inference.output_checks import check_names
 from mome.inference.segmenter import Segmenter
 from mome.inference.study import Study
+from mome.inference.study_files import checked_kinds
 from mome.json_file import checked_object
 from mome.text_file import read_text
 from mome.volumes.dicom import DEFAULT_DICOM, DicomOptions
@@ -52,6 +53,7 @@ def segment_jobs(
     on_done: Callable[[dict[str, Any]], None] | None = None,
     debug: bool = False,
     statistics: bool = False,
+    files: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Segments the studies of a jobs file; it is resumed and reported like a run over a folder.
 
@@ -60,7 +62,7 @@ def segment_jobs(
         jobs: The file; see `read_jobs`.
         out: The folder for the masks; no job writes elsewhere.
         prompts, multilabel, writer, frame, dicom: What holds for jobs that do not say it themselves.
-        resume, overwrite, read_ahead, part, progress, on_done, debug, statistics: As for `segment_folder`.
+        resume, overwrite, read_ahead, part, progress, on_done, debug, statistics, files: As for `segment_folder`.
 
     Raises:
         InputError: The file is none of jobs, or as for `segment_folder`.
@@ -75,7 +77,8 @@ def segment_jobs(
         "allow_gaps": dicom.allow_gaps,
         "allow_damaged": dicom.allow_damaged,
     }
-    studies = [replace(study, statistics=statistics) for study in read_jobs(jobs, defaults)]
+    kinds = checked_kinds(files)
+    studies = [replace(study, statistics=statistics, files=kinds) for study in read_jobs(jobs, defaults)]
     return segment_studies(
         segmenter,
         studies,

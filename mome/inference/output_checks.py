@@ -53,7 +53,8 @@ def check_outputs(studies: Sequence[Study], structures: Sequence[list[str]], out
                     where=f"{other.scan} and {study.scan}",
                     hint="rename one",
                 )
-    refuse_to_overwrite([study.scan for study in studies], list(owners))
+    files = [path for study, names in zip(studies, structures, strict=True) for path in study.file_paths(out, names)]
+    refuse_to_overwrite([study.scan for study in studies], [*owners, *files])
     return owners
 
 
@@ -103,3 +104,30 @@ def refuse_masks_of_others(owners: dict[Path, Study], report: Report, requests: 
             where=f"{path}, of {study.scan}",
             hint="--overwrite (in Python overwrite=True), --resume, or another folder",
         )
+
+
+def refuse_files_of_others(
+    studies: Sequence[Study], structures: Sequence[list[str]], out: Path, report: Report
+) -> None:
+    """Checks that the pages, previews and maps which are there already are of the same scans.
+
+    Args:
+        studies: The studies.
+        structures: Names of the structures of each.
+        out: The folder of the masks.
+        report: The report in that folder.
+
+    Raises:
+        InputError: A file would be replaced that no earlier run wrote for this scan.
+    """
+    for study, names in zip(studies, structures, strict=True):
+        entry = report.entries.get(study.name, {})
+        files = entry.get("files")
+        known = files if isinstance(files, list) and entry.get("scan") == scan_identity(study.scan) else []
+        for path in study.file_paths(out, names):
+            if path.exists() and path.relative_to(out).as_posix() not in known:
+                raise InputError(
+                    "the file is there already, and is none of this scan",
+                    where=f"{path}, of {study.scan}",
+                    hint="--overwrite (in Python overwrite=True), --resume, or another folder",
+                )

@@ -36,6 +36,8 @@ class Segmentation:
         model: The name of the model, without its folder; empty where it has none.
         model_version: The fingerprint of its weights and config; empty where it was not computed.
         tiles: Tiles that were computed for each group of prompts, and tiles over the whole network grid.
+        disagreement: How much the routers disagree (`mome.inference.disagreement`) × 255, uint8 (i, j, k); None where
+            nobody asked.
         statistics: Prompt → what `mome.volumes.statistics.structure_statistics` returns; None where nobody asked.
     """
 
@@ -52,6 +54,7 @@ class Segmentation:
     statistics: dict[str, dict[str, Any]] | None = None
     tiles: tuple[int, int] = (0, 0)
     doubts: tuple[str, ...] = ()
+    disagreement: np.ndarray | None = None
 
     @property
     def warnings(self) -> list[str]:

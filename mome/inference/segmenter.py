@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import torch
 
 from mome.errors import InputError
 from mome.inference.choose_model import choose_model
+from mome.inference.disagreement import RouterWatch, on_scan
 from mome.inference.doubtful_masks import filled_masks
 from mome.inference.fingerprint import predictor_settings
 from mome.inference.loaded_scan import LoadedScan, load_scan
@@ -193,6 +195,7 @@ class Segmenter:
         frame: int | None = None,
         dicom: DicomOptions = DEFAULT_DICOM,
         probabilities: bool | Sequence[str] = False,
+        disagreement: bool = False,
         progress: Callable[[int, int], None] | None = None,
         statistics: bool = False,
         loaded: LoadedScan | None = None,
@@ -207,14 +210,16 @@ class Segmenter:
             prompts: Names, synonyms, free text where the model's text encoder can embed it, or what `prepare` returned.
             frame: The volume to take from a 4-D file, from 0.
             dicom: Which DICOM series is read and what is accepted.
-            probabilities: True, or names of prompts: their probabilities become `Segmentation.probabilities`.
+            probabilities: True, or names of prompts: their probabilities become `Segmentation.probabilities`; they are
+                those before post-processing.
+            disagreement: Draw how much the routers disagree, as `Segmentation.disagreement`.
             progress: Called with (tiles done, number of tiles).
             statistics: Measure every mask on the scan; see `Segmentation.statistics`.
             loaded: What `load` returned for the same scan; None to read it now.
 
         Raises:
             InputError: The scan is of another type or cannot be read, a prompt cannot be embedded, the logits are not
-                finite, or memory does not suffice.
+                finite, memory does not suffice, or no router can disagree.
         """
         check_default_device()
         phases = Phases()
@@ -232,20 +237,22 @@ class Segmenter:
         predictor = self.predictor
         if isinstance(predictor, MirrorPredictor):
             predictor = predictor.for_volume(ready.array.shape[2:])
-        masks, maps, memory_notes = predict_within_memory(
-            predictor,
-            ready.array,
-            ready.network,
-            volume.grid,
-            prepared,
-            self._memory_plan(ready, len(prepared.names), source),
-            exact=self.exact,
-            asked=asked_names(probabilities, prepared.names),
-            overlap=self.overlap,
-            wanted=wanted,
-            progress=progress,
-            phases=phases,
-        )
+        watch = RouterWatch(predictor, self.model, ready.array.shape[2:]) if disagreement else None
+        with watch or nullcontext():
+            masks, maps, memory_notes = predict_within_memory(
+                watch or predictor,
+                ready.array,
+                ready.network,
+                volume.grid,
+                prepared,
+                self._memory_plan(ready, len(prepared.names), source),
+                exact=self.exact,
+                asked=asked_names(probabilities, prepared.names),
+                overlap=self.overlap,
+                wanted=wanted,
+                progress=progress,
+                phases=phases,
+            )
         rules = self._postprocessing(prepared.names)
         changes = rules.run(masks, volume.grid)
         if self.postprocess:
@@ -260,6 +267,7 @@ class Segmenter:
             *filled,
             *rules.notes,
             *changes,
+            *(watch.notes() if watch else ()),
         )
         name = Path(str(getattr(self.model.config, "name_or_path", "") or "")).name
         return Segmentation(
@@ -273,6 +281,7 @@ class Segmenter:
             maps,
             model=name,
             statistics=measured,
+            disagreement=None if watch is None else on_scan(watch.result(), ready.network, volume.grid),
             tiles=(
                 len(wanted_tiles(ready.network.shape, predictor.patch_size, self.overlap, wanted)),
                 len(wanted_tiles(ready.whole.shape, predictor.patch_size, self.overlap)),

@@ -9,6 +9,7 @@ from typing import Any
 from mome.inference.fingerprint import model_fingerprint
 from mome.inference.segmenter import Segmenter
 from mome.inference.statistics import statistics_name
+from mome.inference.study_files import file_names
 from mome.volumes.dicom import DEFAULT_DICOM, DicomOptions
 from mome.volumes.mask_names import file_part, mask_paths
 from mome.volumes.writers.base import MaskWriter, build_writer, one_file_per_structure
@@ -27,6 +28,7 @@ class Study:
         frame: The volume to take from a 4-D file, from 0.
         dicom: Which DICOM series is read and what is accepted.
         statistics: Measure every mask on its scan.
+        files: Kinds of files beside the masks, names of `mome.inference.study_files.KINDS`.
     """
 
     name: str
@@ -37,11 +39,16 @@ class Study:
     frame: int | None = None
     dicom: DicomOptions = DEFAULT_DICOM
     statistics: bool = False
+    files: tuple[str, ...] = ()
 
     @property
     def statistics_file(self) -> str:
         """The name of the file of its statistics."""
         return statistics_name(file_part(self.name))
+
+    def file_paths(self, out: Path, structures: list[str]) -> list[Path]:
+        """Returns the paths of the files beside its masks."""
+        return [out / name for name in file_names(self.files, file_part(self.name), structures)]
 
     def mask_writer(self) -> MaskWriter:
         """Returns the writer of its masks.
@@ -76,7 +83,7 @@ class Requests:
     def of(self, study: Study) -> dict[str, Any]:
         """Returns `prompts`, `multilabel`, `writer`, `model` and `settings` of a study, as in the report.
 
-        `statistics` is among them where they are asked for.
+        `statistics` and `file_kinds` are among them where they are asked for.
         """
         return {
             "prompts": list(study.prompts),
@@ -85,4 +92,5 @@ class Requests:
             "model": self._model,
             "settings": {**self._settings, "frame": study.frame, "dicom": asdict(study.dicom)},
             **({"statistics": True} if study.statistics else {}),
+            **({"file_kinds": list(study.files)} if study.files else {}),
         }

@@ -19,6 +19,8 @@ from mome.inference.result import Segmentation
 from mome.inference.segmenter import Segmenter
 from mome.inference.statistics import write_statistics
 from mome.inference.study import Study
+from mome.inference.study_files import reads_scan, segment_options, write_files
+from mome.volumes import Volume
 from mome.volumes.archives import Unpacked, is_archive, unpacked
 from mome.volumes.mask_names import file_part
 
@@ -51,6 +53,7 @@ class StudyRun:
         self._archive: Unpacked | None = None
         self._loaded: LoadedScan | None = None
         self._result: Segmentation | None = None
+        self._volume: Volume | None = None
 
     def load(self, segmenter: Segmenter) -> None:
         """Unpacks and reads the scan, and brings it to the network grid.
@@ -75,6 +78,7 @@ class StudyRun:
         """
         self.phase = "network"
         loaded, self._loaded = self._loaded, None
+        self._volume = loaded.volume if loaded is not None and reads_scan(self.study.files) else None
         self._result = segmenter.segment(
             self._scan,
             prompts,
@@ -83,6 +87,7 @@ class StudyRun:
             progress=progress,
             statistics=self.study.statistics,
             loaded=loaded,
+            **segment_options(self.study.files),
         )
 
     def write(self) -> None:
@@ -104,6 +109,8 @@ class StudyRun:
             write_statistics(self._out / study.statistics_file, study.name, result.statistics)
             for structure in structures:
                 structure["mean_hu"] = result.statistics[structure["name"]]["mean_hu"]
+        files = write_files(study.files, result, self._volume, self._out, part)
+        self._volume = None
         phases.end("write")
         notes = [*result.notes, *(self._archive.notes if self._archive else ())]
         seconds = {**result.seconds, **phases.seconds}
@@ -113,6 +120,7 @@ class StudyRun:
             "masks": [path.name for path in paths],
             "mask_bytes": [path.stat().st_size for path in paths],
             "mask_sha256": [file_sha256(path) for path in paths],
+            **({"files": [path.relative_to(self._out).as_posix() for path in files]} if files else {}),
             "structures": structures,
             "overlapping_voxels": overlap,
             "notes": notes,
@@ -154,7 +162,7 @@ class StudyRun:
 
     def close(self) -> None:
         """Removes what was unpacked and drops what was read."""
-        self._loaded = self._result = None
+        self._loaded = self._result = self._volume = None
         self._opened.close()
 
     @property

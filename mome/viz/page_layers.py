@@ -82,17 +82,17 @@ def mask_layers(
         grid: The page's grid.
 
     Returns:
-        `{"data": bytes, "structures": […]}`, with ids from 1 in every layer.
+        `{"data": bytes, "structures": […]}`, with ids from 1 in every layer, and `order`, the place in the list.
     """
     maps: list[np.ndarray] = []
     entries: list[list[dict[str, Any]]] = []
-    for structure in structures:
+    for order, structure in enumerate(structures):
         box, own = _in_box(masks[structure["name"]], scan, grid)
         number = next((n for n, taken in enumerate(maps) if not np.any(taken[box][own])), len(maps))
         if number == len(maps):
             maps.append(np.zeros(grid.shape, dtype=np.int16))
             entries.append([])
-        entries[number].append({**structure, "id": len(entries[number]) + 1})
+        entries[number].append({**structure, "id": len(entries[number]) + 1, "order": order})
         maps[number][box][own] = len(entries[number])
     return [
         {"data": _nifti(ids.astype(np.uint8) if len(listed) < 256 else ids, grid, labels=True), "structures": listed}

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 PLANES = (("axial", 2), ("coronal", 1), ("sagittal", 0))
 # What is above is body, not air; and the air that is shown around the body.
 BODY_HU, _MARGIN_MM = -400.0, 12.0
+# At 100 dots per inch a preview is about 2,000 pixels wide; rows of the legend lie below the planes.
+_WIDEST_INCHES, _TITLE_INCHES, _LEGEND_ROW_INCHES, _LEGEND_COLUMNS = 20.0, 0.4, 0.28, 7
 # Letters at the low and the high end of every axis of the picture's grid.
 ENDS = {0: ("R", "L"), 1: ("P", "A"), 2: ("I", "S")}
 
@@ -59,15 +61,24 @@ def save_preview(
     frames = {axis: visible_frame(images[axis], list(shown[axis].values()), grid, axis) for _, axis in PLANES}
     # Every plane is drawn at the same height, so that none is small; its own frame decides its width.
     widths = [float(np.clip(frame_aspect(frames[axis]), 1 / 3, 3)) for _, axis in PLANES]
-    height = min(9.0, 15 / sum(widths))
+    height = min(9.0, _WIDEST_INCHES / sum(widths))
+    colors = _colors(list(cuts))
+    below = _LEGEND_ROW_INCHES * -(-len(colors) // _LEGEND_COLUMNS) + 0.2
+    whole = below + height + _TITLE_INCHES
     figure, panels = plt.subplots(
         1,
         3,
-        figsize=(max(9.0, height * sum(widths)), height + 1.1),
-        gridspec_kw={"width_ratios": widths, "wspace": 0.03},
+        figsize=(max(9.0, height * sum(widths)), whole),
+        gridspec_kw={
+            "width_ratios": widths,
+            "wspace": 0.03,
+            "left": 0.01,
+            "right": 0.99,
+            "bottom": below / whole,
+            "top": 1 - _TITLE_INCHES / whole,
+        },
         facecolor="black",
     )
-    colors = _colors(list(cuts))
     for panel, (title, axis) in zip(panels, PLANES, strict=True):
         _draw_plane(panel, grid, axis, images[axis], shown[axis], colors, window)
         left, right, bottom, top = frames[axis]
@@ -158,7 +169,7 @@ def _add_legend(figure: Figure, colors: dict[str, Any]) -> None:
         figure.legend(
             handles=handles,
             loc="lower center",
-            ncol=min(7, len(handles)),
+            ncol=min(_LEGEND_COLUMNS, len(handles)),
             frameon=False,
             labelcolor="white",
             fontsize=11,

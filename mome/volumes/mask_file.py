@@ -29,8 +29,11 @@ def write_mask(
     grid: Grid,
     header: dict[str, Any] | None = None,
     labels: Sequence[dict[str, Any]] = (),
+    *,
+    slope: float = 1.0,
+    description: str = "",
 ) -> Path:
-    """Writes a mask or a map of ids as NIfTI under a temporary name, then moves it.
+    """Writes a mask, a map of ids or a map of probabilities as NIfTI under a temporary name, then moves it.
 
     Args:
         path: A `.nii.gz` or `.nii` file; missing folders are made.
@@ -41,6 +44,8 @@ def write_mask(
             its unit as they are, so that every program sees mask and scan in the same place. Otherwise both
             transforms are made of the grid's affine.
         labels: Entries `{"id", "name", …}`, stored as JSON in the file's header.
+        slope: What readers multiply the stored numbers by, `scl_slope` of the header.
+        description: What the file holds, at most 79 characters.
 
     Returns:
         `path`.
@@ -74,16 +79,18 @@ def write_mask(
     if labels:
         table = json.dumps({"mome_labels": list(labels)}).encode()
         image.header.extensions.append(nib.nifti1.Nifti1Extension(_COMMENT, table))
+    if description:
+        image.header["descrip"] = description.encode("ascii", "replace")[:79]
     with atomic_write(path, "the mask") as temporary:
-        _write(temporary, _header_bytes(image), boxed, kind)
+        _write(temporary, _header_bytes(image, slope), boxed, kind)
     return path
 
 
-def _header_bytes(image: Any) -> bytes:
-    """Returns everything that nibabel writes before the voxels of an image without a scaling."""
+def _header_bytes(image: Any, slope: float) -> bytes:
+    """Returns everything that nibabel writes before the voxels of an image, with the scaling in its header."""
     image.update_header()
     header, buffer = image.header.copy(), io.BytesIO()
-    header.set_slope_inter(1, 0)
+    header.set_slope_inter(slope, 0)
     header.write_to(buffer)
     start = buffer.getvalue()
     return start + bytes(int(header.get_data_offset()) - len(start))

@@ -2,8 +2,8 @@
 //
 // `momeViewer.show(data)` draws a result and may be called again with another one. `data` has:
 //   ct       {base64} or {url}, a NIfTI file of HU, or null
-//   layers   [{base64 or url, structures: [{id, name, color: [r, g, b], volume_ml, warning}]}], NIfTI files of label
-//            ids; a layer holds structures that do not overlap
+//   layers   [{base64 or url, structures: [{id, name, color: [r, g, b], volume_ml, warning, order}]}], NIfTI files of
+//            label ids; a layer holds structures that do not overlap; they are listed by `order`, where it is given
 //   notes    sentences about the scan and the result
 // `momeViewer.headers` is sent with requests for URLs, such as {Authorization: "Bearer …"}.
 "use strict";
@@ -88,7 +88,8 @@ const momeViewer = (() => {
   async function load(data, token) {
     const layers = data.layers || [];
     state.structures = layers.flatMap((layer, number) => layer.structures.map((structure) =>
-      ({ ...structure, layer: number, visible: true, mesh: null })));
+      ({ ...structure, layer: number, visible: true, mesh: null })))
+      .sort((one, other) => (one.order ?? 0) - (other.order ?? 0));
     listStructures();
     listNotes(data.notes || []);
     const files = await Promise.all([data.ct, ...layers].map((source) => source ? bytesOf(source) : null));
@@ -164,9 +165,10 @@ const momeViewer = (() => {
   function goToBusiest() {
     const layer = state.layers.find(({ found }) => found.size > 0);
     if (!layer) return;
+    const all = state.layers.filter(({ dims }) => String(dims) === String(layer.dims));
     const voxel = layer.dims.map((size, axis) => {
       const scores = new Float64Array(size);
-      for (const { planes: counts } of layer.found.values()) {
+      for (const { planes: counts } of all.flatMap(({ found }) => [...found.values()])) {
         const most = counts[axis].reduce((a, b) => Math.max(a, b));
         counts[axis].forEach((count, plane) => { scores[plane] += count ? 1 + 0.5 * (count / most) : 0; });
       }
