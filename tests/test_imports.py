@@ -33,6 +33,7 @@ LAYERS = [
         "patterns",
         "part_fields",
         "part_import",
+        "part_table",
         "registry",
         "part_lists",
         "cards",

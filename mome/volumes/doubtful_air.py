@@ -11,7 +11,7 @@ import numpy as np
 _SAMPLE, _FEWEST_VOXELS = 2_000_000, 30_000
 # Air and lung, and the largest share of them that a window of 40 HU holds in scans of the lung.
 _DARK, _WINDOW, _NARROW = (-1400.0, -600.0), 40.0, 0.5
-_TOO_BRIGHT = (-945.0, -800.0)
+_TOO_BRIGHT = (-935.0, -800.0)
 # Values around air. Scanners clip at −1,024, and noise puts less than a third of them below the limit.
 _AIR, _TOO_DARK, _MOST_TOO_DARK = (-1300.0, -945.0), -1045.0, 0.35
 _FEWEST_SHARE = 0.0005

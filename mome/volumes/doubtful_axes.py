@@ -19,9 +19,9 @@ _LESS_UNLIKE = 0.9
 # Voxels are compared on about this many per axis; mirror images on half as many.
 _PER_AXIS = 56
 _TISSUE, _CLIP = -300.0, 300.0
-# How much more alike the mirror images from head to foot are than those from left to right, and how much steeper the
-# values change from head to foot. In a patient both are the other way round.
-_MORE_ALIKE, _STEEPER, _MOST_AT_FACES = 0.1, 1.3, 0.05
+# How alike the mirror images from head to foot are, how much more than those from left to right, and how much steeper
+# the values change from head to foot. In a patient all of it is the other way round; in half a patient, nothing is alike.
+_ALIKE, _MORE_ALIKE, _STEEPER, _MOST_AT_FACES = 0.75, 0.1, 1.3, 0.05
 # Sides of a scanner's matrix, and how much voxels differ that are not of one plane.
 _SMALLEST_MATRIX, _OTHER_SPACING = 256, 1.2
 
@@ -104,7 +104,8 @@ def _lies_on_its_side(array: np.ndarray, affine: np.ndarray, spacing: np.ndarray
     if min(body.shape) < _FEWEST_SIDE // 2:
         return False
     small = _halved(body)
-    if _likeness_of_mirror(small, z) - _likeness_of_mirror(small, x) <= _MORE_ALIKE:
+    like = {axis: _likeness_of_mirror(small, axis) for axis in (x, z)}
+    if like[z] < _ALIKE or like[z] - like[x] <= _MORE_ALIKE:
         return False
     steep = [_steepness(array, axis, steps, box) / spacing[axis] for axis in (x, z)]
     return steep[1] > _STEEPER * steep[0]
