@@ -19,8 +19,8 @@ _LESS_UNLIKE = 0.9
 # Voxels are compared on about this many per axis; mirror images on half as many.
 _PER_AXIS = 56
 _TISSUE, _CLIP = -300.0, 300.0
-# How alike the mirror images from head to foot are, how much more than those from left to right, and how much steeper
-# the values change from head to foot. In a patient all of it is the other way round; in half a patient, nothing is alike.
+# Where axes are exchanged, what is called head to foot runs from left to right: mirror images are alike, more so than
+# along the axis that is called left to right, and values change more steeply. In half a patient nothing is alike.
 _ALIKE, _MORE_ALIKE, _STEEPER, _MOST_AT_FACES = 0.75, 0.1, 1.3, 0.05
 # Sides of a scanner's matrix, and how much voxels differ that are not of one plane.
 _SMALLEST_MATRIX, _OTHER_SPACING = 256, 1.2
