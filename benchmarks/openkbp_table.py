@@ -56,6 +56,9 @@ done
 ## GPUs
 Not yet measured.
 
+## Faults that leave a plausible picture
+{doubtful_values}
+
 ## Exhaustive tests
 {long_tests}
 """
@@ -111,6 +114,7 @@ def main() -> None:
     table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
     training = (HERE / "results" / "openkbp_training.md").read_text().strip()
     long_tests = (HERE / "results" / "long_tests.md").read_text().strip()
+    doubtful_values = (HERE / "results" / "doubtful_values.md").read_text().strip()
     redesign = (HERE / "results" / "redesign.md").read_text().strip()
     zoo = (HERE / "results" / "zoo_runs.md").read_text().strip()
     arms = json.loads((HERE / "results" / "zoo_runs.json").read_text())
@@ -121,6 +125,7 @@ def main() -> None:
         training=training,
         tolerance=first["tolerance_mm"],
         long_tests=long_tests,
+        doubtful_values=doubtful_values,
         redesign=redesign,
     )
     (HERE / "RESULTS.md").write_text(text)

@@ -34,6 +34,7 @@ LAYERS = [
         "patterns",
         "part_fields",
         "part_import",
+        "part_table",
         "registry",
         "part_lists",
         "cards",

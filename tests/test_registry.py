@@ -196,7 +196,7 @@ def test_listing_imports_no_torch() -> None:
 def test_a_faulty_plugin_hides_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     from importlib.metadata import EntryPoint
 
-    import mome.registry as module
+    import mome.part_table as module
 
     points = [
         EntryPoint("swiglu", "clash:Foo", "mome.experts"),

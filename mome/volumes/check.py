@@ -9,6 +9,8 @@ from dataclasses import replace
 import numpy as np
 
 from mome.errors import InputError
+from mome.volumes.doubtful_air import doubtful_air
+from mome.volumes.doubtful_axes import doubtful_axes
 from mome.volumes.doubtful_planes import doubtful_planes
 from mome.volumes.doubtful_regions import doubtful_regions
 from mome.volumes.grid import Grid, Volume
@@ -84,6 +86,9 @@ def checked_volume(volume: Volume, where: str | None = None, *, any_values: bool
             in_planes = [order]
         notes += in_planes
         notes += doubtful_regions(array, spacing)
+        notes += doubtful_air(array)
+        if not in_planes:
+            notes += doubtful_axes(array, affine)
     return replace(volume, array=array, affine=affine, notes=tuple(dict.fromkeys(notes)))
 
 
