@@ -14,7 +14,9 @@ from mome.losses.masked import masked, mean_over_annotated
 
 
 class BoundaryLoss(nn.Module):
-    """The mean over voxels of p · φ, φ the signed distance to the structure's surface, negative inside.
+    """The mean over voxels of p · φ, φ the signed distance to the structure's surface (arXiv 1812.07032, equation 5).
+
+    The distance is negative inside.
 
     It is to be added to an overlap loss, as in `weighted_sum(losses=[bce_dice, boundary], weights=[1.0, 0.01])`. A
     patch without a voxel of the structure, or full of it, has no surface and adds nothing. Distances are computed on

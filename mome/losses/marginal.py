@@ -17,7 +17,9 @@ from mome.losses.masked import masked, mean_over_annotated
 
 
 class MarginalLoss(nn.Module):
-    """Cross entropy of the merged classes, and a penalty for unannotated structures where an annotated one is.
+    """Cross entropy of merged classes, and a penalty for unannotated structures where an annotated one is.
+
+    The form is that of Shi et al. 2021 (arXiv 2007.03868), with a mean probability in place of their Dice penalty.
 
     The paper adds Dice losses of the same kind; here they are left to `weighted_sum`. A structure that is not annotated
     does get a gradient: through the merged class, and through the exclusion.

@@ -13,6 +13,7 @@ from mome.losses.masked import masked, mean_over_present, overlap_sums
 class TverskyLoss(nn.Module):
     """(1 − (Σ p·t + s) / (Σ p·t + α Σ p(1 − t) + β Σ (1 − p)t + s))^(1/γ), pooled over the batch as in `bce_dice`.
 
+    The index is that of Salehi et al. 2017 (arXiv 1706.05721), the exponent that of arXiv 1810.07842.
     With α = β = 0.5 and γ = 1 it is the Dice loss, whose smoothing is then 2 s.
     """
 

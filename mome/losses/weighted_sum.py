@@ -12,7 +12,7 @@ from mome.registry import LOSSES
 
 
 class WeightedSum(nn.Module):
-    """Σ wᵢ · lossᵢ, as in `weighted_sum(losses=[tversky, focal(gamma=2.0)], weights=[1.0, 0.5])`."""
+    """Σ wᵢ · lossᵢ, as in `weighted_sum(losses=[tversky, focal(gamma=2.0)], weights=[1.0, 0.5])`; our choice."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config:

@@ -90,7 +90,7 @@ def load_anatomy(
         ids, inner = fill_from_labels(ids, SPACING_MM)
     distance = outer_distance(inner, SPACING_MM)
 
-    members = {name: (table[name].id,) for name in numbers}
+    members: dict[str, tuple[int, ...]] = {name: (table[name].id,) for name in numbers}
     for union, parts in UNIONS.items():
         if union not in members and all(part in members for part in parts):
             members[union] = tuple(table[part].id for part in parts)

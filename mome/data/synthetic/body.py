@@ -118,11 +118,11 @@ def add_spine_and_lungs(ids: np.ndarray, aorta: int, spacing: float) -> np.ndarr
         where = np.argwhere(ids[:, :, k] == aorta)
         centres.append((0.5 * where[:, 0].mean() + 0.5 * middle, where[:, 1].mean() - 30 / spacing))
     smooth = ndimage.gaussian_filter1d(np.asarray(centres), 20 / spacing, axis=0, mode="nearest")
-    for k in range(ids.shape[2]):
-        ci, cj = smooth[int(np.argmin(np.abs(planes - k)))]
+    for plane in range(ids.shape[2]):
+        ci, cj = smooth[int(np.argmin(np.abs(planes - plane)))]
         rod = ((i - ci) ** 2 + (j - cj) ** 2) < (20 / spacing) ** 2
         rod |= (np.abs(i - ci) < 6 / spacing) & (j < cj) & (j > cj - 45 / spacing)
-        drawn[:, :, k][rod & (ids[:, :, k] == 0)] = BONE
+        drawn[:, :, plane][rod & (ids[:, :, plane] == 0)] = BONE
     inner = outer_distance(hull_of(drawn, spacing), spacing)
     height = np.arange(ids.shape[2])[None, None, :]
     top = np.where(ids > 0, height, -1).max(axis=2).astype(np.float32)
