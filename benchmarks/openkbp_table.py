@@ -53,6 +53,24 @@ done
 ## Inference on whole scans
 {inference}
 
+## Torso: scans of three subjects that mome-ct-torso-tiny has not seen
+{torso}
+
+## Post-processing on OpenKBP
+{postprocess}
+
+## Batches and the server
+`tests/hundred_studies.py FOLDER OUT`: a folder of 100 studies, ten of them broken in different ways, the process killed
+by SIGKILL after {kills} studies: {done} studies done, each once, {equal} masks equal to those of a run that nobody
+disturbed, and ten named with their reasons (`results/hundred_studies.json`). The network is a threshold.
+
+`python tests/server_stress.py --clients 50 --seconds 90`: slow, huge, malformed and cancelled uploads, two SIGKILLs of
+the server and one of its worker. {accepted} jobs were accepted; {lost} were lost, {twice} ended twice, {left} files
+were left. Descriptors before and after: {descriptors}; resident memory: {memory} MB (`results/server_stress.json`).
+
+## A whole model as an expert
+`python examples/whole_model_expert.py --out trust`: `results/whole_model_expert.json`, synthetic scans.
+
 ## GPUs
 Not yet measured.
 
@@ -118,7 +136,22 @@ def main() -> None:
     redesign = (HERE / "results" / "redesign.md").read_text().strip()
     zoo = (HERE / "results" / "zoo_runs.md").read_text().strip()
     arms = json.loads((HERE / "results" / "zoo_runs.json").read_text())
+    torso = (HERE / "results" / "torso.md").read_text().partition("\n")[2].strip()
+    postprocess = (HERE / "results" / "postprocess.md").read_text().strip()
+    hundred = json.loads((HERE / "results" / "hundred_studies.json").read_text())
+    storm = json.loads((HERE / "results" / "server_stress.json").read_text())
     text = TEXT.format(
+        torso=torso,
+        postprocess=postprocess,
+        kills=" and ".join(map(str, hundred["killed_by_sigkill_after_studies"])),
+        done=hundred["done"],
+        equal=hundred["masks_equal_to_an_undisturbed_run"],
+        accepted=storm["jobs_accepted"],
+        lost=storm["jobs_not_ended"],
+        twice=storm["jobs_ended_more_than_once"],
+        left=storm["files_left"],
+        descriptors=" and ".join(map(str, storm["descriptors"])),
+        memory=" and ".join(map(str, storm["resident_mb"])),
         zoo=zoo.replace("TABLE", zoo_table(arms)),
         table=table,
         inference=inference_section(),

@@ -43,7 +43,12 @@ PRETRAINED: dict[str, dict[str, Weights]] = {
             folder="mome-ct-tiny",
             summary="OpenKBP and synthetic phantoms, seven head-and-neck structures",
             licence="Apache-2.0",
-        )
+        ),
+        "torso": Weights(
+            folder="mome-ct-torso-tiny",
+            summary="synthetic CT of four anatomies and two real CT, seventeen structures of the torso",
+            licence="Apache-2.0",
+        ),
     },
 }
 

@@ -46,7 +46,7 @@ def test_the_box_holds_the_patient_with_its_lungs(angles: tuple[float, float, fl
     affine[:3, :3] = Rotation.from_euler("xyz", angles, degrees=True).as_matrix() @ affine[:3, :3]
     scan = Volume(scan.array, affine)
     network = MoMEProcessor(**PROCESSOR).network_grid(scan.grid)
-    mask = body_mask(scan, network, PATCH)
+    mask = body_mask(scan, network, PATCH, 0.5)
     assert mask is not None
     inside = np.argwhere(scan.array > -500)
     inside = inside[(inside > 6).all(axis=1)]  # without the speck
@@ -82,14 +82,14 @@ def test_a_prompt_of_air_shows_what_exact_mode_is_for() -> None:
 def test_a_scan_without_a_body_is_looked_at_everywhere() -> None:
     hu = np.random.default_rng(0).normal(-900, 60, (20, 20, 20)).astype(np.float32)
     scan = Volume(hu, np.diag([4.0, 4, 4, 1]))
-    assert body_mask(scan, MoMEProcessor(**PROCESSOR).network_grid(scan.grid), PATCH) is None
+    assert body_mask(scan, MoMEProcessor(**PROCESSOR).network_grid(scan.grid), PATCH, 0.5) is None
 
 
 def test_a_box_is_at_least_a_tile_where_the_grid_allows() -> None:
     hu = np.full((60, 60, 9), -1000, np.float32)
     hu[50:58, 2:9, 3:8] = 30
     scan = Volume(hu, np.diag([4.0, 4, 4, 1]))
-    mask = body_mask(scan, MoMEProcessor(**PROCESSOR).network_grid(scan.grid), PATCH)
+    mask = body_mask(scan, MoMEProcessor(**PROCESSOR).network_grid(scan.grid), PATCH, 0.5)
     assert mask is not None and min(mask.grid.shape[:2]) >= 16 and mask.grid.shape[2] == 9
 
 

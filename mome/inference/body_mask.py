@@ -1,7 +1,7 @@
 """A coarse mask of the patient, which decides the tiles that the network sees.
 
-Air and the table hold no structure. Tiles are laid over the box of the patient, and those that hold nothing of the
-patient are left out. All thresholds are our choice.
+Air and the table hold no structure. Of the tiles over the whole scan, those that hold nothing of the patient are left
+out. All thresholds are our choice.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import numpy as np
 from scipy import ndimage
 
 from mome.inference.stream import Box
+from mome.inference.tiles import tile_starts
 from mome.volumes import Grid, Volume
 
 # Tissue is denser than this; air, and the lungs apart from their vessels, are not.
@@ -27,7 +28,7 @@ class BodyMask:
     """Where the patient is on the network grid.
 
     Attributes:
-        box: First and last + 1 voxel of the network grid along each axis; at least a tile where the grid allows.
+        box: First and last + 1 voxel of the network grid along each axis, around all tiles that are kept.
         grid: The network grid inside of the box.
         holds: Bool on a coarse grid; see `wants`.
         affine: (4, 4), from voxels of `grid` to voxels of the coarse grid.
@@ -48,7 +49,7 @@ class BodyMask:
         return bool(self.holds[tuple(slice(a, b) for a, b in zip(low, high, strict=True))].any())
 
 
-def body_mask(volume: Volume, network: Grid, patch: tuple[int, int, int]) -> BodyMask | None:
+def body_mask(volume: Volume, network: Grid, patch: tuple[int, int, int], overlap: float) -> BodyMask | None:
     """Returns where the patient is, or None where nothing of the scan is denser than air.
 
     Every few voxels of the scan are compared with −300 HU. Holes within planes, such as lungs, are filled; pieces of
@@ -58,6 +59,7 @@ def body_mask(volume: Volume, network: Grid, patch: tuple[int, int, int]) -> Bod
         volume: The scan in HU.
         network: The network grid.
         patch: Voxels (D, H, W) of a tile.
+        overlap: The share of a tile that its neighbour covers too.
     """
     steps = [max(1, int(_COARSE_MM / step)) for step in volume.spacing]
     tissue = volume.array[:: steps[0], :: steps[1], :: steps[2]] > _TISSUE_HU
@@ -79,7 +81,7 @@ def body_mask(volume: Volume, network: Grid, patch: tuple[int, int, int]) -> Bod
         holds = ndimage.maximum_filter1d(holds.view(np.uint8), 2 * distance + 1, axis, mode="constant").view(bool)
     to_volume = np.diag([*map(float, steps), 1.0])
     coarse_to_network = np.linalg.inv(network.affine) @ volume.affine @ to_volume
-    box = _box(holds, coarse_to_network, network.shape, patch)
+    box = _box(holds, coarse_to_network, network.shape, patch, overlap)
     grid = network
     for axis, (first, last) in enumerate(box):
         grid = grid.crop(axis, first, last)
@@ -87,8 +89,14 @@ def body_mask(volume: Volume, network: Grid, patch: tuple[int, int, int]) -> Bod
     return BodyMask(box, grid, holds, affine)
 
 
-def _box(holds: np.ndarray, coarse_to_network: np.ndarray, size: tuple[int, int, int], patch: tuple[int, ...]) -> Box:
-    """Returns the box of a coarse mask on the network grid; it is made as large as a tile where the grid allows."""
+def _box(
+    holds: np.ndarray, coarse_to_network: np.ndarray, size: tuple[int, int, int], patch: tuple[int, ...], overlap: float
+) -> Box:
+    """Returns the box of all tiles of the whole network grid that reach into the box of a coarse mask.
+
+    Tiles keep the places that they have without a mask, because a network's result depends a little on where a tile
+    begins.
+    """
     ends = []
     for axis in range(3):
         profile = np.flatnonzero(holds.any(axis=tuple(other for other in range(3) if other != axis)))
@@ -98,9 +106,7 @@ def _box(holds: np.ndarray, coarse_to_network: np.ndarray, size: tuple[int, int,
     box = []
     for axis, (low, high) in enumerate(zip(at.min(axis=0), at.max(axis=0), strict=True)):
         first, last = max(0, int(np.floor(low))), min(size[axis], int(np.ceil(high)) + 1)
-        short = min(patch[axis], size[axis]) - (last - first)
-        if short > 0:
-            first = min(max(0, first - short // 2), size[axis] - min(patch[axis], size[axis]))
-            last = first + min(patch[axis], size[axis])
-        box.append((first, last))
+        starts = tile_starts(size[axis], patch[axis], overlap)
+        inside = [start for start in starts if start < last and start + patch[axis] > first] or starts
+        box.append((inside[0], min(size[axis], inside[-1] + patch[axis])))
     return box[0], box[1], box[2]

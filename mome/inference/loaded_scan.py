@@ -46,6 +46,7 @@ def load_scan(
     processor: MoMEProcessor,
     *,
     patch: tuple[int, int, int] | None = None,
+    overlap: float = 0.5,
     frame: int | None = None,
     dicom: DicomOptions = DEFAULT_DICOM,
     on_phase: Callable[[str], None] | None = None,
@@ -57,6 +58,7 @@ def load_scan(
         processor: Decides the network grid and the window.
         patch: Voxels (D, H, W) of a tile, where only what is around the patient is kept (`mome.inference.body_mask`);
             None for the whole scan.
+        overlap: The share of a tile that its neighbour covers too; it decides where tiles lie.
         frame: The volume to take from a 4-D file, from 0.
         dicom: Which DICOM series is read and what is accepted.
         on_phase: Called with `read` and `resample` when that phase begins.
@@ -71,7 +73,7 @@ def load_scan(
     read = time.perf_counter()
     tell("resample")
     whole = processor.network_grid(volume.grid)
-    body = None if patch is None else body_mask(volume, whole, patch)
+    body = None if patch is None else body_mask(volume, whole, patch, overlap)
     array, network = processor.to_network(volume, whole if body is None else body.grid)
     seconds = {"read": read - began, "resample": time.perf_counter() - read}
     return LoadedScan(volume, array, network, whole, body, seconds)

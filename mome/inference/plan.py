@@ -128,7 +128,7 @@ def plan_scan(
     """
     network = segmenter.processor.network_grid(volume.grid)
     patch = segmenter.predictor.patch_size
-    body: BodyMask | None = None if segmenter.exact else body_mask(volume, network, patch)
+    body: BodyMask | None = None if segmenter.exact else body_mask(volume, network, patch, segmenter.overlap)
     part = network if body is None else body.grid
     tiles = len(wanted_tiles(part.shape, patch, segmenter.overlap, None if body is None else body.wants))
     device = segmenter.predictor.device

@@ -53,8 +53,8 @@ class Segmenter:
         device: A torch device such as "cuda"; where None, the model stays where it is.
         precision: `fp32`, `bf16` or `fp16` inside the network, or `auto`; see `mome.inference.precision`.
         prompt_chunk: Prompts that are decoded at once; a smaller number needs less memory.
-        exact: Lay tiles over the whole scan, and keep sums of logits in float32. Otherwise tiles are laid over the
-            patient, and air and what lies in it is background without a look (`mome.inference.body_mask`).
+        exact: Look at the whole scan, and keep sums of logits in float32. Otherwise tiles without a part of the patient
+            are left out: what lies in air is background without a look (`mome.inference.body_mask`).
         memory: The memory that the process may take, as in "4GB" or a number of bytes; what is free where None.
         mirror: Axes along which tiles are mirrored too, `lr`, `ap`, `si`, several with commas, or `all`; the logits are
             averaged (`mome.inference.mirror`). Each axis doubles the time.
@@ -150,7 +150,9 @@ class Segmenter:
             InputError: The scan cannot be read, or its network grid is too large.
         """
         patch = None if self.exact else self.predictor.patch_size
-        return load_scan(scan, self.processor, patch=patch, frame=frame, dicom=dicom, on_phase=on_phase)
+        return load_scan(
+            scan, self.processor, patch=patch, overlap=self.overlap, frame=frame, dicom=dicom, on_phase=on_phase
+        )
 
     def understand(self, prompts: str | Sequence[str]) -> list[Prompt]:
         """Returns the prompts as the model understands them, each once; no network runs.
