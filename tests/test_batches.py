@@ -199,7 +199,7 @@ def test_the_phase_of_a_failure(tmp_path: Path, monkeypatch) -> None:
     entries = segment_folder(made, given, tmp_path / "out", ["liver"])
     assert {entry["failure"]["phase"] for entry in entries} == {"resample"}
     monkeypatch.undo()
-    monkeypatch.setattr("mome.inference.segmenter.predict_masks", lambda *a, **k: [][1])
+    monkeypatch.setattr("mome.inference.within_memory.predict_masks", lambda *a, **k: [][1])
     entries = segment_folder(made, given, tmp_path / "out", ["liver"])
     assert {entry["failure"]["phase"] for entry in entries} == {"network"}
     assert all("--debug" in entry["failure"]["remedy"] for entry in entries)
