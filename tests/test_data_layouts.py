@@ -282,13 +282,23 @@ def test_broken_cases_are_named_or_refused_and_a_build_goes_on(tmp_path: Path, m
     cases = open_cases(folder, "nnunet", "lits")
     with pytest.raises(InputError, match="truncated or damaged"):
         cached(tmp_path, cases)
+    assert not list((tmp_path / "cache").iterdir())
     reads: list[str] = []
     from mome.data.case import Case
 
     original = Case.read_image
+
+    def interrupted(self: Case) -> object:
+        if self.name == "c":
+            raise KeyboardInterrupt
+        return original(self)
+
+    monkeypatch.setattr(Case, "read_image", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        cached(tmp_path, cases)
     monkeypatch.setattr(Case, "read_image", lambda self: reads.append(self.name) or original(self))
     cache = cached(tmp_path, cases, skip_broken=True, workers=2)
-    assert sorted(reads) == ["c", "d"]  # a and b were finished before the refusal
+    assert sorted(reads) == ["c", "d"]  # a and b were finished before the interruption
     assert [entry["name"] for entry in cache.index] == ["a", "b", "d"] and set(cache.problems) == {"c"}
     assert any("case 'c' is left out" in note for note in cache.notes)
     reads.clear()

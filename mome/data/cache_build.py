@@ -125,10 +125,11 @@ def _write_cache(
                     problems[name] = reason
                 else:
                     entries.append(entry)
-        finally:
-            if not any(part.glob("*.entry.json")):  # nothing in it is worth keeping
-                shutil.rmtree(part, ignore_errors=True)
+        except InputError:  # the user mends the case, which makes another cache
+            shutil.rmtree(part, ignore_errors=True)
+            raise
         if problems and not entries:
+            shutil.rmtree(part, ignore_errors=True)
             name, reason = next(iter(problems.items()))
             raise InputError(f"no case can be used; {name!r:.60}: {reason.splitlines()[0]}", where=str(folder.parent))
         if problems:
