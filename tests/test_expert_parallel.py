@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -217,6 +218,13 @@ def test_one_process_is_not_spread(tmp_path: Path) -> None:
     assert (tmp_path / "again" / "config.json").read_text() == (tmp_path / "config.json").read_text()
 
 
+def config_of(folder: Path) -> dict:
+    """The config without the checksum of the weights, which are compared themselves and may differ by rounding."""
+    config = json.loads((folder / "config.json").read_text())
+    del config["checksums"]["weights"]
+    return config
+
+
 # -- several processes ---------------------------------------------------------------------------------------------
 
 WITH_TWO = list(CASES)
@@ -274,7 +282,7 @@ def compare(name: str, processes: int, several: dict[str, Tensor], folder: Path)
         (folder / f"{end}-alone", folder / f"{end}-trained", is_close),
     ):
         assert sorted(path.name for path in before.iterdir()) == sorted(path.name for path in after.iterdir())
-        assert (before / "config.json").read_text() == (after / "config.json").read_text()
+        assert config_of(before) == config_of(after)
         first, second = (load_file(part / "model.safetensors") for part in (before, after))
         assert first.keys() == second.keys() and all(close(first[key], second[key]) for key in first)
     MoME.from_pretrained(folder / f"{end}-trained")
