@@ -47,11 +47,12 @@ def main() -> int:
     # accelerate launch and torchrun tell a process its place by these variables.
     rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-    print(f"process {rank + 1} of {processes} on {device}", flush=True)
+    print(f"process {rank + 1} of {processes} on {device}\n", end="", flush=True)
 
     def on_done(entry: dict) -> None:
         if not entry.get("skipped"):
-            print(f"[{rank}] {entry['name']}: {entry['status']}", flush=True)
+            # One write with its line end: torchrun starts Python with -u, and lines of two processes would join.
+            print(f"[{rank}] {entry['name']}: {entry['status']}\n", end="", flush=True)
 
     segmenter = Segmenter(args.model, device=device)
     # With resume=True processes claim studies before they segment them, and skip what is finished.

@@ -75,3 +75,21 @@ def _kind(value: Any) -> str:
     """Returns the type of a JSON value in words."""
     words = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}
     return words.get(type(value), "a number")
+
+
+class RepeatedKeyError(ValueError):
+    """An object of a JSON text has a key twice; the argument is the key."""
+
+
+def without_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns the object of its pairs: an `object_pairs_hook` for `json.loads`, which keeps the last of equal keys.
+
+    Raises:
+        RepeatedKeyError: A key stands twice.
+    """
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise RepeatedKeyError(key)
+        found[key] = value
+    return found

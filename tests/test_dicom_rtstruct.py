@@ -91,7 +91,11 @@ def test_regular_series(tmp_path: Path, name: str) -> None:
     folder = write(tmp_path / "ct", series(positions, orientation, FrameOfReferenceUID=FRAME_OF_REFERENCE))
     volume = read_volume(folder)
     body = ball(middle(volume), (4, 5, 6))
-    hollow = lambda at: body(at) & ~ball(middle(volume), (2, 2.6, 4))(at)  # noqa: E731
+    hole = ball(middle(volume), (2, 2.6, 4))
+
+    def hollow(at: np.ndarray) -> np.ndarray:
+        return body(at) & ~hole(at)
+
     path, notes = wrote(folder, tmp_path, liver=body, spleen=hollow, all=lambda at: at[..., 0] < 1e4)
     source = source_places(folder)
     found = masks_of_structure_set(path, source)

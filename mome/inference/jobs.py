@@ -23,7 +23,7 @@ from mome.inference.segmenter import Segmenter
 from mome.inference.study import Study
 from mome.inference.study_files import checked_kinds
 from mome.json_file import checked_object
-from mome.text_file import read_text
+from mome.text_file import RepeatedKeyError, read_text, without_repeated_keys
 from mome.volumes.dicom import DEFAULT_DICOM, DicomOptions
 from mome.volumes.mask_names import file_part
 from mome.volumes.scan_files import stem
@@ -113,8 +113,8 @@ def read_jobs(path: str | Path, defaults: dict[str, Any] | None = None) -> list[
     path = Path(path)
     text = read_text(path, "the jobs file", limit=_MOST_BYTES)
     try:
-        value = json.loads(text, object_pairs_hook=_without_repeats)
-    except _RepeatedError as error:
+        value = json.loads(text, object_pairs_hook=without_repeated_keys)
+    except RepeatedKeyError as error:
         raise InputError(
             f"the jobs file has the key {error.args[0]!r:.80} twice in one job", where=str(path)
         ) from error
@@ -151,19 +151,6 @@ def job_prompts(path: str | Path, prompts: Sequence[str] = ()) -> list[str]:
     """
     studies = read_jobs(path, {"prompts": list(prompts)})
     return list(dict.fromkeys(prompt for study in studies for prompt in study.prompts))
-
-
-class _RepeatedError(ValueError):
-    """An object has a key twice."""
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise _RepeatedError(key)
-        found[key] = value
-    return found
 
 
 def _study(job: Any, what: str, path: Path, defaults: dict[str, Any]) -> Study:

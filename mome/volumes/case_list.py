@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mome.errors import InputError
+from mome.text_file import RepeatedKeyError, without_repeated_keys
 from mome.volumes.open_file import open_regular
 
 _SHAPE = 'the list of cases is not {case: {"annotated": [names]}}'
@@ -33,8 +34,8 @@ def read_case_list(path: str | Path) -> dict[str, tuple[str, ...]]:
     if len(data) > _MOST_BYTES:
         raise InputError(f"{_SHAPE}: it has more than {_MOST_BYTES:,} bytes", where=str(path))
     try:
-        listed = json.loads(data, object_pairs_hook=_without_repeats)
-    except _RepeatedError as error:
+        listed = json.loads(data, object_pairs_hook=without_repeated_keys)
+    except RepeatedKeyError as error:
         raise InputError(f"the list of cases has {error.args[0]!r:.80} twice", where=str(path)) from error
     except (ValueError, RecursionError) as error:  # ValueError includes bytes that are no text
         reason = "it nests too deeply" if isinstance(error, RecursionError) else str(error).splitlines()[0][:120]
@@ -42,19 +43,6 @@ def read_case_list(path: str | Path) -> dict[str, tuple[str, ...]]:
     if not isinstance(listed, dict):
         raise InputError(f"{_SHAPE}: it is no object in braces", where=str(path))
     return {name: _annotated(name, entry, path) for name, entry in listed.items()}
-
-
-class _RepeatedError(ValueError):
-    """An object has a key twice."""
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise _RepeatedError(key)
-        found[key] = value
-    return found
 
 
 def _annotated(name: str, entry: Any, path: Path) -> tuple[str, ...]:
