@@ -82,12 +82,13 @@ class ScanPlan:
         tiles = f"{self.tiles} tiles at most" + (
             f"; {self.tiles_of_all} over the whole scan, air included" if self.tiles != self.tiles_of_all else ""
         )
+        together = "1 prompt" if self.memory.chunk == 1 else f"{self.memory.chunk} prompts"
         passes = f", {self.passes} passes over them" if self.passes > 1 else ""
         largest = sorted(self.bytes_by_part.items(), key=lambda item: -item[1])[:4]
         return [
             f"scan           {_sides(self.scan)}",
             f"network grid   {_sides(self.network)}, of which {'×'.join(map(str, self.part.shape))} are looked at",
-            f"tiles          {tiles}{passes}; {self.memory.chunk} prompts at once",
+            f"tiles          {tiles}{passes}; {together} at once",
             f"seconds        about {self.network_s:.0f} for the network, up to {self.masks_s:.0f} for the masks",
             f"memory         at most {as_text(self.peak_bytes)}: {as_text(self.base_bytes)} before the scan, "
             + ", ".join(f"{as_text(size)} {name}" for name, size in largest),
