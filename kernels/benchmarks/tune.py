@@ -13,7 +13,7 @@ import copy
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,12 @@ from mome_kernels.gpu import configs  # noqa: E402
 from mome_kernels.gpu.launch import Machine, machine_of  # noqa: E402
 from results import Results, minutes, opened  # noqa: E402
 from shapes import SHAPES, Shape  # noqa: E402
-from tuning_cases import Config, Row, rows  # noqa: E402
+from tuning_cases import Case, Config, Row, rows  # noqa: E402
 from tuning_compile import Compiler  # noqa: E402
 from tuning_measure import DeviceLost, OutOfTime, Tuner  # noqa: E402
 from tuning_search import dump_table, text_of  # noqa: E402
+
+KERNELS = ("mlp", "mlp_dx", "mlp_dw", "linear", "dw")
 
 
 def table_with(arch: str, chosen: dict[Row, Config]) -> dict[str, list[dict[str, Any]]]:
@@ -76,30 +78,34 @@ def _count_late_compilations(counts: dict[str, int]) -> None:
     knobs.compilation.listener = listener
 
 
-def run_rows(tuner: Tuner, machine: Machine, rehearse: bool) -> tuple[dict[Row, Config], list[str], int]:
+def run_rows(tuner: Tuner, found: Mapping[Row, list[Case]]) -> tuple[dict[Row, Config], list[str], int]:
     """Returns the chosen configurations, the names of the rows left for another call, and the exit status."""
-    found = rows(tiny() if rehearse else SHAPES.values(), machine, tuner.dtype.itemsize)
-    if rehearse:
-        found = {row: cases for row, cases in found.items() if row[0] in ("mlp", "dw")}
     chosen: dict[Row, Config] = {}
     left: list[str] = []
-    for row, cases in found.items():
-        try:
-            config = tuner.tune(row, cases)
-        except OutOfTime:  # goes on, since rows that an earlier call finished need no time
-            left.append(f"{row[0]} {row[1]}")
+    status = 0
+    for row, outcome in tuner.tune_all(found).items():
+        text = f"{row[0]} {row[1]}"
+        if isinstance(outcome, (OutOfTime, DeviceLost)):
+            left.append(text)
+            if isinstance(outcome, DeviceLost) and not status:
+                print(f"{text}: the device is lost ({outcome}); call again to continue", file=sys.stderr)
+                status = 1
             continue
-        except DeviceLost as problem:
-            print(f"{row[0]} {row[1]}: the device is lost ({problem}); call again to continue", file=sys.stderr)
-            names = [f"{kernel} {index}" for kernel, index in found]
-            return chosen, [*left, *names[names.index(f"{row[0]} {row[1]}") :]], 1
-        if config is not None:
-            chosen[row] = config
-        names = [f"{row[0]} {row[1]} {case.name}" for case in cases]
+        if outcome is not None:
+            chosen[row] = outcome
+        names = [f"{text} {case.name}" for case in found[row]]
         broken = [name for name in names if "problem" in tuner.results.data["steps"].get(name, {})]
-        what = "as shipped" if config is None else text_of(config)
-        print(f"{row[0]} {row[1]}: {what}{'; could not run ' + ', '.join(broken) if broken else ''}", flush=True)
-    return chosen, left, 0
+        what = "as shipped" if outcome is None else text_of(outcome)
+        print(f"{text}: {what}{'; could not run ' + ', '.join(broken) if broken else ''}", flush=True)
+    return chosen, left, status
+
+
+def rows_to_tune(options: argparse.Namespace, machine: Machine, size: int) -> dict[Row, list[Case]]:
+    """The rows of the chosen kernels that the chosen shapes select; two rows in a rehearsal."""
+    if options.rehearse:
+        return {row: cases for row, cases in rows(tiny(), machine, size).items() if row[0] in ("mlp", "dw")}
+    shapes = [shape for name, shape in SHAPES.items() if name in options.shapes]
+    return {row: cases for row, cases in rows(shapes, machine, size).items() if row[0] in options.kernels}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -107,6 +113,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder of the JSON; may hold an earlier call's")
     parser.add_argument("--minutes", type=minutes, default=10.0, help="no measurement is begun after this time")
     parser.add_argument("--rehearse", action="store_true", help="two rows in Triton's interpreter, to try the script")
+    parser.add_argument("--kernels", nargs="+", choices=KERNELS, default=KERNELS, help="tune the rows of these only")
+    parser.add_argument("--shapes", nargs="+", choices=tuple(SHAPES), default=tuple(SHAPES), help="time these only")
     options = parser.parse_args(arguments)
     deadline = time.monotonic() + 60 * options.minutes
     results = opened("tune.py", options, "tuning_")
@@ -117,7 +125,7 @@ def main(arguments: list[str] | None = None) -> int:
         _count_late_compilations(counts)
     tuner, compiler = _tuner(results, deadline, options.rehearse)
     try:
-        chosen, left, status = run_rows(tuner, tuner.machine, options.rehearse)
+        chosen, left, status = run_rows(tuner, rows_to_tune(options, tuner.machine, tuner.dtype.itemsize))
     finally:
         if compiler is not None:
             compiler.close()

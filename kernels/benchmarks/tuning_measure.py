@@ -2,6 +2,9 @@
 
 Every figure is written as soon as it is known, and read from the file if an earlier call measured it. The search
 depends on nothing else, so that a later call continues it.
+
+The search of a row is a generator. It yields the candidates that it needs compiled and is sent the compiler's verdicts,
+so that the candidates of all rows are compiled in one batch (`tune_all`).
 """
 
 from __future__ import annotations
@@ -9,8 +12,8 @@ from __future__ import annotations
 import functools
 import statistics
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Generator, Mapping
+from typing import Any, TypeVar
 
 import torch
 from mome_kernels.gpu import configs
@@ -20,6 +23,9 @@ from run import first_line, median_ms, settle
 from tuning_cases import Bench, Case, Config, Row, config_of, overridden
 from tuning_compile import Job
 from tuning_search import HOPELESS, SLOWER, mean_ratio, merges, neighbours, takes_the_row, text_of
+
+T = TypeVar("T")
+Search = Generator[list[Job], list[dict[str, Any]], T]  # yields jobs for the compiler, is sent their verdicts
 
 SEARCHED = 9  # cases of a row that a search measures, evenly chosen; all cases are measured to confirm
 SWEEPS, FINALISTS, ROUNDS = 2, 3, 5
@@ -108,8 +114,8 @@ class Tuner:
         bounds = configs.table(self.machine.arch)[row[0]][row[1]]["up_to"]
         return self.results.data["steps"].get(name) or {"up_to": bounds, "candidates": {}}
 
-    def prepare(self, row: Row, shipped: Config, candidates: list[Config], cases: tuple[Case, ...]) -> None:
-        """Compiles candidates in parallel, and records those that do not fit the device."""
+    def prepare(self, row: Row, shipped: Config, candidates: list[Config], cases: tuple[Case, ...]) -> Search[None]:
+        """Asks for the compilation of candidates, and records those that do not fit the device."""
         name = f"compile {row[0]} {row[1]}{'' if cases else ' at its bounds'}"
         entry = self.entry(name, row)
         done, todo = entry["candidates"], []
@@ -122,7 +128,8 @@ class Tuner:
             return
         self.in_time()
         jobs = [Job(self.machine, self.target, row, config, cases, self.dtype) for config in todo]
-        for config, result in zip(todo, self.compiler(jobs), strict=True):
+        verdicts = yield jobs
+        for config, result in zip(todo, verdicts, strict=True):
             done[text_of(config)] = result
         spilled = done[text_of(shipped)].get("stack", 0)
         for config in todo:
@@ -137,14 +144,16 @@ class Tuner:
         name = f"compile {row[0]} {row[1]}{' at its bounds' if bounds else ''}"
         return "problem" in self.entry(name, row)["candidates"].get(text, {})
 
-    def measure(self, row: Row, shipped: Config, candidates: list[Config], cases: list[Case]) -> dict[str, float]:
+    def measure(
+        self, row: Row, shipped: Config, candidates: list[Config], cases: list[Case]
+    ) -> Search[dict[str, float]]:
         """Relative times of the candidates, 1 for the shipped row and infinite for dropped candidates."""
         first, texts = text_of(shipped), [text_of(config) for config in candidates]
         entries = {case.name: self.entry(f"{row[0]} {row[1]} {case.name}", row) for case in cases}
         known = lambda text: all(text in entry["candidates"] for entry in entries.values())  # noqa: E731
         new = [c for c, t in zip(candidates, texts, strict=True) if not (known(t) or self.hopeless(entries, t, first))]
         if new:
-            self.prepare(row, shipped, new, tuple(cases))
+            yield from self.prepare(row, shipped, new, tuple(cases))
         for case in cases:
             entry = entries[case.name]
             if "problem" not in entry:
@@ -210,6 +219,37 @@ class Tuner:
 
     def tune(self, row: Row, cases: list[Case]) -> Config | None:
         """The confirmed configuration for the row, or None if the shipped one stays."""
+        outcome = self.tune_all({row: cases})[row]
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def tune_all(self, rows: Mapping[Row, list[Case]]) -> dict[Row, Config | None | OutOfTime | DeviceLost]:
+        """The outcome of every row's search; after a lost device the searches that are left are lost too."""
+        outcomes: dict[Row, Config | None | OutOfTime | DeviceLost] = {}
+        searches = {row: self.search(row, cases) for row, cases in rows.items()}
+        verdicts: dict[Row, list[dict[str, Any]] | None] = dict.fromkeys(searches)
+        while searches:
+            wanted: dict[Row, list[Job]] = {}
+            for row, search in list(searches.items()):
+                try:
+                    answer = verdicts[row]
+                    wanted[row] = next(search) if answer is None else search.send(answer)
+                    continue
+                except StopIteration as end:
+                    outcomes[row] = end.value
+                except OutOfTime as problem:
+                    outcomes[row] = problem
+                except DeviceLost as problem:
+                    return outcomes | dict.fromkeys(searches, problem)
+                del searches[row]
+            if wanted and self.compiler is not None:
+                done = iter(self.compiler([job for jobs in wanted.values() for job in jobs]))
+                verdicts = {row: [next(done) for _ in jobs] for row, jobs in wanted.items()}
+        return outcomes
+
+    def search(self, row: Row, cases: list[Case]) -> Search[Config | None]:
+        """Searches around the shipped configuration of a row."""
         kernel, index = row
         shipped = config_of(configs.table(self.machine.arch)[kernel][index])
         count = min(SEARCHED, len(cases))
@@ -217,9 +257,9 @@ class Tuner:
         best, found, scores = shipped, {text_of(shipped): shipped}, {text_of(shipped): 1.0}
         for _ in range(1 if self.narrow else SWEEPS):
             around = neighbours(kernel, best)[: 2 if self.narrow else None]
-            scores |= self.measure(row, shipped, around, searched)
+            scores |= yield from self.measure(row, shipped, around, searched)
             together = merges(best, scores, around)
-            scores |= self.measure(row, shipped, together, searched)
+            scores |= yield from self.measure(row, shipped, together, searched)
             found |= {text_of(config): config for config in [*around, *together]}
             leader = found[min(found, key=lambda text: scores[text])]
             if leader == best:
@@ -227,17 +267,17 @@ class Tuner:
             best = leader
         order = sorted((text for text in found if scores[text] * SLOWER <= 1), key=lambda text: scores[text])
         for text in order[:FINALISTS]:
-            if self.confirm(row, shipped, found[text], cases):
+            if (yield from self.confirm(row, shipped, found[text], cases)):
                 return found[text]
         return None
 
-    def confirm(self, row: Row, shipped: Config, config: Config, cases: list[Case]) -> bool:
+    def confirm(self, row: Row, shipped: Config, config: Config, cases: list[Case]) -> Search[bool]:
         """Measures both configurations again, in turn, on all cases; stops when the candidate breaks the rule."""
         text, name = text_of(config), f"confirm {row[0]} {row[1]}: {text_of(config)}"
         known = self.results.data["steps"].get(name, {})
         if not known.get("done"):
-            self.prepare(row, shipped, [config], tuple(cases))
-            self.prepare(row, shipped, [config], ())
+            yield from self.prepare(row, shipped, [config], tuple(cases))
+            yield from self.prepare(row, shipped, [config], ())
         entry = self.entry(name, row)
         if self.unfit(row, text) or self.unfit(row, text, bounds=True):
             entry |= {"problem": "does not fit: see compile", "done": True}
