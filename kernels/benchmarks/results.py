@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import json
 import os
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -69,6 +70,8 @@ def header(device: str, rehearse: bool) -> dict[str, Any]:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             versions[package] = None
+    if device == "cuda":
+        versions["driver"] = _driver()
     name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
     source = hashlib.sha256()
     for path in sorted((_HERE.parent / "torch-ext").rglob("*.py")) + sorted(
@@ -76,6 +79,15 @@ def header(device: str, rehearse: bool) -> dict[str, Any]:
     ):
         source.update(path.read_bytes())
     return {"device": name, "versions": versions, "source": source.hexdigest()[:16], "rehearsal": rehearse}
+
+
+def _driver() -> str | None:
+    """The version of the device's driver, or None where nvidia-smi does not tell it."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.split()[0]
+    except (OSError, subprocess.SubprocessError, IndexError):
+        return None
 
 
 def minutes(text: str) -> float:

@@ -12,8 +12,8 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import torch
 _HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(_HERE), str(_HERE.parent / "torch-ext")]
 
+import ceilings  # noqa: E402
 import device_checks  # noqa: E402
 import mome_kernels as kernels  # noqa: E402
 import peers  # noqa: E402
@@ -36,14 +37,24 @@ from shapes import (  # noqa: E402
     Device,
     Shape,
     bounds_ms,
-    device_limits,
     expert_ids,
     head_bounds_ms,
     head_name,
 )
 
+CEILINGS = "ceilings"  # the step whose figures the other steps compare with
+
 # A step fills the dictionary that it is given, so that measurements made before a failure are kept.
 Step = tuple[str, Callable[[dict[str, Any]], None]]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The device, the other implementations to time, and the rates of the device once they have been measured."""
+
+    device: str
+    peers: Mapping[str, Callable[..., torch.Tensor]]
+    limits: Callable[[], Device | None] = lambda: None
 
 
 def median_ms(function: Callable[[], Any], device: str) -> float:
@@ -105,16 +116,10 @@ def difference(out: torch.Tensor, expected: torch.Tensor) -> str | None:
     return None if error <= 0.05 else f"differs from the loop over experts by {error:.3f} of its largest value"
 
 
-def limits_of(device: str) -> Device | None:
-    """The limits of the device, or None where they are not known."""
-    return device_limits(torch.cuda.get_device_name()) if device == "cuda" else None
-
-
-def layer_step(
-    shape: Shape, load: str, device: str, activation: str, killers: set[str], result: dict[str, Any]
-) -> None:
-    """Our layer and every peer except the killers, in bfloat16; a peer's failure is recorded as text."""
+def layer_step(shape: Shape, load: str, activation: str, setting: Setting, result: dict[str, Any]) -> None:
+    """Our layer and the chosen peers, in bfloat16; a peer's failure is recorded as text."""
     torch.manual_seed(0)
+    device, limits = setting.device, setting.limits()
     dtype, width = torch.bfloat16, shape.F * (2 if shape.gated else 1)
     new = lambda *size, scale: (torch.randn(*size, device=device) * scale).to(dtype).requires_grad_()  # noqa: E731
     x = new(shape.T, shape.D, scale=1.0)
@@ -134,14 +139,11 @@ def layer_step(
         result |= {"ok": False, "wrong": True, "problem": wrong}
         return
     result["mome"] = _timed(ours, leaves, device)
-    limits = limits_of(device)
     if limits is not None:
         at = replace(shape, activation=activation)
         result["bounds_ms"] = {"forward": bounds_ms(at, limits, False), "both": bounds_ms(at, limits, True)}
     one_up, one_down = (t.detach()[:1].clone().requires_grad_() for t in (up, down))
-    for name, peer in peers.PEERS.items():
-        if not peers.found(name) or name in killers:
-            continue
+    for name, peer in setting.peers.items():
         weights = (one_up, one_down) if name == "dense" else (up, down)
         wanted = [x, *weights] if name == "dense" else leaves
 
@@ -177,9 +179,10 @@ def bias_step(shape: Shape, device: str, result: dict[str, Any]) -> None:
     result["mome"] = _timed(ours, leaves, device)
 
 
-def head_step(prompts: int, scales: int, channels: int, side: int, device: str, result: dict[str, Any]) -> None:
+def head_step(prompts: int, scales: int, channels: int, side: int, setting: Setting, result: dict[str, Any]) -> None:
     """The fusion head and its torch implementation, in float32."""
     torch.manual_seed(0)
+    device, limits = setting.device, setting.limits()
     leaf = lambda *size: torch.randn(*size, device=device).requires_grad_()  # noqa: E731
     p, c, v = prompts, channels, side**3
     inputs = [
@@ -189,7 +192,6 @@ def head_step(prompts: int, scales: int, channels: int, side: int, device: str, 
     # with one scale there is no fusion, and the grouped convolutions have neither query nor bias
     leaves = inputs if scales > 1 else [inputs[0], *inputs[3:]]
     result["mome"] = _timed(lambda: kernels.fusion_head(*inputs), leaves, device)
-    limits = limits_of(device)
     if limits is not None:
         sizes = (prompts, scales, channels, v, limits)
         result["bounds_ms"] = {"forward": head_bounds_ms(*sizes, False), "both": head_bounds_ms(*sizes, True)}
@@ -207,18 +209,26 @@ def head_step(prompts: int, scales: int, channels: int, side: int, device: str, 
             result["grouped_conv"] = {"problem": first_line(problem)}
 
 
-def steps(device: str, rehearse: bool, killers: set[str]) -> Iterator[Step]:
+def ceilings_step(device: str, result: dict[str, Any]) -> None:
+    """The rates that the rooflines are drawn with; a CPU has none."""
+    if device == "cuda":
+        processors = torch.cuda.get_device_properties(device).multi_processor_count
+        result.update(ceilings.measure(lambda function: median_ms(function, device), processors))
+
+
+def steps(setting: Setting, rehearse: bool) -> Iterator[Step]:
     """All steps, the most important first; a rehearsal has every twelfth of them."""
     if rehearse:
-        everything = list(_steps(device, True, killers))
+        everything = list(_steps(setting, True))
         yield from everything[::12]
     else:
-        yield from _steps(device, False, killers)
+        yield from _steps(setting, False)
 
 
-def _steps(device: str, rehearse: bool, killers: set[str]) -> Iterator[Step]:
+def _steps(setting: Setting, rehearse: bool) -> Iterator[Step]:
     shrink = (lambda s: replace(s, T=96, D=min(s.D, 40), F=min(s.F, 24), E=min(s.E, 8))) if rehearse else (lambda s: s)
     side, tokens = (8, 40) if rehearse else (96, 3000)
+    device = setting.device
     checks: list[Step] = [
         (f"check {name}", lambda result, check=check: result.update(check()))
         for name, check in device_checks.cases(device, tokens)
@@ -227,28 +237,29 @@ def _steps(device: str, rehearse: bool, killers: set[str]) -> Iterator[Step]:
     def layer(shape: Shape, load: str, activation: str | None = None) -> Step:
         act = activation or shape.activation
         name = f"layer {shape.name} {load} {act}"
-        return name, lambda result: layer_step(shrink(shape), load, device, act, killers, result)
+        return name, lambda result: layer_step(shrink(shape), load, act, setting, result)
 
     def head(p: int, s: int, c: int) -> Step:
-        return head_name(p, s, c), lambda result: head_step(p, s, c, side, device, result)
+        return head_name(p, s, c), lambda result: head_step(p, s, c, side, setting, result)
 
     names = list(SHAPES)
     yield from checks[: device_checks.FIRST]
+    yield CEILINGS, lambda result: ceilings_step(device, result)
     for name in names[:7]:
         yield layer(SHAPES[name], "uniform")
-    yield from checks[device_checks.FIRST :]
     yield head(*HEADS[0])
     for name in names[7:11]:
         yield layer(SHAPES[name], SHAPES[name].load)
+    for name in names[11:]:
+        yield layer(SHAPES[name], SHAPES[name].load)
+    for sizes in HEADS[1:]:
+        yield head(*sizes)
+    yield from checks[device_checks.FIRST :]
+    for name in ("V1", "V2", "V5", "V7"):
+        yield f"biases {name}", lambda result, name=name: bias_step(shrink(SHAPES[name]), device, result)
     for name in names[:7]:
         for activation in ("gelu_tanh", "silu"):
             yield layer(SHAPES[name], "uniform", activation)
-    for name in ("V1", "V2", "V5", "V7"):
-        yield f"biases {name}", lambda result, name=name: bias_step(shrink(SHAPES[name]), device, result)
-    for sizes in HEADS[1:]:
-        yield head(*sizes)
-    for name in names[11:]:
-        yield layer(SHAPES[name], SHAPES[name].load)
     for load in LOADS[1:]:
         for name in names:
             if SHAPES[name].load == "uniform":
@@ -257,6 +268,8 @@ def _steps(device: str, rehearse: bool, killers: set[str]) -> Iterator[Step]:
 
 def broken(name: str, step: dict[str, Any]) -> bool:
     """Whether a kernel of ours is wrong or could not run. A skipped check does not count as broken."""
+    if name == CEILINGS:
+        return "problem" in step
     return not step.get("ok") if name.startswith("check") else table.state(step) is not None
 
 
@@ -268,6 +281,9 @@ def summary(data: dict[str, Any]) -> str:
             verdict = f"skipped: {step['skipped']}" if "skipped" in step else "ok"
             lines.append(f"{name:48} {verdict if step.get('ok') else 'WRONG: ' + json.dumps(step)}")
             continue
+        if name == CEILINGS:
+            lines.append(f"{name:48} {json.dumps(step)}")
+            continue
         why = table.state(step)
         lines.append(f"{name:48} {why + ': ' + json.dumps(step) if why else ' | '.join(table.figures(step))}")
     return "\n".join(lines)
@@ -278,14 +294,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder of the JSON; may hold an earlier call's")
     parser.add_argument("--minutes", type=minutes, default=10.0, help="no step is begun after this time")
     parser.add_argument("--rehearse", action="store_true", help="tiny shapes on the CPU, to try the script itself")
+    parser.add_argument("--peers", nargs="*", choices=tuple(peers.PEERS), default=list(peers.PEERS), help="time these")
+    parser.add_argument("--steps", nargs="+", default=[""], metavar="START", help="only steps whose name starts so")
     options = parser.parse_args(arguments)
     device = "cpu" if options.rehearse else "cuda"
     results = opened("run.py", options)
     if results is None:
         return 2
     deadline, left = time.monotonic() + 60 * options.minutes, 0
-    for name, step in steps(device, options.rehearse, results.killers()):
-        if name in results:
+    usable = {n: peers.PEERS[n] for n in options.peers if peers.found(n) and n not in results.killers()}
+    setting = Setting(device, usable, lambda: ceilings.limits(results.data["steps"].get(CEILINGS, {})))
+    for name, step in steps(setting, options.rehearse):
+        if name in results or not name.startswith(tuple(options.steps)):
             continue
         if time.monotonic() > deadline:
             left += 1

@@ -86,19 +86,8 @@ class Device:
     instructions: float
 
 
-# Rates that large matrix products and copies reach; the peaks of the data sheets are higher.
-DEVICES = {
-    "NVIDIA H100 80GB HBM3": Device(790e12, 3.0e12, 132 * 128 * 1.7e9),
-    "NVIDIA H200": Device(790e12, 4.3e12, 132 * 128 * 1.7e9),
-    "NVIDIA A100-SXM4-80GB": Device(280e12, 1.7e12, 108 * 64 * 1.4e9),
-}
 # Issued instructions of one activation, compiled for sm_90, or eight per exponential or reciprocal if that is more.
 ACTIVATION_COST = {"none": 0, "relu": 1, "silu": 16, "gelu": 10, "gelu_tanh": 12}
-
-
-def device_limits(name: str) -> Device | None:
-    """The limits of a device by its full name, or None where they are not known."""
-    return DEVICES.get(name)
 
 
 def bounds_ms(shape: Shape, limits: Device, backward: bool) -> dict[str, float]:

@@ -188,16 +188,18 @@ def test_our_figures_are_kept_when_a_peer_kills_the_device(tmp_path: Path, monke
 
     shape = dataclasses.replace(shapes.SHAPES["V1"], T=20, D=8, F=8)
     monkeypatch.setattr(peers, "PEERS", {"killer": killer})
+    setting = script.Setting("cpu", peers.PEERS)
     monkeypatch.setattr(script, "settle", lost)
     result: dict = {}
     with pytest.raises(RuntimeError, match="illegal"):
-        script.layer_step(shape, "uniform", "cpu", "gelu", set(), result)
+        script.layer_step(shape, "uniform", "gelu", setting, result)
     assert "both_ms" in result["mome"]
     assert result["killer"] == {"problem": "unspecified launch failure", "fatal": True}
     results = benchmark("results").Results(tmp_path / "x.json", {})
     results.add("layer V1", {**result, "ok": False, "problem": "illegal", "fatal": True})
     assert results.killers() == {"killer"}
-    script.layer_step(shape, "uniform", "cpu", "gelu", results.killers(), result := {})
+    left = {name: peer for name, peer in peers.PEERS.items() if name not in results.killers()}
+    script.layer_step(shape, "uniform", "gelu", script.Setting("cpu", left), result := {})
     assert set(result) == {"mome"}
 
 
@@ -230,11 +232,13 @@ def test_checks_of_large_tensors(benchmark) -> None:
 
 
 def test_the_first_steps_are_the_most_important(benchmark) -> None:
-    names = [name for name, _ in benchmark("run").steps("cpu", False, set())]
+    script = benchmark("run")
+    names = [name for name, _ in script.steps(script.Setting("cpu", {}), False)]
     assert len(names) == len(set(names))
     assert all(name.startswith("check mlp") for name in names[:5]) and names[5].startswith("check head")
-    assert [name.split()[1] for name in names[6:13]] == ["V1", "V2", "V5", "V6", "V7", "V14", "V11"]
-    assert names[13].startswith("check")
+    assert names[6] == "ceilings"
+    assert [name.split()[1] for name in names[7:14]] == ["V1", "V2", "V5", "V6", "V7", "V14", "V11"]
+    assert names[14].startswith("head")
 
 
 def test_readme_tables_are_generated(tmp_path: Path, benchmark) -> None:
@@ -249,7 +253,7 @@ def test_readme_tables_are_generated(tmp_path: Path, benchmark) -> None:
 def test_rooflines_are_those_of_the_survey(benchmark) -> None:
     """Milliseconds on an H100 calculated by hand from bytes, arithmetic and activations."""
     shapes = benchmark("shapes")
-    v1, h100 = shapes.SHAPES["V1"], shapes.DEVICES["NVIDIA H100 80GB HBM3"]
+    v1, h100 = shapes.SHAPES["V1"], shapes.Device(790e12, 3.0e12, 132 * 128 * 1.7e9)
     moved = 2 * 2 * 221184 * 48 + 2 * 2 * 8 * 48 * 192 + 8 * 221184
     activations = 221184 * 192 * 10 / (132 * 128 * 1.7e9)
     bounds = shapes.bounds_ms(v1, h100, False)
@@ -259,7 +263,6 @@ def test_rooflines_are_those_of_the_survey(benchmark) -> None:
     assert l1.flops == pytest.approx(5772.4e9, rel=1e-4)
     assert shapes.bounds_ms(l1, h100, False)["tensor_cores"] == pytest.approx(7.307, rel=1e-3)
     assert shapes.bounds_ms(l1, h100, True)["tensor_cores"] == pytest.approx(3 * 7.307, rel=1e-3)
-    assert shapes.device_limits("NVIDIA H100 PCIe") is None
     head = shapes.head_bounds_ms(32, 5, 8, 96**3, h100, False)
     assert head["memory"] == pytest.approx(1e3 * 4 * (40 + 32) * 96**3 / 3e12)
     assert head["arithmetic"] == pytest.approx(0.213, rel=1e-2)
