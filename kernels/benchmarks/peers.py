@@ -151,6 +151,7 @@ PEERS: dict[str, Callable[..., Tensor]] = {
     "scattermoe": scattermoe,
     "liger": liger,
 }
+CAPTURED = ("grouped_mm", "dense")  # these do not synchronise, and so can be replayed from a CUDA graph
 _NEEDS = {"transformers_grouped_mm": "transformers", "scattermoe": "scattermoe", "liger": "liger_kernel"}
 
 

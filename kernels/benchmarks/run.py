@@ -62,7 +62,7 @@ def median_ms(function: Callable[[], Any], device: str) -> float:
     if device == "cuda":
         from triton.testing import do_bench
 
-        return float(do_bench(function, warmup=20, rep=80, return_mode="median"))
+        return float(do_bench(function, warmup=15, rep=50, return_mode="median"))
     times = []
     for _ in range(3):
         start = time.perf_counter()
@@ -85,9 +85,30 @@ def peak_mib(function: Callable[[], Any], device: str) -> float | None:
     return peak / 2**20
 
 
-def _timed(function: Callable[..., torch.Tensor], leaves: list[torch.Tensor], device: str) -> dict[str, Any]:
+def graph_ms(function: Callable[[], Any], device: str) -> float | None:
+    """The median time of a call replayed from a CUDA graph, which leaves out the launches by Python; None on a CPU."""
+    if device != "cuda":
+        return None
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        function()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        held = function()
+    time = median_ms(graph.replay, device)
+    del held
+    return time
+
+
+def _timed(
+    function: Callable[..., torch.Tensor], leaves: list[torch.Tensor], device: str, captured: bool = False
+) -> dict[str, Any]:
+    """Times of a call, and of its replay from a CUDA graph where it can be `captured`."""
     with torch.no_grad():
         forward = median_ms(function, device)
+        replayed: dict[str, Any] = {"forward_graph_ms": graph_ms(function, device)} if captured else {}
     out = function()
     grad = torch.randn_like(out)
     del out
@@ -95,7 +116,10 @@ def _timed(function: Callable[..., torch.Tensor], leaves: list[torch.Tensor], de
     def both() -> Any:
         return torch.autograd.grad(function(), leaves, grad)
 
-    return {"forward_ms": forward, "both_ms": median_ms(both, device), "peak_mib": peak_mib(both, device)}
+    times = {"forward_ms": forward, "both_ms": median_ms(both, device), "peak_mib": peak_mib(both, device)}
+    if captured:
+        replayed["both_graph_ms"] = graph_ms(both, device)
+    return times | {key: time for key, time in replayed.items() if time is not None}
 
 
 def first_line(problem: BaseException) -> str:
@@ -138,7 +162,7 @@ def layer_step(shape: Shape, load: str, activation: str, setting: Setting, resul
     if wrong:
         result |= {"ok": False, "wrong": True, "problem": wrong}
         return
-    result["mome"] = _timed(ours, leaves, device)
+    result["mome"] = _timed(ours, leaves, device, captured=True)
     if limits is not None:
         at = replace(shape, activation=activation)
         result["bounds_ms"] = {"forward": bounds_ms(at, limits, False), "both": bounds_ms(at, limits, True)}
@@ -153,7 +177,7 @@ def layer_step(shape: Shape, load: str, activation: str, setting: Setting, resul
         try:
             with torch.no_grad():
                 wrong = difference(call(), expected) if name != "dense" else None
-            result[name] = {"problem": wrong} if wrong else _timed(call, wanted, device)
+            result[name] = {"problem": wrong} if wrong else _timed(call, wanted, device, name in peers.CAPTURED)
         except Exception as problem:  # our figures are kept when a peer fails
             result[name] = {"problem": first_line(problem), "fatal": True}
             settle(device)
@@ -176,7 +200,7 @@ def bias_step(shape: Shape, device: str, result: dict[str, Any]) -> None:
     def ours() -> torch.Tensor:
         return kernels.moe_mlp(x, ids, weights_TK, up, up_bias, down, down_bias, gated=shape.gated)
 
-    result["mome"] = _timed(ours, leaves, device)
+    result["mome"] = _timed(ours, leaves, device, captured=True)
 
 
 def head_step(prompts: int, scales: int, channels: int, side: int, setting: Setting, result: dict[str, Any]) -> None:
@@ -191,7 +215,7 @@ def head_step(prompts: int, scales: int, channels: int, side: int, setting: Sett
     ]  # fmt: skip
     # with one scale there is no fusion, and the grouped convolutions have neither query nor bias
     leaves = inputs if scales > 1 else [inputs[0], *inputs[3:]]
-    result["mome"] = _timed(lambda: kernels.fusion_head(*inputs), leaves, device)
+    result["mome"] = _timed(lambda: kernels.fusion_head(*inputs), leaves, device, captured=True)
     if limits is not None:
         sizes = (prompts, scales, channels, v, limits)
         result["bounds_ms"] = {"forward": head_bounds_ms(*sizes, False), "both": head_bounds_ms(*sizes, True)}
