@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import kinks
 import mome_kernels as kernels
 import torch
 from mome_kernels.torch_impl import experts as torch_experts
@@ -26,10 +27,19 @@ def _run(function: Callable[..., Tensor], inputs: list, grad: Tensor) -> list[Te
     return [out, *torch.autograd.grad(out, leaves, grad.to(out.dtype))]
 
 
-def compare(fast: Callable[..., Tensor], plain: Callable[..., Tensor], inputs: list) -> dict[str, Any]:
+def compare(
+    fast: Callable[..., Tensor],
+    plain: Callable[..., Tensor],
+    inputs: list,
+    keep: Tensor | None = None,
+    floor: float | None = None,
+    most: float = 1.0,
+) -> dict[str, Any]:
     """The largest relative error of values and gradients, that of torch, and whether a second run is bit-equal.
 
-    `plain` is the torch implementation; in float64 it is the reference.
+    `plain` is the torch implementation; in float64 it is the reference. An error may be three times that of torch in
+    the dtype of the inputs, but not above `most`, plus `floor`. `keep` holds 0 where outputs are left out, since a
+    rounding error may change them by a jump (`kinks.py`), and 1 elsewhere.
     """
     wide = [
         t.detach().double().requires_grad_(t.requires_grad) if torch.is_tensor(t) and t.is_floating_point() else t
@@ -37,14 +47,20 @@ def compare(fast: Callable[..., Tensor], plain: Callable[..., Tensor], inputs: l
     ]
     with torch.no_grad():
         grad = torch.randn_like(fast(*inputs))
+        grad = grad if keep is None else grad * keep.to(grad.dtype)
     exact = _run(plain, wide, grad.double())
     ours, again = _run(fast, inputs, grad), _run(fast, inputs, grad)
     torchs = _run(plain, inputs, grad)
+    if keep is not None:
+        for results in (exact, ours, again, torchs):
+            results[0] = results[0].detach() * keep.to(results[0].dtype)
     error = max(_worst(a, b) for a, b in zip(ours, exact, strict=True))
     reference = max(_worst(a, b) for a, b in zip(torchs, exact, strict=True))
-    floor = 1e-5 if inputs[0].dtype == torch.float32 else 2e-3
+    if floor is None:
+        floor = 1e-5 if inputs[0].dtype == torch.float32 else 2e-3
     same = all(torch.equal(a, b) for a, b in zip(ours, again, strict=True))
-    return {"error": error, "torch_error": reference, "bit_equal": same, "ok": same and error <= 3 * reference + floor}
+    right = error <= min(3 * reference, most) + floor  # false for NaN
+    return {"error": error, "torch_error": reference, "bit_equal": same, "ok": same and right}
 
 
 class _Differentiable(torch.autograd.Function):
@@ -108,7 +124,7 @@ def mlp_case(
     up, up_bias = leaf(e, w, d, scale=d**-0.5), leaf(e, w)
     down, down_bias = leaf(e, d, f, scale=f**-0.5), leaf(e, d)
     inputs = [leaf(t, d), ids, weights_TK, up, up_bias, down, down_bias, act, gated]
-    return compare(kernels.moe_mlp, plain_mlp, inputs)
+    return compare(kernels.moe_mlp, plain_mlp, inputs, keep=kinks.smooth_tokens(inputs))
 
 
 def linear_case(device: str, dtype: torch.dtype, t: int, e: int, k: int, d: int, f: int) -> dict[str, Any]:
@@ -128,7 +144,7 @@ def head_case(device: str, p: int, s: int, c: int, v: int, top_k: int, slope: fl
         leaf(2, s, c, v), leaf(p, c), leaf(p, s), leaf(2, p, c, c), leaf(2, p, c), leaf(2, p, c, c), leaf(2, p, c),
         leaf(2, p, c), leaf(2, p), top_k, slope,
     ]  # fmt: skip
-    return compare(kernels.fusion_head, plain_head, inputs)
+    return compare(kernels.fusion_head, plain_head, inputs, keep=kinks.smooth_voxels(inputs))
 
 
 def grouped_case(device: str, dtype: torch.dtype) -> dict[str, Any]:

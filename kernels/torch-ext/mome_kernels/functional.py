@@ -23,9 +23,14 @@ from .weights import ExpertWeights, HeadWeights
 _FUSED_WIDTHS = {2: 256, 4: 64}
 
 
+@torch.compiler.assume_constant_result  # PyTorch 2.11 cannot trace it
+def _has_autocast(kind: str) -> bool:
+    return torch.amp.is_autocast_available(kind)
+
+
 def _autocasts(x: Tensor) -> bool:
     kind = x.device.type
-    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return _has_autocast(kind) and torch.is_autocast_enabled(kind)
 
 
 def _in_common_dtype(x_name: str, x: Tensor, **parameters: Tensor | None) -> Tensor:
