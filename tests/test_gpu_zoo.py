@@ -1,0 +1,108 @@
+"""Every router, expert, fusion and head on a GPU, in small models: float32 beside float64 on the CPU, and autocast.
+
+A hard choice of experts flips where a rounding error changes the order of two scores. A flipped token changes the
+voxels around it, so that a twentieth of the logits may differ, and gradients are compared by their norm. `-n 12` runs
+the file in parallel. `MOME_TEST_DEVICE=cpu` runs it without a GPU.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from typing import Any
+
+import pytest
+import torch
+from matrix import SMALL, Case, cases
+from tiny_parts import inputs, make_config, make_model, needs_package, own_names, tiny
+from torch import Tensor
+
+from mome.modeling import MoME
+
+DEVICE = os.environ.get("MOME_TEST_DEVICE", "cuda")
+pytestmark = pytest.mark.skipif(DEVICE == "cuda" and not torch.cuda.is_available(), reason="no CUDA device")
+_REFUSED = {case.names for case in cases(plugins=False) if case.block == "router × expert" and case.refused}
+
+
+def _models() -> dict[str, dict[str, Any]]:
+    """A config for each part, and for each router once more inside the encoder where it is allowed."""
+    found: dict[str, dict[str, Any]] = {}
+    for router in own_names("router"):
+        found[f"router {router}"] = {"router": tiny("router", router), "experts": "mlp(n=4, hidden=8)"}
+    for expert in own_names("experts"):
+        found[f"experts {expert}"] = {"experts": tiny("experts", expert), "router": "topk(k=2)"}
+        if ("soft", expert) not in _REFUSED:
+            found[f"experts {expert} with soft"] = {"experts": tiny("experts", expert), "router": "soft"}
+    for fusion in own_names("fusion"):
+        for head in own_names("head"):
+            found[f"fusion {fusion} with {head}"] = {"fusion": tiny("fusion", fusion), "head": tiny("head", head)}
+    for case in cases(plugins=False):
+        if _inside(case):
+            found[f"{case.names[0]} inside an encoder"] = case.config
+    return {name: {**SMALL, **config} for name, config in found.items()}
+
+
+def _inside(case: Case) -> bool:
+    return case.block == "router inside an encoder" and not case.refused
+
+
+MODELS = _models()
+
+
+def run(model: MoME, given: dict[str, Tensor], autocast: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
+    """Logits, and the gradients of a fixed weighted sum of them, all in float64 on the CPU."""
+    parameter = next(model.parameters())
+    device, dtype = parameter.device, parameter.dtype
+    given = {name: tensor.to(device, dtype) for name, tensor in given.items()}
+    with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+        logits = model(**given).logits
+    weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    (logits * weights.to(device, logits.dtype)).sum().backward()
+    gradients = {n: p.grad.double().cpu() for n, p in model.named_parameters() if p.grad is not None}
+    return logits.detach().double().cpu(), gradients
+
+
+def difference(ours: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """The norm of the difference of all gradients over their norm."""
+    assert ours.keys() == expected.keys()
+    apart = sum(float((ours[name] - expected[name]).square().sum()) for name in ours)
+    return (apart / sum(float(gradient.square().sum()) for gradient in expected.values())) ** 0.5
+
+
+@pytest.fixture(autouse=True)
+def _settings(one_thread: None):
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=needs_package(*name.split()), id=name.replace(" ", "-")) for name in MODELS]
+)
+def test_the_part_on_the_device(name: str) -> None:
+    """In eval, where no router draws random numbers; the gradients are those of evaluation."""
+    exact = make_model(**MODELS[name])
+    given = inputs(exact, batch=2)
+    if MODELS[name].get("router", "").startswith("label_group"):
+        given["text_PT"] = exact.text_bank.rows(["liver", "aorta"])
+    model, half = copy.deepcopy(exact).to(DEVICE), copy.deepcopy(exact).to(DEVICE)
+    expected, wanted = run(exact.double(), given)
+    logits, gradients = run(model, given)
+    again, _ = run(model, given)
+    scale = expected.abs().max()
+    apart = ((logits - expected).abs() > 1e-3 * scale).double().mean()
+    assert float(apart) <= 0.05, float(apart)
+    assert difference(gradients, wanted) <= (0.01 if apart == 0 else 0.3)
+    assert torch.equal(again, logits) or ((again - logits).abs().max() <= 1e-4 * scale)
+    rough, steep = run(half, given, autocast=True)
+    assert torch.isfinite(rough).all() and all(torch.isfinite(gradient).all() for gradient in steep.values())
+    assert float(((rough - expected).abs() > 0.1 * scale).double().mean()) <= 0.2
+    assert steep.keys() == wanted.keys()
+
+
+def test_every_part_is_here() -> None:
+    for kind in ("router", "experts", "fusion", "head"):
+        assert all(any(part in name.split() for name in MODELS) for part in own_names(kind))
+    for config in MODELS.values():
+        make_config(**config)
