@@ -98,7 +98,7 @@ class Worker:
         if line:
             verdict = json.loads(line)
             if verdict.pop("lost", False):
-                process.wait()
+                self.end()
             return verdict
         process.kill()
         why = f"no verdict after {seconds:.0f} s" if expired else f"the process ended with {process.wait()}"
