@@ -2,7 +2,7 @@
 
 - `train`: a training step in bfloat16 at 96³ voxels, batch 2, 32 prompts, of `mome_ct_base` and its sparse variant,
   whose experts are computed by our kernels, `F.grouped_mm` or a loop. Losses and gradients are compared first. The
-  experts of `mome_ct_base` are single linear layers, so that there is one way only. A forward pass in eval is beside it.
+  experts of `mome_ct_base` are single linear layers, so there is one way only. A forward pass in eval is beside it.
 - `segment`: a synthetic CT of 512 × 512 × 300 voxels with 32 prompts by `Segmenter` and by MONAI's sliding window.
 
 Without MONAI, `mome_ct_vit3d_small` takes the place of the other presets, and MONAI's sides are marked absent. Results
@@ -112,7 +112,7 @@ class Measurements:
                 raise ModuleNotFoundError("MONAI is absent")
             if self._scan is None:
                 shape = (64, 56, 48) if self.rehearse else (512, 512, 300)
-                spacing = (6.4, 6.4, 9.0) if self.rehearse else (0.8, 0.8, 1.5)
+                spacing = (4.0, 4.0, 5.0) if self.rehearse else (0.8, 0.8, 1.5)
                 self._scan = Scan(synthetic_ct(shape, spacing), self.device)
             result |= {"voxels": list(self._scan.volume.shape), "spacing": list(self._scan.volume.spacing)}
             result |= self._scan.run(side)
