@@ -67,7 +67,7 @@ def logits_of(model: MoME, device: torch.device, dtype: torch.dtype | None = Non
 
 
 def assert_near(found: torch.Tensor, expected: torch.Tensor, share: float) -> None:
-    """Compares with the range of the expected values; bfloat16 may send a voxel to another expert, so it is the mean."""
+    """Compares means, since rounding may send a voxel to another expert."""
     assert torch.isfinite(found).all() and found.shape == expected.shape
     assert float((found - expected).abs().mean()) <= share * float(expected.abs().mean())
 
