@@ -125,7 +125,7 @@ def scan(model: str) -> Volume:
         drawn = phantom(3, spacing=(4.0, 4.0, 4.0))
     else:
         drawn = phantom(3, spacing=(5.0, 5.0, 5.0), z_range=(-400.0, -50.0))
-    return Volume(drawn.hu, drawn.affine)
+    return Volume(drawn.array, drawn.affine)
 
 
 @cache
