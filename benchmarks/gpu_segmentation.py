@@ -100,7 +100,11 @@ class Scan:
             "peak_mib": peak,
             "model_mib": base / 2**20,
             **more,
-            "dice_with": {other: self._agreement(side, other) for other in ("exact", "monai") if other in self._masks},
+            "dice_with": {
+                other: self._agreement(side, other)
+                for other in ("exact", "monai")
+                if other in self._masks and other != side
+            },
         }
 
     def _agreement(self, side: str, other: str) -> dict[str, Any]:
