@@ -44,6 +44,39 @@ OURS = ("exact", "default", "default_bf16")
 KONFAI = {"konfai": None, "konfai_streamed": "1GiB"}  # memory budget
 
 
+def tile_logits(segmenter: Any, text_PT: Any) -> Any:
+    """A function from tiles (B, 1, D, H, W) to logits (B, P, D, H, W) of the segmenter's network."""
+    predictor = segmenter.predictor
+    return lambda tiles: predictor.decode(predictor.encode(tiles, (0, 0, 0)), text_PT)
+
+
+def monai_masks(segmenter: Any, prepared: Any, volume: Any, windows: int) -> dict[str, Any]:
+    """Masks (bool tensors on the CPU) of MONAI's sliding window over the segmenter's network, on its device.
+
+    Args:
+        segmenter: The Segmenter whose network, processor and tile size are used.
+        prepared: What its `prepare` returned.
+        volume: The scan.
+        windows: Windows that are computed at once.
+    """
+    import torch
+    from monai.inferers import sliding_window_inference
+
+    predictor = segmenter.predictor
+    logits = tile_logits(segmenter, prepared.text_PT.to(predictor.device))
+    tensor, grid = segmenter.processor.to_network(volume)
+    stitched = sliding_window_inference(
+        tensor.to(predictor.device), predictor.patch_size, windows, logits, overlap=0.5, mode="gaussian"
+    )
+    # Both grids begin at the same outer face, and the network's reaches beyond the scan's by less than a voxel.
+    factors = tuple(a / b for a, b in zip(grid.spacing, volume.spacing, strict=True))
+    back = torch.nn.functional.interpolate(
+        stitched, scale_factor=factors, mode="trilinear", recompute_scale_factor=False
+    )
+    i, j, k = volume.shape
+    return dict(zip(prepared.names, (back[0, :, :i, :j, :k] > 0).cpu(), strict=True))
+
+
 def run_side(side: str, scan: Path, masks: Path, windows: int) -> dict[str, Any]:
     """Runs one side in this process and writes its masks, packed, to a file."""
     import numpy as np
@@ -61,25 +94,13 @@ def run_side(side: str, scan: Path, masks: Path, windows: int) -> dict[str, Any]
     patch, text_PT, processor = segmenter.predictor.patch_size, prepared.text_PT, segmenter.processor
     network = NetworkTime(segmenter.model)
 
-    def logits(tiles: torch.Tensor) -> torch.Tensor:
-        """Logits (B, P, D, H, W) of tiles (B, 1, D, H, W)."""
-        return segmenter.predictor.decode(segmenter.predictor.encode(tiles, (0, 0, 0)), text_PT)
+    logits = tile_logits(segmenter, text_PT)
 
     def ours() -> Any:
         return segmenter.segment(volume, prepared).masks
 
     def monai() -> Any:
-        from monai.inferers import sliding_window_inference
-
-        tensor, grid = processor.to_network(volume)
-        stitched = sliding_window_inference(tensor, patch, windows, logits, overlap=0.5, mode="gaussian")
-        # Both grids begin at the same outer face, and the network's reaches beyond the scan's by less than a voxel.
-        factors = tuple(a / b for a, b in zip(grid.spacing, volume.spacing, strict=True))
-        back = torch.nn.functional.interpolate(
-            stitched, scale_factor=factors, mode="trilinear", recompute_scale_factor=False
-        )
-        i, j, k = volume.shape
-        return dict(zip(prepared.names, back[0, :, :i, :j, :k] > 0, strict=True))
+        return monai_masks(segmenter, prepared, volume, windows)
 
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         if side in KONFAI:

@@ -19,8 +19,9 @@ from mome.volumes.axis_sampling import parallel_axes
 
 # Voxels that are interpolated at once. On the CPU they fit into its cache; our choice.
 _CPU_VOXELS, _GPU_VOXELS = 1 << 16, 1 << 26
-# Network planes whose rows and columns are interpolated at once, so that this buffer stays small.
-_NETWORK_PLANES = 8
+# Network planes whose rows and columns are interpolated at once, so that this buffer stays small. A GPU waits for the
+# CPU at every block, so it gets all planes of a tile.
+_CPU_PLANES, _GPU_PLANES = 8, 256
 
 Range = tuple[int, int]
 Convert = Callable[[Tensor], Tensor]
@@ -84,7 +85,8 @@ class AboveThreshold:
         first_voxel = [0, 0, 0]
         for axis, (start, _) in zip(self.order, ranges, strict=True):
             first_voxel[axis] = start
-        for at, stop in _pieces(lows[0], highs[0], _NETWORK_PLANES):
+        most = _CPU_PLANES if x.device.type == "cpu" else _GPU_PLANES
+        for at, stop in _pieces(lows[0], highs[0], most):
             low, high = lows[0][at:stop], highs[0][at:stop]
             start = int(min(low.min(), high.min()))
             planes = x.narrow(0, start, int(max(low.max(), high.max())) + 1 - start)

@@ -10,6 +10,7 @@ from torch import Tensor
 from mome.errors import InputError
 from mome.inference.above import AboveThreshold
 from mome.inference.memory_plan import PROMPTS_AT_ONCE
+from mome.inference.network import wait_for
 from mome.inference.packed import PackedMasks
 from mome.inference.phases import Phases
 from mome.inference.planes import PlaneStream, ReadyPlanes, shortest_buffer_axis
@@ -71,6 +72,7 @@ def predict_masks(
         progress=progress,
     )
     for finished in stream:
+        wait_for(predictor.device)  # else the time of the network would count as that of resampling
         phases.end("network")
         for chunk, held in zip(chunks, planes, strict=True):
             logits = finished.logits(chunk)

@@ -87,7 +87,8 @@ class MemoryPlan:
         parts = {
             "scan": prod(work.scan) * _FLOAT32,
             "network grid": 2 * prod(padded) * _FLOAT32,
-            "sums of logits": ring * (group * (2 if self.half_sums else _FLOAT32) + _FLOAT32),
+            # On a GPU, the planes of the scan that these tiles read are beside the sums.
+            "sums of logits": ring * (group * (2 if self.half_sums else _FLOAT32) + _FLOAT32 * (1 + work.on_gpu)),
             # Mean logits of the planes that are finished, joined to the planes that were held.
             "planes of logits": (2 * at_once * ring // 2 + group * 2 * plane) * _FLOAT32,
             "logits of a tile": 2 * min(self.chunk, group) * prod(work.patch) * _FLOAT32,

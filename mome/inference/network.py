@@ -73,6 +73,12 @@ def check_default_device() -> None:
         )
 
 
+def wait_for(device: torch.device) -> None:
+    """Waits until a GPU has finished what it was given, so that a clock read next includes it; the CPU always has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def checked_device(device: str | torch.device) -> torch.device:
     """Returns a device that computes.
 

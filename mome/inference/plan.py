@@ -12,6 +12,7 @@ import torch
 from mome.inference.above import AboveThreshold
 from mome.inference.body_mask import BodyMask, body_mask
 from mome.inference.memory_plan import MemoryPlan, Work, budget, fitting_plan, gpu_bytes
+from mome.inference.network import wait_for
 from mome.inference.packed import PackedMasks
 from mome.inference.prepared import PreparedPrompts
 from mome.inference.stream import wanted_tiles
@@ -165,18 +166,31 @@ def measured_tile(segmenter: Segmenter, prompts: PreparedPrompts) -> TileCost:
     predictor = segmenter.predictor
     text_PT = prompts.text_PT[: segmenter.prompt_chunk].to(predictor.device)
     tile = torch.rand(1, 1, *predictor.patch_size, generator=torch.Generator().manual_seed(0)).to(predictor.device)
-    before = process_bytes()
-    is_known = reset_peak()
+    before, is_known = _begin_peak(predictor.device)
     predictor.decode(predictor.encode(tile, (0, 0, 0)), text_PT)
+    wait_for(predictor.device)
     logits = 2 * len(text_PT) * tile.numel() * 4
-    taken = max(0, process_bytes(peak=True) - before - logits) if is_known else 0
+    taken = max(0, _peak_bytes(predictor.device) - before - logits) if is_known else 0
     began = time.perf_counter()
     features = predictor.encode(tile, (0, 0, 0))
-    _wait(predictor.device)
+    wait_for(predictor.device)
     encoded = time.perf_counter()
     predictor.decode(features, text_PT)
-    _wait(predictor.device)
+    wait_for(predictor.device)
     return TileCost(encoded - began, time.perf_counter() - encoded, len(text_PT), taken)
+
+
+def _begin_peak(device: torch.device) -> tuple[int, bool]:
+    """Begins to measure the highest memory of a device; returns the bytes that are taken, and whether it can."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device), True
+    return process_bytes(), reset_peak()
+
+
+def _peak_bytes(device: torch.device) -> int:
+    """Returns the highest memory since `_begin_peak`."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else process_bytes(peak=True)
 
 
 def _seconds_per_voxel(network: Grid, output: Grid) -> float:
@@ -189,12 +203,6 @@ def _seconds_per_voxel(network: Grid, output: Grid) -> float:
     for first, positive in AboveThreshold(network, target, 2).blocks(logits, lambda block: block > 0):
         masks.write_box("mask", first, positive)
     return (time.perf_counter() - began) / float(np.prod(target.shape))
-
-
-def _wait(device: torch.device) -> None:
-    """Waits until a GPU has finished; the CPU always has."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _sides(grid: Grid) -> str:

@@ -1,4 +1,8 @@
-"""The precision that the network computes in."""
+"""The precision that the network computes in.
+
+On a GPU, torch may round the factors of a float32 convolution to TF32 (10 bits);
+`torch.backends.cudnn.allow_tf32 = False` switches that off.
+"""
 
 from __future__ import annotations
 

@@ -80,7 +80,8 @@ class ModelPredictor:
 
     def encode(self, tile_B1DHW: Tensor, origin: tuple[int, int, int]) -> Any:
         """Returns the model's features of a tile; see `Predictor.encode`."""
-        origin_B3 = torch.tensor([origin] * tile_B1DHW.shape[0], device=tile_B1DHW.device)
+        # On the CPU: a copy to a GPU would wait for it at every tile, and few routers read the place.
+        origin_B3 = torch.tensor([origin] * tile_B1DHW.shape[0])
         with self._precision():
             return self.model.encode(tile_B1DHW, origin_B3)
 

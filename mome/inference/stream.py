@@ -67,9 +67,13 @@ def stream_planes(
     starts = tile_starts(padded[axis], patch[axis], overlap)
     count, total = 0, len(tiles)
     for index, start in enumerate(starts):
-        for corner in [tile for tile in tiles if tile[axis] == start]:
+        corners = [tile for tile in tiles if tile[axis] == start]
+        # One copy for all tiles of these planes: a copy to a GPU waits for what the GPU has still to compute.
+        planes = volume.narrow(2 + axis, start, patch[axis]).to(device) if corners else volume
+        for corner in corners:
             box = [slice(first, first + side) for first, side in zip(corner, patch, strict=True)]
-            features = predictor.encode(volume[:, :, box[0], box[1], box[2]].to(device), corner)
+            box[axis] = slice(None)
+            features = predictor.encode(planes[:, :, box[0], box[1], box[2]], corner)
             for first in range(0, text_PT.shape[0], prompt_chunk):
                 chunk = slice(first, first + prompt_chunk)
                 ring.add(chunk, corner, predictor.decode(features, text_PT[chunk])[0], window)
