@@ -41,6 +41,8 @@ SHARED = {"sm_80": 163, "sm_90": 227, "sm_100": 227, "sm_120": 99, "gfx942": 64}
 ALLOWED = {
     ("sm_90", "linear"): 64, ("sm_120", "mlp_dw between"): 8, ("sm_80", "head backward_features"): 8,
     ("sm_120", "head backward_features"): 8, ("sm_100", "head backward_weights"): 8,
+    # at D = 96 with biases; without them nothing spills, and an H100 is a quarter faster than with tiles that never do
+    ("sm_90", "mlp 96"): 24, ("sm_90", "mlp_dx 96"): 88,
 }  # fmt: skip
 TMA = {"sm_90": "wgmma.mma_async", "sm_100": "tcgen05.mma"}  # devices with TMA, and their tensor-core instruction
 ROWS = [(arch, kernel, index) for arch in SHARED for kernel, index in every_row(arch)]
@@ -80,7 +82,8 @@ FIRST_ROWS = [("sm_90", kernel, 0) for kernel in ("mlp", "mlp_dx", "mlp_dw", "li
 @pytest.mark.parametrize(("arch", "kernel", "index"), tiered(ROWS, quick=FIRST_ROWS))
 def test_every_shipped_configuration(arch: str, kernel: str, index: int, tmp_path: Path) -> None:
     row = configs.table(arch)[kernel][index]
-    compiled = check(row_launch(Machine(arch, 132), kernel, row), arch, kernel, tmp_path)
+    label = f"{kernel} {row['up_to'].get('d')}" if not row["up_to"].get("gated", 1) else kernel
+    compiled = check(row_launch(Machine(arch, 132), kernel, row), arch, label, tmp_path)
     height = row.get("BM", row.get("BN"))  # of the product; four warps share an instruction of 64 rows
     if arch == "sm_90" and height >= max(64, 16 * row["num_warps"]):
         assert "wgmma.mma_async" in compiled.asm["ptx"]

@@ -11,6 +11,8 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from .interpreter import interpreting
+
 _TYPES = {
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",
@@ -20,6 +22,20 @@ _TYPES = {
     torch.int64: "*i64",
     torch.uint8: "*u8",
 }
+
+
+# How Triton compiles a parameter: into the code, by its divisibility, or not at all.
+_CONSTANT, _SPECIALISED, _PLAIN = "constant", "specialised", "plain"
+_COMPILED: dict[tuple[Any, ...], Any] = {}  # kernels by `Launch._key`
+
+
+@functools.cache
+def _parameters(kernel: Any) -> tuple[tuple[str, str], ...]:
+    """The names of a kernel's parameters in their order, each with its kind."""
+    return tuple(
+        (p.name, _CONSTANT if p.is_constexpr else _PLAIN if p.do_not_specialize else _SPECIALISED)
+        for p in kernel.params
+    )
 
 
 @dataclass(frozen=True)
@@ -56,8 +72,43 @@ class Launch:
 
     def run(self) -> None:
         """Launches the kernel on the current stream; an empty grid does nothing."""
-        if all(size > 0 for size in self.grid):
-            self.kernel[self.grid](**self.args, num_warps=self.num_warps, num_stages=self.num_stages, **self.options)
+        if 0 in self.grid:
+            return
+        key = None if interpreting() else self._key()
+        compiled = None if key is None else _COMPILED.get(key)
+        if compiled is not None:
+            # Triton's own lookup takes longer than most of our kernels run
+            compiled[(*self.grid, 1, 1)[:3]](*[self.args[name] for name, _ in _parameters(self.kernel)])
+            return
+        options = {"num_warps": self.num_warps, "num_stages": self.num_stages, **self.options}
+        compiled = self.kernel[self.grid](**self.args, **options)
+        if key is not None:
+            _COMPILED[key] = compiled
+
+    def _key(self) -> tuple[Any, ...] | None:
+        """All that the compiled code depends on, as Triton specialises it; None where it depends on more.
+
+        That is so for tensor descriptors, and on ROCm, where code depends on the size of a tensor.
+        """
+        if torch.version.hip:
+            return None
+        key: list[Any] = [
+            self.kernel, torch.cuda.current_device(), self.num_warps, self.num_stages, *self.options.items()
+        ]  # fmt: skip
+        for name, kind in _parameters(self.kernel):
+            value = self.args[name]
+            if kind is _CONSTANT or value is None:
+                key.append(value)
+            elif isinstance(value, Tensor):
+                key += (value.dtype, value.data_ptr() % 16 == 0)
+            elif type(value) is int:
+                long = abs(value) > 0x7FFFFFFF
+                key.append(long if kind is _PLAIN else (value == 1, value % 16 == 0, long))
+            elif type(value) is float:
+                key.append(float)
+            else:
+                return None
+        return tuple(key)
 
     def compile(self, target: Any) -> Any:
         """Compiles this launch, as `run` would, for a `triton.backends.compiler.GPUTarget` that need not be present."""
