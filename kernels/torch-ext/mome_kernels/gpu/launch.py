@@ -59,7 +59,7 @@ def machine_of(tensor: Tensor) -> Machine:
     return _machine(tensor.device) if tensor.device.type == "cuda" else Machine("sm_90", 132)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # not frozen, which would make it slower to create than a kernel is to launch
 class Launch:
     """A kernel, its grid and all its arguments by name."""
 

@@ -90,7 +90,7 @@ def _tile_map(offsets, tile_expert, tile_row, tile_start, E, ROWS, BOUND, EP: tl
     tl.store(tile_row + t, row, mask=t < BOUND)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class SortedAssignments:
     """Counts (E,), offsets (E + 1,), and permutation and inverse (N,) of N = T · K assignments in expert order."""
 
@@ -100,7 +100,7 @@ class SortedAssignments:
     inverse: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Tiles:
     """Tiles of at most `rows` rows of one expert, in expert order.
 
