@@ -24,13 +24,65 @@ def _pair(at, AGAIN: tl.constexpr = False):
 
 
 @triton.jit
+def _columns(x, COUNT: tl.constexpr):
+    """The columns of a (BLOCK, COUNT) tensor as a tuple of (BLOCK,) tensors; COUNT is a power of two."""
+    if COUNT == 1:
+        columns = (tl.reshape(x, [x.shape[0]]),)
+    else:
+        even, odd = tl.split(tl.reshape(x, [x.shape[0], COUNT // 2, 2]))
+        evens, odds = _columns(even, COUNT // 2), _columns(odd, COUNT // 2)
+        columns = ()
+        for i in tl.static_range(COUNT // 2):
+            columns = columns + (evens[i], odds[i])
+    return columns
+
+
+@triton.jit
+def _matrix(columns, COUNT: tl.constexpr):
+    """The inverse of `_columns`."""
+    if COUNT == 1:
+        matrix = tl.reshape(columns[0], [columns[0].shape[0], 1])
+    else:
+        evens, odds = (), ()
+        for i in tl.static_range(0, COUNT, 2):
+            evens, odds = evens + (columns[i],), odds + (columns[i + 1],)
+        both = tl.join(_matrix(evens, COUNT // 2), _matrix(odds, COUNT // 2))
+        matrix = tl.reshape(both, [both.shape[0], COUNT])
+    return matrix
+
+
+@triton.jit
+def _rows(at, V, FIRST: tl.constexpr, COUNT: tl.constexpr):
+    """Pointers to COUNT channels of every voxel, (COUNT, BLOCK)."""
+    rows = FIRST + tl.arange(0, COUNT).to(tl.int64)
+    return at[None, :] + rows[:, None] * V
+
+
+@triton.jit
 def _features(at, V, inside, COUNT: tl.constexpr):
-    """The channels of every scale of a voxel; they are V apart in memory."""
+    """The channels of every scale of a voxel; they are V apart in memory.
+
+    The bits of COUNT give the numbers of channels of one load each. Triton's coalescing pass takes a time proportional
+    to the number of loads and to the square of the number of operations.
+    """
     f = ()
-    for _ in tl.static_range(COUNT):
-        f = f + (tl.load(at, mask=inside, other=0.0),)
-        at += V
+    for bit in tl.static_range(6, -1, -1):
+        if (COUNT >> bit) & 1:
+            pointers = _rows(at, V, COUNT >> (bit + 1) << (bit + 1), 1 << bit)
+            f = f + _columns(tl.trans(tl.load(pointers, mask=inside[None, :], other=0.0)), 1 << bit)
     return f
+
+
+@triton.jit
+def _store_features(at, f, V, inside, COUNT: tl.constexpr):
+    """Writes what `_features` reads."""
+    for bit in tl.static_range(6, -1, -1):
+        if (COUNT >> bit) & 1:
+            part = ()
+            for i in tl.static_range(1 << bit):
+                part = part + (f[(COUNT >> (bit + 1) << (bit + 1)) + i],)
+            pointers = _rows(at, V, COUNT >> (bit + 1) << (bit + 1), 1 << bit)
+            tl.store(pointers, tl.trans(_matrix(part, 1 << bit)), mask=inside[None, :])
 
 
 @triton.jit
@@ -208,8 +260,7 @@ def backward_features(
             for c in tl.static_range(C):
                 summed = summed + (d_f[c] + d_x[c],)
         d_f = summed
-    for i in tl.static_range(S * C):
-        tl.store(df_ptr + (batch * (S * C) + i) * V + voxel, d_f[i], mask=inside)
+    _store_features(df_ptr + batch * (S * C) * V + voxel, d_f, V, inside, S * C)
 
 
 @triton.jit(do_not_specialize=["ZERO"])
