@@ -72,3 +72,18 @@ def test_tiles_change_neither_logits_nor_gradients(fusion: str, head: str, monke
         results.append((logits.detach(), x.grad))
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_the_plain_forward_is_traced_without_a_break(autocast: bool) -> None:
+    f, h, given = parts("uniform", "mask_embedding")
+
+    @torch.compile(fullgraph=True, backend="eager")
+    def traced(*given: torch.Tensor) -> torch.Tensor:
+        return predict(f, h, *given)
+
+    torch._dynamo.reset()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        logits, expected = traced(*given), predict(f, h, *given)
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, expected, rtol=0, atol=0)

@@ -14,6 +14,11 @@ from mome.routers.fusion.base import Fusion, mix_by_dot_product, without_absent
 _TILE_ELEMENTS = 2**24
 
 
+@torch.compiler.assume_constant_result  # `predict` calls this while it is traced
+def _has_autocast(kind: str) -> bool:
+    return torch.amp.is_autocast_available(kind)
+
+
 def predict(
     fusion: Fusion,
     head: Head,
@@ -43,7 +48,7 @@ def predict(
         return fusion_head(features_BSCV, query_PC, bias_PS, *layers[:6], top_k=top_k, negative_slope=slope)
     logits_BPV = predict_in_tiles(fusion, head, features_BSCV, text_PT, bottleneck, present_PS)
     kind = features_BSCV.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+    if _has_autocast(kind) and torch.is_autocast_enabled(kind):
         logits_BPV = logits_BPV.to(torch.promote_types(logits_BPV.dtype, torch.float32))
     return logits_BPV
 
