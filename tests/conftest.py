@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,3 +44,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    """Appends each failure at once to the file `MOME_TEST_FAILURES`, for a run that a deadline may end."""
+    report = yield
+    if report.failed and call.excinfo is not None and (path := os.environ.get("MOME_TEST_FAILURES")):
+        first = call.excinfo.exconly().partition("\n")[0]
+        with open(path, "a") as file:
+            file.write(f"{item.nodeid} ({report.when}): {first:.500}\n")
+    return report
