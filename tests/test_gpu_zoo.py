@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from gpu_settings import exact_float32, wait_for_memory
 from matrix import SMALL, Case, cases
 from tiny_parts import inputs, make_config, make_model, needs_package, own_names, tiny
 from torch import Tensor
@@ -70,11 +72,11 @@ def difference(ours: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
 
 
 @pytest.fixture(autouse=True)
-def _settings(one_thread: None):
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    yield
-    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+def _settings(one_thread: None) -> Iterator[None]:
+    if DEVICE == "cuda":
+        wait_for_memory()
+    with exact_float32():
+        yield
 
 
 @pytest.mark.parametrize(
