@@ -3,6 +3,9 @@
 Only the gradients of weights are summed across threads, once per program, and almost every instruction multiplies and
 adds. The values of a voxel are a tuple of (BLOCK,) tensors, unrolled. Weights are the same for all threads of a program
 and are read in pairs.
+
+Triton does not specialise the kernels to V and P. It would compile them anew for other numbers of prompts, and where 16
+divides V it would give a thread neighbouring voxels, which splitting a block of features must undo in shared memory.
 """
 
 from __future__ import annotations
@@ -62,8 +65,8 @@ def _rows(at, V, FIRST: tl.constexpr, COUNT: tl.constexpr):
 def _features(at, V, inside, COUNT: tl.constexpr):
     """The channels of every scale of a voxel; they are V apart in memory.
 
-    The bits of COUNT give the numbers of channels of one load each. Triton's coalescing pass takes a time proportional
-    to the number of loads and to the square of the number of operations.
+    Each bit of COUNT is one load of as many channels, since the time of Triton's coalescing pass grows with the number
+    of loads times the square of the number of operations.
     """
     f = ()
     for bit in tl.static_range(6, -1, -1):
@@ -196,7 +199,7 @@ def _scores_backward(d_x, f, weights, S: tl.constexpr, C: tl.constexpr):
     return d_scores
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["V", "P"])
 def forward(
     f_ptr, q_ptr, s_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr, w3_ptr, b3_ptr, out_ptr, V, P, slope,
     S: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr, TOP_K: tl.constexpr,
@@ -220,7 +223,7 @@ def forward(
         tl.store(out_ptr + row * V + voxel, logit, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["V", "P"])
 def backward_features(
     g_ptr, f_ptr, q_ptr, s_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr, w3_ptr, df_ptr, V, P, slope,
     S: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr, TOP_K: tl.constexpr,
@@ -263,7 +266,7 @@ def backward_features(
     _store_features(df_ptr + batch * (S * C) * V + voxel, d_f, V, inside, S * C)
 
 
-@triton.jit(do_not_specialize=["ZERO"])
+@triton.jit(do_not_specialize=["V", "P", "TILES", "PROGRAMS", "ZERO"])
 def backward_weights(
     g_ptr, f_ptr, q_ptr, s_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr, w3_ptr, part_ptr, V, P, TILES, PROGRAMS, ZERO, slope,
     FIRST: tl.constexpr, S: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr, TOP_K: tl.constexpr,
