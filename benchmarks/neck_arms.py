@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from neck_names import ARMS
 from torch import Tensor, nn
 
 from mome.registry import FUSIONS
@@ -17,18 +18,6 @@ from mome.training.config import RunConfig, SourceConfig
 from mome.training.config_file import load_run_config
 
 RECIPE = Path(__file__).parent / "neck_study.yaml"
-SWIGLU = {"experts": "swiglu(n=4, hidden=24)", "router": "topk(k=1)"}
-# Arm → preset and the parts that it replaces; None is a network that is no preset.
-ARMS: dict[str, tuple[str | None, dict[str, str]]] = {
-    "plain": ("plain_ct_tiny", {}),
-    "universal": ("universal_ct_tiny", {}),
-    "linear": ("mome_ct_tiny", {"experts": "linear"}),
-    "swiglu": ("mome_ct_tiny", SWIGLU),
-    "uniform": ("mome_ct_tiny", {**SWIGLU, "fusion": "uniform"}),
-    "no_text": ("mome_ct_tiny", {**SWIGLU, "fusion": "voxel"}),
-    "segresnet": (None, {}),
-}
-SEEDS = (0, 1)
 
 
 class VoxelFusion(Fusion):

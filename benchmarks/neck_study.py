@@ -19,13 +19,7 @@ import sys
 import time
 from pathlib import Path
 
-import torch
-from neck_arms import ARMS, SEEDS, recipe, segresnet
-from stored_patches import StoredPatches
-from stored_texts import use_stored_texts
-from study_training import Limits, fit, open_dataset, use_torch_ops
-
-from mome.training.setup import build_model
+from neck_names import ARMS, SEEDS
 
 PATCH = [64, 64, 64]
 _ROUNDED_TO = 50  # steps
@@ -33,8 +27,20 @@ _ROUNDED_TO = 50  # steps
 
 def train_arm(args: argparse.Namespace) -> None:
     """Trains one arm."""
+    import torch
+    from neck_arms import recipe, segresnet
+    from stored_texts import use_stored_texts
+    from study_training import Limits, fit, open_dataset, use_torch_ops
+
+    from mome.training.setup import build_model
+
+    torch.set_num_threads(1 if torch.cuda.is_available() else 2)
+    if args.texts:
+        use_stored_texts(args.texts)
+    if args.torch_ops:
+        use_torch_ops()
     run = recipe(args.arm, args.seed, args.out, args.cached, args.overrides)
-    dataset, processor = open_dataset(run, PATCH)
+    dataset, processor = open_dataset(run, run.model.get("patch_size", PATCH))
     model = segresnet(run.labels, args.seed) if args.arm == "segresnet" else build_model(run)[0]
     limits = Limits(args.steps_file, args.deadline)
     patches = args.patches / str(args.seed) if args.patches else None
@@ -42,13 +48,18 @@ def train_arm(args: argparse.Namespace) -> None:
 
 
 def make_patches(args: argparse.Namespace) -> None:
-    """Makes one worker's share of the patches of all seeds, first the early ones."""
-    stores = []
-    for seed in SEEDS:
-        dataset, _ = open_dataset(recipe("swiglu", seed, args.out, args.cached, args.overrides), PATCH)
-        stores.append(StoredPatches(args.patches / str(seed), dataset))
-    seed, share = args.worker % len(SEEDS), args.worker // len(SEEDS)
-    stores[seed].write(share, max(1, args.workers // len(SEEDS)), len(stores[seed].dataset))
+    """Makes one worker's share of the patches of one seed."""
+    import torch
+    from neck_arms import recipe
+    from stored_patches import StoredPatches
+    from study_training import open_dataset
+
+    torch.set_num_threads(1)
+    seed, share = SEEDS[args.worker % len(SEEDS)], args.worker // len(SEEDS)
+    run = recipe("swiglu", seed, args.out, args.cached, args.overrides)
+    dataset, _ = open_dataset(run, run.model.get("patch_size", PATCH))
+    store = StoredPatches(args.patches / str(seed), dataset)
+    store.write(share, max(1, args.workers // len(SEEDS)), len(dataset))
 
 
 def train_all(args: argparse.Namespace) -> None:
@@ -159,11 +170,6 @@ def main() -> None:
 
         write_scores(args.out)
         return
-    torch.set_num_threads(1 if args.command != "arm" or torch.cuda.is_available() else 2)
-    if args.texts:
-        use_stored_texts(args.texts)
-    if getattr(args, "torch_ops", False):
-        use_torch_ops()
     args.function(args)
 
 

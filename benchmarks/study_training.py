@@ -81,7 +81,8 @@ def fit(
         processor: Saved with a MoME.
         patches: Folder of `StoredPatches` that other processes fill; without it, patches are drawn here.
         limits: When to end before the recipe's last step.
-        wait_for: A file whose existence allows the use of the device.
+        wait_for: A file whose existence allows the use of the device; the words `torch` (no kernels of mome) and
+            `channels_last` in it are what a trial on this device has chosen.
         on_step: Called with the number of steps done.
     """
     limits, config, out = limits or Limits(), run.train, Path(run.train.out)
@@ -97,11 +98,14 @@ def fit(
     text = TextRows(model, list(run.labels), config.synonyms, config.seed) if isinstance(model, MoME) else None
     while wait_for is not None and not wait_for.exists() and not stopped:
         time.sleep(0.1)
+    chosen = wait_for.read_text().split() if wait_for is not None and wait_for.exists() else []
+    if "torch" in chosen:
+        use_torch_ops()
+    channels_last = config.channels_last or "channels_last" in chosen
     torch.backends.cudnn.benchmark = True
-    torch.set_float32_matmul_precision("high")
     accelerator = Accelerator(mixed_precision=config.mixed_precision)
     device = accelerator.device
-    if config.channels_last:
+    if channels_last:
         model.to(memory_format=torch.channels_last_3d)
     model.train().to(device)
     optimizer = build_optimizer(model, config)
@@ -124,7 +128,13 @@ def fit(
             nonlocal last_time
             if not pending:
                 return
-            values = torch.stack([loss for _, loss in pending]).tolist()
+            losses = torch.stack([loss for _, loss in pending])
+            if device.type == "cuda":  # waiting inside CUDA would keep a core busy that other trainings need
+                event = torch.cuda.Event()
+                event.record()
+                while not event.query():
+                    time.sleep(0.0005)
+            values = losses.tolist()
             now = time.time()
             seconds = (now - last_time) / len(pending)
             memory = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
@@ -153,7 +163,7 @@ def fit(
             )
             batch = unpack(packed, device)
             volume = batch["volume"]
-            if config.channels_last:
+            if channels_last:
                 volume = volume.contiguous(memory_format=torch.channels_last_3d)
             if text is None:
                 logits, aux_loss = model(volume), volume.new_zeros(())
@@ -179,10 +189,12 @@ def fit(
                 save_checkpoint(state, out / "checkpoints", step, 1)
         write_losses()
     save_checkpoint(state, out / "checkpoints", step, 1)
-    _save(bare if average is None else average.module, processor, run, out, step, steps)
+    _save(bare if average is None else average.module, processor, run, out, step, steps, list(dataset.patch))
 
 
-def _save(model: nn.Module, processor: MoMEProcessor, run: RunConfig, out: Path, step: int, steps: int) -> None:
+def _save(
+    model: nn.Module, processor: MoMEProcessor, run: RunConfig, out: Path, step: int, steps: int, patch: list[int]
+) -> None:
     """Saves weights in float16, and what the training was."""
     model.to("cpu").to(memory_format=torch.contiguous_format)
     numbers = {"step": step, "steps": steps, "parameters": sum(p.numel() for p in model.parameters())}
@@ -192,6 +204,6 @@ def _save(model: nn.Module, processor: MoMEProcessor, run: RunConfig, out: Path,
     else:
         weights = {name: values.half().contiguous() for name, values in model.state_dict().items()}
         save_file(weights, out / "model.safetensors")
-        kept = {"labels": list(run.labels), "patch": [64, 64, 64], "processor": processor.settings()}
+        kept = {"labels": list(run.labels), "patch": patch, "processor": processor.settings()}
         (out / "settings.json").write_text(json.dumps(kept, indent=2))
     (out / "training.json").write_text(json.dumps(numbers, indent=1) + "\n")
