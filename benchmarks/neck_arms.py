@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from neck_names import ARMS
@@ -54,17 +53,19 @@ def recipe(arm: str, seed: int, out: Path, cached: Path | None, overrides: list[
     """
     base, parts = ARMS[arm]
     run = load_run_config(RECIPE, overrides)
-    sources = run.sources
-    if cached is not None:
-        sources = tuple(
-            SourceConfig(kind="cached", folder=str(_only(cached, source)), weight=source.weight) for source in sources
-        )
     return dataclasses.replace(
         run,
         preset=base or run.preset,
         model={**run.model, **parts},
-        sources=sources,
+        sources=run.sources if cached is None else cached_sources(run.sources, cached),
         train=dataclasses.replace(run.train, seed=seed, out=str(out / f"{arm}_{seed}")),
+    )
+
+
+def cached_sources(sources: tuple[SourceConfig, ...], cached: Path) -> tuple[SourceConfig, ...]:
+    """Returns the same sources, read from a folder of caches that another machine has built."""
+    return tuple(
+        SourceConfig(kind="cached", folder=str(_only(cached, source)), weight=source.weight) for source in sources
     )
 
 
@@ -83,8 +84,3 @@ def segresnet(labels: tuple[str, ...], seed: int) -> nn.Module:
 
     torch.manual_seed(seed)
     return SegResNet(spatial_dims=3, init_filters=16, in_channels=1, out_channels=len(labels))
-
-
-def settings(run: RunConfig) -> dict[str, Any]:
-    """The settings of a run as JSON values."""
-    return dataclasses.asdict(run)

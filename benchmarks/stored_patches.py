@@ -14,6 +14,8 @@ from torch import Tensor
 
 from mome.data.sampling import PatchDataset
 
+_PATIENCE_S = 60
+
 
 def pack(sample: dict[str, Tensor]) -> dict[str, np.ndarray]:
     """Returns a sample of a `PatchDataset` in 8 bits per voxel and one bit per mask."""
@@ -27,7 +29,9 @@ def pack(sample: dict[str, Tensor]) -> dict[str, np.ndarray]:
 
 def unpack(packed: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     """Returns the batch that packed patches, stacked along a first axis, stand for, on a device."""
-    moved = {name: values.to(device) for name, values in packed.items()}
+    if device.type == "cuda":  # a copy from pinned memory does not wait for the steps before
+        packed = {name: values.pin_memory() for name, values in packed.items()}
+    moved = {name: values.to(device, non_blocking=True) for name, values in packed.items()}
     prompts = moved["supervised"].shape[1]
     bits = torch.arange(8, device=device, dtype=torch.uint8).view(1, 1, 8, 1, 1, 1)
     masks = (moved["targets"][:, :, None] >> bits) & 1
@@ -45,17 +49,20 @@ class StoredPatches:
     Args:
         folder: The folder; the first process to come makes its files.
         dataset: Makes the patches.
+        slots: Number of patches that the files hold; the newest replace those that the one reader has read. None holds
+            all patches of the run, for any number of readers.
     """
 
-    def __init__(self, folder: Path, dataset: PatchDataset) -> None:
+    def __init__(self, folder: Path, dataset: PatchDataset, slots: int | None = None) -> None:
         self.dataset = dataset
-        count, patch, prompts = len(dataset), dataset.patch, len(dataset.names)
+        self.slots = count = min(slots or len(dataset), len(dataset))
+        patch, prompts = dataset.patch, len(dataset.names)
         shapes = {
             "volume": (np.uint8, (count, 1, *patch)),
             "targets": (np.uint8, (count, -(-prompts // 8), *patch)),
             "supervised": (np.uint8, (count, prompts)),
             "origin": (np.int64, (count, 3)),
-            "ready": (np.uint8, (count,)),
+            "holds": (np.int64, (count,)),  # number of the patch, from 1
             "position": (np.int64, (1,)),
         }
         folder.mkdir(parents=True, exist_ok=True)
@@ -66,24 +73,31 @@ class StoredPatches:
                 file.truncate(int(np.prod(shape)) * np.dtype(dtype).itemsize)
             self.arrays[name] = np.memmap(path, dtype, "r+", shape=shape)
 
-    def write(self, worker: int, workers: int, lead: int) -> None:
-        """Makes every `workers`-th patch, at most `lead` patches ahead of the reader; returns after the last one."""
+    def write(self, worker: int, workers: int) -> None:
+        """Makes every `workers`-th patch, as far ahead of the reader as there are slots; returns after the last one."""
         for number in range(worker, len(self.dataset), workers):
-            while number > self.arrays["position"][0] + lead:
-                time.sleep(0.02)
-            if self.arrays["ready"][number]:
+            slot = number % self.slots
+            if self.arrays["holds"][slot] == number + 1:
                 continue
+            while number >= self.arrays["position"][0] + self.slots:
+                time.sleep(0.02)
             for name, values in pack(self.dataset[number]).items():
-                self.arrays[name][number] = values
-            self.arrays["ready"][number] = 1
+                self.arrays[name][slot] = values
+            self.arrays["holds"][slot] = number + 1
 
     def batch(self, start: int, size: int) -> dict[str, Tensor]:
-        """Returns packed patches `start` to `start + size`, once they are made."""
-        self.arrays["position"][0] = start
-        while not self.arrays["ready"][start : start + size].all():
+        """Returns packed patches `start` to `start + size`, once they are made; TimeoutError after a minute."""
+        if self.slots < len(self.dataset):
+            self.arrays["position"][0] = start
+        numbers = np.arange(start, start + size)
+        slots = numbers % self.slots
+        latest = time.time() + _PATIENCE_S
+        while (self.arrays["holds"][slots] != numbers + 1).any():
+            if time.time() > latest:
+                raise TimeoutError(f"patches {start} to {start + size} were not made within {_PATIENCE_S} s")
             time.sleep(0.002)
         names = ("volume", "targets", "supervised", "origin")
-        return {name: torch.from_numpy(np.array(self.arrays[name][start : start + size])) for name in names}
+        return {name: torch.from_numpy(self.arrays[name][slots]) for name in names}
 
 
 def drawn_batch(dataset: PatchDataset, start: int, size: int) -> dict[str, Tensor]:

@@ -45,10 +45,10 @@ def _scores(folder: Path, data: Path) -> list[dict[str, Any]]:
     path = folder / "scores.json"
     if not path.is_file():
         masks = folder / "masks"
-        if (folder / "settings.json").is_file():
+        if (folder / "model" / "settings.json").is_file():
             from train_segresnet import predict
 
-            predict(folder, data, masks)
+            predict(folder / "model", data, masks)
         else:
             segmenter = Segmenter(str(folder / "model"))
             prepared = segmenter.prepare(list(segmenter.model.config.trained_labels))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import signal
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -17,16 +19,19 @@ from stored_patches import StoredPatches, drawn_batch, unpack
 from torch import Tensor, nn
 
 from mome import MoME
+from mome.atomic import atomic_write
 from mome.data.sampling import PatchDataset
 from mome.processing import MoMEProcessor
 from mome.registry import LOSSES
 from mome.training.checkpoint import TrainingState, latest_checkpoint, load_checkpoint, save_checkpoint
-from mome.training.config import RunConfig
+from mome.training.config import RunConfig, TrainConfig
 from mome.training.optimizer import build_optimizer, learning_rate, set_learning_rate
 from mome.training.sources import open_source, patch_dataset
 from mome.training.text_rows import TextRows
 from mome.training.weight_average import start_average
 from mome.zoo import preset_processor
+
+HOLD = 250  # steps that a training makes before the number of steps is chosen
 
 
 @dataclass
@@ -34,21 +39,51 @@ class Limits:
     """When a training ends.
 
     Attributes:
-        steps_file: A file that gives the number of steps once it exists; until then it is that of the recipe.
+        steps_file: A file that gives the number of steps once it exists; until then, the training pauses before step
+            `HOLD`.
         deadline: Unix time at which the state and the model are saved, whatever the step.
-        by_time: The learning rate follows the time to the deadline instead of the steps.
+        by_time: The learning rate and the end follow the time to the deadline instead of the steps.
+        save_every: Seconds between the models that are saved on the way.
     """
 
     steps_file: Path | None = None
     deadline: float = math.inf
     by_time: bool = False
+    save_every: float = math.inf
 
 
-def use_torch_ops() -> None:
-    """Makes the ops of mome run their torch code on GPUs too."""
+def use_torch_ops() -> Callable[[], None]:
+    """Makes the ops of mome run their torch code on GPUs too, the head in one tile; returns what undoes it."""
     from mome_kernels import dispatch
+    from mome_kernels.torch_impl import head
+
+    kept = dispatch.wants_kernels, head._TILE_BYTES
+
+    def undo() -> None:
+        dispatch.wants_kernels, head._TILE_BYTES = kept
 
     dispatch.wants_kernels = lambda x: False
+    if torch.cuda.is_available():
+        head._TILE_BYTES = 1 << 29
+    return undo
+
+
+def rate_at(step: int, steps: int | None, config: TrainConfig) -> float:
+    """Returns the learning rate of a step: linear warm-up, constant, and in the second half a cosine to zero.
+
+    The first steps of it do not depend on the number of steps, which is chosen while they run. Our choice.
+
+    Args:
+        step: Number of the step, from 0.
+        steps: Steps of the whole training; None while they are not known.
+        config: Its `warmup` is the share of the recipe's steps.
+    """
+    warm = max(1, round((config.steps or 1) * config.warmup))
+    if step < warm:
+        return config.learning_rate * (step + 1) / warm
+    if steps is None or step < steps / 2:
+        return config.learning_rate
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (2 * step / steps - 1)))
 
 
 def open_dataset(run: RunConfig, patch: list[int]) -> tuple[PatchDataset, MoMEProcessor]:
@@ -67,8 +102,8 @@ def fit(
     *,
     patches: Path | None = None,
     limits: Limits | None = None,
-    wait_for: Path | None = None,
-    on_step: Callable[[int], None] = lambda step: None,
+    slots: int | None = None,
+    kernels_file: Path | None = None,
 ) -> None:
     """Trains a network, or what is left of the training, and saves the average of its weights in `run.train.out`.
 
@@ -81,9 +116,8 @@ def fit(
         processor: Saved with a MoME.
         patches: Folder of `StoredPatches` that other processes fill; without it, patches are drawn here.
         limits: When to end before the recipe's last step.
-        wait_for: A file whose existence allows the use of the device; the words `torch` (no kernels of mome) and
-            `channels_last` in it are what a trial on this device has chosen.
-        on_step: Called with the number of steps done.
+        slots: See `StoredPatches`.
+        kernels_file: Torch code runs in place of mome's GPU kernels until this file exists; None uses the kernels.
     """
     limits, config, out = limits or Limits(), run.train, Path(run.train.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -94,14 +128,10 @@ def fit(
         stopped = True
 
     signal.signal(signal.SIGTERM, stop)
-    stored = StoredPatches(patches, dataset) if patches else None
+    stored = StoredPatches(patches, dataset, slots) if patches else None
     text = TextRows(model, list(run.labels), config.synonyms, config.seed) if isinstance(model, MoME) else None
-    while wait_for is not None and not wait_for.exists() and not stopped:
-        time.sleep(0.1)
-    chosen = wait_for.read_text().split() if wait_for is not None and wait_for.exists() else []
-    if "torch" in chosen:
-        use_torch_ops()
-    channels_last = config.channels_last or "channels_last" in chosen
+    use_kernels = use_torch_ops() if kernels_file is not None else None
+    channels_last = config.channels_last
     torch.backends.cudnn.benchmark = True
     accelerator = Accelerator(mixed_precision=config.mixed_precision)
     device = accelerator.device
@@ -120,9 +150,14 @@ def fit(
     if newest is not None:
         load_checkpoint(state, newest[0])
         step = newest[1]
-    steps = len(dataset) // config.batch_size
-    began, last_time, pending = time.time(), time.time(), list[tuple[int, Tensor]]()
-    with (out / "losses.jsonl").open("a") as log:
+    steps: int | None = None if limits.steps_file else len(dataset) // config.batch_size
+    began, last_time, last_saved, pending = time.time(), time.time(), time.time(), list[tuple[int, Tensor]]()
+
+    def save(step: int) -> None:
+        trained = copy.deepcopy(bare if average is None else average.module)
+        _save(trained, processor, run, out, {"step": step, "steps": steps, "patch": list(dataset.patch)})
+
+    with (out / "losses.jsonl").open("a" if newest else "w") as log:
 
         def write_losses() -> None:
             nonlocal last_time
@@ -147,15 +182,19 @@ def fit(
                 raise FloatingPointError(f"the loss is not finite before step {entry['step']}")
 
         while not stopped:
-            if limits.steps_file is not None and limits.steps_file.exists():
+            if steps is None and limits.steps_file is not None and limits.steps_file.exists():
                 steps = min(len(dataset) // config.batch_size, int(limits.steps_file.read_text()))
-            if step >= steps or time.time() >= limits.deadline:
+            if (steps is not None and step >= steps) or time.time() >= limits.deadline:
                 break
+            if steps is None and step >= min(HOLD, len(dataset) // config.batch_size):
+                write_losses()
+                time.sleep(0.1)
+                continue
             if limits.by_time:
                 share = (time.time() - began) / max(limits.deadline - began, 1)
                 rate = learning_rate(round(10_000 * min(share, 1)), 10_000, config.learning_rate, config.warmup)
             else:
-                rate = learning_rate(step, steps, config.learning_rate, config.warmup)
+                rate = rate_at(step, steps, config)
             set_learning_rate(optimizer, rate)
             first = step * config.batch_size
             packed = (
@@ -184,26 +223,35 @@ def fit(
             pending.append((step, loss.detach().float()))
             if step <= 3 or step % 10 == 0:
                 write_losses()
-            on_step(step)
+                if use_kernels is not None and kernels_file is not None and kernels_file.exists():
+                    use_kernels()
+                    use_kernels = None
+                    print(f"mome's kernels from step {step}", flush=True)
+                if time.time() - last_saved > limits.save_every:
+                    last_saved = time.time()
+                    save(step)
             if config.checkpoint_every and step % config.checkpoint_every == 0:
                 save_checkpoint(state, out / "checkpoints", step, 1)
         write_losses()
-    save_checkpoint(state, out / "checkpoints", step, 1)
-    _save(bare if average is None else average.module, processor, run, out, step, steps, list(dataset.patch))
+    save(step)
+    if config.checkpoint_every:
+        save_checkpoint(state, out / "checkpoints", step, 1)
 
 
-def _save(
-    model: nn.Module, processor: MoMEProcessor, run: RunConfig, out: Path, step: int, steps: int, patch: list[int]
-) -> None:
-    """Saves weights in float16, and what the training was."""
-    model.to("cpu").to(memory_format=torch.contiguous_format)
-    numbers = {"step": step, "steps": steps, "parameters": sum(p.numel() for p in model.parameters())}
-    if isinstance(model, MoME):
-        model.to(torch.float16).save_pretrained(out / "model")
-        processor.save_pretrained(out / "model")
-    else:
-        weights = {name: values.half().contiguous() for name, values in model.state_dict().items()}
-        save_file(weights, out / "model.safetensors")
-        kept = {"labels": list(run.labels), "patch": patch, "processor": processor.settings()}
-        (out / "settings.json").write_text(json.dumps(kept, indent=2))
-    (out / "training.json").write_text(json.dumps(numbers, indent=1) + "\n")
+def _save(model: nn.Module, processor: MoMEProcessor, run: RunConfig, out: Path, numbers: dict[str, Any]) -> None:
+    """Saves weights in float16, and what the training was. `training.json` is written last."""
+    model.to("cpu").to(torch.float16).to(memory_format=torch.contiguous_format)
+    with atomic_write(out / "model", "the model") as part:
+        if isinstance(model, MoME):
+            model.save_pretrained(part)
+            processor.save_pretrained(part)
+        else:
+            part.mkdir(parents=True, exist_ok=True)
+            save_file(
+                {name: values.contiguous() for name, values in model.state_dict().items()}, part / "model.safetensors"
+            )
+            kept = {"labels": list(run.labels), "patch": numbers["patch"], "processor": processor.settings()}
+            (part / "settings.json").write_text(json.dumps(kept, indent=2))
+    numbers = {**numbers, "parameters": sum(p.numel() for p in model.parameters())}
+    with atomic_write(out / "training.json", "the numbers of a training") as part:
+        part.write_text(json.dumps(numbers, indent=1) + "\n")
