@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from neck_arms import ARMS, SEEDS
+from neck_names import ARMS, SEEDS
 
 from mome.atomic import atomic_write
 from mome.data.case_folder import CaseFolder
