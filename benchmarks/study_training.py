@@ -191,6 +191,8 @@ def fit(
                 time.sleep(0.1)
                 continue
             if limits.by_time:
+                if step <= 3:  # the first steps load libraries and tune convolutions; the warm-up starts after them
+                    began = time.time()
                 share = (time.time() - began) / max(limits.deadline - began, 1)
                 rate = learning_rate(round(10_000 * min(share, 1)), 10_000, config.learning_rate, config.warmup)
             else:
