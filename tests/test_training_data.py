@@ -18,6 +18,8 @@ from mome.data.case_folder import CaseFolder
 from mome.data.sampling import PatchDataset, crop
 from mome.errors import InputError
 from mome.processing import MoMEProcessor
+from mome.training.config import RunConfig, SourceConfig
+from mome.training.sources import open_source
 
 
 @pytest.fixture
@@ -105,3 +107,16 @@ def test_bad_case_folders(tmp_path: Path) -> None:
     (folder / "cases.json").write_text(json.dumps({"c9": {"annotated": []}}))
     with pytest.raises(InputError, match="has no file"):
         CaseFolder(folder, "openkbp")
+
+
+def test_a_cache_opens_without_its_scans(cached) -> None:
+    processor = MoMEProcessor(spacing=[4, 4, 3], hu_window=[-200, 400])
+    source = SourceConfig(kind="cached", folder=str(cached.folder))
+    opened = open_source(source, RunConfig(labels=tuple(NAMES)), processor)
+    assert [entry["name"] for entry in opened.index] == [entry["name"] for entry in cached.index]
+    with pytest.raises(InputError, match="other labels"):
+        open_source(source, RunConfig(labels=("liver",)), processor)
+    with pytest.raises(InputError, match="other processor settings"):
+        open_source(source, RunConfig(labels=tuple(NAMES)), MoMEProcessor(spacing=[4, 4, 4], hu_window=[-200, 400]))
+    with pytest.raises(InputError, match="needs a folder"):
+        open_source(SourceConfig(kind="cached"), RunConfig(labels=tuple(NAMES)), processor)

@@ -18,9 +18,10 @@ class SourceConfig:
     """One source of training cases.
 
     Args:
-        kind: `cases` (a folder of cases, see `mome.data.layouts`), `phantom` (drawn shapes) or `synthetic` (CT made
-            from a label map, see `mome.data.synthetic`).
-        folder: The folder of a `cases` source; `${NAME}` and `~` are expanded.
+        kind: `cases` (a folder of cases, see `mome.data.layouts`), `cached` (a cache of cases that another run has
+            built, for a machine without the scans), `phantom` (drawn shapes) or `synthetic` (CT made from a label map,
+            see `mome.data.synthetic`).
+        folder: The folder of a `cases` or `cached` source; `${NAME}` and `~` are expanded.
         layout: How the folder of a `cases` source is laid out, a name of `mome.data.layouts`, as in `nnunet`.
         dataset: The data set of a `cases` source, whose label numbers its label maps use, as in `openkbp`. It may be
             left out where the folder itself names them.

@@ -1,4 +1,4 @@
-"""Opens the sources of training and validation cases: folders of scans, phantoms, or synthetic CT."""
+"""Opens the sources of training and validation cases: folders of scans, their caches, phantoms, or synthetic CT."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from mome.data.splits import part_of
 from mome.errors import InputError
 from mome.printable import printable
 from mome.processing import MoMEProcessor
+from mome.text_file import read_json
 from mome.training.config import RunConfig, SourceConfig
 from mome.training.synthetic_source import open_synthetic
 from mome.volumes import Grid
@@ -57,7 +58,9 @@ def open_source(
         return _open_case_folder(source, run, processor, progress, skip_broken, workers)
     if source.kind == "synthetic":
         return open_synthetic(source, run, processor, progress)
-    raise InputError(f"unknown kind of source {source.kind!r}", hint="kind: cases, phantom or synthetic")
+    if source.kind == "cached":
+        return _open_cached(source, run, processor)
+    raise InputError(f"unknown kind of source {source.kind!r}", hint="kind: cases, cached, phantom or synthetic")
 
 
 def open_all_sources(run: RunConfig, processor: MoMEProcessor, accelerator: Accelerator) -> list[CaseCache]:
@@ -173,6 +176,22 @@ def _open_case_folder(
     return cache_case_folder(
         run.cache, cases, name, list(run.labels), processor, progress, skip_broken=skip_broken, workers=workers
     )
+
+
+def _open_cached(source: SourceConfig, run: RunConfig, processor: MoMEProcessor) -> CaseCache:
+    """Returns a cache that another run has built, whose scans need not be here."""
+    if not source.folder:
+        raise InputError("a source of kind 'cached' needs a folder", hint="folder: cache/openkbp-train-0123456789ab")
+    folder = Path(os.path.expandvars(source.folder)).expanduser()
+    made = read_json(folder / "index.json", "the index of a training cache", hint="name one folder inside a cache")
+    for what, ours in (("settings", processor.settings()), ("names", list(run.labels))):
+        if made.get(what) != json.loads(json.dumps(ours)):
+            raise InputError(
+                f"the cache was made with other {'labels' if what == 'names' else 'processor settings'}",
+                where=str(folder),
+                hint=f"this run has {json.dumps(ours)!s:.200}",
+            )
+    return CaseCache(folder, list(run.labels))
 
 
 def _open_phantoms(

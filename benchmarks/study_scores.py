@@ -1,0 +1,153 @@
+"""Scores the trainings of `neck_study.py` on whole validation volumes, and compares them by patient."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from neck_names import ARMS, SEEDS
+
+from mome.atomic import atomic_write
+from mome.data.case_folder import CaseFolder
+from mome.inference import Segmenter
+from mome.metrics import evaluate_folder
+
+RESULTS = Path(__file__).parent / "results"
+PAIRS = [
+    ("universal", "plain"), ("swiglu", "universal"), ("linear", "universal"), ("swiglu", "linear"),
+    ("swiglu", "uniform"), ("swiglu", "no_text"), ("swiglu", "segresnet"),
+]  # fmt: skip
+METRICS = ("dice", "nsd", "hd95")
+RESAMPLES = 10_000
+
+
+def write_scores(out: Path) -> None:
+    """Scores every training in `out` that ended and has no scores yet, then writes the comparison."""
+    data = Path(os.environ["MOME_TEST_DATA"]) / "openkbp" / "val"
+    runs: dict[str, dict[int, dict[str, Any]]] = {}
+    for arm in ARMS:
+        for seed in SEEDS:
+            folder = out / f"{arm}_{seed}"
+            if (folder / "training.json").is_file():
+                runs.setdefault(arm, {})[seed] = {"scores": _scores(folder, data), **_training(folder)}
+                print(arm, seed, runs[arm][seed]["training"], flush=True)
+    with atomic_write(RESULTS / "neck_study.json", "the results") as part:
+        part.write_text(json.dumps(compare(runs), indent=1) + "\n")
+    with atomic_write(RESULTS / "neck_study.md", "the table") as part:
+        part.write_text(table(compare(runs)))
+
+
+def _scores(folder: Path, data: Path) -> list[dict[str, Any]]:
+    """Returns the scores of every case and structure; they are computed once."""
+    path = folder / "scores.json"
+    if not path.is_file():
+        masks = folder / "masks"
+        if (folder / "model" / "settings.json").is_file():
+            from train_segresnet import predict
+
+            predict(folder / "model", data, masks)
+        else:
+            segmenter = Segmenter(str(folder / "model"))
+            prepared = segmenter.prepare(list(segmenter.model.config.trained_labels))
+            for case in CaseFolder(data, "openkbp"):
+                segmenter.segment(case.image, prepared).save(masks, case.name)
+        found = evaluate_folder(masks, data / "labels", dataset="openkbp", cases=data / "cases.json")
+        with atomic_write(path, "the scores") as part:
+            part.write_text(json.dumps([vars(score) for score in found]))
+    return json.loads(path.read_text())
+
+
+def _training(folder: Path) -> dict[str, Any]:
+    """Returns steps, parameters, median step time and memory of a training."""
+    lines = [json.loads(line) for line in (folder / "losses.jsonl").read_text().splitlines()]
+    made = json.loads((folder / "training.json").read_text())
+    step_s = float(np.median([line["seconds_per_step"] for line in lines[3:] or lines]))
+    loss = float(np.mean([line["loss"] for line in lines[-10:]]))
+    return {"training": {**made, "step_s": step_s, "loss": loss, "memory_bytes": lines[-1]["memory_bytes"]}}
+
+
+def by_patient(scores: list[dict[str, Any]], metric: str) -> dict[tuple[str, str], float]:
+    """Returns (patient, structure) → score, where both masks are not empty."""
+    return {(s["case"], s["structure"]): s[metric] for s in scores if np.isfinite(s[metric])}
+
+
+def mean_over_structures(values: dict[tuple[str, str], float], patients: list[str]) -> float:
+    """Returns the mean over structures of the mean over a sample of patients; a patient may occur several times."""
+    structures = sorted({structure for _, structure in values})
+    means = []
+    for structure in structures:
+        found = [values[patient, structure] for patient in patients if (patient, structure) in values]
+        if found:
+            means.append(np.mean(found))
+    return float(np.mean(means))
+
+
+def averaged(runs: dict[int, dict[str, Any]], metric: str) -> dict[tuple[str, str], float]:
+    """Returns the scores by patient and structure, averaged over the seeds that all have a value."""
+    each = [by_patient(run["scores"], metric) for run in runs.values()]
+    keys = set.intersection(*(set(values) for values in each))
+    return {key: float(np.mean([values[key] for values in each])) for key in keys}
+
+
+def compare(runs: dict[str, dict[int, dict[str, Any]]]) -> dict[str, Any]:
+    """Returns means of every arm, and paired bootstrap intervals over patients of differences between arms."""
+    result: dict[str, Any] = {"arms": {}, "differences": []}
+    values = {arm: {metric: averaged(seeds, metric) for metric in METRICS} for arm, seeds in runs.items()}
+    for arm, seeds in runs.items():
+        patients = sorted({patient for patient, _ in values[arm]["dice"]})
+        result["arms"][arm] = {
+            "seeds": {
+                seed: mean_over_structures(by_patient(run["scores"], "dice"), patients) for seed, run in seeds.items()
+            },
+            **{metric: mean_over_structures(values[arm][metric], patients) for metric in METRICS},
+            "structures": {
+                name: float(np.mean([v for (_, s), v in values[arm]["dice"].items() if s == name]))
+                for name in sorted({s for _, s in values[arm]["dice"]})
+            },
+            "trainings": [run["training"] for run in seeds.values()],
+        }
+    for one, other in PAIRS:
+        if one in values and other in values:
+            result["differences"].append({"one": one, "other": other, **_difference(values[one], values[other])})
+    return result
+
+
+def _difference(one: dict[str, Any], other: dict[str, Any]) -> dict[str, float]:
+    """Returns the difference in mean Dice and its 95 % interval; both networks are drawn with the same patients."""
+    keys = set(one["dice"]) & set(other["dice"])
+    change = {key: one["dice"][key] - other["dice"][key] for key in keys}
+    patients = sorted({patient for patient, _ in keys})
+    structures = sorted({structure for _, structure in keys})
+    table_PS = np.array([[change.get((p, s), np.nan) for s in structures] for p in patients])
+    rng = np.random.default_rng(0)
+    drawn = table_PS[rng.integers(len(patients), size=(RESAMPLES, len(patients)))]
+    means = np.nanmean(np.nanmean(drawn, axis=1), axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return {"dice": float(np.nanmean(np.nanmean(table_PS, axis=0))), "low": float(low), "high": float(high)}
+
+
+def table(result: dict[str, Any]) -> str:
+    """Returns the results as a Markdown page."""
+    rows = ["# Neck study", "", "Generated by `python benchmarks/neck_study.py scores`.", ""]
+    rows += [
+        "| arm | Dice | by seed | surface Dice | HD95 mm | steps | step time | memory | parameters |",
+        "|---" * 9 + "|",
+    ]
+    for arm, entry in result["arms"].items():
+        made = entry["trainings"]
+        rows.append(
+            f"| {arm} | {entry['dice']:.3f} | {', '.join(f'{v:.3f}' for v in entry['seeds'].values())} | "
+            f"{entry['nsd']:.3f} | {entry['hd95']:.1f} | {', '.join(str(m['step']) for m in made)} | "
+            f"{1e3 * np.median([m['step_s'] for m in made]):.0f} ms | "
+            f"{max(m['memory_bytes'] for m in made) / 1e9:.1f} GB | {made[0]['parameters']:,} |"
+        )
+    rows += ["", "| difference in Dice | mean | 95 % interval |", "|---|---|---|"]
+    for entry in result["differences"]:
+        rows.append(
+            f"| {entry['one']} − {entry['other']} | {entry['dice']:+.3f} | "
+            f"{entry['low']:+.3f} to {entry['high']:+.3f} |"
+        )
+    return "\n".join(rows) + "\n"
