@@ -171,8 +171,9 @@ def _open_case_folder(
         cases = cases[: source.count]
     name = "".join(c if c.isalnum() else "-" for c in f"{source.dataset or 'cases'}-{folder.name}")
     return cache_case_folder(
-        run.cache, cases, name, list(run.labels), processor, progress, skip_broken=skip_broken, workers=workers
-    )
+        run.cache, cases, name, list(run.labels), processor, progress,
+        skip_broken=skip_broken, workers=workers, cache_format=run.cache_format,
+    )  # fmt: skip
 
 
 def _open_phantoms(
@@ -196,4 +197,6 @@ def _open_phantoms(
 
     cases = [(f"phantom_{seed}", loader(seed)) for seed in range(source.seed, source.seed + source.count)]
     fingerprint = json.dumps([source.seed, source.count, PHANTOM_VERSION])
-    return build_cache(run.cache, "phantom", names, processor, cases, fingerprint, progress)
+    return build_cache(
+        run.cache, "phantom", names, processor, cases, fingerprint, progress, cache_format=run.cache_format
+    )
