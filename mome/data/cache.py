@@ -1,7 +1,7 @@
 """Opens training cases on the network grid, windowed to uint8, as arrays on disk of which patches are read.
 
 `mome.data.cache_build` writes them. There is one folder per data set and settings; `index.json` holds a checksum of
-every array, which is compared when the array is first used. Arrays are plain and memory-mapped, or compressed in chunks.
+every array, which is compared when the array is first used. Arrays are memory-mapped, or compressed in chunks.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from mome.text_file import read_json
 FORMATS = ("plain", "blosc2")
 _REBUILD = "remove this folder; the next run builds it again"
 _MOST_OPEN = 64  # cases; each memory-mapped array holds a file open, and processes may open about a thousand
+_Opened = TypeVar("_Opened")
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,7 @@ class CachedCase:
         codes: Code → names of the structures; code 0 is none. Structures may overlap, as a liver and its tumour.
         members: bool (codes, labels of the cache): whether a code's set holds a label.
         annotated: Names of the structures annotated in this case.
-        voxels: For every annotated structure, the flat indices of its voxels, of at most 10,000 of them.
-        blocks: See `mome.data.structure_places.blocks_of`; its rows are those of `annotated`.
+        voxels: See `CasePlaces`.
     """
 
     name: str
@@ -48,6 +48,18 @@ class CachedCase:
     codes: tuple[tuple[str, ...], ...]
     members: np.ndarray
     annotated: tuple[str, ...]
+    voxels: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class CasePlaces:
+    """Where the structures of a case lie.
+
+    Attributes:
+        voxels: For every annotated structure, the flat indices of its voxels, of at most 10,000 of them.
+        blocks: See `mome.data.structure_places.blocks_of`; a row per annotated structure.
+    """
+
     voxels: dict[str, np.ndarray]
     blocks: np.ndarray
 
@@ -80,6 +92,7 @@ class CaseCache:
         found = read_json(problems, "the problems of a training cache", hint=_REBUILD) if problems.exists() else {}
         self.problems = {str(name): str(reason) for name, reason in found.items()}
         self._open: OrderedDict[int, CachedCase] = OrderedDict()
+        self._places: OrderedDict[int, CasePlaces] = OrderedDict()
         self._seen: dict[Path, tuple[int, int, int]] = {}  # file → its identity when its checksum was compared
 
     def __len__(self) -> int:
@@ -112,10 +125,6 @@ class CaseCache:
         members = np.zeros((len(codes), len(self.label_names)), dtype=bool)
         for code, numbers in enumerate(entry["codes"]):
             members[code, numbers] = True
-        counts = self.voxel_counts(i)
-        places = self._array(entry, "places", (np.int32,), [sum(counts.values())])
-        row_bytes = block_bytes(entry["shape"])
-        blocks = self._array(entry, "blocks", (np.uint8,), [len(counts), row_bytes])
         case = CachedCase(
             entry["name"],
             self._volume(entry, "volume"),
@@ -123,13 +132,23 @@ class CaseCache:
             codes,
             members,
             tuple(entry["annotated"]),
-            split_places(places, counts),
-            blocks,
+            self.places(i).voxels,
         )
-        self._open[i] = case
-        if len(self._open) > _MOST_OPEN:
-            self._open.popitem(last=False)
-        return case
+        return _kept(self._open, i, case)
+
+    def places(self, i: int) -> CasePlaces:
+        """Returns where the structures of a case lie, without opening its volume.
+
+        Raises:
+            InputError: The arrays are damaged or missing.
+        """
+        if i not in self._places:
+            entry, counts = self.index[i], self.voxel_counts(i)
+            places = self._array(entry, "places", (np.int32,), [sum(counts.values())])
+            blocks = self._array(entry, "blocks", (np.uint8,), [len(counts), block_bytes(entry["shape"])])
+            _kept(self._places, i, CasePlaces(split_places(places, counts), blocks))
+        self._places.move_to_end(i)
+        return self._places[i]
 
     def _files(self, entry: dict[str, Any]) -> list[Path]:
         """Returns the files of a case that patches are read from."""
@@ -184,6 +203,14 @@ class CaseCache:
         now = (found.st_ino, found.st_size, found.st_mtime_ns)
         if self._seen.setdefault(path, now) != now:
             raise InputError("a file of a training cache has changed during the run", where=str(path), hint=_REBUILD)
+
+
+def _kept(opened: OrderedDict[int, _Opened], i: int, value: _Opened) -> _Opened:
+    """Keeps what was opened, and lets go of what was used the longest time ago."""
+    opened[i] = value
+    if len(opened) > _MOST_OPEN:
+        opened.popitem(last=False)
+    return value
 
 
 def checksum(array: np.ndarray) -> str:

@@ -82,10 +82,11 @@ def build_cache(
         skip_broken: Leave out cases that cannot be used, and list them in `problems.json`. Else the first of them is
             an error.
         workers: Threads that read cases at once; each holds one scan in memory.
-        cache_format: `plain` (memory-mapped arrays) or `blosc2` (compressed chunks, which need several times less disk).
+        cache_format: `plain` (memory-mapped arrays) or `blosc2` (compressed chunks).
 
     Raises:
-        InputError: There is no such format, its package is not installed, more labels than a uint8 map can number, the cache is damaged, or its folder cannot be written.
+        InputError: There is no such format, its package is not installed, there are more labels than a uint8 map can
+            number, the cache is damaged, or its folder cannot be written.
         OutputError: The cache cannot be written; a partial one is removed.
     """
     if len(names) > 254:
@@ -211,15 +212,16 @@ def _write_case(
     windowed = processor.window(resample(array, case.grid, target, fill=processor.padding_hu))
     volume = (windowed * 255).round().to(torch.uint8).numpy()
     labels, codes = encoded(case.masks, names, case.grid, target)
+    arrays = {"volume": volume, "labels": labels}
     named = [[names[number] for number in code] for code in codes]
     annotated = [label for label in names if label in case.masks]
     places = [places_of(labels, named, label) for label in annotated]
-    small = {
-        "places": np.concatenate([np.zeros(0, np.int32), *places]), "blocks": blocks_of(labels, named, annotated)
-    }  # fmt: skip
-    sums = {kind: _write_array(part / f"{file}.{kind}", array, "plain") for kind, array in small.items()}
-    for kind, array in (("volume", volume), ("labels", labels)):
-        sums[kind] = _write_array(part / f"{file}.{kind}", array, cache_format)
+    arrays["places"] = np.concatenate([np.zeros(0, np.int32), *places])
+    arrays["blocks"] = blocks_of(labels, named, annotated)
+    sums = {
+        kind: _write_array(part / f"{file}.{kind}", array, cache_format if kind in ("volume", "labels") else "plain")
+        for kind, array in arrays.items()
+    }
     entry = {
         "file": file,
         "name": name,

@@ -1,8 +1,8 @@
 """A volume on disk as compressed chunks, from which a patch is read without the rest.
 
-A file holds the chunks one after the other, each compressed by Blosc2 (zstd after a bit shuffle). A table beside it says
-where each chunk lies and which checksum it has. Blosc2 sees single buffers only: its own file format can hold expressions,
-which a reader evaluates.
+A file holds the chunks one after the other, each compressed by Blosc2 (zstd after a bit shuffle). A table beside it
+says where each chunk lies and which checksum it has. Blosc2 sees single buffers only: its own file format can hold
+expressions, which a reader evaluates.
 """
 
 from __future__ import annotations
@@ -126,9 +126,7 @@ class ChunkedArray:
             InputError: It is damaged.
         """
         offset, length, crc = self._table[np.ravel_multi_index(number, self._counts)].tolist()
-        sides = [
-            min(CHUNK_SIDE, size - n * CHUNK_SIDE) for n, size in zip(number, self.shape, strict=True)
-        ]
+        sides = [min(CHUNK_SIDE, size - n * CHUNK_SIDE) for n, size in zip(number, self.shape, strict=True)]
         packed = os.pread(file, length, offset)
         if len(packed) == length and zlib.crc32(packed) == crc:
             try:

@@ -71,8 +71,8 @@ def structures_in(
         for first, side, size in zip(start, patch, shape, strict=True)
     )
     bits = np.unpackbits(np.asarray(blocks), axis=1, count=int(np.prod(counts)))
-    present = bits.reshape(len(names), *counts)[(slice(None), *box)].any(axis=(1, 2, 3))
-    return frozenset(name for name, found in zip(names, present, strict=True) if found)
+    present: np.ndarray = bits.reshape(len(names), *counts)[(slice(None), *box)].any(axis=(1, 2, 3))
+    return frozenset(name for name, found in zip(names, present.tolist(), strict=True) if found)
 
 
 def split_places(places: np.ndarray, counts: Mapping[str, int]) -> dict[str, np.ndarray]:

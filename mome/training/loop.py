@@ -77,7 +77,7 @@ def train(run: RunConfig, *, resume: bool = True) -> Path:
     accelerator = _build_accelerator(config)
     model, processor = build_model(run)
     loss_function = model.segmentation_loss
-    text = TextRows(model, list(run.labels), config.synonyms, config.seed)
+    text = TextRows(model, list(run.labels), config.synonyms, config.seed, run.sampling.templates)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     if config.channels_last:
@@ -86,7 +86,7 @@ def train(run: RunConfig, *, resume: bool = True) -> Path:
     caches = open_all_sources(run, processor, accelerator)
     per_step = samples_per_step(config, accelerator)
     steps = config.steps if config.steps is not None else math.ceil(config.samples / per_step)
-    dataset = patch_dataset(run, caches, model.config.patch_size, processor, steps * per_step)
+    dataset = patch_dataset(run, caches, model.config.patch_size, processor, steps * per_step, per_step)
     optimizer = build_optimizer(model, config)
     average = start_average(model, config.ema, accelerator)
     model, optimizer = accelerator.prepare(model, optimizer)
@@ -141,8 +141,10 @@ def _run_steps(
         for step in range(start, steps):
             rate = learning_rate(step, steps, config.learning_rate, config.warmup)
             set_learning_rate(optimizer, rate)
-            with statistics.collecting() if reporter.is_logged(step + 1) else contextlib.nullcontext():
-                losses = _optimizer_step(accelerator, model, optimizer, loss_function, batches, text.at(step), config)
+            asked = dataset.prompts_at(step)
+            text_PT = text.at(step, asked)
+            with statistics.collecting(asked) if reporter.is_logged(step + 1) else contextlib.nullcontext():
+                losses = _optimizer_step(accelerator, model, optimizer, loss_function, batches, text_PT, config)
             if not math.isfinite(losses["loss"]):
                 raise LossNotFinite(
                     f"the loss is {losses['loss']} at step {step + 1}: the training diverged",
