@@ -188,7 +188,7 @@ def _optimizer_step(
             volume = volume.contiguous(memory_format=torch.channels_last_3d)
         with accelerator.accumulate(model):
             output = model(volume=volume, text_PT=text_PT.to(volume.device), origin_B3=batch["origin"])
-            segmentation = loss_function(output.logits, batch["targets"], batch["supervised"])
+            segmentation = loss_function(output.compared, batch["targets"], batch["supervised"])
             loss = segmentation + output.aux_loss
             accelerator.backward(loss)
             if accelerator.sync_gradients and config.clip_norm:
