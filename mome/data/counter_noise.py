@@ -26,7 +26,8 @@ def normal_noise(keys: Sequence[tuple[int, int]], shape: Sequence[int], device: 
     half = -(-count // 2)
     index_V = torch.arange(2 * half, device=device, dtype=torch.int64)
     pairs = torch.tensor(keys, dtype=torch.int64).to(device)
-    hashed_BV = _hashed((_hashed(index_V[None] ^ pairs[:, :1]) + pairs[:, 1:]) & _MASK)
+    # The key is hashed, too: the indices under two keys of few bits would be a permutation of each other.
+    hashed_BV = _hashed((_hashed(index_V[None] ^ _hashed(pairs[:, :1])) + pairs[:, 1:]) & _MASK)
     uniform_BV = (hashed_BV.to(torch.float32) + 0.5) / 2**32
     radius_BV = (-2 * uniform_BV[:, :half].log()).clamp(min=0).sqrt()
     angle_BV = 2 * math.pi * uniform_BV[:, half:]
