@@ -91,11 +91,7 @@ def build_cache(
     """
     if len(names) > 254:
         raise InputError(f"a cache holds at most 254 labels, got {len(names)}", hint="train on fewer structures")
-    if cache_format not in FORMATS:
-        close = did_you_mean(cache_format[:60], FORMATS)
-        raise InputError(f"unknown cache_format {cache_format!r:.60}{close}", hint="plain or blosc2")
-    if cache_format == "blosc2":
-        load_blosc2()
+    check_format(cache_format)
     key = json.dumps([_VERSION, cache_format, processor.settings(), names, fingerprint], sort_keys=True)
     folder = Path(root) / f"{source}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     if (folder / "index.json").is_file():
@@ -108,6 +104,19 @@ def build_cache(
         if not (folder / "index.json").is_file():  # another process may have built it while this one waited
             _write_cache(folder, names, processor, list(cases), progress, skip_broken, workers, cache_format)
     return CaseCache(folder, names)
+
+
+def check_format(cache_format: str) -> None:
+    """Checks that caches can be stored in a format here.
+
+    Raises:
+        InputError: There is no such format, or its package is not installed.
+    """
+    if cache_format not in FORMATS:
+        close = did_you_mean(cache_format[:60], FORMATS)
+        raise InputError(f"unknown cache_format {cache_format!r:.60}{close}", hint="plain or blosc2")
+    if cache_format == "blosc2":
+        load_blosc2()
 
 
 def _write_cache(

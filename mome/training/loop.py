@@ -21,6 +21,7 @@ from mome.atomic import check_output_folder, output_errors
 from mome.data.sampling import PatchDataset
 from mome.errors import InputError
 from mome.folder_lock import folder_lock
+from mome.printable import printable
 from mome.processing import MoMEProcessor
 from mome.temporary_names import remove_stale_parts
 from mome.training.batches import batches_from, samples_per_step
@@ -147,7 +148,8 @@ def _run_steps(
                 losses = _optimizer_step(accelerator, model, optimizer, loss_function, batches, text_PT, config)
             if not math.isfinite(losses["loss"]):
                 raise LossNotFinite(
-                    f"the loss is {losses['loss']} at step {step + 1}: the training diverged",
+                    f"the loss is {losses['loss']} at step {step + 1}: the training diverged; the step's cases are "
+                    + printable(", ".join(dataset.cases_at(step)[:4])),
                     where=str(out),
                     hint="a lower train.learning_rate, and train.mixed_precision=no if it is fp16",
                 )

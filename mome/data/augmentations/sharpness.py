@@ -123,13 +123,14 @@ def blurred(volume_BDHW: Tensor, widths: Sequence[Sequence[float]], largest: flo
     if not radius:
         return volume_BDHW
     for axis in range(3):
-        weights = np.stack([_gaussian(width[axis], radius) for width in widths])
+        weights = np.stack([_gaussian(width[axis], radius) for width in widths]).astype(np.float32)
+        weights_BK111 = torch.from_numpy(weights).to(volume_BDHW.device)[..., None, None, None]
         size, pad = volume_BDHW.shape[1 + axis], [0] * 6
         pad[2 * (2 - axis)] = pad[2 * (2 - axis) + 1] = radius
         padded = F.pad(volume_BDHW[:, None], pad, mode="replicate")[:, 0]
         total = torch.zeros_like(volume_BDHW)
         for tap in range(2 * radius + 1):
-            total = total + per_patch(weights[:, tap].tolist(), volume_BDHW) * padded.narrow(1 + axis, tap, size)
+            total = total + weights_BK111[:, tap] * padded.narrow(1 + axis, tap, size)
         volume_BDHW = total
     return volume_BDHW
 
