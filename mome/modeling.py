@@ -78,8 +78,9 @@ class MoME(WithDecoding, SavedModel):
         self._compared_scales = int(self.segmentation_loss.scales) if reads_scales else 0
         if reads_scales and len(self.scale_experts) < 2:
             raise InputError(
-                f"loss '{config.loss['name']}' compares several scales, and fusion '{config.fusion['name']}' uses one",
-                hint="fusion=text_guided, or loss=bce_dice",
+                f"loss '{config.loss['name']}' compares several scales, and encoder '{config.encoder['name']}' with "
+                f"fusion '{config.fusion['name']}' gives one",
+                hint="an encoder of more stages with fusion=text_guided, or loss=bce_dice",
             )
         self._check_labels(config.labels)
         self.gradient_checkpointing = False

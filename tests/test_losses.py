@@ -169,7 +169,7 @@ def test_a_model_gives_its_scales_to_deep_supervision(experts: str) -> None:
 def test_deep_supervision_needs_several_scales_and_stands_once() -> None:
     from tiny_parts import make_model
 
-    with pytest.raises(InputError, match="compares several scales, and fusion 'last' uses one"):
+    with pytest.raises(InputError, match="compares several scales, and encoder 'unet' with fusion 'last' gives one"):
         make_model(loss="deep_supervision", fusion="last")
     with pytest.raises(InputError, match="stands around a weighted_sum"):
         LOSSES.build("weighted_sum(losses=[tversky, deep_supervision])")
