@@ -26,20 +26,25 @@ def normal_noise(keys: Sequence[tuple[int, int]], shape: Sequence[int], device: 
     half = -(-count // 2)
     index_V = torch.arange(2 * half, device=device, dtype=torch.int64)
     pairs = torch.tensor(keys, dtype=torch.int64).to(device)
-    # The key is hashed, too: the indices under two keys of few bits would be a permutation of each other.
-    hashed_BV = _hashed((_hashed(index_V[None] ^ _hashed(pairs[:, :1])) + pairs[:, 1:]) & _MASK)
-    uniform_BV = (hashed_BV.to(torch.float32) + 0.5) / 2**32
-    radius_BV = (-2 * uniform_BV[:, :half].log()).clamp(min=0).sqrt()
-    angle_BV = 2 * math.pi * uniform_BV[:, half:]
+    # Keys are hashed first: the indices under two keys of few bits would be a permutation of each other.
+    first_B1, second_B1 = (_finished(_mixed(_mixed(key.clone()))) for key in pairs.split(1, dim=1))
+    bits_BV = _mixed(index_V[None] ^ first_B1).add_(second_B1).bitwise_and_(_MASK)
+    bits_BV = _finished(_mixed(_mixed(bits_BV)))
+    uniform_BV = bits_BV.to(torch.float32).add_(0.5).div_(2**32)
+    radius_BV = uniform_BV[:, :half].log().mul_(-2).clamp_(min=0).sqrt_()
+    angle_BV = uniform_BV[:, half:].mul_(2 * math.pi)
     noise_BV = torch.cat([radius_BV * angle_BV.cos(), radius_BV * angle_BV.sin()], dim=1)
     return noise_BV[:, :count].reshape(len(keys), *shape)
 
 
-def _hashed(x: Tensor) -> Tensor:
-    """Mixes the bits of 32-bit numbers in int64 (the integer hash published by Thomas Mueller).
+def _mixed(x: Tensor) -> Tensor:
+    """One round of the integer hash published by Thomas Mueller, in place, of 32-bit numbers in int64.
 
     Its multiplier has 27 bits, so that no product leaves int64.
     """
-    for _ in range(2):
-        x = (((x >> 16) ^ x) * 0x45D9F3B) & _MASK
-    return (x >> 16) ^ x
+    return x.bitwise_xor_(x >> 16).mul_(0x45D9F3B).bitwise_and_(_MASK)
+
+
+def _finished(x: Tensor) -> Tensor:
+    """The last step of the hash, in place."""
+    return x.bitwise_xor_(x >> 16)

@@ -45,15 +45,15 @@ def moved(
         (torch.arange(side, device=device, dtype=torch.float32) - (side - 1) / 2) * step
         for side, step in zip(size, spacing, strict=True)
     ]
-    d, h, w = torch.meshgrid(*axes, indexing="ij")
-    coordinates = []
+    grid = torch.empty(1, *size, 3, device=device)
     for axis, row in enumerate(matrix.tolist()):
-        place_DHW = row[0] * d + row[1] * h + row[2] * w
-        if field_3DHW is not None:
-            place_DHW = place_DHW + field_3DHW[axis]
         # `grid_sample` counts from -1 to 1 between the centres of the first and the last voxel.
-        coordinates.append(place_DHW * (2 / (spacing[axis] * max(volume_DHW.shape[axis] - 1, 1))))
-    grid = torch.stack(coordinates[::-1], dim=-1)[None]  # the last axis comes first
+        unit = 2 / (spacing[axis] * max(volume_DHW.shape[axis] - 1, 1))
+        d, h, w = (factor * unit * places for factor, places in zip(row, axes, strict=True))
+        place_DHW = (d[:, None] + h)[..., None] + w
+        if field_3DHW is not None:
+            place_DHW = place_DHW + unit * field_3DHW[axis]
+        grid[0, ..., 2 - axis] = place_DHW  # the last axis of the patch comes first
     volume = F.grid_sample(volume_DHW[None, None], grid, "bilinear", "zeros", align_corners=True)[0, 0]
     codes = F.grid_sample(codes_DHW[None, None].float(), grid, "nearest", "zeros", align_corners=True)[0, 0]
     return volume, codes.to(codes_DHW.dtype)

@@ -209,13 +209,14 @@ class PatchDataset(Dataset):
         volume_BDHW, codes_BDHW = batch["volume"].to(torch.float32) / 255, batch["codes"]
         if self.augmentation is not None:
             volume_BDHW, codes_BDHW = self.augmentation(volume_BDHW, codes_BDHW, numbers, self.patch)
+        tables_BPC = batch["members"].to(torch.uint8).transpose(1, 2)
         targets = [
-            members_CP.t().contiguous()[:, codes_DHW.long()]
-            for members_CP, codes_DHW in zip(batch["members"], codes_BDHW, strict=True)
+            torch.stack([table_C.take(codes_DHW) for table_C in tables_PC])
+            for tables_PC, codes_DHW in zip(tables_BPC, codes_BDHW.long(), strict=True)
         ]
         return {
             "volume": volume_BDHW[:, None],
-            "targets": torch.stack(targets).to(torch.uint8),
+            "targets": torch.stack(targets),
             "supervised": batch["supervised"],
             "origin": batch["origin"],
         }
