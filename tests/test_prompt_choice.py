@@ -48,9 +48,10 @@ def cache(tmp_path: Path) -> CaseCache:
     return build_cache(tmp_path, "test", LABELS, processor, cases, "")
 
 
-def dataset(cache: CaseCache, samples: int = 4, **settings: object) -> PatchDataset:
+def dataset(cache: CaseCache, samples: int = 4, on: str = "auto", **settings: object) -> PatchDataset:
     sampling = SamplingConfig(**{"prompts": 4, **settings})  # type: ignore[arg-type]
-    augmentation = BatchAugmentation(AugmentationConfig(affine=0.5), LABELS, seed=1)
+    config = AugmentationConfig(affine=0.5, margin=0.2, on=on)  # type: ignore[arg-type]
+    augmentation = BatchAugmentation(config, LABELS, seed=1)
     return PatchDataset([cache], [1.0], LABELS, (12, 12, 12), 1000, 1, sampling, augmentation, samples)
 
 
@@ -96,6 +97,20 @@ def test_processes_accumulation_and_restarts_change_no_sample(cache: CaseCache) 
     assert sorted(resumed) == list(range(12, 20)) and same({n: alone[n] for n in resumed}, resumed)
     single = dataset(cache)[7]
     assert all(torch.equal(single[key], alone[7][key]) for key in single)
+
+
+def test_the_place_of_augmentation_changes_no_sample(cache: CaseCache) -> None:
+    config, made = TrainConfig(batch_size=3), []
+    accelerator = SimpleNamespace(num_processes=1, process_index=0, device=torch.device("cpu"))
+    for on in ("loader", "device"):
+        patches = dataset(cache, 3, on)
+        assert patches.augmentation is not None and patches.augmentation.runs_on(accelerator.device) == (on == "device")
+        assert patches.augmentation.margin(patches.patch) == (2, 2, 2)
+        made.append(list(batches_from(0, 3, patches, config, accelerator)))  # type: ignore[arg-type]
+    for one, other in zip(*made, strict=True):
+        assert one["volume"].shape == (3, 1, 12, 12, 12) and one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    assert BatchAugmentation(AugmentationConfig(), LABELS).runs_on(torch.device("cuda"))
 
 
 def test_workers_change_no_sample(cache: CaseCache) -> None:

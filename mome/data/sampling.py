@@ -18,6 +18,9 @@ from mome.data.structure_places import structures_in
 from mome.errors import InputError, did_you_mean
 from mome.typed import check_range
 
+# Patches of a step whose contents decide its prompts; every process looks at all of them.
+_MOST_LOOKED_AT = 64
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
@@ -231,7 +234,8 @@ class PatchDataset(Dataset):
             chosen = list(range(len(self.names)))
             if 0 < self.sampling.prompts < len(self.names):
                 first = step * self.samples_per_step
-                patches = [self._contents(number) for number in range(first, first + self.samples_per_step)]
+                looked_at = min(self.samples_per_step, _MOST_LOOKED_AT)
+                patches = [self._contents(number) for number in range(first, first + looked_at)]
                 chosen = choose_prompts(
                     patches, self.names, self.sampling.prompts, self.sampling.positive, self.sampling.hard_negative,
                     self.seed, step,
