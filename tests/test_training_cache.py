@@ -13,14 +13,17 @@ import pytest
 from training_runs import NAMES, losses, write_cases, write_recipe
 
 from mome.data.cache import CaseCache
-from mome.data.cache_build import cache_case_folder
+from mome.data.cache_build import LoadedCase, build_cache, cache_case_folder
 from mome.data.case_folder import CaseFolder
 from mome.data.label_codes import mask_of
+from mome.data.sampling import PatchDataset
 from mome.data.structure_places import BLOCK_SIDE, blocks_of, structures_in
 from mome.errors import InputError
+from mome.labels import load_table
 from mome.processing import MoMEProcessor
 from mome.training.config_file import load_run_config
 from mome.training.loop import train
+from mome.volumes import Grid
 
 PROCESSOR = {"spacing": [2, 2, 2], "hu_window": [-200, 400]}
 
@@ -160,6 +163,39 @@ def test_blocks_say_what_a_patch_may_show() -> None:
             )
             mask = mask_of(labels, codes, name)
             assert (not mask[box].any() or name in found) and (name not in found or mask[wide].any())
+
+
+@pytest.mark.parametrize("cache_format", ["plain", "blosc2"])
+def test_many_overlapping_structures(tmp_path: Path, cache_format: str) -> None:
+    """More than 256 sets of structures need two bytes per voxel; a batch may join them with cases of one byte."""
+    if cache_format == "blosc2":
+        pytest.importorskip("blosc2")
+    names = load_table().names()[:10]
+    rng = np.random.default_rng(0)
+    shape, grid = (40, 20, 20), Grid((40, 20, 20), np.diag([2.0, 2, 2, 1]))
+    masks = {name: rng.random(shape) < 0.5 for name in names}
+    hu = rng.normal(0, 50, shape).astype(np.float32)
+    cases = [
+        ("many", lambda: LoadedCase(hu, grid, masks)),
+        ("few", lambda: LoadedCase(hu, grid, {names[3]: masks[names[3]]})),
+    ]
+    cache = build_cache(tmp_path, "many", names, MoMEProcessor(**PROCESSOR), cases, "", cache_format=cache_format)
+    assert cache[0].labels.dtype == np.uint16 and cache[1].labels.dtype == np.uint8
+    patches = PatchDataset([cache], [1.0], names, (16, 16, 16), 20, 0)
+    batch = patches.finished([patches.read(number) for number in range(12)])
+    many = [patches.place(number).case == 0 for number in range(12)]
+    assert {*many} == {True, False}
+    for row, (is_many, origin) in enumerate(zip(many, batch["origin"].tolist(), strict=True)):
+        box = tuple(slice(first, first + 16) for first in origin)
+        for label, name in enumerate(names):
+            known = is_many or name == names[3]
+            assert bool(batch["supervised"][row, label]) == known
+            wanted = masks[name][box] if known else np.zeros((16, 16, 16))
+            assert np.array_equal(batch["targets"][row, label].numpy(), wanted)
+    cache.index[0]["codes"] = cache.index[0]["codes"][:5]
+    cache._open.clear()
+    with pytest.raises(InputError, match="case 'many' of a training cache has a code that its index does not name"):
+        patches.read(many.index(True))
 
 
 def test_training_on_chunks_gives_the_losses_of_plain_arrays(tmp_path: Path) -> None:

@@ -170,6 +170,12 @@ class PatchDataset(Dataset):
         low = [first - more for first, more in zip(start, margin, strict=True)]
         size = [side + 2 * more for side, more in zip(self.patch, margin, strict=True)]
         codes = read_box(case.labels, low, size)
+        if int(codes.max()) >= len(case.members):  # found here, not as an index out of range on a GPU
+            raise InputError(
+                f"case {case.name!r:.60} of a training cache has a code that its index does not name",
+                where=str(self.caches[place.source].folder),
+                hint="remove this folder; the next run builds it again",
+            )
         swaps = self.augmentation is not None and self.augmentation.swaps_sides(number)
         asked = [self.names[i] for i in self.prompts_at(number // self.samples_per_step)]
         stored = [other_side(name) for name in asked] if swaps else asked
