@@ -1,13 +1,14 @@
 """A volume on disk as compressed chunks, from which a patch is read without the rest.
 
-A file holds the chunks one after the other, each compressed by Blosc2 (zstd after a bit shuffle). A table beside it
-says where each chunk lies and which checksum it has. Blosc2 sees single buffers only: its own file format can hold
+A file holds the chunks one after the other, each compressed by zstd in Blosc2. A table beside it says where each chunk
+lies and which checksum it has. Blosc2 sees single buffers only: its own file format can hold
 expressions, which a reader evaluates.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import zlib
 from collections.abc import Iterator, Sequence
@@ -52,14 +53,15 @@ def write_chunks(array: np.ndarray, path: Path) -> np.ndarray:
         InputError: Blosc2 is not installed.
     """
     blosc2 = load_blosc2()
+    # A shuffle of the bytes of single-byte voxels compresses less, and is slower.
+    shuffle = blosc2.Filter.NOFILTER if array.itemsize == 1 else blosc2.Filter.SHUFFLE
     rows, offset = [], 0
     with path.open("wb") as file:
         for box in _boxes(array.shape):
             chunk = np.ascontiguousarray(array[box])
             packed = blosc2.compress2(
-                chunk, codec=blosc2.Codec.ZSTD, clevel=_LEVEL, filters=[blosc2.Filter.BITSHUFFLE],
-                typesize=array.itemsize, nthreads=1,
-            )  # fmt: skip
+                chunk, codec=blosc2.Codec.ZSTD, clevel=_LEVEL, filters=[shuffle], typesize=array.itemsize, nthreads=1
+            )
             file.write(packed)
             rows.append((offset, len(packed), zlib.crc32(packed)))
             offset += len(packed)
@@ -87,7 +89,10 @@ class ChunkedArray:
         self._counts = [-(-side // CHUNK_SIDE) for side in self.shape]
         if table.dtype != np.int64 or table.shape != (int(np.prod(self._counts)), 3):
             raise InputError("the table of chunks is of another array", where=str(path))
-        self._table = table
+        # Lists of Python numbers: a patch looks up dozens of chunks.
+        self._begins = table[:, 0].tolist()
+        self._ends = (table[:, 0] + table[:, 1]).tolist()
+        self._sums = table[:, 2].tolist()
 
     def __getitem__(self, box: tuple[slice, ...]) -> np.ndarray:
         """Reads a box.
@@ -102,15 +107,24 @@ class ChunkedArray:
         out = np.zeros([max(stop - start, 0) for start, stop in zip(low, high, strict=True)], dtype=self.dtype)
         if not out.size:
             return out
+        # For every axis: number of a chunk, its voxels, the part of them that is read, and its place in the box.
+        pieces = [
+            [_piece(n, a, b, size) for n in range(a // CHUNK_SIDE, -(-b // CHUNK_SIDE))]
+            for a, b, size in zip(low, high, self.shape, strict=True)
+        ]
         try:
             with open(self.path, "rb", buffering=0) as file:
-                for number in itertools.product(*map(_chunks, low, high)):
-                    begin = [n * CHUNK_SIDE for n in number]
-                    chunk = self._chunk(file.fileno(), number)
-                    first = [max(a, b) for a, b in zip(begin, low, strict=True)]
-                    last = [min(a + n, b) for a, n, b in zip(begin, chunk.shape, high, strict=True)]
-                    inside = tuple(slice(f - a, e - a) for f, e, a in zip(first, last, begin, strict=True))
-                    out[tuple(slice(f - a, e - a) for f, e, a in zip(first, last, low, strict=True))] = chunk[inside]
+                for i, depth, read_i, write_i in pieces[0]:
+                    for j, height, read_j, write_j in pieces[1]:
+                        # The chunks along the last axis lie one after the other in the file.
+                        row = (i * self._counts[1] + j) * self._counts[2]
+                        numbers = range(row + pieces[2][0][0], row + pieces[2][-1][0] + 1)
+                        start = self._begins[numbers[0]]
+                        packed = os.pread(file.fileno(), self._ends[numbers[-1]] - start, start)
+                        for number, (_, width, read_k, write_k) in zip(numbers, pieces[2], strict=True):
+                            begin, end = self._begins[number] - start, self._ends[number] - start
+                            chunk = self._chunk(packed[begin:end], number, (depth, height, width))
+                            out[write_i, write_j, write_k] = chunk[read_i, read_j, read_k]
         except OSError as error:
             raise InputError(f"a file of a training cache cannot be read: {error}", where=str(self.path)) from error
         return out
@@ -119,21 +133,18 @@ class ChunkedArray:
         whole = self[tuple(slice(0, side) for side in self.shape)]
         return whole if dtype is None else whole.astype(dtype, copy=False)
 
-    def _chunk(self, file: int, number: tuple[int, ...]) -> np.ndarray:
-        """Returns one chunk.
+    def _chunk(self, packed: bytes, number: int, sides: tuple[int, int, int]) -> np.ndarray:
+        """Returns one chunk from its compressed bytes.
 
         Raises:
             InputError: It is damaged.
         """
-        offset, length, crc = self._table[np.ravel_multi_index(number, self._counts)].tolist()
-        sides = [min(CHUNK_SIDE, size - n * CHUNK_SIDE) for n, size in zip(number, self.shape, strict=True)]
-        packed = os.pread(file, length, offset)
-        if len(packed) == length and zlib.crc32(packed) == crc:
+        if len(packed) == self._ends[number] - self._begins[number] and zlib.crc32(packed) == self._sums[number]:
             try:
                 raw = self._blosc2.decompress2(packed, nthreads=1)
             except (RuntimeError, ValueError, TypeError):
                 raw = b""
-            if len(raw) == int(np.prod(sides)) * self.dtype.itemsize:
+            if len(raw) == math.prod(sides) * self.dtype.itemsize:
                 return np.frombuffer(raw, dtype=self.dtype).reshape(sides)
         raise InputError(
             "a file of a training cache has changed",
@@ -142,9 +153,12 @@ class ChunkedArray:
         )
 
 
-def _chunks(low: int, high: int) -> range:
-    """Returns the numbers of the chunks along one axis that hold voxels from `low` to below `high`."""
-    return range(low // CHUNK_SIDE, -(-high // CHUNK_SIDE))
+def _piece(number: int, low: int, high: int, size: int) -> tuple[int, int, slice, slice]:
+    """Returns, of a chunk along one axis: its number, its voxels, those between `low` and `high`, and their place."""
+    begin = number * CHUNK_SIDE
+    end = min(begin + CHUNK_SIDE, size)
+    first, last = max(begin, low), min(end, high)
+    return number, end - begin, slice(first - begin, last - begin), slice(first - low, last - low)
 
 
 def _boxes(shape: Sequence[int]) -> Iterator[tuple[slice, ...]]:
