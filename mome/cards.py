@@ -15,7 +15,7 @@ from typing import Any
 from mome.docstrings import argument_meanings, first_sentence, module_docstring, own_docstring, prose, sources
 from mome.part_fields import default_fields
 from mome.part_lists import find_registry
-from mome.registry import ENCODERS, EXPERTS, FUSIONS, HEADS, LAYERS, ROUTERS, TEXT_ENCODERS, Registry
+from mome.registry import AUGMENTATIONS, ENCODERS, EXPERTS, FUSIONS, HEADS, LAYERS, ROUTERS, TEXT_ENCODERS, Registry
 from mome.spec import write
 from mome.typed import type_name
 
@@ -157,6 +157,8 @@ def _fits(registry: Registry, part_class: Any) -> list[str]:
         return ["Runs in plain torch, a tile of voxels at a time, with every fusion."]
     if registry is ENCODERS:
         return _fits_of_encoder(part_class)
+    if registry is AUGMENTATIONS:
+        return [part_class.concerns]
     if registry is LAYERS:
         return ["Stands inside encoders that have an argument for a layer, with parts that do not read the prompt."]
     if registry is TEXT_ENCODERS:

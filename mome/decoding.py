@@ -14,13 +14,13 @@ from mome.encoders.base import Encoder
 from mome.extra_experts import WithExtraExperts
 from mome.forward_observer import ForwardObserver
 from mome.layers.heads.base import Head
-from mome.layers.predict import predict
+from mome.layers.predict import predict, predict_one_scale
 from mome.layers.scale_expert import ScaleExpert
 from mome.layers.scale_stack import ScaleStack
 from mome.layers.text_bank import TextBank
 from mome.map_context import MapContext
 from mome.model_inputs import check_text
-from mome.outputs import Features
+from mome.outputs import Decoded, Features
 from mome.routers.fusion.base import Fusion
 from mome.routers.fusion.shown import shown_weights
 from mome.routers.routing import Routing
@@ -52,29 +52,54 @@ class WithDecoding(WithExtraExperts):
         Raises:
             InputError: The text rows have another width than the model was built for.
         """
-        logits, _ = self._decode(features, text_PT)
-        return logits
+        return self._decode(features, text_PT).logits
 
-    def _decode(self, features: Features, text_PT: Tensor) -> tuple[Tensor, list[Routing | None]]:
+    def _decode(self, features: Features, text_PT: Tensor, coarse_scales: int = 0) -> Decoded:
+        """Decodes prompts.
+
+        Args:
+            features, text_PT: As for `decode`.
+            coarse_scales: Largest number of coarser scales whose logits are returned, too.
+        """
         given_PT, text_PT, numbers_PE = self._split_rows(text_PT)
         routings: list[Routing | None] = []
         if features.scales_BSCDHW is not None and not self.extra_experts:
             self._show_fusion(features.scales_BSCDHW, text_PT, range(text_PT.shape[0]))
             logits = self._predict(features.scales_BSCDHW, text_PT, features.bottleneck)
+            coarse = self._scale_logits(features.scales_BSCDHW, text_PT, features.bottleneck, coarse_scales)
         else:
             parts: dict[int, Tensor] = {}
+            coarse_parts: dict[int, tuple[Tensor, ...]] = {}
             for members, own_BSCDHW, routed in self._scale_sets(features, given_PT, text_PT):
                 routings += routed
                 for p in members:  # one by one, so that the other prompts do not even change how a logit is rounded
                     scales, present_1S = self.with_extra_scales(own_BSCDHW, features.extra_maps, numbers_PE[p : p + 1])
                     self._show_fusion(scales, text_PT, [p], present_1S)
-                    parts[p] = self._predict(scales, text_PT[p : p + 1], features.bottleneck, present_1S)
-            logits = torch.cat([parts[p] for p in range(text_PT.shape[0])], dim=1)
+                    text_1T = text_PT[p : p + 1]
+                    parts[p] = self._predict(scales, text_1T, features.bottleneck, present_1S)
+                    coarse_parts[p] = self._scale_logits(own_BSCDHW, text_1T, features.bottleneck, coarse_scales)
+            prompts = range(text_PT.shape[0])
+            logits = torch.cat([parts[p] for p in prompts], dim=1)
+            coarse = tuple(torch.cat(scale, dim=1) for scale in zip(*(coarse_parts[p] for p in prompts), strict=True))
         stride = self.encoder.strides[-1]
         if any(step > 1 for step in stride):
             full = [side * step for side, step in zip(logits.shape[2:], stride, strict=True)]
             logits = F.interpolate(logits, size=full, mode="trilinear", align_corners=False)
-        return logits, routings
+        return Decoded(logits, routings, coarse)
+
+    def _scale_logits(self, own_BSCDHW: Tensor, text_PT: Tensor, bottleneck: Tensor, count: int) -> tuple[Tensor, ...]:
+        """Returns the logits (B, P, D_s, H_s, W_s) of the model's own coarser scales, from fine to coarse.
+
+        The stack holds every scale at the finest resolution; means over voxels bring a scale back to its own.
+        """
+        strides = self.encoder.strides[self.first_scale :]
+        found = []
+        for scale in range(len(strides) - 2, max(len(strides) - 2 - count, -1), -1):
+            step = [own // finest for own, finest in zip(strides[scale], strides[-1], strict=True)]
+            map_BCDHW = F.avg_pool3d(own_BSCDHW[:, scale], step, step)
+            logits_BPV = predict_one_scale(self.head, map_BCDHW.flatten(2), text_PT, bottleneck)
+            found.append(logits_BPV.unflatten(-1, map_BCDHW.shape[2:]))
+        return tuple(found)
 
     def fusion_weights(self, features: Features, text_PT: Tensor) -> Tensor:
         """The weights (B, P, S + E, D, H, W) of the scales, then of the whole-model experts, at the finest resolution.

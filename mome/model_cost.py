@@ -82,7 +82,7 @@ def _measured(model: MoME) -> Cost:
         with FlopCounterMode(display=False) as decoding:
             network.decode(features, all_prompts)
         with FlopCounterMode(display=False) as decoding_one:
-            _, prompt_routings = network._decode(features, one)
+            prompt_routings = network._decode(features, one).routings
     count = sum(parameter.numel() for parameter in network.parameters())
     return Cost(
         parameters=count,

@@ -74,6 +74,14 @@ class MoME(WithDecoding, SavedModel):
         self.text_bank = parts.text_bank
         self.extra_experts = parts.extra_experts
         self.segmentation_loss = LOSSES.build(config.loss)
+        reads_scales = getattr(self.segmentation_loss, "reads_scales", False)
+        self._compared_scales = int(self.segmentation_loss.scales) if reads_scales else 0
+        if reads_scales and len(self.scale_experts) < 2:
+            raise InputError(
+                f"loss '{config.loss['name']}' compares several scales, and encoder '{config.encoder['name']}' with "
+                f"fusion '{config.fusion['name']}' gives one",
+                hint="an encoder of more stages with fusion=text_guided, or loss=bce_dice",
+            )
         self._check_labels(config.labels)
         self.gradient_checkpointing = False
         self.post_init()
@@ -175,7 +183,8 @@ class MoME(WithDecoding, SavedModel):
         if targets is not None:
             check_targets(volume, text_PT.shape[0], targets, supervised_BP)
         features = self._encode(volume, origin_B3)
-        logits, prompt_routings = self._decode(features, text_PT)
+        coarse_scales = self._compared_scales if self.training else 0
+        logits, prompt_routings, coarse = self._decode(features, text_PT, coarse_scales)
         routings = [routing for routing in (*features.routings, *prompt_routings) if routing is not None]
         if self.training:
             for routing in routings:
@@ -184,14 +193,15 @@ class MoME(WithDecoding, SavedModel):
                 self.observer.on_routings(routings)
         aux_loss, aux_losses = _auxiliary_losses(routings, logits)
         if targets is None or not return_loss:
-            return MoMEOutput(logits=logits, aux_loss=aux_loss, aux_losses=aux_losses)
-        segmentation = self.segmentation_loss(logits, targets, supervised_BP)
+            return MoMEOutput(logits=logits, aux_loss=aux_loss, aux_losses=aux_losses, scale_logits=coarse or None)
+        segmentation = self.segmentation_loss((logits, *coarse) if coarse else logits, targets, supervised_BP)
         return MoMEOutput(
             loss=segmentation + aux_loss,
             logits=logits,
             segmentation_loss=segmentation,
             aux_loss=aux_loss,
             aux_losses=aux_losses,
+            scale_logits=coarse or None,
         )
 
     def get_input_embeddings(self) -> nn.Module:

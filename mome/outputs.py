@@ -32,6 +32,20 @@ class Features(NamedTuple):
     extra_maps: tuple[Tensor, ...] = ()
 
 
+class Decoded(NamedTuple):
+    """The result of decoding prompts.
+
+    Attributes:
+        logits: (B, P, D, H, W) at the input's resolution.
+        routings: Of experts that read prompts, else empty.
+        scale_logits: See `MoMEOutput`; empty where they were not asked for.
+    """
+
+    logits: Tensor
+    routings: list[Routing | None]
+    scale_logits: tuple[Tensor, ...] = ()
+
+
 @dataclass
 class MoMEOutput(ModelOutput):
     """Result of `MoME.forward`.
@@ -42,6 +56,8 @@ class MoMEOutput(ModelOutput):
         segmentation_loss: The part of `loss` that compares logits with targets.
         aux_loss: Mean over the routers of the sum of their auxiliary losses; zero in eval.
         aux_losses: The same by name, each the mean over the routers; empty in eval.
+        scale_logits: Logits (B, P, D_s, H_s, W_s) of the coarser scales by themselves, from fine to coarse; in training
+            with a loss that reads them, else None.
     """
 
     loss: Tensor | None = None
@@ -49,3 +65,10 @@ class MoMEOutput(ModelOutput):
     segmentation_loss: Tensor | None = None
     aux_loss: Tensor | None = None
     aux_losses: dict[str, Tensor] | None = None
+    scale_logits: tuple[Tensor, ...] | None = None
+
+    @property
+    def compared(self) -> Tensor | tuple[Tensor, ...]:
+        """What a loss compares with the targets: the logits, and those of the coarser scales where there are any."""
+        assert self.logits is not None
+        return self.logits if self.scale_logits is None else (self.logits, *self.scale_logits)

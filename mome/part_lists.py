@@ -27,7 +27,8 @@ def list_parts(kind: str, pattern: Patterns = "*", *, exclude: Patterns = ()) ->
     """Sorted names of the parts of a kind, those of other packages included.
 
     Args:
-        kind: "encoders", "text_encoders", "experts", "routers", "fusions", "heads", "layers" or "losses".
+        kind: "encoders", "text_encoders", "experts", "routers", "fusions", "heads", "augmentations", "layers"
+            or "losses".
         pattern: One wildcard pattern or several, as in `["*choice*", "top*"]`.
         exclude: Patterns of names that are left out.
 

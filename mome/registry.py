@@ -22,6 +22,7 @@ from mome.spec import Spec, canonical
 from mome.typed import from_data
 
 __all__ = [
+    "AUGMENTATIONS",
     "ENCODERS",
     "EXPERTS",
     "FUSIONS",
@@ -127,6 +128,9 @@ FUSIONS = Registry("fusion", "mome.routers.fusion", "mome.fusions", "mome.router
 HEADS = Registry("head", "mome.layers.heads", "mome.heads", "mome.layers.heads.base:Head")
 LAYERS = Registry("layer", "mome.layers", "mome.layers")
 LOSSES = Registry("loss", "mome.losses", "mome.losses")
+AUGMENTATIONS = Registry(
+    "augmentation", "mome.data.augmentations", "mome.augmentations", "mome.data.augmentations.base:Augmentation"
+)
 
 REGISTRIES.update(
     {
@@ -136,6 +140,7 @@ REGISTRIES.update(
         "routers": ROUTERS,
         "fusions": FUSIONS,
         "heads": HEADS,
+        "augmentations": AUGMENTATIONS,
         "layers": LAYERS,
         "losses": LOSSES,
     }

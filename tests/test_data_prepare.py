@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -85,7 +86,9 @@ def test_three_commands_lead_from_a_folder_to_masks(tmp_path: Path, capsys: pyte
     folder = nnunet(tmp_path / "data", {name: liver_map() for name in names}, {"background": 0, "liver": [1, 2]})
     out = tmp_path / "prepared"
     arguments = ["data", "prepare", str(folder), "--layout", "nnunet", "-o", str(out), "--memory", "1500MB"]
-    assert main([*arguments, "--held-out", "0.4", "--workers", "2"]) == 0
+    stored = ["--cache-format", "blosc2"] if importlib.util.find_spec("blosc2") else []
+    assert main([*arguments, "--held-out", "0.4", "--workers", "2", *stored]) == 0
+    assert bool(list((out / "cache").glob("*/*.b2"))) == bool(stored)
     run = load_run_config(out / "run.yaml", [])
     assert run.labels == ("liver",) and run.validation and (out / "fingerprint.json").is_file()
     assert len(list((out / "cache").glob("*/index.json"))) == 2

@@ -260,6 +260,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(
 
 def test_a_loss_that_is_not_finite(run_folder: Path, capsys) -> None:
     printed = train_in(run_folder, capsys, 2, "the training diverged", *SHORT, "train.learning_rate=1e30", "--restart")
+    assert "the step's cases are c" in printed
     assert str(run_folder / "r") in printed and len([x for x in printed.splitlines() if "try:" in x]) == 1
     assert issubclass(LossNotFinite, FloatingPointError)
 

@@ -117,6 +117,68 @@ def test_a_sum_weighs_its_terms_and_a_model_keeps_its_loss(tmp_path) -> None:
     torch.testing.assert_close(again(volume, text, mask).loss, model.eval()(volume, text, mask).loss)
 
 
+def test_deep_supervision_against_the_formula() -> None:
+    """Three maps weigh 4 : 2 : 1; a coarse voxel is inside where at least half of its fine voxels are."""
+    generator = torch.Generator().manual_seed(0)
+    maps = [torch.randn(2, 2, side, side, 8, generator=generator, requires_grad=True) for side in (8, 4, 2)]
+    targets = (torch.rand(2, 2, 8, 8, 8, generator=generator) > 0.5).to(torch.uint8)
+    supervised = torch.tensor([[True, False], [True, True]])
+    loss = LOSSES.build("deep_supervision(loss=tversky, decay=0.5, scales=2)")
+    wanted = torch.zeros(())
+    for weight, scale in zip((4, 2, 1), maps, strict=True):
+        step = 8 // scale.shape[2]
+        coarse = torch.zeros(scale.shape)
+        for place in np.ndindex(*scale.shape):
+            b, p, z, y, x = place
+            block = targets[b, p, z * step : (z + 1) * step, y * step : (y + 1) * step, x]
+            coarse[place] = float(block.float().mean() >= 0.5)
+        wanted = wanted + weight / 7 * LOSSES.build("tversky")(scale, coarse, supervised)
+    value = loss(maps, targets, supervised)
+    torch.testing.assert_close(value, wanted)
+    value.backward()
+    for scale in maps:
+        assert scale.grad is not None and not scale.grad[0, 1].any() and scale.grad[1, 1].any()
+    fewer = LOSSES.build("deep_supervision(loss=tversky, decay=0.5, scales=1)")(maps, targets, supervised)
+    torch.testing.assert_close(fewer, loss(maps[:2], targets, supervised))
+    plain = LOSSES.build("tversky")(maps[0], targets, supervised)
+    torch.testing.assert_close(loss(maps[0], targets, supervised), plain)
+
+
+@pytest.mark.parametrize("experts", ["swiglu(n=4, hidden=8)", "film(n=4)"])
+def test_a_model_gives_its_scales_to_deep_supervision(experts: str) -> None:
+    """The logits of a coarse scale follow that scale's expert; they exist in training alone."""
+    from tiny_parts import inputs, make_model, targets
+
+    encoder = "unet(channels=[8, 8, 8, 16])"
+    model = make_model(loss="deep_supervision(loss=bce_dice, scales=2)", experts=experts, encoder=encoder)
+    given, masks = inputs(model), targets(model, 1)
+    assert model(**given, targets=masks).scale_logits is None
+    model.train()
+    torch.manual_seed(0)
+    result = model(**given, targets=masks)
+    assert [tuple(scale.shape[2:]) for scale in result.scale_logits] == [(8, 8, 8), (4, 4, 4)]
+    wanted = LOSSES.build("deep_supervision(loss=bce_dice, scales=2)")((result.logits, *result.scale_logits), masks)
+    torch.testing.assert_close(result.segmentation_loss, wanted)
+    assert result["loss"] is result.loss and result.compared[0] is result.logits
+    coarsest = list(model.scale_experts[0].parameters())
+    of_fine = torch.autograd.grad(result.scale_logits[0].sum(), coarsest, retain_graph=True, allow_unused=True)
+    of_coarse = torch.autograd.grad(result.scale_logits[1].sum(), coarsest, allow_unused=True)
+    assert not any(g is not None and g.any() for g in of_fine) and any(g is not None and g.any() for g in of_coarse)
+
+
+def test_deep_supervision_needs_several_scales_and_stands_once() -> None:
+    from tiny_parts import make_model
+
+    with pytest.raises(InputError, match="compares several scales, and encoder 'unet' with fusion 'last' gives one"):
+        make_model(loss="deep_supervision", fusion="last")
+    with pytest.raises(InputError, match="stands around a weighted_sum"):
+        LOSSES.build("weighted_sum(losses=[tversky, deep_supervision])")
+    with pytest.raises(InputError, match="stands once"):
+        LOSSES.build("deep_supervision(loss=deep_supervision)")
+    with pytest.raises(InputError, match="a decay above 0"):
+        LOSSES.build("deep_supervision(decay=0.0)")
+
+
 @pytest.mark.parametrize(
     "spec",
     ["focal(gamma=-1.0)", "focal(alpha=2.0)", "tversky(gamma=0.5)", "weighted_sum", "marginal(exclusion=-1.0)", "dise"],

@@ -7,8 +7,9 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import torch
 
-from mome.data.augmentation import Augmentation, AugmentationConfig
+from mome.data.augmentation import AugmentationConfig, BatchAugmentation
 from mome.errors import InputError
 from mome.labels import load_dataset
 from mome.processing import MoMEProcessor
@@ -69,34 +70,33 @@ def test_bad_sources(tmp_path: Path, source: dict[str, object], words: str) -> N
         open_source(run.sources[0], run, MoMEProcessor())
 
 
+def augmented(volume: np.ndarray, codes: np.ndarray, number: int, **settings: float) -> tuple[np.ndarray, np.ndarray]:
+    """One patch after the augmentations that these keys stand for, without the others."""
+    augment = BatchAugmentation(AugmentationConfig(mirror=0.0, intensity=0.0, noise=0.0, **settings), ["liver"])
+    changed, same = augment(torch.from_numpy(volume)[None], torch.from_numpy(codes)[None], [number], volume.shape)
+    return changed[0].numpy(), same[0].numpy()
+
+
 def test_gamma_and_blur_change_the_image_alone() -> None:
     rng = np.random.default_rng(0)
     patch = rng.random((12, 12, 12), dtype=np.float32)
-    targets = patch[None] > 0.5
-    plain = {"mirror": 0.0, "intensity": 0.0, "noise": 0.0}
-    curved, same, _ = Augmentation(AugmentationConfig(**plain, gamma=2.0), ["liver"])(
-        np.random.default_rng(1), patch, targets, np.ones(1, bool)
-    )
+    codes = (patch > 0.5).astype(np.uint8)
+    curved, same = augmented(patch, codes, 1, gamma=2.0)
     order = np.argsort(patch.ravel())
     assert np.all(np.diff(curved.ravel()[order]) >= -1e-6) and not np.allclose(curved, patch)
-    assert np.array_equal(same, targets)
-    smooth, same, _ = Augmentation(AugmentationConfig(**plain, blur=1.0), ["liver"])(
-        np.random.default_rng(1), patch, targets, np.ones(1, bool)
-    )
+    assert np.array_equal(same, codes)
+    smooth, same = augmented(patch, codes, 1, blur=1.0)
     assert smooth.std() < patch.std() and smooth.mean() == pytest.approx(patch.mean(), abs=0.02)
-    assert np.array_equal(same, targets)
+    assert np.array_equal(same, codes)
 
 
 def test_a_slab_has_air_above_and_below() -> None:
-    patch, targets = np.ones((6, 8, 16), np.float32), np.ones((1, 6, 8, 16), bool)
-    augment = Augmentation(
-        AugmentationConfig(mirror=0.0, intensity=0.0, noise=0.0, slab=1.0), ["liver"], left_right_axis=0, height_axis=2
-    )
+    patch, codes = np.ones((6, 8, 16), np.float32), np.ones((6, 8, 16), np.uint8)
     heights = set()
-    for seed in range(20):
-        cut, mask, _ = augment(np.random.default_rng(seed), patch, targets, np.ones(1, bool))
-        assert np.array_equal(cut > 0, mask[0])
-        shown = np.flatnonzero(mask[0].any(axis=(0, 1)))
-        assert len(shown) == shown[-1] - shown[0] + 1 and mask[0][:, :, shown].all()
+    for number in range(20):
+        cut, mask = augmented(patch, codes, number, slab=1.0)
+        assert np.array_equal(cut > 0, mask > 0)
+        shown = np.flatnonzero(mask.any(axis=(0, 1)))
+        assert len(shown) == shown[-1] - shown[0] + 1 and mask[:, :, shown].all()
         heights.add(len(shown))
     assert min(heights) >= 2 and max(heights) <= 16 and len(heights) > 5

@@ -11,11 +11,12 @@ import pytest
 import torch
 from training_runs import NAMES, write_cases
 
-from mome.data.augmentation import Augmentation, AugmentationConfig
+from mome.data.augmentation import AugmentationConfig, BatchAugmentation
 from mome.data.cache import CaseCache
 from mome.data.cache_build import cache_case_folder
 from mome.data.case_folder import CaseFolder
-from mome.data.sampling import PatchDataset, crop
+from mome.data.patch_box import patch_start, read_box
+from mome.data.sampling import PatchDataset
 from mome.errors import InputError
 from mome.processing import MoMEProcessor
 from mome.training.config import RunConfig, SourceConfig
@@ -65,7 +66,7 @@ def test_samples_are_a_function_of_their_number(cached) -> None:
             (16, 16, 16),
             50,
             seed,
-            augmentation=Augmentation(AugmentationConfig(affine=0.5), NAMES),
+            augmentation=BatchAugmentation(AugmentationConfig(affine=0.5), NAMES, seed=seed),
         )
 
     one, two = dataset(0), dataset(0)
@@ -78,16 +79,38 @@ def test_samples_are_a_function_of_their_number(cached) -> None:
     assert np.mean(present) > 0.6
 
 
-def test_mirroring_swaps_sides() -> None:
-    augment = Augmentation(AugmentationConfig(mirror=1.0, intensity=0.0, noise=0.0), NAMES)
-    patch = np.zeros((8, 4, 4), np.float32)
-    targets = np.zeros((3, 8, 4, 4), bool)
-    targets[0, :2], targets[2, 3:5] = True, True
-    supervised = np.array([True, False, True])
-    _, flipped, seen = augment(np.random.default_rng(0), patch, targets, supervised)
-    assert flipped[1, -2:].all() and not flipped[0].any() and flipped[2, 3:5].all()
-    assert seen.tolist() == [False, True, True]
-    assert not Augmentation(AugmentationConfig(mirror=1.0), NAMES[:1]).can_mirror
+def test_mirroring_swaps_sides(tmp_path: Path) -> None:
+    """The targets of a mirrored patch are those of the other side, mirrored, and so is what is annotated."""
+    root = write_cases(tmp_path / "data")
+    (root / "cases.json").write_text(json.dumps({"c1": {"annotated": [NAMES[0], NAMES[2]]}}))
+    processor = MoMEProcessor(spacing=[4, 4, 3], hu_window=[-200, 400])
+    cache = cache_case_folder(tmp_path / "cache", CaseFolder(root, "openkbp"), "test", NAMES, processor)
+
+    def sample(mirror: float, number: int) -> dict[str, torch.Tensor]:
+        config = AugmentationConfig(mirror=mirror, intensity=0.0, noise=0.0)
+        augmentation = BatchAugmentation(config, NAMES)
+        return PatchDataset([cache], [1.0], NAMES, (16, 16, 16), 50, 0, augmentation=augmentation)[number]
+
+    shown = [False] * 3
+    for number in range(8):
+        plain, flipped = sample(0.0, number), sample(1.0, number)
+        assert torch.equal(flipped["volume"], plain["volume"].flip(1))
+        assert torch.equal(flipped["targets"], plain["targets"][[1, 0, 2]].flip(1))
+        assert flipped["supervised"].tolist() == [False, True, True] and plain["supervised"].tolist() == [
+            True,
+            False,
+            True,
+        ]
+        assert torch.equal(flipped["origin"], plain["origin"])
+        shown = [old or bool(new) for old, new in zip(shown, flipped["targets"].flatten(1).any(1), strict=True)]
+    assert shown == [False, True, True]
+    assert BatchAugmentation(AugmentationConfig(mirror=1.0), NAMES).can_mirror
+    lonely = BatchAugmentation(AugmentationConfig(mirror=1.0), NAMES[:1])
+    assert not lonely.can_mirror and not any(lonely.swaps_sides(number) for number in range(9))
+
+
+def crop(array: np.ndarray, centre: tuple[int, ...], patch: tuple[int, ...]) -> np.ndarray:
+    return read_box(array, patch_start(array.shape, centre, patch), patch)
 
 
 def test_crop_stays_inside_or_pads() -> None:
@@ -95,6 +118,8 @@ def test_crop_stays_inside_or_pads() -> None:
     assert np.array_equal(crop(array, (0, 9, 1), (4, 4, 3)), array[:4, 6:, :])
     padded = crop(array + 1, (5, 5, 1), (4, 4, 7))
     assert np.array_equal(padded[:, :, 2:5], (array + 1)[3:7, 3:7]) and not padded[:, :, :2].any()
+    beyond = read_box(array + 1, (-3, 8, 20), (5, 5, 2))
+    assert beyond.shape == (5, 5, 2) and not beyond.any()
 
 
 def test_bad_case_folders(tmp_path: Path) -> None:

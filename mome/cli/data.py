@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", default="mome_ct_tiny", help="prepare: the model")
     parser.add_argument("--memory", default="8GB", help="prepare: memory of the device that will train")
     parser.add_argument("--held-out", type=float, default=0.2, help="prepare: share of patients for validation")
+    parser.add_argument("--cache-format", default="plain", help="prepare: plain, or blosc2 (compressed)")
     parser.add_argument("--skip-broken", action="store_true", help="prepare: leave out cases that cannot be used")
     parser.add_argument("--workers", type=int, default=1, help="prepare: scans that are read at once")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -113,6 +114,7 @@ def _prepare(args: argparse.Namespace) -> int:
         held_out=args.held_out,
         skip_broken=args.skip_broken,
         workers=args.workers,
+        cache_format=args.cache_format,
         progress=lambda items: track(
             items, "reading", console=error, transient=True, disable=args.json or not error.is_terminal
         ),

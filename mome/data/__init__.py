@@ -1,1 +1,1 @@
-"""Training data: folders of cases, their cache on the network grid, sampling, augmentation, synthetic phantoms."""
+"""Training data: cases, their cache on the network grid, sampling, augmentation, synthetic phantoms and CT."""

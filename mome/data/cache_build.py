@@ -1,5 +1,7 @@
 """Writes training cases on the network grid, windowed to uint8, as arrays on disk; `mome.data.cache` opens them.
 
+Arrays are plain, or compressed in chunks by Blosc2.
+
 There is one folder per data set and settings. Its name contains a hash of both, so that a changed spacing, HU window or
 scan gets a new cache. A build that was interrupted goes on with the first case that is not finished.
 """
@@ -19,11 +21,13 @@ import numpy as np
 import torch
 
 from mome.atomic import atomic_write, check_output_folder, output_errors
-from mome.data.cache import CaseCache, checksum, is_entry
+from mome.data.cache import FORMATS, CaseCache, checksum, is_entry
 from mome.data.case import Case
+from mome.data.chunked_array import load_blosc2, write_chunks
 from mome.data.label_codes import encoded
+from mome.data.structure_places import blocks_of, places_of
 from mome.data.training_labels import check_image
-from mome.errors import InputError
+from mome.errors import InputError, did_you_mean
 from mome.folder_lock import folder_lock
 from mome.processing import MoMEProcessor
 from mome.temporary_names import remove_stale_parts
@@ -31,7 +35,7 @@ from mome.text_file import read_json
 from mome.volumes import Grid, resample
 from mome.volumes.data_files import identity
 
-_VERSION = 3  # of the files in a cache; part of the hash
+_VERSION = 4  # of the files in a cache; part of the hash
 _WAIT_S = 3600.0  # for another process that builds a cache in the same folder
 
 
@@ -63,6 +67,7 @@ def build_cache(
     *,
     skip_broken: bool = False,
     workers: int = 1,
+    cache_format: str = "plain",
 ) -> CaseCache:
     """Opens the cache of a source; builds it if there is none.
 
@@ -77,14 +82,17 @@ def build_cache(
         skip_broken: Leave out cases that cannot be used, and list them in `problems.json`. Else the first of them is
             an error.
         workers: Threads that read cases at once; each holds one scan in memory.
+        cache_format: `plain` (memory-mapped arrays) or `blosc2` (compressed chunks).
 
     Raises:
-        InputError: More labels than a uint8 map can number, the cache is damaged, or its folder cannot be written.
+        InputError: There is no such format, its package is not installed, there are more labels than a uint8 map can
+            number, the cache is damaged, or its folder cannot be written.
         OutputError: The cache cannot be written; a partial one is removed.
     """
     if len(names) > 254:
         raise InputError(f"a cache holds at most 254 labels, got {len(names)}", hint="train on fewer structures")
-    key = json.dumps([_VERSION, processor.settings(), names, fingerprint], sort_keys=True)
+    check_format(cache_format)
+    key = json.dumps([_VERSION, cache_format, processor.settings(), names, fingerprint], sort_keys=True)
     folder = Path(root) / f"{source}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     if (folder / "index.json").is_file():
         return CaseCache(folder, names)
@@ -94,8 +102,21 @@ def build_cache(
     with folder_lock(root, wait_s=_WAIT_S):
         remove_stale_parts(root)
         if not (folder / "index.json").is_file():  # another process may have built it while this one waited
-            _write_cache(folder, names, processor, list(cases), progress, skip_broken, workers)
+            _write_cache(folder, names, processor, list(cases), progress, skip_broken, workers, cache_format)
     return CaseCache(folder, names)
+
+
+def check_format(cache_format: str) -> None:
+    """Checks that caches can be stored in a format here.
+
+    Raises:
+        InputError: There is no such format, or its package is not installed.
+    """
+    if cache_format not in FORMATS:
+        close = did_you_mean(cache_format[:60], FORMATS)
+        raise InputError(f"unknown cache_format {cache_format!r:.60}{close}", hint="plain or blosc2")
+    if cache_format == "blosc2":
+        load_blosc2()
 
 
 def _write_cache(
@@ -106,6 +127,7 @@ def _write_cache(
     progress: Callable[[Iterable[Any]], Iterable[Any]],
     skip_broken: bool,
     workers: int,
+    cache_format: str,
 ) -> None:
     """Writes the cache of all cases into `<folder>.building`, which is then renamed.
 
@@ -119,7 +141,7 @@ def _write_cache(
     with output_errors(folder, "the cache of training cases"):
         part.mkdir(exist_ok=True)
         try:
-            made = _made(part, names, processor, cases, skip_broken, workers)
+            made = _made(part, names, processor, cases, skip_broken, workers, cache_format)
             for (name, _), (entry, reason) in zip(progress(cases), made, strict=True):
                 if entry is None:
                     problems[name] = reason
@@ -150,13 +172,14 @@ def _made(
     cases: list[tuple[str, Callable[[], LoadedCase]]],
     skip_broken: bool,
     workers: int,
+    cache_format: str,
 ) -> Iterator[tuple[dict[str, Any] | None, str]]:
     """Yields the entry of every case in order, or None and the reason where it cannot be used."""
 
     def make(number: int) -> tuple[dict[str, Any] | None, str]:
         name, load = cases[number]
         try:
-            return _write_case(part, number, name, load, names, processor), ""
+            return _write_case(part, number, name, load, names, processor, cache_format), ""
         except InputError as error:
             if not skip_broken:
                 raise
@@ -173,7 +196,13 @@ def _made(
 
 
 def _write_case(
-    part: Path, number: int, name: str, load: Callable[[], LoadedCase], names: list[str], processor: MoMEProcessor
+    part: Path,
+    number: int,
+    name: str,
+    load: Callable[[], LoadedCase],
+    names: list[str],
+    processor: MoMEProcessor,
+    cache_format: str,
 ) -> dict[str, Any]:
     """Writes the arrays of one case and returns its entry of the index; what an earlier build wrote is kept.
 
@@ -192,20 +221,41 @@ def _write_case(
     windowed = processor.window(resample(array, case.grid, target, fill=processor.padding_hu))
     volume = (windowed * 255).round().to(torch.uint8).numpy()
     labels, codes = encoded(case.masks, names, case.grid, target)
-    np.save(part / f"{file}.volume.npy", volume)
-    np.save(part / f"{file}.labels.npy", labels)
+    arrays = {"volume": volume, "labels": labels}
+    named = [[names[number] for number in code] for code in codes]
+    annotated = [label for label in names if label in case.masks]
+    places = [places_of(labels, named, label) for label in annotated]
+    arrays["places"] = np.concatenate([np.zeros(0, np.int32), *places])
+    arrays["blocks"] = blocks_of(labels, named, annotated)
+    sums = {
+        kind: _write_array(part / f"{file}.{kind}", array, cache_format if kind in ("volume", "labels") else "plain")
+        for kind, array in arrays.items()
+    }
     entry = {
         "file": file,
         "name": name,
-        "annotated": [label for label in names if label in case.masks],
+        "annotated": annotated,
         "codes": codes,
         "shape": list(labels.shape),
         "notes": list(case.notes),
-        "checksums": {"volume": checksum(volume), "labels": checksum(labels)},
+        "places": [len(found) for found in places],
+        "format": cache_format,
+        "label_type": labels.dtype.name,
+        "checksums": sums,
     }
     with atomic_write(record, "an entry of a training cache") as temporary:
         temporary.write_text(json.dumps(entry))
     return entry
+
+
+def _write_array(stem: Path, array: np.ndarray, cache_format: str) -> str:
+    """Writes an array and returns the checksum of its values, or of its table of chunks."""
+    if cache_format == "plain":
+        np.save(f"{stem}.npy", array)
+        return checksum(array)
+    table = write_chunks(array, Path(f"{stem}.b2"))
+    np.save(f"{stem}.chunks.npy", table)
+    return checksum(table)
 
 
 def cache_case_folder(
@@ -218,6 +268,7 @@ def cache_case_folder(
     *,
     skip_broken: bool = False,
     workers: int = 1,
+    cache_format: str = "plain",
 ) -> CaseCache:
     """Opens the cache of a folder of cases; builds it if there is none, or if a file has changed.
 
@@ -246,5 +297,6 @@ def cache_case_folder(
     fingerprint = json.dumps([[(case.name, case.annotated) for case in cases], files, rules])
     loaders = [(case.name, loader(case)) for case in cases]
     return build_cache(
-        root, source, names, processor, loaders, fingerprint, progress, skip_broken=skip_broken, workers=workers
-    )
+        root, source, names, processor, loaders, fingerprint, progress,
+        skip_broken=skip_broken, workers=workers, cache_format=cache_format,
+    )  # fmt: skip

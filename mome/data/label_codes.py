@@ -61,18 +61,6 @@ def _add(codes: torch.Tensor, inside: torch.Tensor, number: int, sets: dict[tupl
     codes[inside] = present.to(codes.dtype)
 
 
-# Most voxels of a structure among which a patch's centre is drawn, as in nnU-Net. It bounds the memory of a worker.
-_MOST_PLACES = 10_000
-
-
-def places_of(labels: np.ndarray, codes: Sequence[Sequence[str]], name: str) -> np.ndarray:
-    """Returns flat indices, int32, of voxels of one structure: all, or 10,000 of them that are always the same."""
-    flat = np.flatnonzero(mask_of(labels, codes, name)).astype(np.int32)
-    if len(flat) > _MOST_PLACES:
-        flat = np.sort(np.random.default_rng(0).choice(flat, _MOST_PLACES, replace=False))
-    return flat
-
-
 def mask_of(labels: np.ndarray, codes: Sequence[Sequence[str]], name: str) -> np.ndarray:
     """Returns the mask of one structure.
 

@@ -3,28 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mome.data.augmentation import Augmentation
-from mome.data.cache import CachedCase, CaseCache
-from mome.data.label_codes import mask_of
-from mome.errors import InputError
+from mome.data.augmentation import BatchAugmentation
+from mome.data.cache import CaseCache
+from mome.data.patch_box import patch_start, read_box
+from mome.data.prompt_choice import PatchContents, choose_prompts, other_side
+from mome.data.structure_places import structures_in
+from mome.errors import InputError, did_you_mean
 from mome.typed import check_range
+
+# Patches of a step whose contents decide its prompts; every process looks at all of them.
+_MOST_LOOKED_AT = 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """How patches are drawn.
+    """How patches and prompts are drawn.
 
     Args:
         foreground: Share of the patches that are centred near a voxel of an annotated structure. Every structure is
             chosen equally often, so that small and rarely annotated ones are seen. Our choice.
         jitter: Largest distance of such a centre from the voxel, as a share of the patch's side.
+        structures: Structure → how often it is chosen relative to the others, which have 1, as in `{larynx: 2}`.
+        balance: 0 draws sources by their weights alone; 1 multiplies the weights by the numbers of cases, so that every
+            case is seen equally often; 0.5 lies between.
+        prompts: Prompts of a step, equal for all its patches; 0 asks every label in every step.
+        positive: Share of these prompts that a patch shows.
+        hard_negative: Share that is annotated and absent, but is the other side or a neighbour of a structure that a
+            patch shows. The rest is annotated and absent.
+        templates: Probability that a prompt's wording stands in a sentence, as in "a CT scan of the liver".
 
     Raises:
         InputError: A value is outside its range.
@@ -32,10 +45,43 @@ class SamplingConfig:
 
     foreground: float = 0.8
     jitter: float = 0.25
+    structures: dict[str, float] = field(default_factory=dict)
+    balance: float = 0.0
+    prompts: int = 0
+    positive: float = 0.5
+    hard_negative: float = 0.25
+    templates: float = 0.0
 
     def __post_init__(self) -> None:
-        check_range("sampling", 0, 1, foreground=self.foreground)
+        check_range("sampling", 0, 1, foreground=self.foreground, balance=self.balance, templates=self.templates)
         check_range("sampling", 0, 10, jitter=self.jitter)
+        check_range("sampling", 0, 2**16, prompts=self.prompts)
+        check_range("sampling", 0, 1, positive=self.positive, hard_negative=self.hard_negative)
+        if self.positive + self.hard_negative > 1:
+            raise InputError(
+                "sampling.positive and sampling.hard_negative are shares of the prompts, and their sum is at most 1, "
+                f"got {self.positive + self.hard_negative:g}"
+            )
+        for name, weight in self.structures.items():
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < 2**31:
+                raise InputError(f"sampling.structures.{name:.60} is a number of at least 0, got {weight!r:.60}")
+
+
+@dataclass(frozen=True)
+class PatchPlace:
+    """Where a patch is cut out.
+
+    Attributes:
+        source: Index of the cache.
+        case: Index of the case in it.
+        centre: Voxel in the middle of the patch; it may lie outside of the case.
+        focus: The structure near which the centre lies, or None.
+    """
+
+    source: int
+    case: int
+    centre: tuple[int, ...]
+    focus: str | None
 
 
 class PatchDataset(Dataset):
@@ -44,15 +90,16 @@ class PatchDataset(Dataset):
     Args:
         caches: One cache per source, all with the same labels.
         weights: How often each source is drawn, relative to the others.
-        names: Labels, in the order of the targets' P axis.
+        names: Labels; without `sampling.prompts`, the targets' P axis has their order.
         patch_size: Voxels (D, H, W).
         length: Number of samples of the whole run.
         seed: Seed of the run.
         sampling: See `SamplingConfig`.
         augmentation: Changes every patch; None changes none.
+        samples_per_step: Patches of one optimiser step over all processes, which share their prompts.
 
     Raises:
-        InputError: No source has a positive weight.
+        InputError: No source has a positive weight, or a structure with a weight of its own is not trained.
     """
 
     def __init__(
@@ -64,90 +111,179 @@ class PatchDataset(Dataset):
         length: int,
         seed: int,
         sampling: SamplingConfig = SamplingConfig(),  # noqa: B008 - frozen
-        augmentation: Augmentation | None = None,
+        augmentation: BatchAugmentation | None = None,
+        samples_per_step: int = 1,
     ) -> None:
         if not caches or sum(weights) <= 0:
             raise InputError("there is nothing to train on: no source has a positive weight")
         self.caches, self.names, self.patch = list(caches), list(names), tuple(patch_size)
-        self.cumulative_weights = np.cumsum(np.asarray(weights, dtype=np.float64) / sum(weights))
+        balanced = [weight * len(cache) ** sampling.balance for weight, cache in zip(weights, self.caches, strict=True)]
+        self.cumulative_weights = np.cumsum(np.asarray(balanced, dtype=np.float64) / sum(balanced))
         self.length, self.seed, self.sampling, self.augmentation = length, seed, sampling, augmentation
-        # For every source: structure → indices of the cases that annotate it.
+        self.samples_per_step = samples_per_step
+        unknown = [name for name in sampling.structures if name not in self.names]
+        if unknown:
+            raise InputError(
+                f"sampling.structures names {unknown[0]!r:.60}, which is not trained"
+                + did_you_mean(unknown[0][:60], self.names)
+            )
+        # For every source: structure → indices of the cases that annotate it with at least one voxel.
         self.cases_by_structure = [
             {
                 name: cases
                 for name in self.names
-                if (cases := [i for i, entry in enumerate(cache.index) if name in entry["annotated"]])
+                if sampling.structures.get(name, 1) > 0
+                and (cases := [i for i in range(len(cache)) if cache.voxel_counts(i).get(name)])
             }
             for cache in self.caches
         ]
+        self._prompts: tuple[int, list[int]] | None = None  # of the last step that was asked for
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
-        """Makes one sample.
+        """Makes one finished sample.
 
         Returns:
             `volume` (1, D, H, W) float32 in [0, 1], `targets` (P, D, H, W) uint8 (0 or 1), `supervised` (P,) bool,
             which says what is annotated in this case, and `origin` (3,) int64, the voxel of the case at which the patch
-            begins, before augmentation.
+            begins, before augmentation. P are the prompts of the sample's step.
         """
-        rng = np.random.default_rng([self.seed, number])
-        source = int(np.searchsorted(self.cumulative_weights, rng.random(), side="right"))
-        source = min(source, len(self.caches) - 1)  # rounding can leave the last cumulative weight below 1
-        case, centre = self._choose_centre(rng, source)
-        volume, labels = crop(case.volume, centre, self.patch), crop(case.labels, centre, self.patch)
-        targets = np.stack([mask_of(labels, case.codes, name) for name in self.names])
-        supervised = np.array([name in case.annotated for name in self.names])
-        patch = volume.astype(np.float32) / 255
-        if self.augmentation is not None:
-            patch, targets, supervised = self.augmentation(rng, patch, targets, supervised)
+        return {name: value[0] for name, value in self.finished([self.read(number)]).items()}
+
+    def place(self, number: int) -> PatchPlace:
+        """Returns where a patch is cut out."""
+        return self._draw(np.random.default_rng([self.seed, number]))
+
+    def read(self, number: int) -> dict[str, Tensor]:
+        """Reads one sample as it is stored; `finish` makes a batch of them ready.
+
+        Returns:
+            `volume` uint8 and `codes` (D, H, W) with the margin of the augmentation, `members` (codes, P) bool, which
+            says to which prompts a code belongs, `supervised` (P,), `origin` (3,) and `number` ().
+        """
+        place = self.place(number)
+        case = self.caches[place.source][place.case]
+        margin = (0, 0, 0) if self.augmentation is None else self.augmentation.margin(self.patch)
+        start = patch_start(case.volume.shape, place.centre, self.patch)
+        low = [first - more for first, more in zip(start, margin, strict=True)]
+        size = [side + 2 * more for side, more in zip(self.patch, margin, strict=True)]
+        codes = read_box(case.labels, low, size)
+        if int(codes.max()) >= len(case.members):  # found here, not as an index out of range on a GPU
+            raise InputError(
+                f"case {case.name!r:.60} of a training cache has a code that its index does not name",
+                where=str(self.caches[place.source].folder),
+                hint="remove this folder; the next run builds it again",
+            )
+        swaps = self.augmentation is not None and self.augmentation.swaps_sides(number)
+        asked = [self.names[i] for i in self.prompts_at(number // self.samples_per_step)]
+        stored = [other_side(name) for name in asked] if swaps else asked
+        columns = [self.caches[place.source].label_names.index(name) for name in stored]
         return {
-            "volume": torch.from_numpy(np.ascontiguousarray(patch))[None],
-            "targets": torch.from_numpy(np.ascontiguousarray(targets)).to(torch.uint8),
-            "supervised": torch.from_numpy(supervised),
-            "origin": torch.tensor(patch_start(case.volume.shape, centre, self.patch)),
+            "volume": torch.from_numpy(read_box(case.volume, low, size)),
+            "codes": torch.from_numpy(codes if codes.dtype == np.uint8 else codes.astype(np.int32)),
+            "members": torch.from_numpy(case.members[:, columns]),
+            "supervised": torch.tensor([name in case.annotated for name in stored]),
+            "origin": torch.tensor(start),
+            "number": torch.tensor(number),
         }
 
-    def _choose_centre(self, rng: np.random.Generator, source: int) -> tuple[CachedCase, list[int]]:
-        """Returns a case of the source, and the voxel on which the patch is centred."""
+    def collate(self, samples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Stacks what `read` returned; cases with fewer codes get codes that no voxel has."""
+        most = max(len(sample["members"]) for sample in samples)
+        wide = any(sample["codes"].dtype != torch.uint8 for sample in samples)
+
+        def fitted(name: str, value: Tensor) -> Tensor:
+            if name == "members":
+                return torch.cat([value, value.new_zeros(most - len(value), value.shape[1])])
+            return value.int() if name == "codes" and wide else value
+
+        return {name: torch.stack([fitted(name, sample[name]) for sample in samples]) for name in samples[0]}
+
+    def finish(self, batch: dict[str, Tensor], device: torch.device | str = "cpu") -> dict[str, Tensor]:
+        """Moves a batch to a device, augments it there and makes its targets.
+
+        Args:
+            batch: What `collate` returned, or what `finish` returned before, which is only moved.
+            device: The device.
+
+        Returns:
+            What `__getitem__` returns, stacked along a batch axis.
+        """
+        numbers = batch["number"].tolist() if "number" in batch else []
+        batch = {name: value.to(device, non_blocking=True) for name, value in batch.items() if name != "number"}
+        if "codes" not in batch:
+            return batch
+        volume_BDHW, codes_BDHW = batch["volume"].to(torch.float32) / 255, batch["codes"]
+        if self.augmentation is not None:
+            volume_BDHW, codes_BDHW = self.augmentation(volume_BDHW, codes_BDHW, numbers, self.patch)
+        tables_BPC = batch["members"].to(torch.uint8).transpose(1, 2)
+        targets = [
+            torch.stack([table_C.take(codes_DHW) for table_C in tables_PC])
+            for tables_PC, codes_DHW in zip(tables_BPC, codes_BDHW.long(), strict=True)
+        ]
+        return {
+            "volume": volume_BDHW[:, None],
+            "targets": torch.stack(targets),
+            "supervised": batch["supervised"],
+            "origin": batch["origin"],
+        }
+
+    def finished(self, samples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Stacks what `read` returned and finishes it on the CPU."""
+        return self.finish(self.collate(samples))
+
+    def prompts_at(self, step: int) -> list[int]:
+        """Returns the prompts of an optimiser step, as ascending indices into `names`; see `choose_prompts`."""
+        if self._prompts is None or self._prompts[0] != step:
+            chosen = list(range(len(self.names)))
+            if 0 < self.sampling.prompts < len(self.names):
+                first = step * self.samples_per_step
+                looked_at = min(self.samples_per_step, _MOST_LOOKED_AT)
+                patches = [self._contents(number) for number in range(first, first + looked_at)]
+                chosen = choose_prompts(
+                    patches, self.names, self.sampling.prompts, self.sampling.positive, self.sampling.hard_negative,
+                    self.seed, step,
+                )  # fmt: skip
+            self._prompts = (step, chosen)
+        return self._prompts[1]
+
+    def cases_at(self, step: int) -> list[str]:
+        """Returns the names of the cases that a step sees, over all processes, for messages."""
+        first = step * self.samples_per_step
+        places = [self.place(number) for number in range(first, first + self.samples_per_step)]
+        return list(dict.fromkeys(self.caches[place.source].index[place.case]["name"] for place in places))
+
+    def _contents(self, number: int) -> PatchContents:
+        """Returns what a patch shows, without reading its voxels."""
+        place = self.place(number)
+        cache = self.caches[place.source]
+        entry = cache.index[place.case]
+        start = patch_start(entry["shape"], place.centre, self.patch)
+        blocks = cache.places(place.case).blocks
+        present = structures_in(blocks, entry["shape"], entry["annotated"], start, self.patch)
+        contents = PatchContents(present, frozenset(entry["annotated"]) - present, place.focus)
+        swaps = self.augmentation is not None and self.augmentation.swaps_sides(number)
+        return contents.mirrored() if swaps else contents
+
+    def _draw(self, rng: np.random.Generator) -> PatchPlace:
+        source = int(np.searchsorted(self.cumulative_weights, rng.random(), side="right"))
+        source = min(source, len(self.caches) - 1)  # rounding can leave the last cumulative weight below 1
         cache, structures = self.caches[source], self.cases_by_structure[source]
         if structures and rng.random() < self.sampling.foreground:
-            name = list(structures)[rng.integers(len(structures))]
-            case = cache[structures[name][rng.integers(len(structures[name]))]]
-            voxels = case.voxels[name]
-            if len(voxels):
-                voxel = np.unravel_index(int(voxels[rng.integers(len(voxels))]), case.volume.shape)
-                jitter = [self.sampling.jitter * side for side in self.patch]
-                return case, [int(v + rng.uniform(-j, j)) for v, j in zip(voxel, jitter, strict=True)]
-        case = cache[int(rng.integers(len(cache)))]
-        return case, [int(rng.integers(side)) for side in case.volume.shape]
+            name = self._draw_structure(rng, list(structures))
+            number = structures[name][rng.integers(len(structures[name]))]
+            voxels, shape = cache.places(number).voxels[name], cache.index[number]["shape"]
+            voxel = np.unravel_index(int(voxels[rng.integers(len(voxels))]), shape)
+            jitter = [self.sampling.jitter * side for side in self.patch]
+            centre = tuple(int(v + rng.uniform(-j, j)) for v, j in zip(voxel, jitter, strict=True))
+            return PatchPlace(source, int(number), centre, name)
+        number = int(rng.integers(len(cache)))
+        return PatchPlace(source, number, tuple(int(rng.integers(side)) for side in cache.index[number]["shape"]), None)
 
-
-def patch_start(shape: Sequence[int], centre: Sequence[int], patch: Sequence[int]) -> list[int]:
-    """The first voxel of the patch around `centre`, shifted to lie inside; negative on axes shorter than the patch."""
-    return [
-        min(max(middle - side // 2, 0), size - side) if size >= side else (size - side) // 2
-        for middle, side, size in zip(centre, patch, shape, strict=True)
-    ]
-
-
-def crop(array: np.ndarray, centre: Sequence[int], patch: Sequence[int]) -> np.ndarray:
-    """Returns the patch around `centre`, shifted to lie inside the array.
-
-    Axes shorter than the patch are padded with 0 (air).
-
-    Args:
-        array: (D, H, W).
-        centre: Voxel in the middle of the patch; it may lie outside the array.
-        patch: Voxels (D, H, W) of the patch.
-    """
-    out = np.zeros(tuple(patch), dtype=array.dtype)
-    read, write = [], []
-    starts = patch_start(array.shape, centre, patch)
-    for start, side, size in zip(starts, patch, array.shape, strict=True):
-        low, high = max(start, 0), min(start + side, size)
-        read.append(slice(low, high))
-        write.append(slice(low - start, high - start))
-    out[tuple(write)] = array[tuple(read)]
-    return out
+    def _draw_structure(self, rng: np.random.Generator, names: list[str]) -> str:
+        if not self.sampling.structures:
+            return names[rng.integers(len(names))]
+        weights = np.array([self.sampling.structures.get(name, 1.0) for name in names], dtype=np.float64)
+        return names[int(rng.choice(len(names), p=weights / weights.sum()))]

@@ -94,6 +94,12 @@ def load_vocabulary() -> Vocabulary:
     )
 
 
+@lru_cache(maxsize=1)
+def prompt_templates() -> tuple[str, ...]:
+    """Returns sentences around the name of a structure, in which {} stands for the name."""
+    return tuple(_read("templates")["templates"])
+
+
 def _read(name: str) -> dict[str, Any]:
     return yaml.safe_load((_FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
 

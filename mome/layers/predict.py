@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mome.layers.heads.base import Head
 from mome.routers.fusion.base import Fusion, mix_by_dot_product, without_absent
+from mome.routers.fusion.static import LastFusion
 
 # Elements of the mixture (B, P, C, V) of one tile of voxels; 64 MB in float32.
 _TILE_ELEMENTS = 2**24
@@ -51,6 +52,12 @@ def predict(
     if _has_autocast(kind) and torch.is_autocast_enabled(kind):
         logits_BPV = logits_BPV.to(torch.promote_types(logits_BPV.dtype, torch.float32))
     return logits_BPV
+
+
+def predict_one_scale(head: Head, features_BCV: Tensor, text_PT: Tensor, bottleneck: Tensor) -> Tensor:
+    """Applies the head to the map of one scale, without a fusion: logits (B, P, V)."""
+    alone = LastFusion(LastFusion.Config(), channels=features_BCV.shape[1], text_dim=text_PT.shape[1], scales=1)
+    return predict(alone, head, features_BCV[:, None], text_PT, bottleneck)
 
 
 def predict_in_tiles(

@@ -35,6 +35,11 @@ class WeightedSum(nn.Module):
                 hint="weighted_sum(losses=[tversky, focal], weights=[1.0, 0.5])",
             )
         self.losses = nn.ModuleList([LOSSES.build(loss) for loss in config.losses])
+        if any(getattr(loss, "reads_scales", False) for loss in self.losses):
+            raise InputError(
+                "deep_supervision stands around a weighted_sum, not in it",
+                hint="deep_supervision(loss=weighted_sum(losses=[tversky, focal]))",
+            )
         self.weights = tuple(weights)
 
     def forward(self, logits: Tensor, targets: Tensor, supervised_BP: Tensor | None = None) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from mome.data.sampling import PatchDataset
 from mome.errors import InputError
@@ -41,11 +41,32 @@ def batches_from(
         [(batch * processes + rank) * size + i for i in range(size)]
         for batch in range(start * accumulated, steps * accumulated)
     ]
+    on_device = dataset.augmentation is None or dataset.augmentation.runs_on(accelerator.device)
     # A DataLoader draws a seed from its generator when it starts. With the global generator, a resumed run would draw
     # once more than an uninterrupted one, and everything random after it would differ.
-    loader = DataLoader(dataset, batch_sampler=numbers, num_workers=config.workers, generator=torch.Generator())
+    loader = DataLoader(
+        _StoredPatches(dataset),
+        batch_sampler=numbers,
+        num_workers=config.workers,
+        generator=torch.Generator(),
+        collate_fn=dataset.collate if on_device else dataset.finished,
+        pin_memory=accelerator.device.type == "cuda",
+    )
     started = iter(loader)  # forks the workers before the progress bar starts its thread
-    return ({key: value.to(accelerator.device) for key, value in batch.items()} for batch in _plain_errors(started))
+    return (dataset.finish(batch, accelerator.device) for batch in _plain_errors(started))
+
+
+class _StoredPatches(Dataset):
+    """The samples of a `PatchDataset` as they are stored: small to send from a worker, and augmented as batches."""
+
+    def __init__(self, patches: PatchDataset) -> None:
+        self.patches = patches
+
+    def __len__(self) -> int:
+        return len(self.patches)
+
+    def __getitem__(self, number: int) -> dict[str, Tensor]:
+        return self.patches.read(number)
 
 
 def _plain_errors(batches: Iterator[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:

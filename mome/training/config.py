@@ -159,6 +159,7 @@ class RunConfig:
         sources: Where training cases come from.
         validation: Where validation cases come from.
         cache: Folder for cases on the network grid.
+        cache_format: `plain` (memory-mapped arrays) or `blosc2` (compressed chunks, with `mome[cache]`).
         sampling: How patches are drawn from the cases.
         augmentation: How patches are augmented.
         loss: Spec of the segmentation loss.
@@ -174,6 +175,7 @@ class RunConfig:
     sources: tuple[SourceConfig, ...] = ()
     validation: tuple[SourceConfig, ...] = ()
     cache: str = "cache"
+    cache_format: str = "plain"
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     loss: str | dict[str, Any] = "bce_dice"

@@ -21,6 +21,7 @@ from mome.atomic import check_output_folder, output_errors
 from mome.data.sampling import PatchDataset
 from mome.errors import InputError
 from mome.folder_lock import folder_lock
+from mome.printable import printable
 from mome.processing import MoMEProcessor
 from mome.temporary_names import remove_stale_parts
 from mome.training.batches import batches_from, samples_per_step
@@ -77,7 +78,7 @@ def train(run: RunConfig, *, resume: bool = True) -> Path:
     accelerator = _build_accelerator(config)
     model, processor = build_model(run)
     loss_function = model.segmentation_loss
-    text = TextRows(model, list(run.labels), config.synonyms, config.seed)
+    text = TextRows(model, list(run.labels), config.synonyms, config.seed, run.sampling.templates)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     if config.channels_last:
@@ -86,7 +87,7 @@ def train(run: RunConfig, *, resume: bool = True) -> Path:
     caches = open_all_sources(run, processor, accelerator)
     per_step = samples_per_step(config, accelerator)
     steps = config.steps if config.steps is not None else math.ceil(config.samples / per_step)
-    dataset = patch_dataset(run, caches, model.config.patch_size, processor, steps * per_step)
+    dataset = patch_dataset(run, caches, model.config.patch_size, processor, steps * per_step, per_step)
     optimizer = build_optimizer(model, config)
     average = start_average(model, config.ema, accelerator)
     model, optimizer = accelerator.prepare(model, optimizer)
@@ -141,11 +142,14 @@ def _run_steps(
         for step in range(start, steps):
             rate = learning_rate(step, steps, config.learning_rate, config.warmup)
             set_learning_rate(optimizer, rate)
-            with statistics.collecting() if reporter.is_logged(step + 1) else contextlib.nullcontext():
-                losses = _optimizer_step(accelerator, model, optimizer, loss_function, batches, text.at(step), config)
+            asked = dataset.prompts_at(step)
+            text_PT = text.at(step, asked)
+            with statistics.collecting(asked) if reporter.is_logged(step + 1) else contextlib.nullcontext():
+                losses = _optimizer_step(accelerator, model, optimizer, loss_function, batches, text_PT, config)
             if not math.isfinite(losses["loss"]):
                 raise LossNotFinite(
-                    f"the loss is {losses['loss']} at step {step + 1}: the training diverged",
+                    f"the loss is {losses['loss']} at step {step + 1}: the training diverged; the step's cases are "
+                    + printable(", ".join(dataset.cases_at(step)[:4])),
                     where=str(out),
                     hint="a lower train.learning_rate, and train.mixed_precision=no if it is fp16",
                 )
@@ -186,7 +190,7 @@ def _optimizer_step(
             volume = volume.contiguous(memory_format=torch.channels_last_3d)
         with accelerator.accumulate(model):
             output = model(volume=volume, text_PT=text_PT.to(volume.device), origin_B3=batch["origin"])
-            segmentation = loss_function(output.logits, batch["targets"], batch["supervised"])
+            segmentation = loss_function(output.compared, batch["targets"], batch["supervised"])
             loss = segmentation + output.aux_loss
             accelerator.backward(loss)
             if accelerator.sync_gradients and config.clip_norm:

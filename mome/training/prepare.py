@@ -12,6 +12,7 @@ import yaml
 
 from mome.atomic import atomic_write, check_output_folder
 from mome.data.cache import CaseCache
+from mome.data.cache_build import check_format
 from mome.data.fingerprint import Fingerprint, fingerprint
 from mome.data.layouts import open_cases
 from mome.data.plan import Plan, make_plan
@@ -39,6 +40,7 @@ def prepare(
     held_out: float = 0.2,
     skip_broken: bool = False,
     workers: int = 1,
+    cache_format: str = "plain",
     progress: Callable[[Iterable[Any]], Iterable[Any]] = lambda items: items,
 ) -> tuple[Plan, Path]:
     """Reads the cases, plans a training, writes `<out>/run.yaml` and fills the caches in `<out>/cache`.
@@ -54,6 +56,7 @@ def prepare(
         held_out: Share of the patients that are held out for validation.
         skip_broken: Leave out cases that cannot be used; `problems.json` names them. Else the first is an error.
         workers: Threads that read cases at once.
+        cache_format: How the caches are stored; see `mome.data.cache_build.build_cache`.
         progress: Wraps the iteration over cases, for a progress bar.
 
     Returns:
@@ -64,6 +67,7 @@ def prepare(
         OutputError: A file cannot be written.
     """
     check_output_folder(out)
+    check_format(cache_format)
     out, folder = Path(out), Path(folder)
     cases = open_cases(folder, layout, dataset)
     found = fingerprint(cases, progress)
@@ -87,7 +91,7 @@ def prepare(
     with atomic_write(out / "fingerprint.json", "the fingerprint") as temporary:
         temporary.write_text(json.dumps(found.summary(), indent=1) + "\n")
     with atomic_write(path, "the training configuration") as temporary:
-        temporary.write_text(_configuration(plan, preset, names, source, bool(val), out, len(cases)))
+        temporary.write_text(_configuration(plan, preset, names, source, bool(val), out, len(cases), cache_format))
     run = load_run_config(path, [])
     for each in (*run.sources, *run.validation):
         _fill(each, run, skip_broken, workers, progress)
@@ -116,7 +120,14 @@ def _plan(found: Fingerprint, preset: str, prompts: int, memory_bytes: float) ->
 
 
 def _configuration(
-    plan: Plan, preset: str, names: tuple[str, ...], source: SourceConfig, validates: bool, out: Path, cases: int
+    plan: Plan,
+    preset: str,
+    names: tuple[str, ...],
+    source: SourceConfig,
+    validates: bool,
+    out: Path,
+    cases: int,
+    cache_format: str,
 ) -> str:
     """Returns the text of the training configuration."""
     kept: dict[str, Any] = {"kind": "cases", "folder": source.folder, "layout": source.layout}
@@ -130,6 +141,7 @@ def _configuration(
         "processor": {"spacing": list(plan.spacing), "hu_window": list(plan.hu_window)},
         "labels": list(names),
         "cache": str((out / "cache").resolve()),
+        **({} if cache_format == "plain" else {"cache_format": cache_format}),
         "sources": [kept],
         **({"validation": [{**kept, "part": "val"}]} if validates else {}),
         "loss": "bce_dice(positive_weight=5)",

@@ -27,12 +27,13 @@ class RouterStatistics:
 
     Args:
         model: The model itself, without wrappers.
-        prompts: Names of the prompts that every step decodes, in their order.
+        prompts: Names of all prompts; without a choice, every step decodes them in this order.
     """
 
     def __init__(self, model: MoME, prompts: Sequence[str]) -> None:
         self.model, self.prompts = model, list(prompts)
         self.routers = named_routers(model)
+        self._asked = list(range(len(self.prompts)))
         self._names = {id(router): name for name, router in self.routers.items()}
         self._clear()
 
@@ -42,9 +43,14 @@ class RouterStatistics:
         self._fusion: dict[int, Tensor] = {}  # of a prompt: weights and wins of the S scales, and the voxels
 
     @contextlib.contextmanager
-    def collecting(self) -> Iterator[None]:
-        """Collects from the forward passes inside the block."""
+    def collecting(self, asked: Sequence[int] | None = None) -> Iterator[None]:
+        """Collects from the forward passes inside the block.
+
+        Args:
+            asked: Indices of the prompts that the block decodes; None for all.
+        """
         self._clear()
+        self._asked = list(range(len(self.prompts))) if asked is None else list(asked)
         self.model.observer = self
         try:
             yield
@@ -101,7 +107,10 @@ class RouterStatistics:
                     report["routers"][name]["losses"][loss] = (values[0] / values[1]).item()
                 else:
                     weight_S, wins_S = (values[:-1] / values[-1]).chunk(2)
-                    report["fusion"][self.prompts[int(name)]] = {"weight": weight_S.tolist(), "wins": wins_S.tolist()}
+                    report["fusion"][self.prompts[self._asked[int(name)]]] = {
+                        "weight": weight_S.tolist(),
+                        "wins": wins_S.tolist(),
+                    }
         for name, router in self.routers.items():
             state = _state(router)
             if state and name in report["routers"]:

@@ -13,7 +13,7 @@ from mome.text_file import read_json
 from mome.training.config import RunConfig
 
 # A resumed run may change these: they decide where and how fast it runs, and what it reports, not what it computes.
-_CHANGEABLE_SECTIONS = ("validation", "cache")
+_CHANGEABLE_SECTIONS = ("validation", "cache", "cache_format")
 _CHANGEABLE_TRAIN_KEYS = frozenset(
     (
         "out", "threads", "workers", "log_every", "checkpoint_every", "keep_checkpoints", "tracker", "validate_every",

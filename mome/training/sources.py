@@ -12,7 +12,8 @@ import numpy as np
 from accelerate import Accelerator
 from rich.progress import track
 
-from mome.data.augmentation import Augmentation
+from mome.data.augmentation import BatchAugmentation
+from mome.data.augmentations.base import PatchFrame
 from mome.data.cache import CaseCache
 from mome.data.cache_build import LoadedCase, build_cache, cache_case_folder
 from mome.data.layouts import open_cases
@@ -125,7 +126,12 @@ def _annotated(caches: list[CaseCache]) -> set[str]:
 
 
 def patch_dataset(
-    run: RunConfig, caches: list[CaseCache], patch_size: Sequence[int], processor: MoMEProcessor, length: int
+    run: RunConfig,
+    caches: list[CaseCache],
+    patch_size: Sequence[int],
+    processor: MoMEProcessor,
+    length: int,
+    samples_per_step: int = 1,
 ) -> PatchDataset:
     """Returns the augmented training patches of a run.
 
@@ -133,9 +139,20 @@ def patch_dataset(
         run: The run.
         caches: One cache per source of the run.
         patch_size: Voxels (D, H, W).
-        processor: Its orientation says along which axis left and right lie.
+        processor: Decides the network grid and the HU window.
         length: Number of patches of the whole run.
+        samples_per_step: Patches of one optimiser step over all processes, which share their prompts.
+
+    Raises:
+        InputError: A setting of the sampling or of an augmentation cannot be used.
     """
+    low, high = processor.hu_window
+    frame = PatchFrame(
+        spacing=tuple(map(float, processor.spacing)),  # type: ignore[arg-type]
+        left_right_axis=left_right_axis(processor.orientation),
+        height_axis=next(axis for axis, letter in enumerate(processor.orientation) if letter in "SI"),
+        hu_window=(float(low), float(high)),
+    )
     return PatchDataset(
         caches,
         [source.weight for source in run.sources],
@@ -144,12 +161,8 @@ def patch_dataset(
         length,
         run.train.seed,
         run.sampling,
-        Augmentation(
-            run.augmentation,
-            run.labels,
-            left_right_axis(processor.orientation),
-            next(axis for axis, letter in enumerate(processor.orientation) if letter in "SI"),
-        ),
+        BatchAugmentation(run.augmentation, run.labels, frame, run.train.seed),
+        samples_per_step,
     )
 
 
@@ -174,8 +187,9 @@ def _open_case_folder(
         cases = cases[: source.count]
     name = "".join(c if c.isalnum() else "-" for c in f"{source.dataset or 'cases'}-{folder.name}")
     return cache_case_folder(
-        run.cache, cases, name, list(run.labels), processor, progress, skip_broken=skip_broken, workers=workers
-    )
+        run.cache, cases, name, list(run.labels), processor, progress,
+        skip_broken=skip_broken, workers=workers, cache_format=run.cache_format,
+    )  # fmt: skip
 
 
 def _open_cached(source: SourceConfig, run: RunConfig, processor: MoMEProcessor) -> CaseCache:
@@ -215,4 +229,6 @@ def _open_phantoms(
 
     cases = [(f"phantom_{seed}", loader(seed)) for seed in range(source.seed, source.seed + source.count)]
     fingerprint = json.dumps([source.seed, source.count, PHANTOM_VERSION])
-    return build_cache(run.cache, "phantom", names, processor, cases, fingerprint, progress)
+    return build_cache(
+        run.cache, "phantom", names, processor, cases, fingerprint, progress, cache_format=run.cache_format
+    )

@@ -55,7 +55,9 @@ def open_synthetic(
     files = [list(identity(path).values()) for path in (label_map, image) if path is not None]
     made_from = [files, source.dataset, load_dataset(source.dataset).name_to_id, list(source.unknown), source.real]
     fingerprint = json.dumps([SYNTHETIC_VERSION, source.seed, source.count, made_from], sort_keys=True)
-    return build_cache(run.cache, f"synthetic-{stem}", names, processor, cases, fingerprint, progress)
+    return build_cache(
+        run.cache, f"synthetic-{stem}", names, processor, cases, fingerprint, progress, cache_format=run.cache_format
+    )
 
 
 def _file(path: str) -> Path:

@@ -1,7 +1,8 @@
-"""The text rows that a run trains on: one row per label, sometimes of a synonym."""
+"""The text rows that a run trains on: one row per label, sometimes of a synonym or in a sentence."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 from mome.encoders.text.base import check_width
 from mome.errors import InputError
 from mome.labels import load_table
+from mome.labels.vocabulary import prompt_templates
 from mome.registry import TEXT_ENCODERS
 from mome.spec import brief
 
@@ -35,22 +37,25 @@ class TextRows:
         names: The trained labels, which come first in the model's bank.
         synonyms: Probability that a row is a synonym's; without a tower it has no effect.
         seed: Seed of the run. The rows of a step depend on the seed and the step alone.
+        templates: Probability that a wording stands in a sentence of `prompt_templates`, likewise.
 
     Raises:
         InputError: The bank or the file has no row for one of the labels, the bank is too narrow for one-hot rows, or
             the text encoder gives rows of another width than the model reads.
     """
 
-    def __init__(self, model: MoME, names: list[str], synonyms: float, seed: int) -> None:
-        self.seed = seed
+    def __init__(self, model: MoME, names: list[str], synonyms: float, seed: int, templates: float = 0.0) -> None:
+        self.seed, self.templates = seed, templates
         encoder = TEXT_ENCODERS.build(model.config.text_encoder)
         if encoder.needs_tower:
             self.probability = synonyms
-            self.wordings = _embed_wordings(model, encoder, names)
+            self.wordings = _embed_wordings(model, encoder, names, ["{}"])
+            # For each wording of a label, the rows of all sentences one after the other.
+            self.sentences = _embed_wordings(model, encoder, names, list(prompt_templates())) if templates else []
             self.names_PT = torch.stack([rows_WT[0] for rows_WT in self.wordings])
             _fill_bank(model, encoder, names, self.names_PT)
         else:
-            self.probability = 0.0
+            self.probability, self.templates = 0.0, 0.0
             _fill_from_file(model, encoder, names)
             self.names_PT = _stored_rows(model, names)
             self.wordings = list(self.names_PT.split(1))
@@ -58,27 +63,38 @@ class TextRows:
         # The numbers of the classes of whole-model experts belong to a label, not to its wording.
         self.numbers_PE = model.prompt_rows(self.names_PT, names)[:, width:]
 
-    def at(self, step: int) -> Tensor:
-        """Returns the rows for one step."""
-        return torch.cat([self._text_at(step), self.numbers_PE], dim=1)
+    def at(self, step: int, prompts: Sequence[int] | None = None) -> Tensor:
+        """Returns the rows for one step.
+
+        Args:
+            step: Number of the step.
+            prompts: Indices of the labels that are asked; None asks all.
+        """
+        rows = torch.cat([self._text_at(step), self.numbers_PE], dim=1)
+        return rows if prompts is None else rows[list(prompts)]
 
     def _text_at(self, step: int) -> Tensor:
-        if self.probability == 0:
+        if self.probability == 0 and self.templates == 0:
             return self.names_PT
         rng = np.random.default_rng([self.seed, _STREAM, step])
         rows = []
-        for rows_WT in self.wordings:
+        for label, rows_WT in enumerate(self.wordings):
             pick = int(rng.integers(len(rows_WT))) if rng.random() < self.probability else 0
-            rows.append(rows_WT[pick])
+            row = rows_WT[pick]
+            if self.templates and rng.random() < self.templates:
+                count = len(self.sentences[label]) // len(rows_WT)
+                row = self.sentences[label][pick * count + int(rng.integers(count))]
+            rows.append(row)
         return torch.stack(rows)
 
 
-def _embed_wordings(model: MoME, encoder: Any, names: list[str]) -> list[Tensor]:
-    """Returns for every label the embeddings (W, T) of its W wordings: its name, then its synonyms."""
+def _embed_wordings(model: MoME, encoder: Any, names: list[str], templates: list[str]) -> list[Tensor]:
+    """Returns for every label the embeddings (W · K, T) of its W wordings (name, then synonyms) in K templates."""
     table = load_table()
-    texts = [[_words(name), *table[name].synonyms] for name in names]
-    rows = _checked(model, encoder.encode([text for wordings in texts for text in wordings]))
-    return list(rows.split([len(wordings) for wordings in texts]))
+    wordings = [[_words(name), *table[name].synonyms] for name in names]
+    texts = [[template.format(text) for text in words for template in templates] for words in wordings]
+    rows = _checked(model, encoder.encode([text for some in texts for text in some]))
+    return list(rows.split([len(some) for some in texts]))
 
 
 def _fill_bank(model: MoME, encoder: Any, names: list[str], names_PT: Tensor) -> None:

@@ -54,7 +54,7 @@ def validate(
             masks = torch.cat([(logits > 0).cpu() for _, logits in stream], dim=1).numpy()
             for number, name in enumerate(names):
                 if name in case.annotated:
-                    scores[name].append(dice(masks[number], mask_of(case.labels, case.codes, name)))
+                    scores[name].append(dice(masks[number], mask_of(np.asarray(case.labels), case.codes, name)))
     model.train(was_training)
     if processes > 1:
         gathered = gather_object([scores])
