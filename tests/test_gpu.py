@@ -65,8 +65,9 @@ DISTINCT = {tuple(tiny_parts_of(name).items()): name for name in PRESETS}.values
 
 def logits_of(model: MoME, device: torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:
     given = {name: tensor.to(device) for name, tensor in inputs(model).items()}
+    model.to(device)  # outside of the inference mode, whose tensors cannot be trained
     with torch.inference_mode(), torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
-        return model.to(device)(**given).logits.float().cpu()
+        return model(**given).logits.float().cpu()
 
 
 def assert_near(found: torch.Tensor, expected: torch.Tensor, share: float) -> None:

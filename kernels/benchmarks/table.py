@@ -83,7 +83,7 @@ def table(results: dict) -> str:
     for text, name in rows.items():
         step = steps.get(name, {})
         why = state(step)
-        lines.append(f"| {text} | " + " | ".join([why] * len(COLUMNS) if why else figures(step)) + " |")
+        lines.append(f"| {text} | " + " | ".join([why, *["–"] * (len(COLUMNS) - 1)] if why else figures(step)) + " |")
     return "\n".join(lines)
 
 
@@ -92,9 +92,14 @@ def tables(folder: Path = RESULTS) -> str:
     parts = []
     for path in sorted(folder.glob("*.json")) if folder.is_dir() else []:
         data = read(path)
-        if isinstance(data, dict) and "steps" in data and not data.get("rehearsal"):
+        if isinstance(data, dict) and "ceilings" in data.get("steps", {}) and not data.get("rehearsal"):
             versions = ", ".join(f"{key} {value}" for key, value in data["versions"].items() if value)
-            parts.append(f"**{data['device']}** ({versions})\n\n{table(data)}")
+            rates = data["steps"]["ceilings"]
+            ceilings = (
+                f"{rates['flops'] / 1e12:.0f} TFLOP/s, {rates['bandwidth'] / 1e12:.2f} TB/s, "
+                f"{rates['instructions'] / 1e12:.1f} × 10¹² vector instructions/s"
+            )
+            parts.append(f"**{data['device']}** ({versions}; {ceilings})\n\n{table(data)}")
     if not parts:
         return "No GPU has been measured yet."
     explanation = (
