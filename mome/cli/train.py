@@ -11,6 +11,7 @@ from pathlib import Path
 from mome.cli.exit_codes import guarded
 from mome.cli.parser import Parser, given_path
 from mome.errors import InputError
+from mome.threads import use_huge_pages
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +28,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: The configuration or the data cannot be used.
     """
+    use_huge_pages()  # before torch is loaded
     from mome.printable import printable
     from mome.training.config_file import load_run_config
 

@@ -10,6 +10,7 @@ from mome.data.augmentation import AugmentationConfig
 from mome.data.sampling import SamplingConfig
 from mome.errors import InputError
 from mome.threads import check_threads
+from mome.training.trackers import NONE, TRACKERS
 from mome.typed import check_range
 
 
@@ -71,6 +72,8 @@ class TrainConfig:
         gradient_accumulation: Forward and backward passes per optimiser step.
         learning_rate: Peak learning rate of AdamW.
         weight_decay: Weight decay of AdamW; biases and norms are not decayed.
+        layer_decay: The learning rate of each layer of the encoder is that of the layer after it times this number; 1
+            gives all layers one rate. See `mome.training.optimizer`.
         warmup: Share of the steps with a linear warm-up; after it, a cosine decays to zero.
         clip_norm: Largest gradient norm; 0 turns clipping off.
         mixed_precision: `no`, `bf16` or `fp16`.
@@ -79,15 +82,18 @@ class TrainConfig:
         ema: Decay of an exponential moving average of the weights; if it is not 0, the average is saved as the model.
         seed: Seed of initialisation, sampling and augmentation.
         checkpoint_every: Optimiser steps between training states; 0 saves only at the end.
-        keep_checkpoints: How many training states stay on disk.
-        validate_every: Optimiser steps between validations; 0 never validates.
+        keep_checkpoints: How many training states stay on disk, the newest ones.
+        validate_every: Optimiser steps between validations; 0 never validates. The model of the best one is kept in
+            `best` beside `model`, the last one.
+        patience: Validations without a better mean Dice after which the training ends; 0 never ends it early.
         validate_cases: Number of cases per validation source; 0 uses all.
         log_every: Optimiser steps between printed losses; 0 prints none.
         workers: Processes that load patches; 0 loads them in the main process.
         threads: CPU threads of torch; 0 keeps torch's own choice.
         out: Folder of the run.
         synonyms: Probability that a prompt's text is a synonym of the label instead of its name.
-        tracker: `tensorboard` or `none`.
+        tracker: `tensorboard`, `wandb`, `mlflow`, `trackio` or `none`; see `mome.training.trackers`.
+        cpu: Computes on the CPU where there is a GPU, too.
 
     Raises:
         InputError: A value is outside its range.
@@ -99,6 +105,7 @@ class TrainConfig:
     gradient_accumulation: int = 1
     learning_rate: float = 1e-3
     weight_decay: float = 1e-4
+    layer_decay: float = 1.0
     warmup: float = 0.05
     clip_norm: float = 1.0
     mixed_precision: str = "no"
@@ -109,6 +116,7 @@ class TrainConfig:
     checkpoint_every: int = 100
     keep_checkpoints: int = 2
     validate_every: int = 0
+    patience: int = 0
     validate_cases: int = 0
     log_every: int = 10
     workers: int = 0
@@ -116,17 +124,20 @@ class TrainConfig:
     out: str = "runs/mome"
     synonyms: float = 0.0
     tracker: str = "tensorboard"
+    cpu: bool = False
 
     def __post_init__(self) -> None:
         for name in ("samples", "steps", "batch_size", "gradient_accumulation", "keep_checkpoints"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"train.{name} is at least 1, got {getattr(self, name)}")
         counts_from_zero = (
-            "checkpoint_every", "validate_every", "validate_cases", "log_every", "workers", "threads",
+            "checkpoint_every", "validate_every", "validate_cases", "patience", "log_every", "workers", "threads",
         )  # fmt: skip
         for name in counts_from_zero:
             if (getattr(self, name) or 0) < 0:
                 raise InputError(f"train.{name} is at least 0, got {getattr(self, name)}")
+        if not 0 < self.layer_decay <= 1:
+            raise InputError(f"train.layer_decay is above 0 and at most 1, got {self.layer_decay}")
         for name, top in (("warmup", 1), ("ema", 1), ("synonyms", 1), ("weight_decay", math.inf)):
             if not 0 <= getattr(self, name) <= top:
                 raise InputError(f"train.{name} is from 0 to {top}, got {getattr(self, name)}")
@@ -138,7 +149,7 @@ class TrainConfig:
             raise InputError(f"train.learning_rate is above 0, got {self.learning_rate}")
         if not 0 <= self.clip_norm < math.inf:
             raise InputError(f"train.clip_norm is at least 0, got {self.clip_norm}")
-        for name, choices in (("mixed_precision", ("no", "bf16", "fp16")), ("tracker", ("tensorboard", "none"))):
+        for name, choices in (("mixed_precision", ("no", "bf16", "fp16")), ("tracker", (*TRACKERS, NONE))):
             if getattr(self, name) not in choices:
                 raise InputError(f"train.{name} is one of {', '.join(choices)}, got {getattr(self, name)!r}")
 

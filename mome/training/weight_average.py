@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -33,6 +34,18 @@ def averaged_model(accelerator: Accelerator, model: nn.Module, average: Averaged
     return cast("MoME", accelerator.unwrap_model(model) if average is None else average.module)
 
 
+def save_copy(accelerator: Accelerator, model: MoME, processor: MoMEProcessor, folder: Path) -> None:
+    """Saves a model that goes on training, with its processor; the model stays as it is.
+
+    Raises:
+        OutputError: The folder cannot be written; the one that was there stays.
+    """
+    if accelerator.is_main_process:
+        kept = copy.deepcopy(model)
+        _write(kept, processor, folder)
+    accelerator.wait_for_everyone()
+
+
 def save_model(
     accelerator: Accelerator, model: nn.Module, average: AveragedModel | None, processor: MoMEProcessor, folder: Path
 ) -> None:
@@ -45,7 +58,12 @@ def save_model(
     if average is not None:
         final.load_state_dict(average.module.state_dict())
     if accelerator.is_main_process:
-        with atomic_write(folder, "the model") as part:
-            final.to(memory_format=torch.contiguous_format).save_pretrained(part)
-            processor.save_pretrained(part)
+        _write(final, processor, folder)
     accelerator.wait_for_everyone()
+
+
+def _write(model: nn.Module, processor: MoMEProcessor, folder: Path) -> None:
+    """Writes a model and its processor; the model's weights become contiguous."""
+    with atomic_write(folder, "the model") as part:
+        model.to(memory_format=torch.contiguous_format).save_pretrained(part)  # type: ignore[call-overload,operator]
+        processor.save_pretrained(part)
