@@ -155,12 +155,38 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoraSettings:
+    """Fine-tuning by low-rank adapters on the matrices of experts; see `mome.training.adapters`.
+
+    Args:
+        rank: Rank of the adapter of every expert; 0 trains all weights and adds no adapter.
+        alpha: Adapters are scaled by alpha / rank.
+        also_train: Modules that are trained beside the adapters; all others are frozen.
+
+    Raises:
+        InputError: A value is outside its range.
+    """
+
+    rank: int = 0
+    alpha: float = 16.0
+    also_train: tuple[str, ...] = ("fusion", "head")
+
+    def __post_init__(self) -> None:
+        check_range("lora", 0, 2**12, rank=self.rank)
+        if not 0 < self.alpha < math.inf:
+            raise InputError(f"lora.alpha is above 0, got {self.alpha}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """All settings of a run: the model, its processor, the data, the loss and the loop.
 
     Args:
         preset: Name of the model preset to start from.
         init: Weights to start from (a folder, a bundled name or a Hub id); None starts from random weights.
+        text_rows: `kept` or `new`. `kept` leaves the text rows of `init`, their mean and their scale as they are, so
+            that its logits are unchanged at first; `new` embeds all labels again and centres them on the trained ones.
+        lora: Adapters that are trained in the place of the experts' weights.
         model: Replaces parts and sizes of the preset, as in `{experts: swiglu(n=8), dim: 32}`.
         processor: Replaces settings of the preset's processor, as in `{spacing: [2, 2, 2]}` (mm).
         labels: Names of the structures to train.
@@ -177,6 +203,8 @@ class RunConfig:
 
     preset: str = "mome_ct_tiny"
     init: str | None = None
+    text_rows: str = "kept"
+    lora: LoraSettings = field(default_factory=LoraSettings)
     model: dict[str, Any] = field(default_factory=dict)
     processor: dict[str, Any] = field(default_factory=dict)
     labels: tuple[str, ...] = ()
@@ -190,6 +218,8 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
+        if self.text_rows not in ("kept", "new"):
+            raise InputError(f"text_rows is 'kept' or 'new', got {self.text_rows!r:.60}")
         for name, folder in (("cache", self.cache), ("train.out", self.train.out)):
             if not folder.strip():
                 raise InputError(f"{name} is the path of a folder, got an empty text", hint=f"{name}=runs/a")

@@ -44,7 +44,7 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
     tracker = tracker_to_use(config.tracker)
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     try:
-        return Accelerator(
+        accelerator = Accelerator(
             # Without a GPU, Accelerate joins several processes only where it is told to use the CPU.
             cpu=config.cpu or (several and not torch.cuda.is_available()),
             mixed_precision=config.mixed_precision,
@@ -58,6 +58,12 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
             f"train.mixed_precision={config.mixed_precision} cannot be used here: {first}",
             hint="train.mixed_precision=no",
         ) from error
+    if tracker is not None and not accelerator.log_with:
+        raise InputError(
+            f"train.tracker={tracker} cannot be used: Accelerate does not find the package {tracker}",
+            hint=f"pip install -U {tracker}, or train.tracker=none",
+        )
+    return accelerator
 
 
 def check_launch(environment: Mapping[str, str]) -> None:

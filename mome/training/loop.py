@@ -23,6 +23,7 @@ from mome.errors import InputError
 from mome.folder_lock import folder_lock
 from mome.processing import MoMEProcessor
 from mome.temporary_names import remove_stale_parts
+from mome.training.adapters import Adapters
 from mome.training.batches import batches_from, samples_per_step
 from mome.training.checkpoint import (
     TrainingState,
@@ -35,30 +36,32 @@ from mome.training.config import RunConfig
 from mome.training.launch import build_accelerator, describe_processes, other_processes_live
 from mome.training.optimizer import build_optimizer, learning_rate, set_learning_rate
 from mome.training.out_of_memory import says_what_to_lower
+from mome.training.profiling import StepProfiler
 from mome.training.progress import StepReporter
 from mome.training.router_statistics import RouterStatistics
 from mome.training.run_settings import check_same_run, remove_run_settings, save_run_settings, tracker_settings
 from mome.training.setup import build_model
 from mome.training.sources import open_all_sources, patch_dataset
 from mome.training.step import optimizer_step
-from mome.training.text_rows import TextRows
+from mome.training.text_rows import TextRows, text_rows
 from mome.training.trackers import missing_note, start_tracker
 from mome.training.validation import validate
 from mome.training.validation_history import ValidationHistory
-from mome.training.weight_average import averaged_model, save_copy, save_model, start_average
+from mome.training.weight_average import averaged_model, save_model, start_average
 
 
 class LossNotFinite(InputError, FloatingPointError):
     """The loss became NaN or infinite: the training diverged."""
 
 
-def train(run: RunConfig, *, resume: bool = True) -> Path:
+def train(run: RunConfig, *, resume: bool = True, profile: int = 0) -> Path:
     """Trains a model and saves it.
 
     Args:
         run: The settings, see `mome.training.config`.
         resume: Continues from the newest checkpoint in `run.train.out`, if there is one. False removes the checkpoints
             of an earlier run in that folder.
+        profile: Steps of this call that the main process records, see `mome.training.profiling`; 0 records none.
 
     Returns:
         The folder of the saved model, `<out>/model`.
@@ -82,15 +85,16 @@ def train(run: RunConfig, *, resume: bool = True) -> Path:
     accelerator = build_accelerator(config)
     accelerator.print(f"training with {describe_processes(accelerator)}")
     with other_processes_live(accelerator, out):
-        return _train(run, accelerator, resume)
+        return _train(run, accelerator, resume, profile)
 
 
-def _train(run: RunConfig, accelerator: Accelerator, resume: bool) -> Path:
+def _train(run: RunConfig, accelerator: Accelerator, resume: bool, profile: int) -> Path:
     """Trains in this process, which is one of the accelerator's; see `train`."""
     config, out = run.train, Path(run.train.out)
     model, processor = build_model(run)
     loss_function = model.segmentation_loss
-    text = TextRows(model, list(run.labels), config.synonyms, config.seed)
+    text = text_rows(model, run)
+    adapters = Adapters(model, run.lora) if run.lora.rank else None
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     if config.channels_last:
@@ -106,7 +110,7 @@ def _train(run: RunConfig, accelerator: Accelerator, resume: bool) -> Path:
 
     # Every process draws its own router noise; all else depends on the seed and the step.
     set_seed(config.seed + accelerator.process_index)
-    state = TrainingState(accelerator, model, optimizer, average, per_step)
+    state = TrainingState(accelerator, model, optimizer, average, per_step, adapters)
     # Only now the folder becomes this run's: bad settings and bad data have raised their errors above.
     with _own_folder(accelerator, out):
         if not resume:
@@ -116,8 +120,9 @@ def _train(run: RunConfig, accelerator: Accelerator, resume: bool) -> Path:
         start = _load_newest(state, out, steps)
         if accelerator.is_main_process:
             save_run_settings(out, run)
-        _run_steps(state, run, processor, loss_function, text, dataset, start, steps)
-        save_model(accelerator, model, average, processor, out / "model")
+        profiler = StepProfiler(out / "profile", profile if accelerator.is_main_process else 0)
+        _run_steps(state, run, processor, loss_function, text, dataset, start, steps, profiler)
+        save_model(accelerator, averaged_model(accelerator, model, average), processor, out / "model", adapters)
         accelerator.end_training()
     return out / "model"
 
@@ -131,6 +136,7 @@ def _run_steps(
     dataset: PatchDataset,
     start: int,
     steps: int,
+    profiler: StepProfiler,
 ) -> None:
     """Trains from step `start` to `steps`, with checkpoints and validations on the way, and saves the last state.
 
@@ -153,7 +159,7 @@ def _run_steps(
     batches = batches_from(start, steps, dataset, config, accelerator)
     model.train()
     done = start
-    with reporter, says_what_to_lower(config, dataset.patch, accelerator.device):
+    with reporter, profiler, says_what_to_lower(config, dataset.patch, accelerator.device):
         for step in range(start, steps):
             if _ends_early(history, run, accelerator):
                 break
@@ -169,6 +175,7 @@ def _run_steps(
                 )
             if average is not None:
                 average.update_parameters(accelerator.unwrap_model(model))
+            profiler.step()
             done = step + 1
             reporter.step(done, losses, rate, statistics.read(accelerator) if reporter.is_logged(done) else None)
             # A validation comes before the checkpoint of its step, so that a resumed run makes up for a lost one.
@@ -177,11 +184,13 @@ def _run_steps(
                 scores = validate(scored, run, processor, accelerator)
                 model.train()
                 if history.is_improvement(scores):
-                    save_copy(accelerator, scored, processor, out / "best")
+                    save_model(accelerator, scored, processor, out / "best", state.adapters)
                 history.add(done, scores)
                 reporter.validation(done, scores)
             if config.checkpoint_every and done % config.checkpoint_every == 0 and done < steps:
                 save_checkpoint(state, checkpoints, done, config.keep_checkpoints)
+    if profiler.steps:
+        accelerator.print(profiler.table or "the run was too short to be profiled: two steps come first")
     if done > start:
         save_checkpoint(state, checkpoints, done, config.keep_checkpoints)
     if history.best is not None:

@@ -8,11 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mome.embedding import check_same_rows
 from mome.encoders.text.base import check_width
 from mome.errors import InputError
 from mome.labels import load_table
 from mome.registry import TEXT_ENCODERS
 from mome.spec import brief
+from mome.training.config import RunConfig
 
 if TYPE_CHECKING:
     from mome.modeling import MoME
@@ -35,20 +37,29 @@ class TextRows:
         names: The trained labels, which come first in the model's bank.
         synonyms: Probability that a row is a synonym's; without a tower it has no effect.
         seed: Seed of the run. The rows of a step depend on the seed and the step alone.
+        keep: Leaves the rows that the bank holds, their mean and their scale as they are, so that the model's logits
+            do not change. Only labels without a row are embedded.
 
     Raises:
         InputError: The bank or the file has no row for one of the labels, the bank is too narrow for one-hot rows, or
-            the text encoder gives rows of another width than the model reads.
+            the text encoder gives rows of another width than the model reads, or other rows than the kept ones.
     """
 
-    def __init__(self, model: MoME, names: list[str], synonyms: float, seed: int) -> None:
+    def __init__(self, model: MoME, names: list[str], synonyms: float, seed: int, *, keep: bool = False) -> None:
         self.seed = seed
         encoder = TEXT_ENCODERS.build(model.config.text_encoder)
         if encoder.needs_tower:
             self.probability = synonyms
             self.wordings = _embed_wordings(model, encoder, names)
+            if keep and not model.text_bank.is_empty:
+                _check_kept(model, encoder)
+                _fill_missing(model, encoder)
+                # The name of a label is its stored row, which the tower gives up to rounding.
+                kept_PT = _stored_rows(model, names)
+                self.wordings = [torch.cat([kept_PT[i : i + 1], r[1:]]) for i, r in enumerate(self.wordings)]
             self.names_PT = torch.stack([rows_WT[0] for rows_WT in self.wordings])
-            _fill_bank(model, encoder, names, self.names_PT)
+            if not keep or model.text_bank.is_empty:
+                _fill_bank(model, encoder, names, self.names_PT)
         else:
             self.probability = 0.0
             _fill_from_file(model, encoder, names)
@@ -71,6 +82,32 @@ class TextRows:
             pick = int(rng.integers(len(rows_WT))) if rng.random() < self.probability else 0
             rows.append(rows_WT[pick])
         return torch.stack(rows)
+
+
+def text_rows(model: MoME, run: RunConfig) -> TextRows:
+    """Returns the text rows of a run; see `RunConfig.text_rows`."""
+    keep = run.init is not None and run.text_rows == "kept"
+    return TextRows(model, list(run.labels), run.train.synonyms, run.train.seed, keep=keep)
+
+
+def _check_kept(model: MoME, encoder: Any) -> None:
+    """Checks that the text encoder gives the rows that the bank holds.
+
+    Raises:
+        InputError: It does not.
+    """
+    try:
+        check_same_rows(model, model.config.text_encoder, encoder)
+    except InputError as error:
+        raise InputError(error.what, where=error.where, hint="text_rows: new embeds all labels again") from error
+
+
+def _fill_missing(model: MoME, encoder: Any) -> None:
+    """Embeds the labels of the bank that have no row; all else of the bank stays as it is."""
+    known = model.text_bank.known()
+    missing = [label for label in model.config.labels if label not in known]
+    if missing:
+        model.text_bank.set_rows(missing, _checked(model, encoder.encode([_words(label) for label in missing])))
 
 
 def _embed_wordings(model: MoME, encoder: Any, names: list[str]) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""Trackers of a run, by name. Each but TensorBoard's is an optional package; nothing is sent unless one is asked for."""
+"""Trackers of a run, by name. All are optional packages, and nothing is sent unless one that sends is asked for."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mome.atomic import atomic_write
 from mome.processing import MoMEProcessor
+from mome.training.adapters import Adapters
 
 if TYPE_CHECKING:
     from mome.modeling import MoME
@@ -34,36 +35,28 @@ def averaged_model(accelerator: Accelerator, model: nn.Module, average: Averaged
     return cast("MoME", accelerator.unwrap_model(model) if average is None else average.module)
 
 
-def save_copy(accelerator: Accelerator, model: MoME, processor: MoMEProcessor, folder: Path) -> None:
-    """Saves a model that goes on training, with its processor; the model stays as it is.
+def save_model(
+    accelerator: Accelerator,
+    model: MoME,
+    processor: MoMEProcessor,
+    folder: Path,
+    adapters: Adapters | None = None,
+) -> None:
+    """Saves a copy of a model with its processor; the model stays as it is.
+
+    Args:
+        accelerator: Its main process writes.
+        model: What `averaged_model` returns.
+        processor: Its processor.
+        folder: Where; a folder that is there is replaced.
+        adapters: Are merged into the copy.
 
     Raises:
         OutputError: The folder cannot be written; the one that was there stays.
     """
     if accelerator.is_main_process:
-        kept = copy.deepcopy(model)
-        _write(kept, processor, folder)
+        kept = copy.deepcopy(model) if adapters is None else adapters.merged(model)
+        with atomic_write(folder, "the model") as part:
+            kept.to(memory_format=torch.contiguous_format).save_pretrained(part)  # type: ignore[call-arg]
+            processor.save_pretrained(part)
     accelerator.wait_for_everyone()
-
-
-def save_model(
-    accelerator: Accelerator, model: nn.Module, average: AveragedModel | None, processor: MoMEProcessor, folder: Path
-) -> None:
-    """Saves the averaged model, or the model itself without an average, with its processor.
-
-    Raises:
-        OutputError: The folder cannot be written; a partial one is removed.
-    """
-    final = accelerator.unwrap_model(model)
-    if average is not None:
-        final.load_state_dict(average.module.state_dict())
-    if accelerator.is_main_process:
-        _write(final, processor, folder)
-    accelerator.wait_for_everyone()
-
-
-def _write(model: nn.Module, processor: MoMEProcessor, folder: Path) -> None:
-    """Writes a model and its processor; the model's weights become contiguous."""
-    with atomic_write(folder, "the model") as part:
-        model.to(memory_format=torch.contiguous_format).save_pretrained(part)  # type: ignore[call-overload,operator]
-        processor.save_pretrained(part)
