@@ -43,7 +43,6 @@ class StepProfiler:
                 activities=activities,
                 schedule=schedule(wait=_WAIT, warmup=_WARMUP, active=self.steps, repeat=1),
                 on_trace_ready=self._write,
-                profile_memory=True,
                 acc_events=True,
             )
             self.profiler.__enter__()
@@ -71,7 +70,7 @@ class StepProfiler:
 
 
 def _table(recorded: profile, steps: int) -> str:
-    """Returns the operations with most time of their own, per step, and the memory that they took."""
+    """Returns the operations with most time of their own, per step."""
     on_gpu = torch.cuda.is_available()
     events = recorded.key_averages()
 
