@@ -83,8 +83,8 @@ def table(report: dict[str, Any]) -> str:
     lines = [
         "# One process and two",
         "",
-        f"`{report['command']}`, commit {report['commit'][:12]}. Losses of 20 steps in float64 with the same global batch;",
-        "the second process is joined by torchrun and gloo. Validations are those after 10 and 20 steps.",
+        f"`{report['command']}`, commit {report['commit'][:12]}. Losses of 20 steps in float64 with the same",
+        "global batch; torchrun and gloo join the two processes. Validations are those after 10 and 20 steps.",
         "",
         "| run | largest difference of a loss | last loss | validations |",
         "|---|---|---|---|",
