@@ -22,7 +22,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,6 @@ HERE = Path(__file__).resolve().parent
 LABELS = ["spinal_cord", "brainstem", "esophagus", "parotid_gland_left", "parotid_gland_right", "mandible", "larynx"]
 # Setting → parts of the model, patch in voxels, steps, and steps of the warm-up.
 SETTINGS: dict[str, tuple[dict[str, Any], int, int, int]] = {
-    "network": ({"text_encoder": "learned"}, 64, 8, 2),
     "data": (
         {
             "text_encoder": "learned",
@@ -47,6 +46,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], int, int, int]] = {
         60,
         10,
     ),
+    "network": ({"text_encoder": "learned"}, 64, 8, 2),
 }
 BATCH = 2
 
@@ -258,32 +258,44 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         options = ["--cases", str(args.cases), "--steps", str(args.steps), "--work", str(args.work)]
         options += ["--data", str(args.data), "--setting", setting]
 
-        def side(name: str, options: list[str] = options) -> dict[str, Any]:
+        def side(name: str, more: Sequence[str] = (), options: list[str] = options) -> dict[str, Any]:
             if time.monotonic() > deadline:
                 return {}
             return probe(
                 sys.executable,
-                [str(HERE / "training_peers.py"), "--side", name, *options],
+                [str(HERE / "training_peers.py"), "--side", name, *options, *more],
                 packages=[*packages_of(HERE.parent), HERE],
             )
 
-        if not (args.work / "cache").exists() or setting == args.settings[0]:
-            side("mome")  # builds the cache
-        names = {"mome": args.rounds, "monai": args.rounds, "monai_channels_last": min(1, args.rounds)}
+        if setting == args.settings[0]:
+            side(
+                "mome", ["--steps", str(SETTINGS[setting][3] + 1)]
+            )  # builds the cache, and fills the system's cache of files for both sides
+        names = {"mome": args.rounds, "monai": args.rounds, "monai_channels_last": 1}
         if setting == "data":
             del names["monai_channels_last"]
-        runs = in_turns({name: (lambda name=name: side(name)) for name in names}, names)
-        runs = {name: [run for run in done if run] for name, done in runs.items()}
-        found = {name: medians(done) for name, done in runs.items() if done}
-        patch = SETTINGS[setting][1]
-        entry: dict[str, Any] = {"patch": [patch] * 3, "sides": found, "runs": runs}
-        if "mome" in found and "monai" in found:
-            steps = [[run["steps_per_second"] for run in runs[name]] for name in ("mome", "monai")]
-            memory = [[run["peak_mib"] for run in runs[name]] for name in ("mome", "monai")]
-            entry |= {"speed_ratio": ratios(*steps), "memory_ratio": ratios(*memory)}
-        report["settings"][setting] = entry
-        write_results(args.out, report)
+
+        def record(runs: dict[str, list[dict[str, Any]]], setting: str = setting) -> None:
+            report["settings"][setting] = entry(setting, runs)
+            write_results(args.out, report)
+
+        in_turns({name: (lambda name=name: side(name)) for name in names}, names, record)
     return report
+
+
+def entry(setting: str, runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """The results of one setting; a side that the deadline left out has none."""
+    done = {name: [run for run in found if run] for name, found in runs.items()}
+    done = {name: found for name, found in done.items() if found}
+    result: dict[str, Any] = {
+        "patch": [SETTINGS[setting][1]] * 3,
+        "sides": {name: medians(found) for name, found in done.items()},
+        "runs": done,
+    }
+    if "mome" in done and "monai" in done:
+        for key, number in (("speed_ratio", "steps_per_second"), ("memory_ratio", "peak_mib")):
+            result[key] = ratios(*([run[number] for run in done[name]] for name in ("mome", "monai")))
+    return result
 
 
 def table(report: dict[str, Any]) -> str:
@@ -299,16 +311,16 @@ def table(report: dict[str, Any]) -> str:
         "| setting | side | median step (s) | steps a second | peak (MiB) | setup (s) |",
         "|---|---|---|---|---|---|",
     ]
-    for setting, entry in report["settings"].items():
+    for setting, found in report["settings"].items():
         lines += [
             f"| {setting} | {side} | {one['median_step_s']:.3f} | {one['steps_per_second']:.2f} | "
             f"{one['peak_mib']:.0f} | {one['other_s']:.1f} |"
-            for side, one in entry["sides"].items()
+            for side, one in found["sides"].items()
         ]
     lines.append("")
-    for setting, entry in report["settings"].items():
-        if "speed_ratio" in entry:
-            speed, memory = entry["speed_ratio"], entry["memory_ratio"]
+    for setting, found in report["settings"].items():
+        if "speed_ratio" in found:
+            speed, memory = found["speed_ratio"], found["memory_ratio"]
             lines.append(
                 f"- {setting}: {speed['median']:.2f}× the steps a second ({speed['lowest']:.2f} to "
                 f"{speed['highest']:.2f}), {memory['median']:.2f}× the memory."
@@ -325,7 +337,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=0, help="steps of a run; 0 for those of the setting")
     parser.add_argument("--workers", type=int, default=0, help=argparse.SUPPRESS)
-    parser.add_argument("--minutes", type=float, default=6.0, help="no run starts after this time")
+    parser.add_argument("--minutes", type=float, default=5.0, help="no run starts after this time")
     parser.add_argument("--work", type=Path, help="folder for caches; a temporary one by default")
     parser.add_argument("--out", type=Path, help="write the results to this .json, and a table beside it as .md")
     parser.add_argument("--side", choices=list(SIDES), help=argparse.SUPPRESS)
