@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from small_models import small
 from training_runs import losses, write_recipe
 
@@ -80,6 +82,35 @@ def test_fine_tuning_with_adapters_saves_plain_models_and_resumes(tmp_path: Path
     shutil.rmtree(folder)
     loop.train(load_run_config(recipe, tuned))
     assert losses(tmp_path / "tuned") == whole and (folder / "model.safetensors").read_bytes() == weights
+
+
+@pytest.fixture
+def another_precision() -> Iterator[None]:
+    """Lets Accelerate forget the precision of this process, which it fixes at the first run."""
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_models_that_train_in_bfloat16_are_saved_while_they_train(
+    tmp_path: Path, rank: int, another_precision: None
+) -> None:
+    """Accelerate replaces the forward of such a model, which the copies must survive; without a moving average."""
+    if rank:
+        pytest.importorskip("peft", reason="peft is not installed")
+    options = [
+        f"lora.rank={rank}",
+        "train.mixed_precision=bf16",
+        "train.ema=0",
+        "train.steps=2",
+        "train.validate_every=1",
+    ]
+    folder = loop.train(load_run_config(write_recipe(tmp_path), [f"train.out={tmp_path / 'r'}", *options]))
+    best, last = (MoME.from_pretrained(path) for path in (tmp_path / "r" / "best", folder))
+    assert best.state_dict().keys() == last.state_dict().keys() and best.dtype == torch.float32
+    first = (tmp_path / "r" / "validation.jsonl").read_text().splitlines()
+    assert len(first) == 2
 
 
 def test_adapters_that_cannot_be_made(monkeypatch) -> None:

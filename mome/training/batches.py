@@ -43,9 +43,18 @@ def batches_from(
     ]
     # A DataLoader draws a seed from its generator when it starts. With the global generator, a resumed run would draw
     # once more than an uninterrupted one, and everything random after it would differ.
-    loader = DataLoader(dataset, batch_sampler=numbers, num_workers=config.workers, generator=torch.Generator())
+    device = accelerator.device
+    loader = DataLoader(
+        dataset,
+        batch_sampler=numbers,
+        num_workers=config.workers,
+        generator=torch.Generator(),
+        pin_memory=device.type == "cuda",  # so that a batch is copied while the GPU computes
+    )
     started = iter(loader)  # forks the workers before the progress bar starts its thread
-    return ({key: value.to(accelerator.device) for key, value in batch.items()} for batch in _plain_errors(started))
+    return (
+        {key: value.to(device, non_blocking=True) for key, value in batch.items()} for batch in _plain_errors(started)
+    )
 
 
 def _plain_errors(batches: Iterator[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
