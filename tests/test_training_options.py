@@ -165,6 +165,7 @@ def test_a_tracker_by_name_gets_settings_losses_and_scores(tmp_path: Path, monke
     )
     assert started["project"] == "mome" and started["name"] == "r" and started["finished"]
     assert [line["step"] for line in logged if "loss" in line] == [1, 2]
+    assert str(tmp_path) not in str(started) + str(logged)  # no path of this machine is sent
     assert any("dice/mean" in line for line in logged) and started["config"]["train.steps"] == 2
 
 
@@ -214,6 +215,14 @@ def test_the_batch_that_fits(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(find_batch, "available_bytes", lambda: 1e5)
     with pytest.raises(InputError, match="not enough for one patch of 16×16×16"):
         find_batch_size(run)
+
+
+def test_the_command_prints_the_batch_and_trains_nothing(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(find_batch, "available_bytes", lambda: 2e8)
+    given = ["--config", str(write_recipe(tmp_path)), f"train.out={tmp_path / 'r'}"]
+    assert main([*given, "--find-batch"]) == 0
+    assert capsys.readouterr().out.startswith("train.batch_size=") and not (tmp_path / "r").exists()
+    assert main([*given, "--profile", "-1"]) == 2 and "--profile is a number of steps" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("most", [0, 1, 5, 6, 31, 4096])

@@ -95,6 +95,8 @@ def _train(run: RunConfig, accelerator: Accelerator, resume: bool, profile: int)
     loss_function = model.segmentation_loss
     text = text_rows(model, run)
     adapters = Adapters(model, run.lora) if run.lora.rank else None
+    # Patches have one shape, so that cuDNN may try its algorithms once and keep the fastest, as nnU-Net lets it.
+    torch.backends.cudnn.benchmark = True
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     if config.channels_last:

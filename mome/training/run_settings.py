@@ -88,9 +88,13 @@ def _refuse_folder_of_others(folder: Path) -> None:
 
 
 def tracker_settings(run: RunConfig) -> dict[str, Any]:
-    """Returns the settings as flat scalars, which is what trackers such as TensorBoard store."""
+    """Returns the settings as flat scalars, which is what trackers such as TensorBoard store.
+
+    The run's folder is left out: a tracker may send them, and paths often hold names of people.
+    """
     flat: dict[str, Any] = {f"model.{key}": str(value) for key, value in run.model.items()}
-    flat |= {f"train.{key}": value for key, value in vars(run.train).items() if isinstance(value, int | float | str)}
+    loop = {key: value for key, value in vars(run.train).items() if key != "out"}
+    flat |= {f"train.{key}": value for key, value in loop.items() if isinstance(value, int | float | str)}
     return {"preset": run.preset, **flat}
 
 
