@@ -66,7 +66,7 @@ def labels_of(name: str) -> list[str]:
     if name == "table":
         return load_table().names()
     try:
-        return list(load_dataset(name).name_to_id)
+        return list(load_dataset(name).annotated)
     except InputError as error:
         raise InputError(error.what, hint="known: table, " + ", ".join(dataset_names())) from error
 
@@ -130,7 +130,7 @@ def add_labels(model: MoME, texts: Sequence[str], text_encoder: Any = None) -> l
             hint="--text-encoder \"hf(model='…')\" or \"bank(file='labels.safetensors', width=…)\"",
         )
     _check_embeds(spec, encoder)
-    _check_same_rows(model, spec, encoder)
+    check_same_rows(model, spec, encoder)
     width = model.text_bank.rows_LT.shape[1]
     rows_PT = check_width(encoder.encode([label.wording for label in labels]), width, dump(spec))
     names = [label.name for label in labels]
@@ -148,8 +148,12 @@ def _check_embeds(spec: dict[str, Any], encoder: Any) -> None:
         )
 
 
-def _check_same_rows(model: MoME, spec: dict[str, Any], encoder: Any) -> None:
-    """Embeds labels that the bank holds and compares the rows, because another tower would make other masks."""
+def check_same_rows(model: MoME, spec: dict[str, Any], encoder: Any) -> None:
+    """Embeds labels that the bank holds and compares the rows, because another tower would make other masks.
+
+    Raises:
+        InputError: The rows differ, or no label can be compared.
+    """
     table, stored, known = load_table(), set(encoder.stored_labels()), model.text_bank.known()
     usable = [name for name in known if name in stored or encoder.needs_tower]
     names = sorted(usable, key=lambda name: name not in table)[:_COMPARED]

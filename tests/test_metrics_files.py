@@ -173,3 +173,31 @@ def test_a_broken_file_that_is_not_asked_for_is_left_alone(tmp_path: Path) -> No
         (tmp_path / "p" / f"scan_{name}.nii.gz").write_bytes(content)
     for dataset in (None, "openkbp"):
         assert scored(tmp_path / "p", tmp_path / "r", dataset=dataset) == [("scan", "brain", 1)]
+
+
+def test_an_organ_includes_its_tumour_and_sides_are_told_apart_by_the_data_set(tmp_path: Path) -> None:
+    """References with the numbers of LiTS and KiTS19; the predictions are masks as `mome segment` writes them."""
+    organ = np.zeros(GRID.shape, np.uint8)
+    organ[1:5, 2:8, 2:8] = 1
+    organ[2:4, 3:5, 3:5] = 2
+    write_mask(tmp_path / "lits" / "c.nii.gz", organ, GRID)
+    write_mask(tmp_path / "p" / "c_liver.nii.gz", organ > 0, GRID)
+    write_mask(tmp_path / "p" / "c_liver_tumor.nii.gz", organ == 2, GRID)
+    assert scored(tmp_path / "p", tmp_path / "lits", dataset="lits") == [
+        ("c", "liver", 1.0),
+        ("c", "liver_tumor", 1.0),
+    ]
+    kidneys = organ.copy()
+    kidneys[8:11, 2:8, 2:8] = 1  # GRID is RAS, so that the higher indices are the patient's right
+    write_mask(tmp_path / "kits" / "c.nii.gz", kidneys, GRID)
+    right = np.arange(12)[:, None, None] >= 6
+    write_mask(tmp_path / "q" / "c_kidney_left.nii.gz", (kidneys > 0) & ~right, GRID)
+    write_mask(tmp_path / "q" / "c_kidney_right.nii.gz", (kidneys > 0) & right, GRID)
+    write_mask(tmp_path / "q" / "c_kidney_tumor.nii.gz", kidneys == 2, GRID)
+    assert [dice for *_, dice in scored(tmp_path / "q", tmp_path / "kits", dataset="kits19")] == [1.0, 1.0, 1.0]
+    write_mask(tmp_path / "kits" / "c.nii.gz", organ, GRID)  # one kidney only: its side is unknown
+    with pytest.raises(InputError, match="kidney_left: left and right cannot be told apart") as caught:
+        evaluate_folder(tmp_path / "q", tmp_path / "kits", dataset="kits19")
+    assert "c.nii.gz" in str(caught.value)
+    assert [s.dice for s in evaluate_folder(tmp_path / "q", tmp_path / "kits", dataset="kits19",
+                                            structures="kidney_tumor")] == [1.0]  # fmt: skip

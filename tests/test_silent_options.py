@@ -221,7 +221,7 @@ def test_an_interrupted_run_says_what_is_saved(capsys, monkeypatch, tmp_path: Pa
 
     out = tmp_path / "out"
 
-    def stopped(run: object, *, resume: bool) -> None:
+    def stopped(run: object, *, resume: bool, profile: int) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("mome.training.loop.train", stopped)

@@ -11,12 +11,20 @@ from pathlib import Path
 from mome.cli.exit_codes import guarded
 from mome.cli.parser import Parser, given_path
 from mome.errors import InputError
+from mome.threads import use_huge_pages
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the command."""
     parser.add_argument("--config", type=given_path, required=True, help="YAML file, see examples/configs")
     parser.add_argument("--restart", action="store_true", help="start again instead of resuming the run in its folder")
+    parser.add_argument(
+        "--profile", type=int, nargs="?", const=5, default=0, metavar="STEPS",
+        help="record some steps (5) with torch's profiler, into the folder profile of the run",
+    )  # fmt: skip
+    parser.add_argument(
+        "--find-batch", action="store_true", help="print the largest batch that fits the memory, and train nothing"
+    )
     parser.add_argument("overrides", nargs="*", help='key=value, as in experts="swiglu(n=8)" or train.steps=100')
     parser.epilog = "settings (train.…): python -m pydoc mome.training.config.TrainConfig"
 
@@ -27,6 +35,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: The configuration or the data cannot be used.
     """
+    use_huge_pages()  # before torch is loaded
     from mome.printable import printable
     from mome.training.config_file import load_run_config
 
@@ -35,8 +44,15 @@ def run(args: argparse.Namespace) -> int:
     from mome.training.loop import train
 
     quiet_libraries()
+    if args.profile < 0:
+        raise InputError(f"--profile is a number of steps, got {args.profile}", hint="--profile 5")
+    if args.find_batch:
+        from mome.training.find_batch import find_batch_size
+
+        print(find_batch_size(config))
+        return 0
     try:
-        folder = train(config, resume=not args.restart)
+        folder = train(config, resume=not args.restart, profile=args.profile)
     except KeyboardInterrupt:
         if _is_main_process():
             print(printable(_where_it_stopped(Path(config.train.out))), file=sys.stderr)

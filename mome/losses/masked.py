@@ -14,17 +14,23 @@ from torch import Tensor
 
 
 def sum_over_processes(x: Tensor) -> Tensor:
-    """Sums over all processes, differentiably, so that the loss does not depend on how the batch is shared out."""
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        from torch.distributed.nn.functional import all_reduce
+    """Sums over all processes, differentiably, so that the loss does not depend on how the batch is shared out.
 
-        return all_reduce(x)
-    return x
+    Data-parallel training averages the gradients of W processes, and each process computes the same loss from the sum.
+    The gradient of the sum is therefore W times that of this process's own values, which needs no second exchange.
+    """
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return x
+    total = x.detach().clone()
+    dist.all_reduce(total)
+    return total + dist.get_world_size() * (x - x.detach())
 
 
 @dataclass(frozen=True)
 class Masked:
-    """Logits and targets in float32, flattened over the voxels, and the mask of what is annotated.
+    """Logits and targets, flattened over the voxels, and the mask of what is annotated.
+
+    All are float32, or float64 where the logits are.
 
     Attributes:
         logits_BPV: Logits.
@@ -44,7 +50,8 @@ def masked(logits: Tensor, targets: Tensor, supervised_BP: Tensor | None) -> Mas
         logits, targets: (B, P, D, H, W).
         supervised_BP: Bool; None means that all are annotated.
     """
-    logits_BPV, targets_BPV = logits.float().flatten(2), targets.flatten(2).to(torch.float32)
+    logits_BPV = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(2)
+    targets_BPV = targets.flatten(2).to(logits_BPV.dtype)
     if supervised_BP is None:
         supervised_BP = torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device)
     return Masked(logits_BPV, targets_BPV, supervised_BP.to(logits_BPV.dtype))

@@ -12,10 +12,12 @@ import numpy as np
 
 from mome.errors import InputError
 from mome.labels import load_dataset, load_table
+from mome.labels.dataset import StructureRule
 from mome.volumes import Volume, read_label_map, read_label_table
 from mome.volumes.label_map import listed_values, unnamed_values
 from mome.volumes.mask_names import file_part, safe_characters, split_mask_name
 from mome.volumes.scan_files import is_nifti, scans_in, stem
+from mome.volumes.structure_masks import structure_mask
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +97,7 @@ def pair_files(
     ((case, wanted),) = find_masks(reference, dataset=dataset).items()
     (predicted,) = find_masks(prediction, dataset=dataset).values()
     name = next((structure for structure in (*wanted, *predicted) if structure is not None), case)
-    if not _map_numbers(predicted, dataset) and not _map_numbers(wanted, dataset):
+    if not _map_rules(predicted, dataset) and not _map_rules(wanted, dataset):
         predicted, wanted = {name: Path(prediction)}, {name: Path(reference)}
     return {case: predicted}, {case: wanted}
 
@@ -104,29 +106,30 @@ def open_masks(files: Files, dataset: str | None = None) -> dict[str, Callable[[
     """Prepares the masks of one case for reading.
 
     A mask's file is read at every call, so that only the masks in use are in memory. A label map is read once, at the
-    first call, and compared with one number per call.
+    first call; a call compares it with the numbers of one structure.
 
     Returns:
         Structure → function that returns its mask, a volume of bool.
 
     Raises:
         InputError: A label map whose numbers have no names. A call of a function raises what `read_label_map`
-            raises, or an `InputError` for a mask that contains several numbers.
+            raises, or an `InputError` for a mask that contains several numbers, or whose sides cannot be told apart.
     """
     masks: dict[str, Callable[[], Volume]] = {
         name: functools.partial(_read_mask, path) for name, path in files.items() if name is not None
     }
     if None in files:
-        numbers = _map_numbers(files, dataset)
-        if not numbers:
+        rules = _map_rules(files, dataset)
+        if not rules:
             raise InputError(
                 "the file's numbers have no names: it holds no label table",
                 where=str(files[None]),
                 hint="say whose numbers they are, as in --labels openkbp",
             )
-        read = functools.cache(functools.partial(_read_map, files[None], tuple(numbers.values())))
-        for name, number in numbers.items():
-            masks.setdefault(name, functools.partial(_mask_of_map, read, number))
+        values = {value for rule in rules.values() for value in rule.values}
+        read = functools.cache(functools.partial(_read_map, files[None], tuple(sorted(values))))
+        for name, rule in rules.items():
+            masks.setdefault(name, functools.partial(_mask_of_map, read, rule, name, files[None]))
     return masks
 
 
@@ -152,15 +155,17 @@ def is_map_without_table(files: Files) -> bool:
     return None in files and not _label_table(files[None])
 
 
-def _map_numbers(files: Files, dataset: str | None) -> dict[str, int]:
-    """Returns structure → number in the case's label map, from the table in its header, else from the data set.
+def _map_rules(files: Files, dataset: str | None) -> dict[str, StructureRule]:
+    """Returns structure → which numbers of the case's label map make it up.
 
-    It is empty if the case has no label map, or if its numbers have no names.
+    They come from the table in the map's header, else from the rules of the data set, by which an organ includes its
+    tumour and a number of both sides is split. It is empty if the case has no label map, or if its numbers have no
+    names.
     """
     if None not in files:
         return {}
-    table = {entry["name"]: int(entry["id"]) for entry in _label_table(files[None])}
-    return table or ({} if dataset is None else load_dataset(dataset).name_to_id)
+    table = {entry["name"]: StructureRule((int(entry["id"]),)) for entry in _label_table(files[None])}
+    return table or ({} if dataset is None else load_dataset(dataset).structures)
 
 
 def _several_numbers(array: np.ndarray) -> bool:
@@ -200,7 +205,15 @@ def _read_map(path: Path, numbers: tuple[int, ...]) -> Volume:
     return volume
 
 
-def _mask_of_map(read: Callable[[], Volume], number: int) -> Volume:
-    """Returns the mask of one number of a label map."""
+def _mask_of_map(read: Callable[[], Volume], rule: StructureRule, name: str, path: Path) -> Volume:
+    """Returns the mask of one structure of a label map.
+
+    Raises:
+        InputError: The rule tells left and right apart, and in this map that is not possible.
+    """
     volume = read()
-    return Volume(volume.array == number, volume.affine, volume.header)
+    try:
+        mask = structure_mask(volume.array, volume.affine, rule, name)
+    except InputError as error:
+        raise InputError(error.what, where=str(path), hint=error.hint) from error
+    return Volume(mask, volume.affine, volume.header)

@@ -31,10 +31,11 @@ class LinearGate(nn.Module):
 
 
 def float32_linear(x_TC: Tensor, weight_EC: Tensor) -> Tensor:
-    """x Wᵀ in float32, outside autocast: (T, C) → (T, E).
+    """x Wᵀ in float32, or in float64 where the tokens are, outside autocast: (T, C) → (T, E).
 
     In memory the tokens are the last dimension. There are few experts, and on a short last dimension a softmax takes
     twenty times as long.
     """
     with torch.autocast(x_TC.device.type, enabled=False):
-        return (weight_EC.float() @ x_TC.float().t()).t()
+        dtype = torch.promote_types(x_TC.dtype, torch.float32)
+        return (weight_EC.to(dtype) @ x_TC.to(dtype).t()).t()

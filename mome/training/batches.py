@@ -50,7 +50,7 @@ def batches_from(
         num_workers=config.workers,
         generator=torch.Generator(),
         collate_fn=dataset.collate if on_device else dataset.finished,
-        pin_memory=accelerator.device.type == "cuda",
+        pin_memory=accelerator.device.type == "cuda",  # so that a batch is copied while the GPU computes
     )
     started = iter(loader)  # forks the workers before the progress bar starts its thread
     return (dataset.finish(batch, accelerator.device) for batch in _plain_errors(started))

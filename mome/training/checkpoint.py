@@ -30,6 +30,7 @@ from torch.optim.swa_utils import AveragedModel
 from mome.atomic import output_errors
 from mome.errors import InputError
 from mome.text_file import read_json
+from mome.training.adapters import Adapters
 from mome.training.random_state import load_random_state, save_random_state
 from mome.training.tensor_file import check_like, read_tensors, write_tensors
 
@@ -48,6 +49,7 @@ class TrainingState:
         optimizer: The optimiser, likewise.
         average: The moving average of the weights, or None.
         samples_per_step: Patches of one optimiser step over all processes.
+        adapters: The adapters in the model, or None; their weights are among the model's.
     """
 
     accelerator: Accelerator
@@ -55,6 +57,7 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     average: AveragedModel | None = None
     samples_per_step: int = 1
+    adapters: Adapters | None = None
 
     def modules(self) -> dict[str, nn.Module]:
         """Returns, for every file of tensors, the module whose tensors it holds."""

@@ -10,6 +10,7 @@ from mome.data.augmentation import AugmentationConfig
 from mome.data.sampling import SamplingConfig
 from mome.errors import InputError
 from mome.threads import check_threads
+from mome.training.trackers import NONE, TRACKERS
 from mome.typed import check_range
 
 
@@ -72,6 +73,8 @@ class TrainConfig:
         gradient_accumulation: Forward and backward passes per optimiser step.
         learning_rate: Peak learning rate of AdamW.
         weight_decay: Weight decay of AdamW; biases and norms are not decayed.
+        layer_decay: The learning rate of each layer of the encoder is that of the layer after it times this number; 1
+            gives all layers one rate. See `mome.training.optimizer`.
         warmup: Share of the steps with a linear warm-up; after it, a cosine decays to zero.
         clip_norm: Largest gradient norm; 0 turns clipping off.
         mixed_precision: `no`, `bf16` or `fp16`.
@@ -80,15 +83,18 @@ class TrainConfig:
         ema: Decay of an exponential moving average of the weights; if it is not 0, the average is saved as the model.
         seed: Seed of initialisation, sampling and augmentation.
         checkpoint_every: Optimiser steps between training states; 0 saves only at the end.
-        keep_checkpoints: How many training states stay on disk.
-        validate_every: Optimiser steps between validations; 0 never validates.
+        keep_checkpoints: How many training states stay on disk, the newest ones.
+        validate_every: Optimiser steps between validations; 0 never validates. The model of the best one is kept in
+            `best` beside `model`, the last one.
+        patience: Validations without a better mean Dice after which the training ends; 0 never ends it early.
         validate_cases: Number of cases per validation source; 0 uses all.
         log_every: Optimiser steps between printed losses; 0 prints none.
         workers: Processes that load patches; 0 loads them in the main process.
         threads: CPU threads of torch; 0 keeps torch's own choice.
         out: Folder of the run.
         synonyms: Probability that a prompt's text is a synonym of the label instead of its name.
-        tracker: `tensorboard` or `none`.
+        tracker: `tensorboard`, `wandb`, `mlflow`, `trackio` or `none`; see `mome.training.trackers`.
+        cpu: Computes on the CPU where there is a GPU, too.
 
     Raises:
         InputError: A value is outside its range.
@@ -100,6 +106,7 @@ class TrainConfig:
     gradient_accumulation: int = 1
     learning_rate: float = 1e-3
     weight_decay: float = 1e-4
+    layer_decay: float = 1.0
     warmup: float = 0.05
     clip_norm: float = 1.0
     mixed_precision: str = "no"
@@ -110,6 +117,7 @@ class TrainConfig:
     checkpoint_every: int = 100
     keep_checkpoints: int = 2
     validate_every: int = 0
+    patience: int = 0
     validate_cases: int = 0
     log_every: int = 10
     workers: int = 0
@@ -117,17 +125,20 @@ class TrainConfig:
     out: str = "runs/mome"
     synonyms: float = 0.0
     tracker: str = "tensorboard"
+    cpu: bool = False
 
     def __post_init__(self) -> None:
         for name in ("samples", "steps", "batch_size", "gradient_accumulation", "keep_checkpoints"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"train.{name} is at least 1, got {getattr(self, name)}")
         counts_from_zero = (
-            "checkpoint_every", "validate_every", "validate_cases", "log_every", "workers", "threads",
+            "checkpoint_every", "validate_every", "validate_cases", "patience", "log_every", "workers", "threads",
         )  # fmt: skip
         for name in counts_from_zero:
             if (getattr(self, name) or 0) < 0:
                 raise InputError(f"train.{name} is at least 0, got {getattr(self, name)}")
+        if not 0 < self.layer_decay <= 1:
+            raise InputError(f"train.layer_decay is above 0 and at most 1, got {self.layer_decay}")
         for name, top in (("warmup", 1), ("ema", 1), ("synonyms", 1), ("weight_decay", math.inf)):
             if not 0 <= getattr(self, name) <= top:
                 raise InputError(f"train.{name} is from 0 to {top}, got {getattr(self, name)}")
@@ -139,9 +150,32 @@ class TrainConfig:
             raise InputError(f"train.learning_rate is above 0, got {self.learning_rate}")
         if not 0 <= self.clip_norm < math.inf:
             raise InputError(f"train.clip_norm is at least 0, got {self.clip_norm}")
-        for name, choices in (("mixed_precision", ("no", "bf16", "fp16")), ("tracker", ("tensorboard", "none"))):
+        for name, choices in (("mixed_precision", ("no", "bf16", "fp16")), ("tracker", (*TRACKERS, NONE))):
             if getattr(self, name) not in choices:
                 raise InputError(f"train.{name} is one of {', '.join(choices)}, got {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSettings:
+    """Fine-tuning by low-rank adapters on the matrices of experts; see `mome.training.adapters`.
+
+    Args:
+        rank: Rank of the adapter of every expert; 0 trains all weights and adds no adapter.
+        alpha: Adapters are scaled by alpha / rank.
+        also_train: Modules that are trained beside the adapters; all others are frozen.
+
+    Raises:
+        InputError: A value is outside its range.
+    """
+
+    rank: int = 0
+    alpha: float = 16.0
+    also_train: tuple[str, ...] = ("fusion", "head")
+
+    def __post_init__(self) -> None:
+        check_range("lora", 0, 2**12, rank=self.rank)
+        if not 0 < self.alpha < math.inf:
+            raise InputError(f"lora.alpha is above 0, got {self.alpha}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +185,9 @@ class RunConfig:
     Args:
         preset: Name of the model preset to start from.
         init: Weights to start from (a folder, a bundled name or a Hub id); None starts from random weights.
+        text_rows: `kept` or `new`. `kept` leaves the text rows of `init`, their mean and their scale as they are, so
+            that its logits are unchanged at first; `new` embeds all labels again and centres them on the trained ones.
+        lora: Adapters that are trained in the place of the experts' weights.
         model: Replaces parts and sizes of the preset, as in `{experts: swiglu(n=8), dim: 32}`.
         processor: Replaces settings of the preset's processor, as in `{spacing: [2, 2, 2]}` (mm).
         labels: Names of the structures to train.
@@ -168,6 +205,8 @@ class RunConfig:
 
     preset: str = "mome_ct_tiny"
     init: str | None = None
+    text_rows: str = "kept"
+    lora: LoraSettings = field(default_factory=LoraSettings)
     model: dict[str, Any] = field(default_factory=dict)
     processor: dict[str, Any] = field(default_factory=dict)
     labels: tuple[str, ...] = ()
@@ -182,6 +221,8 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
+        if self.text_rows not in ("kept", "new"):
+            raise InputError(f"text_rows is 'kept' or 'new', got {self.text_rows!r:.60}")
         for name, folder in (("cache", self.cache), ("train.out", self.train.out)):
             if not folder.strip():
                 raise InputError(f"{name} is the path of a folder, got an empty text", hint=f"{name}=runs/a")

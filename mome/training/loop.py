@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, set_seed
-from torch import Tensor, nn
+from accelerate.utils import set_seed
+from torch import nn
 
 from mome.atomic import check_output_folder, output_errors
 from mome.data.sampling import PatchDataset
@@ -24,6 +24,7 @@ from mome.folder_lock import folder_lock
 from mome.printable import printable
 from mome.processing import MoMEProcessor
 from mome.temporary_names import remove_stale_parts
+from mome.training.adapters import Adapters
 from mome.training.batches import batches_from, samples_per_step
 from mome.training.checkpoint import (
     TrainingState,
@@ -32,15 +33,21 @@ from mome.training.checkpoint import (
     remove_partial_states,
     save_checkpoint,
 )
-from mome.training.config import RunConfig, TrainConfig
+from mome.training.config import RunConfig
+from mome.training.launch import build_accelerator, describe_processes, other_processes_live
 from mome.training.optimizer import build_optimizer, learning_rate, set_learning_rate
+from mome.training.out_of_memory import says_what_to_lower
+from mome.training.profiling import StepProfiler
 from mome.training.progress import StepReporter
 from mome.training.router_statistics import RouterStatistics
 from mome.training.run_settings import check_same_run, remove_run_settings, save_run_settings, tracker_settings
 from mome.training.setup import build_model
 from mome.training.sources import open_all_sources, patch_dataset
-from mome.training.text_rows import TextRows
+from mome.training.step import optimizer_step
+from mome.training.text_rows import TextRows, text_rows
+from mome.training.trackers import missing_note, start_tracker
 from mome.training.validation import validate
+from mome.training.validation_history import ValidationHistory
 from mome.training.weight_average import averaged_model, save_model, start_average
 
 
@@ -48,13 +55,14 @@ class LossNotFinite(InputError, FloatingPointError):
     """The loss became NaN or infinite: the training diverged."""
 
 
-def train(run: RunConfig, *, resume: bool = True) -> Path:
+def train(run: RunConfig, *, resume: bool = True, profile: int = 0) -> Path:
     """Trains a model and saves it.
 
     Args:
         run: The settings, see `mome.training.config`.
         resume: Continues from the newest checkpoint in `run.train.out`, if there is one. False removes the checkpoints
             of an earlier run in that folder.
+        profile: Steps of this call that the main process records, see `mome.training.profiling`; 0 records none.
 
     Returns:
         The folder of the saved model, `<out>/model`.
@@ -75,10 +83,21 @@ def train(run: RunConfig, *, resume: bool = True) -> Path:
             where=str(out),
             hint="another train.out=…, or move them away",
         )
-    accelerator = _build_accelerator(config)
+    accelerator = build_accelerator(config)
+    accelerator.print(f"training with {describe_processes(accelerator)}")
+    with other_processes_live(accelerator, out):
+        return _train(run, accelerator, resume, profile)
+
+
+def _train(run: RunConfig, accelerator: Accelerator, resume: bool, profile: int) -> Path:
+    """Trains in this process, which is one of the accelerator's; see `train`."""
+    config, out = run.train, Path(run.train.out)
     model, processor = build_model(run)
     loss_function = model.segmentation_loss
-    text = TextRows(model, list(run.labels), config.synonyms, config.seed, run.sampling.templates)
+    text = text_rows(model, run)
+    adapters = Adapters(model, run.lora) if run.lora.rank else None
+    # Patches have one shape, so that cuDNN may try its algorithms once and keep the fastest, as nnU-Net lets it.
+    torch.backends.cudnn.benchmark = True
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     if config.channels_last:
@@ -94,7 +113,7 @@ def train(run: RunConfig, *, resume: bool = True) -> Path:
 
     # Every process draws its own router noise; all else depends on the seed and the step.
     set_seed(config.seed + accelerator.process_index)
-    state = TrainingState(accelerator, model, optimizer, average, per_step)
+    state = TrainingState(accelerator, model, optimizer, average, per_step, adapters)
     # Only now the folder becomes this run's: bad settings and bad data have raised their errors above.
     with _own_folder(accelerator, out):
         if not resume:
@@ -104,8 +123,9 @@ def train(run: RunConfig, *, resume: bool = True) -> Path:
         start = _load_newest(state, out, steps)
         if accelerator.is_main_process:
             save_run_settings(out, run)
-        _run_steps(state, run, processor, loss_function, text, dataset, start, steps)
-        save_model(accelerator, model, average, processor, out / "model")
+        profiler = StepProfiler(out / "profile", profile if accelerator.is_main_process else 0)
+        _run_steps(state, run, processor, loss_function, text, dataset, start, steps, profiler)
+        save_model(accelerator, averaged_model(accelerator, model, average), processor, out / "model", adapters)
         accelerator.end_training()
     return out / "model"
 
@@ -119,6 +139,7 @@ def _run_steps(
     dataset: PatchDataset,
     start: int,
     steps: int,
+    profiler: StepProfiler,
 ) -> None:
     """Trains from step `start` to `steps`, with checkpoints and validations on the way, and saves the last state.
 
@@ -130,22 +151,27 @@ def _run_steps(
     checkpoints = out / "checkpoints"
     accelerator, model, optimizer, average = state.accelerator, state.model, state.optimizer, state.average
     reporter = StepReporter(accelerator, out, start, steps, config.log_every)
+    history = ValidationHistory(accelerator, out, start)
     statistics = RouterStatistics(accelerator.unwrap_model(model), run.labels)
-    if config.tracker == "tensorboard":
-        accelerator.init_trackers("mome", config=tracker_settings(run))
+    start_tracker(accelerator, config.tracker, out, tracker_settings(run))
+    if (note := missing_note(config.tracker)) is not None:
+        accelerator.print(f"note: {note}")
     if run.validation and not config.validate_every:
         accelerator.print("validation cases are not used: train.validate_every is 0")
 
     batches = batches_from(start, steps, dataset, config, accelerator)
     model.train()
-    with reporter:
+    done = start
+    with reporter, profiler, says_what_to_lower(config, dataset.patch, accelerator.device):
         for step in range(start, steps):
+            if _ends_early(history, run, accelerator):
+                break
             rate = learning_rate(step, steps, config.learning_rate, config.warmup)
             set_learning_rate(optimizer, rate)
             asked = dataset.prompts_at(step)
             text_PT = text.at(step, asked)
             with statistics.collecting(asked) if reporter.is_logged(step + 1) else contextlib.nullcontext():
-                losses = _optimizer_step(accelerator, model, optimizer, loss_function, batches, text_PT, config)
+                losses = optimizer_step(accelerator, model, optimizer, loss_function, batches, text_PT, config)
             if not math.isfinite(losses["loss"]):
                 raise LossNotFinite(
                     f"the loss is {losses['loss']} at step {step + 1}: the training diverged; the step's cases are "
@@ -155,80 +181,36 @@ def _run_steps(
                 )
             if average is not None:
                 average.update_parameters(accelerator.unwrap_model(model))
+            profiler.step()
             done = step + 1
             reporter.step(done, losses, rate, statistics.read(accelerator) if reporter.is_logged(done) else None)
-            if config.checkpoint_every and done % config.checkpoint_every == 0 and done < steps:
-                save_checkpoint(state, checkpoints, done, config.keep_checkpoints)
+            # A validation comes before the checkpoint of its step, so that a resumed run makes up for a lost one.
             if config.validate_every and (done % config.validate_every == 0 or done == steps):
                 scored = averaged_model(accelerator, model, average)
-                reporter.validation(done, validate(scored, run, processor, accelerator))
+                scores = validate(scored, run, processor, accelerator)
                 model.train()
-    if steps > start:
-        save_checkpoint(state, checkpoints, steps, config.keep_checkpoints)
+                if history.is_improvement(scores):
+                    save_model(accelerator, scored, processor, out / "best", state.adapters)
+                history.add(done, scores)
+                reporter.validation(done, scores)
+            if config.checkpoint_every and done % config.checkpoint_every == 0 and done < steps:
+                save_checkpoint(state, checkpoints, done, config.keep_checkpoints)
+    if profiler.steps:
+        accelerator.print(profiler.table or "the run was too short to be profiled: two steps come first")
+    if done > start:
+        save_checkpoint(state, checkpoints, done, config.keep_checkpoints)
+    if history.best is not None:
+        step, score = history.best
+        accelerator.print(f"the best validation, mean Dice {score:.3f} after {step} steps, is {out / 'best'}")
 
 
-def _optimizer_step(
-    accelerator: Accelerator,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    loss_function: nn.Module,
-    batches: Iterator[dict[str, Tensor]],
-    text_PT: Tensor,
-    config: TrainConfig,
-) -> dict[str, float]:
-    """Makes one optimiser step over `gradient_accumulation` batches.
-
-    Returns:
-        `loss`, `segmentation_loss`, `aux_loss` and, as `aux_loss/<name>`, every named auxiliary loss of the routers;
-        means over the batches and all processes.
-    """
-    totals: dict[str, Tensor] = {}
-    for _ in range(config.gradient_accumulation):
-        batch = next(batches)
-        volume = batch["volume"]
-        if config.channels_last:
-            volume = volume.contiguous(memory_format=torch.channels_last_3d)
-        with accelerator.accumulate(model):
-            output = model(volume=volume, text_PT=text_PT.to(volume.device), origin_B3=batch["origin"])
-            segmentation = loss_function(output.compared, batch["targets"], batch["supervised"])
-            loss = segmentation + output.aux_loss
-            accelerator.backward(loss)
-            if accelerator.sync_gradients and config.clip_norm:
-                accelerator.clip_grad_norm_(model.parameters(), config.clip_norm)
-            optimizer.step()
-            if accelerator.sync_gradients and not accelerator.optimizer_step_was_skipped:
-                accelerator.unwrap_model(model).after_step()
-            optimizer.zero_grad()
-        losses = {"loss": loss, "segmentation_loss": segmentation, "aux_loss": output.aux_loss}
-        losses |= {f"aux_loss/{name}": value for name, value in output.aux_losses.items()}
-        for name, value in losses.items():
-            totals[name] = totals.get(name, 0) + value.detach().float()
-    means = accelerator.reduce(torch.stack(list(totals.values())), reduction="mean") / config.gradient_accumulation
-    return dict(zip(totals, means.tolist(), strict=True))
-
-
-def _build_accelerator(config: TrainConfig) -> Accelerator:
-    """Returns an Accelerator with the run's precision, gradient accumulation and tracker.
-
-    Raises:
-        InputError: This machine cannot compute in the run's precision.
-    """
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    out = Path(config.out)
-    try:
-        return Accelerator(
-            mixed_precision=config.mixed_precision,
-            gradient_accumulation_steps=config.gradient_accumulation,
-            log_with="tensorboard" if config.tracker == "tensorboard" else None,
-            project_config=ProjectConfiguration(project_dir=str(out), logging_dir=str(out / "tensorboard")),
-        )
-    except ValueError as error:
-        first = (str(error).splitlines() or [""])[0][:160]
-        raise InputError(
-            f"train.mixed_precision={config.mixed_precision} cannot be used here: {first}",
-            hint="train.mixed_precision=no",
-        ) from error
+def _ends_early(history: ValidationHistory, run: RunConfig, accelerator: Accelerator) -> bool:
+    """Says whether the last `train.patience` validations brought no improvement, and prints so."""
+    patience = run.train.patience
+    if not patience or history.best is None or history.without_improvement < patience:
+        return False
+    accelerator.print(f"training ends: {patience} validations without an improvement (train.patience)")
+    return True
 
 
 @contextlib.contextmanager
@@ -254,9 +236,10 @@ def _own_folder(accelerator: Accelerator, out: Path) -> Iterator[None]:
 
 
 def _remove_earlier_run(accelerator: Accelerator, out: Path) -> None:
-    """Removes the training states and the settings of an earlier run."""
+    """Removes the training states, the best model and the settings of an earlier run."""
     if accelerator.is_main_process:
-        shutil.rmtree(out / "checkpoints", ignore_errors=True)
+        for name in ("checkpoints", "best"):
+            shutil.rmtree(out / name, ignore_errors=True)
         remove_run_settings(out)
     accelerator.wait_for_everyone()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,14 +15,52 @@ from mome.training.config import TrainConfig
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """Returns AdamW with weight decay for matrices and convolution kernels; other parameters do not decay.
 
-    Parameters without gradients are left out.
+    Parameters without gradients are left out. With a `layer_decay` below 1, every layer of the encoder has groups of
+    its own, whose `rate_factor` scales the learning rate; see `layer_factors`.
     """
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    factors = layer_factors(model, config.layer_decay)
+    groups: list[dict[str, Any]] = []
+    for factor in dict.fromkeys([1.0, *factors.values()]):
+        members = [p for p in model.parameters() if p.requires_grad and factors.get(p, 1.0) == factor]
+        for matrices, decay in ((True, config.weight_decay), (False, 0.0)):
+            chosen = [parameter for parameter in members if (parameter.ndim >= 2) == matrices]
+            groups.append({"params": chosen, "weight_decay": decay, "rate_factor": factor})
     return torch.optim.AdamW(groups, lr=config.learning_rate)
+
+
+def layer_factors(model: nn.Module, decay: float) -> dict[nn.Parameter, float]:
+    """Returns the factor of the learning rate of every parameter of the encoder: decay^(L − l) in layer l of L.
+
+    Layer-wise decay of BEiT (Bao et al. 2022, arXiv 2106.08254, appendix) and ELECTRA, here for any encoder. Its
+    layers are its modules in the order in which they are registered, lists and sequences counted by their members (our
+    choice); l counts from 0, so that the layers behind the encoder, whose factor is 1, would be layer L.
+
+    Args:
+        model: A model; one without an encoder has no factors.
+        decay: From 0 to 1; 1 gives no factors.
+    """
+    encoder = getattr(model, "encoder", None)
+    if encoder is None or decay == 1:
+        return {}
+    layers = list(_layers(encoder))
+    factors = dict.fromkeys(encoder.parameters(), decay ** len(layers))
+    for number, layer in enumerate(layers):
+        factors |= dict.fromkeys(layer.parameters(), decay ** (len(layers) - number))
+    return factors
+
+
+def _layers(module: nn.Module) -> Iterator[nn.Module]:
+    """Yields the layers of an encoder that hold parameters, in the order in which they are registered.
+
+    Lists and sequences are looked into, and so is a module that wraps a single other one.
+    """
+    holders = [child for child in module.children() if any(True for _ in child.parameters())]
+    for child in holders:
+        is_list = isinstance(child, nn.ModuleList | nn.ModuleDict | nn.Sequential)
+        if (is_list or len(holders) == 1) and any(True for _ in child.children()):
+            yield from _layers(child)
+        else:
+            yield child
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
@@ -41,6 +81,6 @@ def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Sets the learning rate of every parameter group."""
+    """Sets the learning rate of every parameter group, scaled by the factor of its layer."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["rate_factor"]

@@ -19,6 +19,7 @@ from mome.data.plan import Plan, make_plan
 from mome.data.splits import part_of
 from mome.errors import InputError
 from mome.processing import MoMEProcessor
+from mome.threads import container_cpus
 from mome.training.config import RunConfig, SourceConfig
 from mome.training.config_file import load_run_config
 from mome.training.memory import bytes_per_voxel
@@ -149,6 +150,9 @@ def _configuration(
             "samples": 20000,
             "batch_size": plan.batch_size,
             "mixed_precision": "bf16" if torch.cuda.is_available() else "no",
+            "workers": min(8, container_cpus() // 2)
+            if torch.cuda.is_available()
+            else 0,  # a GPU would wait for patches
             "ema": 0.995,
             "validate_every": 500 if validates else 0,
             "out": str((out / "run").resolve()),

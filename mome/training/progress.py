@@ -109,4 +109,7 @@ class StepReporter:
     def validation(self, done: int, scores: dict[str, float]) -> None:
         """Reports the scores of a validation after `done` steps."""
         self.accelerator.log(scores, step=done)
-        self.bar.console.print(f"step {done}: " + "  ".join(f"{name} {score:.3f}" for name, score in scores.items()))
+        if self.accelerator.is_main_process:
+            self.bar.console.print(
+                f"step {done}: " + "  ".join(f"{name} {score:.3f}" for name, score in scores.items())
+            )

@@ -17,7 +17,7 @@ _CHANGEABLE_SECTIONS = ("validation", "cache", "cache_format")
 _CHANGEABLE_TRAIN_KEYS = frozenset(
     (
         "out", "threads", "workers", "log_every", "checkpoint_every", "keep_checkpoints", "tracker", "validate_every",
-        "validate_cases",
+        "validate_cases", "cpu", "patience",
     )
 )  # fmt: skip
 
@@ -49,7 +49,7 @@ def check_same_run(folder: Path, run: RunConfig) -> None:
         _refuse_folder_of_others(folder)
         return
     before = read_json(path, "the settings of the run in this folder", hint="another train.out=…, or --restart")
-    now = _fixed_settings(run)
+    before, now = _with_defaults(before), _fixed_settings(run)
     key = next((key for key in now if now[key] != before.get(key)), None)
     if key is None:
         return
@@ -63,13 +63,22 @@ def check_same_run(folder: Path, run: RunConfig) -> None:
     )
 
 
+def _with_defaults(before: dict[str, Any]) -> dict[str, Any]:
+    """Returns the settings of a run with the defaults of those that its release did not have."""
+    merged = {**_fixed_settings(RunConfig()), **before}
+    for section, default in _fixed_settings(RunConfig()).items():
+        if isinstance(default, dict) and isinstance(merged[section], dict):
+            merged[section] = {**default, **merged[section]}
+    return merged
+
+
 def _refuse_folder_of_others(folder: Path) -> None:
     """Checks that a folder without `run.json` holds nothing that a run would replace.
 
     Raises:
         InputError: There is a model, a log, or training states.
     """
-    for name in ("model", "log.jsonl", "checkpoints"):
+    for name in ("model", "best", "log.jsonl", "checkpoints"):
         if (folder / name).exists():
             raise InputError(
                 f"the folder holds {name!r} and no run.json, so it is not a run's folder",
@@ -79,9 +88,13 @@ def _refuse_folder_of_others(folder: Path) -> None:
 
 
 def tracker_settings(run: RunConfig) -> dict[str, Any]:
-    """Returns the settings as flat scalars, which is what trackers such as TensorBoard store."""
+    """Returns the settings as flat scalars, which is what trackers such as TensorBoard store.
+
+    The run's folder is left out: a tracker may send them, and paths often hold names of people.
+    """
     flat: dict[str, Any] = {f"model.{key}": str(value) for key, value in run.model.items()}
-    flat |= {f"train.{key}": value for key, value in vars(run.train).items() if isinstance(value, int | float | str)}
+    loop = {key: value for key, value in vars(run.train).items() if key != "out"}
+    flat |= {f"train.{key}": value for key, value in loop.items() if isinstance(value, int | float | str)}
     return {"preset": run.preset, **flat}
 
 

@@ -9,12 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mome.embedding import check_same_rows
 from mome.encoders.text.base import check_width
 from mome.errors import InputError
 from mome.labels import load_table
 from mome.labels.vocabulary import prompt_templates
 from mome.registry import TEXT_ENCODERS
 from mome.spec import brief
+from mome.training.config import RunConfig
 
 if TYPE_CHECKING:
     from mome.modeling import MoME
@@ -38,13 +40,24 @@ class TextRows:
         synonyms: Probability that a row is a synonym's; without a tower it has no effect.
         seed: Seed of the run. The rows of a step depend on the seed and the step alone.
         templates: Probability that a wording stands in a sentence of `prompt_templates`, likewise.
+        keep: Leaves the rows that the bank holds, their mean and their scale as they are, so that the model's logits
+            do not change. Only labels without a row are embedded.
 
     Raises:
         InputError: The bank or the file has no row for one of the labels, the bank is too narrow for one-hot rows, or
-            the text encoder gives rows of another width than the model reads.
+            the text encoder gives rows of another width than the model reads, or other rows than the kept ones.
     """
 
-    def __init__(self, model: MoME, names: list[str], synonyms: float, seed: int, templates: float = 0.0) -> None:
+    def __init__(
+        self,
+        model: MoME,
+        names: list[str],
+        synonyms: float,
+        seed: int,
+        templates: float = 0.0,
+        *,
+        keep: bool = False,
+    ) -> None:
         self.seed, self.templates = seed, templates
         encoder = TEXT_ENCODERS.build(model.config.text_encoder)
         if encoder.needs_tower:
@@ -52,8 +65,15 @@ class TextRows:
             self.wordings = _embed_wordings(model, encoder, names, ["{}"])
             # For each wording of a label, the rows of all sentences one after the other.
             self.sentences = _embed_wordings(model, encoder, names, list(prompt_templates())) if templates else []
+            if keep and not model.text_bank.is_empty:
+                _check_kept(model, encoder)
+                _fill_missing(model, encoder)
+                # The name of a label is its stored row, which the tower gives up to rounding.
+                kept_PT = _stored_rows(model, names)
+                self.wordings = [torch.cat([kept_PT[i : i + 1], r[1:]]) for i, r in enumerate(self.wordings)]
             self.names_PT = torch.stack([rows_WT[0] for rows_WT in self.wordings])
-            _fill_bank(model, encoder, names, self.names_PT)
+            if not keep or model.text_bank.is_empty:
+                _fill_bank(model, encoder, names, self.names_PT)
         else:
             self.probability, self.templates = 0.0, 0.0
             _fill_from_file(model, encoder, names)
@@ -86,6 +106,33 @@ class TextRows:
                 row = self.sentences[label][pick * count + int(rng.integers(count))]
             rows.append(row)
         return torch.stack(rows)
+
+
+def text_rows(model: MoME, run: RunConfig) -> TextRows:
+    """Returns the text rows of a run; see `RunConfig.text_rows`."""
+    keep = run.init is not None and run.text_rows == "kept"
+    settings = run.train.synonyms, run.train.seed, run.sampling.templates
+    return TextRows(model, list(run.labels), *settings, keep=keep)
+
+
+def _check_kept(model: MoME, encoder: Any) -> None:
+    """Checks that the text encoder gives the rows that the bank holds.
+
+    Raises:
+        InputError: It does not.
+    """
+    try:
+        check_same_rows(model, model.config.text_encoder, encoder)
+    except InputError as error:
+        raise InputError(error.what, where=error.where, hint="text_rows: new embeds all labels again") from error
+
+
+def _fill_missing(model: MoME, encoder: Any) -> None:
+    """Embeds the labels of the bank that have no row; all else of the bank stays as it is."""
+    known = model.text_bank.known()
+    missing = [label for label in model.config.labels if label not in known]
+    if missing:
+        model.text_bank.set_rows(missing, _checked(model, encoder.encode([_words(label) for label in missing])))
 
 
 def _embed_wordings(model: MoME, encoder: Any, names: list[str], templates: list[str]) -> list[Tensor]:

@@ -42,9 +42,9 @@ def validate(
     model.eval()
     names = list(run.labels)
     text_PT = model.prompt_rows(model.text_bank.rows(names), names)
-    scores: dict[str, list[float]] = {name: [] for name in names}
+    found: list[tuple[int, int, str, float]] = []  # source, case, structure, Dice
     rank, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    for source in run.validation:
+    for source_number, source in enumerate(run.validation):
         cache = open_source(source, run, processor)
         count = min(len(cache), run.train.validate_cases or len(cache))
         for i in range(rank, count, processes):
@@ -54,10 +54,12 @@ def validate(
             masks = torch.cat([(logits > 0).cpu() for _, logits in stream], dim=1).numpy()
             for number, name in enumerate(names):
                 if name in case.annotated:
-                    scores[name].append(dice(masks[number], mask_of(np.asarray(case.labels), case.codes, name)))
+                    score = dice(masks[number], mask_of(np.asarray(case.labels), case.codes, name))
+                    found.append((source_number, i, name, score))
     model.train(was_training)
     if processes > 1:
-        gathered = gather_object([scores])
-        scores = {name: [value for part in gathered for value in part[name]] for name in names}
+        # Sorted as one process has them, so that sums are rounded alike.
+        found = sorted(gather_object(found), key=lambda entry: entry[:2])
+    scores = {name: [score for _, _, scored, score in found if scored == name] for name in names}
     means = {f"dice/{name}": float(np.nanmean(values)) for name, values in scores.items() if values}
     return {**means, "dice/mean": float(np.mean(list(means.values())))} if means else {}

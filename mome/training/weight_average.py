@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -12,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mome.atomic import atomic_write
 from mome.processing import MoMEProcessor
+from mome.training.adapters import Adapters
 
 if TYPE_CHECKING:
     from mome.modeling import MoME
@@ -34,18 +36,27 @@ def averaged_model(accelerator: Accelerator, model: nn.Module, average: Averaged
 
 
 def save_model(
-    accelerator: Accelerator, model: nn.Module, average: AveragedModel | None, processor: MoMEProcessor, folder: Path
+    accelerator: Accelerator,
+    model: MoME,
+    processor: MoMEProcessor,
+    folder: Path,
+    adapters: Adapters | None = None,
 ) -> None:
-    """Saves the averaged model, or the model itself without an average, with its processor.
+    """Saves a copy of a model with its processor; the model stays as it is.
+
+    Args:
+        accelerator: Its main process writes.
+        model: What `averaged_model` returns.
+        processor: Its processor.
+        folder: Where; a folder that is there is replaced.
+        adapters: Are merged into the copy.
 
     Raises:
-        OutputError: The folder cannot be written; a partial one is removed.
+        OutputError: The folder cannot be written; the one that was there stays.
     """
-    final = accelerator.unwrap_model(model)
-    if average is not None:
-        final.load_state_dict(average.module.state_dict())
     if accelerator.is_main_process:
+        kept = copy.deepcopy(model) if adapters is None else adapters.merged(model)
         with atomic_write(folder, "the model") as part:
-            final.to(memory_format=torch.contiguous_format).save_pretrained(part)
+            kept.to(memory_format=torch.contiguous_format).save_pretrained(part)  # type: ignore[call-arg]
             processor.save_pretrained(part)
     accelerator.wait_for_everyone()
