@@ -333,7 +333,7 @@ def main() -> None:
     data = Path(os.environ.get("MOME_TEST_DATA", ".")) / "openkbp" / "train"
     parser.add_argument("--data", type=Path, default=data, help="OpenKBP's folder train")
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
-    parser.add_argument("--cases", type=int, default=12)
+    parser.add_argument("--cases", type=int, default=24, help="patients; MONAI holds them in memory")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=0, help="steps of a run; 0 for those of the setting")
     parser.add_argument("--workers", type=int, default=0, help=argparse.SUPPRESS)
