@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import training_double
 from training_runs import REPOSITORY, command, losses, write_recipe
 
@@ -139,10 +140,11 @@ def test_a_lost_connection_is_told_from_other_errors(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="shapes"):
         with other_processes_live(Two(), tmp_path):
             raise RuntimeError("shapes do not fit")
-    with pytest.raises(RuntimeError, match="gloo"):
-        Two.num_processes = 1
-        with other_processes_live(Two(), tmp_path):
-            raise RuntimeError("gloo")
+    with pytest.raises(ProcessLost), other_processes_live(Two(), tmp_path):
+        raise torch.distributed.DistBackendError("NCCL error: remote process exited")
+    Two.num_processes = 1
+    with pytest.raises(RuntimeError, match="closed by peer"), other_processes_live(Two(), tmp_path):
+        raise RuntimeError("Connection closed by peer")
 
 
 def test_the_configurations_for_accelerate_can_be_read() -> None:
