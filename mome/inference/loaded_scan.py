@@ -12,6 +12,8 @@ from torch import Tensor
 
 from mome.errors import InputError
 from mome.inference.body_mask import BodyMask, body_mask
+from mome.inference.scan_tiles import tiles_of_scan
+from mome.inference.stream import Box
 from mome.volumes import Grid, Volume, checked_volume, read_volume
 from mome.volumes.archives import is_archive, unpacked
 from mome.volumes.dicom import DEFAULT_DICOM, DicomOptions
@@ -39,6 +41,11 @@ class LoadedScan:
     whole: Grid
     body: BodyMask | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def wanted(self) -> Callable[[Box], bool] | None:
+        """Says of a tile of `network` whether it is computed; None where all are."""
+        return tiles_of_scan(self.network, self.volume.grid) if self.body is None else self.body.wants
 
 
 def load_scan(

@@ -15,6 +15,7 @@ from mome.inference.memory_plan import MemoryPlan, Work, budget, fitting_plan, g
 from mome.inference.network import wait_for
 from mome.inference.packed import PackedMasks
 from mome.inference.prepared import PreparedPrompts
+from mome.inference.scan_tiles import tiles_of_scan
 from mome.inference.stream import wanted_tiles
 from mome.memory import as_text, process_bytes, reset_peak
 from mome.volumes import Grid, Volume
@@ -132,7 +133,8 @@ def plan_scan(
     patch = segmenter.predictor.patch_size
     body: BodyMask | None = None if segmenter.exact else body_mask(volume, network, patch, segmenter.overlap)
     part = network if body is None else body.grid
-    tiles = len(wanted_tiles(part.shape, patch, segmenter.overlap, None if body is None else body.wants))
+    wanted = tiles_of_scan(network, volume.grid) if body is None else body.wants
+    tiles = len(wanted_tiles(part.shape, patch, segmenter.overlap, wanted))
     device = segmenter.predictor.device
     work = Work(volume.shape, part.shape, patch, len(prompts.names), cost.network_bytes, device.type == "cuda")
     memory = fitting_plan(

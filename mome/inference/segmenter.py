@@ -233,9 +233,8 @@ class Segmenter:
         phases.end("prompts")
         ready = loaded or self.load(scan, frame=frame, dicom=dicom)
         phases.include(ready.seconds)
-        volume, body = ready.volume, ready.body
+        volume, wanted = ready.volume, ready.wanted
         source = None if isinstance(scan, Volume) else Path(scan)
-        wanted = None if body is None else body.wants
         predictor = self.predictor
         if isinstance(predictor, MirrorPredictor):
             predictor = predictor.for_volume(ready.array.shape[2:])
