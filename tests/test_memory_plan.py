@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
+import subprocess
+import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +24,8 @@ from mome.inference import Segmenter
 from mome.inference import within_memory as within
 from mome.inference.memory_plan import MemoryPlan, Work, fitting_plan
 from mome.inference.plan import measured_tile, plan_scan
+from mome.inference.precision import limit_compiled_products
+from mome.inference.stream import stream_planes
 from mome.memory import as_text, available_bytes, is_out_of_memory, parse_bytes, process_bytes, reset_peak
 from mome.processing import MoMEProcessor
 from mome.threads import container_cpus
@@ -191,3 +197,58 @@ def test_the_command_says_what_a_scan_will_take(tmp_path: Path, capsys, monkeypa
     assert main([*arguments, "--memory", "1MB"]) == 2
     assert "of memory, one prompt at a time" in capsys.readouterr().out
     assert not out.exists()
+
+
+def test_features_of_a_tile_are_dropped_before_the_next_is_encoded() -> None:
+    class Features:
+        pass
+
+    class Watched:
+        patch_size, device = (16, 16, 16), torch.device("cpu")
+
+        def __init__(self) -> None:
+            self.alive: weakref.WeakSet = weakref.WeakSet()
+
+        def encode(self, tile: torch.Tensor, origin: tuple[int, int, int]) -> Features:
+            assert not len(self.alive)
+            features = Features()
+            self.alive.add(features)
+            return features
+
+        def decode(self, features: Features, text: torch.Tensor) -> torch.Tensor:
+            return torch.zeros(1, len(text), 16, 16, 16)
+
+    planes = stream_planes(Watched(), torch.zeros(1, 1, 40, 20, 16), torch.eye(3), prompt_chunk=2)
+    assert sum(finished.stop - finished.first for finished in planes) == 40
+
+
+def test_few_compiled_products_are_kept(monkeypatch) -> None:
+    """oneDNN reads the limit when it computes first; a process of its own would show that memory stays."""
+    names = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    Segmenter(Contrast(), MoMEProcessor())
+    assert [os.environ[name] for name in names] == ["8", "8"]
+    monkeypatch.setenv(names[0], "300")
+    limit_compiled_products()
+    assert os.environ[names[0]] == "300"
+
+
+@pytest.mark.wide
+def test_memory_does_not_grow_with_the_tiles_in_bfloat16() -> None:
+    """A process of its own, since oneDNN reads its limits once. Without the limit, eight tiles took 120 MB more."""
+    script = """
+import torch
+from mome.inference import Segmenter
+from mome.memory import process_bytes
+segmenter = Segmenter("mome-ct-tiny", precision="bf16")
+with torch.inference_mode():
+    for number in range(10):
+        tile = (torch.rand(1, 1, 64, 64, 64, generator=torch.Generator().manual_seed(number)) * (0.3 + 0.1 * number))
+        segmenter.predictor.encode(tile.clamp(0, 1), (number, 0, 0))
+        if number == 1:
+            before = process_bytes()
+print((process_bytes() - before) / 1e6)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert float(done.stdout.splitlines()[-1]) < 60

@@ -82,6 +82,7 @@ def predict_masks(
                 _write_masks(masks, prompts.names[chunk], ready, axis)
                 if probabilities is not None:
                     _write_probabilities(probabilities, masks.axis, prompts.names[chunk], ready, axis)
+            del logits, ready  # else they are held while the next tiles are computed
         phases.end("resample")
     return masks
 

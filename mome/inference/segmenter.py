@@ -19,7 +19,7 @@ from mome.inference.memory_plan import MemoryPlan, Work, budget, fitting_plan, g
 from mome.inference.mirror import MirrorPredictor, read_axes, with_mirrored_rows
 from mome.inference.network import check_default_device, checked_device, unwrapped, without_float16
 from mome.inference.phases import Phases
-from mome.inference.precision import PRECISIONS, chosen_precision
+from mome.inference.precision import PRECISIONS, chosen_precision, limit_compiled_products
 from mome.inference.predictor import ModelPredictor, Predictor
 from mome.inference.prepared import PreparedPrompts
 from mome.inference.probabilities import asked_names
@@ -85,6 +85,7 @@ class Segmenter:
         postprocess: str | Sequence[str] | None = None,
     ) -> None:
         check_default_device()
+        limit_compiled_products()
         self.mirror = read_axes(mirror) if mirror else ()
         chosen = None if device is None else checked_device(device)  # before the model is loaded, which takes longer
         if isinstance(model, str | Path):
