@@ -8,8 +8,10 @@ import os
 import subprocess
 import sys
 import weakref
+import zipfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -197,6 +199,50 @@ def test_the_command_says_what_a_scan_will_take(tmp_path: Path, capsys, monkeypa
     assert main([*arguments, "--memory", "1MB"]) == 2
     assert "of memory, one prompt at a time" in capsys.readouterr().out
     assert not out.exists()
+
+
+def test_a_plan_of_jobs_and_of_mirrored_tiles(tmp_path: Path, capsys, monkeypatch) -> None:
+    scan = blobs((24, 24, 24))
+    for name in ("one", "two"):
+        nib.save(nib.Nifti1Image(scan.array.astype(np.int16), scan.affine), tmp_path / f"{name}.nii.gz")
+    with zipfile.ZipFile(tmp_path / "three.zip", "w") as archive:
+        archive.write(tmp_path / "one.nii.gz", "one.nii.gz")
+    jobs = [
+        {"scan": "one.nii.gz", "prompts": ["liver"]},
+        {"scan": "two.nii.gz", "name": "patient", "prompts": ["spleen", "aorta"]},
+        {"scan": "three.zip"},
+        {"scan": "missing.nii.gz"},
+    ]
+    (tmp_path / "jobs.json").write_text(json.dumps({"jobs": jobs}))
+    tiles: list[int] = []
+
+    def made(*given: object, **options: Any) -> Segmenter:
+        found = segmenter(mirror=options["mirror"])
+        encode = found.model.encode
+        found.model.encode = lambda *tile: (tiles.append(1), encode(*tile))[1]
+        return found
+
+    monkeypatch.setattr("mome.inference.Segmenter", made)
+    arguments = ["segment", "--jobs", str(tmp_path / "jobs.json"), "-p", "liver", "-o", str(tmp_path / "out")]
+    assert main([*arguments, "--plan", "--json", "-m", "any"]) == 2
+    plans = json.loads(capsys.readouterr().out)["plans"]
+    assert [plan.get("name", plan.get("scan")) for plan in plans] == ["one", "patient", "three", "missing"]
+    assert [plan.get("prompts_at_once") for plan in plans] == [1, 2, 1, None] and "missing" in plans[3]["error"]
+    once, _ = len(tiles), tiles.clear()
+    assert main([*arguments, "--plan", "--json", "-m", "any", "--mirror", "ap,si"]) == 2
+    assert len(tiles) == 4 * once > 0
+    assert not (tmp_path / "out").exists()
+
+
+def test_memory_for_the_scan_that_is_read_ahead_is_left_where_possible() -> None:
+    whole = MemoryPlan(100, 32)
+    needed = whole.total(LARGE)
+    assert fitting_plan(LARGE, needed, chunk=32) == whole
+    assert fitting_plan(LARGE, needed + 1e9, chunk=32, reserved=1e9) == whole
+    smaller = fitting_plan(LARGE, needed, chunk=32, reserved=1e8)
+    assert smaller != whole and smaller.total(LARGE) <= needed - 1e8
+    smallest = fitting_plan(LARGE, needed, chunk=32, reserved=needed)
+    assert smallest == MemoryPlan(1, 1, half_sums=True)
 
 
 def test_features_of_a_tile_are_dropped_before_the_next_is_encoded() -> None:
