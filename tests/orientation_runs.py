@@ -187,7 +187,7 @@ def run_with_bundled_model(scan: Path, every: int = 1) -> dict[str, Any]:
     image = nib.load(scan)
     array, affine = np.asarray(image.get_fdata(), dtype=np.float32), image.affine
     with tempfile.TemporaryDirectory() as folder:
-        command = f"python tests/orientation_runs.py $MOME_TEST_DATA/openkbp/val/images/{scan.name}"
+        command = f"python tests/orientation_runs.py $MOME_TEST_DATA/openkbp/val/images/{scan.name} --every {every}"
         return {"command": command, **compared(segmenter, prompts, array, affine, Path(folder), every)}
 
 

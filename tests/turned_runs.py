@@ -63,8 +63,9 @@ def main() -> None:
                 "upright grid": run(grid, 0),
             }
             print(f"{kind} by {angle:g}°", result[f"{kind} by {angle:g}°"], flush=True)
-    report = json.loads(args.out.read_text()) if args.out.is_file() else {}
-    args.out.write_text(json.dumps({**report, args.scan.name: result}, indent=1) + "\n")
+            report = json.loads(args.out.read_text()) if args.out.is_file() else {}
+            report[args.scan.name] = {**report.get(args.scan.name, {}), **result}
+            args.out.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":
