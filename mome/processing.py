@@ -33,6 +33,9 @@ from mome.weights_file import find_file
 if TYPE_CHECKING:
     from mome.volumes import Grid, Volume
 
+# At this angle, masks of the bundled model on a grid that is turned with the scan are as close to those of the upright
+# patient as masks on an upright grid; beyond it they are worse (`benchmarks/results/orientations.md`).
+LARGEST_ROTATION_DEG = 10.0
 # Written into preprocessor_config.json, so that AutoProcessor finds this class.
 _AUTO_MAP = {"AutoProcessor": "modeling_mome.MoMEProcessor"}
 # Keys that transformers writes into preprocessor_config.json or sets on the object.
@@ -174,13 +177,18 @@ class MoMEProcessor(ImageProcessingMixin):
     def network_grid(self, grid: Grid) -> Grid:
         """Returns the network grid that covers `grid`.
 
+        It keeps the rotation of a scan that is turned by up to 10°, so that voxels are interpolated once and the grids
+        are parallel. A scan that is turned more is put upright, because networks know patients along the axes.
+
         Raises:
             InputError: It is larger than `mome.volumes` allows.
         """
         from mome.volumes import network_grid
+        from mome.volumes.upright import rotation_degrees, upright_grid
 
         x, y, z = self.spacing
-        return network_grid(grid, spacing=(x, y, z), orientation=self.orientation)
+        make = upright_grid if rotation_degrees(grid) > LARGEST_ROTATION_DEG else network_grid
+        return make(grid, spacing=(x, y, z), orientation=self.orientation)
 
     def window(self, hu: Tensor) -> Tensor:
         """Maps HU to [0, 1]; any shape."""

@@ -156,6 +156,13 @@ def tilted_grid(affine: np.ndarray, shape: Any, degrees: float) -> np.ndarray:
     return made
 
 
+def translation(voxels: float) -> np.ndarray:
+    """(4, 4), a move by voxels along every axis."""
+    made = np.eye(4)
+    made[:3, 3] = voxels
+    return made
+
+
 def irregular_heights(count: int) -> np.ndarray:
     """Places of slices whose step doubles half-way, with one slice missing."""
     heights = np.concatenate([np.arange(count // 2), np.arange(count // 2, count, 2)]).astype(float)
@@ -180,7 +187,7 @@ def run_with_bundled_model(scan: Path, every: int = 1) -> dict[str, Any]:
     image = nib.load(scan)
     array, affine = np.asarray(image.get_fdata(), dtype=np.float32), image.affine
     with tempfile.TemporaryDirectory() as folder:
-        command = f"python tests/orientation_runs.py $MOME_TEST_DATA/openkbp/val/images/{scan.name}"
+        command = f"python tests/orientation_runs.py $MOME_TEST_DATA/openkbp/val/images/{scan.name} --every {every}"
         return {"command": command, **compared(segmenter, prompts, array, affine, Path(folder), every)}
 
 
@@ -213,6 +220,8 @@ def compared(
         "oblique by 20°": (turned(affine, array.shape, 20), None),
         "tilted by 15°": (tilted_grid(affine, array.shape, 15), None),
         "irregular steps": (affine, irregular_heights(array.shape[2])),
+        # What one more interpolation of the scan changes, without any turn.
+        "moved by half a voxel": (affine @ translation(0.5), None),
     }.items():
         report[f"Dice, {name}"] = _resliced(segmenter, prompts, array, affine, grid, heights, plain, folder / name)
     return report

@@ -19,10 +19,12 @@ from stand_in_models import Contrast, Threshold
 from mome.errors import InputError, OutputError
 from mome.inference import Segmenter, segment_folder
 from mome.inference.claims import Claims
+from mome.inference.peak_memory import PeakMemory
 from mome.inference.problems import problems_of
 from mome.inference.scans import find_named_scans
 from mome.inference.study_run import StudyRun
 from mome.inference.volumes_table import write_volumes
+from mome.memory import process_bytes
 from mome.processing import MoMEProcessor
 from mome.volumes.writers.nifti import NiftiWriter
 
@@ -160,6 +162,43 @@ def test_what_an_entry_says(tmp_path: Path) -> None:
     assert entry["peak_memory_bytes"] > 50e6 and set(entry["versions"]) == {"mome", "torch", "transformers", "python"}
     assert len(entry["model"]) == 16 and entry["ended"].startswith("20") and entry["doubts"] == []
     assert 300 < entry["structures"][0]["mean_hu"] < 700
+
+
+def test_the_memory_of_a_study_is_its_own() -> None:
+    """A large study does not raise the number of those that begin after it, but that of one beside it."""
+    memory = PeakMemory()
+    memory.begin("large")
+    memory.begin("beside")
+    held = np.ones(60_000_000, np.uint8)
+    size = process_bytes()
+    del held
+    memory.begin("small")
+    found = {name: memory.end(name)["peak_memory_bytes"] for name in ("small", "large", "beside")}
+    if found["small"] == found["large"]:
+        pytest.skip("the system does not reset the highest memory of a process")
+    # Linux counts pages in portions, so that two numbers may differ by some of them.
+    assert min(found["large"], found["beside"]) >= size - 2_000_000
+    assert found["small"] < size - 40_000_000
+    assert memory.end("unknown") == {"peak_memory_bytes": None}
+
+
+def test_the_scan_that_is_read_meanwhile_is_counted(tmp_path: Path, monkeypatch) -> None:
+    made, reading, seen = segmenter(), threading.Event(), []
+    load, segment = made.load, made.segment
+
+    def slow(scan: Path, **options: Any) -> Any:
+        if scan.name.startswith("b"):
+            assert reading.wait(30)
+        return load(scan, **options)
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        seen.append((options["reserved_bytes"], options["loaded"].nbytes))
+        reading.set()
+        return segment(*arguments, **options)
+
+    made.load, made.segment = slow, watched  # type: ignore[method-assign]
+    segment_folder(made, scans(tmp_path / "in"), tmp_path / "out", ["liver"], read_ahead=True)
+    assert seen[0][0] == seen[0][1] > 0 and seen[-1][0] == 0
 
 
 def test_problems_name_phase_reason_and_remedy_until_they_are_mended(tmp_path: Path) -> None:

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
+import subprocess
+import sys
+import weakref
+import zipfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -20,6 +26,8 @@ from mome.inference import Segmenter
 from mome.inference import within_memory as within
 from mome.inference.memory_plan import MemoryPlan, Work, fitting_plan
 from mome.inference.plan import measured_tile, plan_scan
+from mome.inference.precision import limit_compiled_products
+from mome.inference.stream import stream_planes
 from mome.memory import as_text, available_bytes, is_out_of_memory, parse_bytes, process_bytes, reset_peak
 from mome.processing import MoMEProcessor
 from mome.threads import container_cpus
@@ -191,3 +199,102 @@ def test_the_command_says_what_a_scan_will_take(tmp_path: Path, capsys, monkeypa
     assert main([*arguments, "--memory", "1MB"]) == 2
     assert "of memory, one prompt at a time" in capsys.readouterr().out
     assert not out.exists()
+
+
+def test_a_plan_of_jobs_and_of_mirrored_tiles(tmp_path: Path, capsys, monkeypatch) -> None:
+    scan = blobs((24, 24, 24))
+    for name in ("one", "two"):
+        nib.save(nib.Nifti1Image(scan.array.astype(np.int16), scan.affine), tmp_path / f"{name}.nii.gz")
+    with zipfile.ZipFile(tmp_path / "three.zip", "w") as archive:
+        archive.write(tmp_path / "one.nii.gz", "one.nii.gz")
+    jobs = [
+        {"scan": "one.nii.gz", "prompts": ["liver"]},
+        {"scan": "two.nii.gz", "name": "patient", "prompts": ["spleen", "aorta"]},
+        {"scan": "three.zip"},
+        {"scan": "missing.nii.gz"},
+    ]
+    (tmp_path / "jobs.json").write_text(json.dumps({"jobs": jobs}))
+    tiles: list[int] = []
+
+    def made(*given: object, **options: Any) -> Segmenter:
+        found = segmenter(mirror=options["mirror"])
+        encode = found.model.encode
+        found.model.encode = lambda *tile: (tiles.append(1), encode(*tile))[1]
+        return found
+
+    monkeypatch.setattr("mome.inference.Segmenter", made)
+    arguments = ["segment", "--jobs", str(tmp_path / "jobs.json"), "-p", "liver", "-o", str(tmp_path / "out")]
+    assert main([*arguments, "--plan", "--json", "-m", "any"]) == 2
+    plans = json.loads(capsys.readouterr().out)["plans"]
+    assert [plan.get("name", plan.get("scan")) for plan in plans] == ["one", "patient", "three", "missing"]
+    assert [plan.get("prompts_at_once") for plan in plans] == [1, 2, 1, None] and "missing" in plans[3]["error"]
+    once, _ = len(tiles), tiles.clear()
+    assert main([*arguments, "--plan", "--json", "-m", "any", "--mirror", "ap,si"]) == 2
+    assert len(tiles) == 4 * once > 0
+    assert not (tmp_path / "out").exists()
+
+
+def test_memory_for_the_scan_that_is_read_ahead_is_left_where_possible() -> None:
+    whole = MemoryPlan(100, 32)
+    needed = whole.total(LARGE)
+    assert fitting_plan(LARGE, needed, chunk=32) == whole
+    assert fitting_plan(LARGE, needed + 1e9, chunk=32, reserved=1e9) == whole
+    smaller = fitting_plan(LARGE, needed, chunk=32, reserved=1e8)
+    assert smaller != whole and smaller.total(LARGE) <= needed - 1e8
+    smallest = fitting_plan(LARGE, needed, chunk=32, reserved=needed)
+    assert smallest == MemoryPlan(1, 1, half_sums=True)
+
+
+def test_features_of_a_tile_are_dropped_before_the_next_is_encoded() -> None:
+    class Features:
+        pass
+
+    class Watched:
+        patch_size, device = (16, 16, 16), torch.device("cpu")
+
+        def __init__(self) -> None:
+            self.alive: weakref.WeakSet = weakref.WeakSet()
+
+        def encode(self, tile: torch.Tensor, origin: tuple[int, int, int]) -> Features:
+            assert not len(self.alive)
+            features = Features()
+            self.alive.add(features)
+            return features
+
+        def decode(self, features: Features, text: torch.Tensor) -> torch.Tensor:
+            return torch.zeros(1, len(text), 16, 16, 16)
+
+    planes = stream_planes(Watched(), torch.zeros(1, 1, 40, 20, 16), torch.eye(3), prompt_chunk=2)
+    assert sum(finished.stop - finished.first for finished in planes) == 40
+
+
+def test_few_compiled_products_are_kept(monkeypatch) -> None:
+    """oneDNN reads the limit when it computes first; a process of its own would show that memory stays."""
+    names = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    Segmenter(Contrast(), MoMEProcessor())
+    assert [os.environ[name] for name in names] == ["8", "8"]
+    monkeypatch.setenv(names[0], "300")
+    limit_compiled_products()
+    assert os.environ[names[0]] == "300"
+
+
+@pytest.mark.wide
+def test_memory_does_not_grow_with_the_tiles_in_bfloat16() -> None:
+    """A process of its own, since oneDNN reads its limits once. Without the limit, eight tiles took 120 MB more."""
+    script = """
+import torch
+from mome.inference import Segmenter
+from mome.memory import process_bytes
+segmenter = Segmenter("mome-ct-tiny", precision="bf16")
+with torch.inference_mode():
+    for number in range(10):
+        tile = (torch.rand(1, 1, 64, 64, 64, generator=torch.Generator().manual_seed(number)) * (0.3 + 0.1 * number))
+        segmenter.predictor.encode(tile.clamp(0, 1), (number, 0, 0))
+        if number == 1:
+            before = process_bytes()
+print((process_bytes() - before) / 1e6)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert float(done.stdout.splitlines()[-1]) < 60

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -179,3 +180,33 @@ def test_files_and_scalings_are_judged_after_their_scaling(tmp_path: Path) -> No
     np.testing.assert_array_equal(read_volume(path).array, patient_hu())
     with pytest.raises(InputError, match="in: .*d.nii.gz"):
         read_volume(save_patient(tmp_path / "d.nii.gz", HOPELESS["z-scored"].astype(np.float32)))
+
+
+def test_a_second_check_of_unchanged_voxels_is_left_out(monkeypatch) -> None:
+    from mome.volumes import check
+
+    array = np.random.default_rng(0).normal(0, 300, (40, 40, 40)).astype(np.float32)
+    made = checked_volume(Volume(array, np.diag([2.0, 2, 2, 1])))
+    seen: list[int] = []
+    monkeypatch.setattr(check, "doubt_about", lambda *given: seen.append(1))
+    assert checked_volume(made) is made and not seen
+    for changed in (
+        Volume(made.array, made.affine),
+        replace(made, affine=made.affine * 1.0 + np.diag([1e-6, 0, 0, 0])),
+        replace(made, array=made.array[::-1]),
+        replace(made, array=np.ascontiguousarray(made.array.T)),
+        replace(made, array=made.array.astype(np.float64)),
+    ):
+        seen.clear()
+        checked_volume(changed)
+        assert seen
+    made.array[3, 4, 5] = np.nan
+    assert np.isfinite(checked_volume(made).array).all() and seen
+
+
+def test_values_that_are_let_pass_with_a_note_are_refused_later() -> None:
+    array = np.random.default_rng(0).random((20, 20, 20)).astype(np.float32)
+    noted = checked_volume(Volume(array, np.diag([2.0, 2, 2, 1])), any_values=True)
+    assert any("normalised" in note for note in noted.notes)
+    with pytest.raises(InputError, match="normalised"):
+        checked_volume(noted)

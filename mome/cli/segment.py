@@ -63,8 +63,6 @@ def run(args: argparse.Namespace) -> int:
     """Runs the command and returns its exit code, 2 if a study failed."""
     if args.jobs is not None and (args.inputs or args.recursive):
         raise InputError("--jobs names the scans itself", hint="leave out the other scans and --recursive")
-    if args.jobs is not None and args.plan:
-        raise InputError("--plan is about scans, and --jobs names a file of jobs", hint="mome segment scans/ … --plan")
     if args.jobs is None and not args.inputs:
         raise InputError("no scan was given", hint="mome segment ct.nii.gz -p liver -o out, or --jobs jobs.json")
     if not args.prompt and args.jobs is None:

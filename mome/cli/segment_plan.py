@@ -4,44 +4,66 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mome.printable import printable
 
 if TYPE_CHECKING:
     from mome.inference import Segmenter
+    from mome.inference.study import Study
+    from mome.volumes.dicom import DicomOptions
 
 
-def print_plans(segmenter: Segmenter, args: argparse.Namespace, dicom: Any) -> int:
+def print_plans(segmenter: Segmenter, args: argparse.Namespace, dicom: DicomOptions) -> int:
     """Reads every scan, measures one tile of the network, prints the plans and returns the exit code.
 
     Args:
         segmenter: The model with its settings.
         args: The options of `mome segment`.
-        dicom: Which DICOM series are read.
+        dicom: Which DICOM series are read, where a job does not say it.
     """
     from mome.errors import InputError
-    from mome.inference.plan import measured_tile, plan_scan
-    from mome.inference.scans import find_scans
+    from mome.inference.loaded_scan import read_scan
+    from mome.inference.plan import TileCost, measured_tile, plan_scan
+    from mome.inference.prepared import PreparedPrompts
     from mome.memory import process_bytes
-    from mome.volumes import read_volume
 
-    prompts = segmenter.prepare(args.prompt)
-    cost = measured_tile(segmenter, prompts)
+    studies = _studies(args, dicom)
+    prepared: dict[tuple[str, ...], PreparedPrompts] = {}
+    costs: dict[int, TileCost] = {}
+    for study in studies:
+        if study.prompts not in prepared:
+            prepared[study.prompts] = prompts = segmenter.prepare(list(study.prompts))
+            if len(prompts.names) not in costs:
+                costs[len(prompts.names)] = measured_tile(segmenter, prompts)
     base, found, failed = process_bytes(), [], 0
-    for scan in find_scans(args.inputs):
+    for study in studies:
+        prompts = prepared[study.prompts]
         try:
-            volume = read_volume(scan, frame=args.frame, dicom=dicom)
-            plan = plan_scan(segmenter, volume, prompts, cost, base)
+            volume = read_scan(study.scan, study.frame, study.dicom)
+            plan = plan_scan(segmenter, volume, prompts, costs[len(prompts.names)], base)
         except InputError as error:
             failed += 1
-            found.append({"scan": scan.name, "error": str(error)})
+            found.append({"scan": study.name, "error": str(error)})
             if not args.json:
-                print(f"{printable(scan.name)}\n  cannot be segmented: {printable(str(error), keep=chr(10))}")
+                print(f"{printable(study.name)}\n  cannot be segmented: {printable(str(error), keep=chr(10))}")
             continue
-        found.append({"name": scan.name, **plan.as_dict()})
+        found.append({"name": study.name, **plan.as_dict()})
         if not args.json:
-            print("\n  ".join([printable(scan.name), *plan.lines()]))
+            print("\n  ".join([printable(study.name), *plan.lines()]))
     if args.json:
         print(json.dumps({"plans": found}, indent=1))
     return 2 if failed else 0
+
+
+def _studies(args: argparse.Namespace, dicom: DicomOptions) -> list[Study]:
+    """Returns the studies that the command would segment: those of a jobs file, or scans that share the prompts."""
+    from mome.inference.jobs import job_defaults, read_jobs
+    from mome.inference.scans import find_scans
+    from mome.inference.study import Study
+
+    if args.jobs is not None:
+        return read_jobs(args.jobs, job_defaults(args.prompt, frame=args.frame, dicom=dicom))
+    return [
+        Study(scan.name, scan, tuple(args.prompt), frame=args.frame, dicom=dicom) for scan in find_scans(args.inputs)
+    ]

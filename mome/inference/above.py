@@ -6,7 +6,7 @@ lies outside of the box of such neighbours is background and is not touched.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 
 import numpy as np
@@ -16,9 +16,12 @@ from torch import Tensor
 from mome.inference.logit_ring import OUTSIDE_LOGIT
 from mome.volumes import Grid, resample
 from mome.volumes.axis_sampling import parallel_axes
+from mome.volumes.resampling import blocks
 
 # Voxels that are interpolated at once. On the CPU they fit into its cache; our choice.
 _CPU_VOXELS, _GPU_VOXELS = 1 << 16, 1 << 26
+# Voxels along the side of a block of the target, where grids are oblique to each other.
+_OBLIQUE_SIDE = 48
 # Network planes whose rows and columns are interpolated at once, so that this buffer stays small. A GPU waits for the
 # CPU at every block, so it gets all planes of a tile.
 _CPU_PLANES, _GPU_PLANES = 8, 256
@@ -36,10 +39,19 @@ class AboveThreshold:
         target: The grid of the result.
         axis: The axis of `target` whose planes are computed one after the other; it is the slowest axis of results.
         threshold: The logit that matters.
+        part: For grids that are oblique to each other: an axis of `source`, and the lowest and the first too high
+            position along it of target voxels that are computed; what lies elsewhere is 0. None for all.
     """
 
-    def __init__(self, source: Grid, target: Grid, axis: int, threshold: float = 0.0) -> None:
-        self.source, self.target, self.threshold = source, target, threshold
+    def __init__(
+        self,
+        source: Grid,
+        target: Grid,
+        axis: int,
+        threshold: float = 0.0,
+        part: tuple[int, float, float] | None = None,
+    ) -> None:
+        self.source, self.target, self.threshold, self.part = source, target, threshold, part
         # planes, rows, columns: the axis of the lowest index is the fastest, as in files of masks
         self.order = (axis, *sorted({0, 1, 2} - {axis}, reverse=True))
         self._samplings = parallel_axes(source, target)
@@ -119,18 +131,48 @@ class AboveThreshold:
         ]
         if any(a >= b for a, b in reach):
             return
-        source, target = self.source, self.target
-        x = logits_DHW[tuple(slice(a, b) for a, b in wide)]
+        target = self.target
         for axis in range(3):
-            source, target = source.crop(axis, *wide[axis]), target.crop(axis, *reach[axis])
-        plane_axis, (first, stop) = self.order[0], reach[self.order[0]]
-        step = self._planes_at_once(int(np.prod(target.shape)) // (stop - first), x.device)
-        for start in range(0, stop - first, step):
-            part = target.crop(plane_axis, start, min(start + step, stop - first))
-            values = convert(resample(x, source, part, fill=OUTSIDE_LOGIT, antialias=False).permute(*self.order))
-            corner = [a for a, _ in reach]
-            corner[plane_axis] += start
-            yield (corner[0], corner[1], corner[2]), self._on_axes([values])
+            target = target.crop(axis, *reach[axis])
+        for block in blocks(target.shape, _OBLIQUE_SIDE):
+            part = target
+            for axis in range(3):
+                part = part.crop(axis, *block[axis])
+            read = self._box_read(part, sizes)
+            if read is None or not (logits_DHW[tuple(slice(a, b) for a, b in read)] > self.threshold).any():
+                continue
+            source = self.source
+            for axis in range(3):
+                source = source.crop(axis, *read[axis])
+            x = logits_DHW[tuple(slice(a, b) for a, b in read)]
+            values = convert(resample(x, source, part, fill=OUTSIDE_LOGIT, antialias=False))
+            if self.part is not None:
+                values = values.mul_(self._is_in_part(part).to(values))
+            first = [a + start for (a, _), (start, _) in zip(reach, block, strict=True)]
+            yield (first[0], first[1], first[2]), self._on_axes([values.permute(*self.order).contiguous()])
+
+    def _box_read(self, target: Grid, sizes: Sequence[int]) -> list[Range] | None:
+        """Returns the box of the source that a block of the target reads, None where the block is in no part."""
+        target_to_source = np.linalg.inv(self.source.affine) @ target.affine
+        corners = np.array([[*corner, 1.0] for corner in product(*((0, side - 1) for side in target.shape))])
+        places = (corners @ target_to_source.T)[:, :3]
+        low, high = places.min(axis=0), places.max(axis=0)
+        if self.part is not None and (high[self.part[0]] < self.part[1] or low[self.part[0]] >= self.part[2]):
+            return None
+        box = [
+            (max(0, int(np.floor(a)) - 1), min(side, int(np.ceil(b)) + 2))
+            for a, b, side in zip(low, high, sizes, strict=True)
+        ]
+        return None if any(a >= b for a, b in box) else box
+
+    def _is_in_part(self, target: Grid) -> Tensor:
+        """Says of every voxel of a part of the target whether `part` contains it, bool (i, j, k)."""
+        assert self.part is not None
+        axis, low, high = self.part
+        row = (np.linalg.inv(self.source.affine) @ target.affine)[axis]
+        i, j, k = (torch.arange(side, dtype=torch.float64) * row[a] for a, side in enumerate(target.shape))
+        at_IJK = (i + row[3])[:, None, None] + j[None, :, None] + k
+        return (at_IJK >= low) & (at_IJK < high)
 
     def _planes_at_once(self, voxels: int, device: torch.device) -> int:
         return max(1, (_CPU_VOXELS if device.type == "cpu" else _GPU_VOXELS) // max(1, voxels))

@@ -14,6 +14,7 @@ from typing import Any
 
 from mome.inference.claims import Claims
 from mome.inference.fingerprint import scan_identity
+from mome.inference.peak_memory import PeakMemory
 from mome.inference.prepared import PreparedPrompts
 from mome.inference.report import Report, changed_masks, is_complete
 from mome.inference.segmenter import Segmenter
@@ -66,7 +67,7 @@ class Batch:
         self._pending = own + [study for study in reversed(studies) if study.name not in names]
         self._asked: dict[str, dict[str, Any]] = {}
         self._earlier = {name: entry.get("ended") for name, entry in report.entries.items()}
-        self._claims = Claims(self._out)
+        self._claims, self._memory = Claims(self._out), PeakMemory()
         self._prepared: dict[tuple[str, ...], PreparedPrompts] = {}
         self._entries: dict[str, dict[str, Any]] = {}
         self._begun: list[str] = []  # names in the order in which `on_done` is called
@@ -113,7 +114,8 @@ class Batch:
             loaded = self._attempt(run, loading.result)
             if reader is not None:
                 ahead = self._load_next(reader)
-            if loaded and self._segment(run):
+            is_reading = ahead is not None and not ahead[1].done()
+            if loaded and self._segment(run, read_ahead=is_reading):
                 _wait_for(writing)
                 self._tell()
                 writing = _submit(writer, self._write, run)
@@ -154,7 +156,7 @@ class Batch:
                         continue
                 self._pending.remove(study)
                 self._begun.append(study.name)
-                run = StudyRun(study, self._out, request, debug=self._debug)
+                run = StudyRun(study, self._out, request, self._memory, debug=self._debug)
                 self._open.append(run)
                 return run
             if not wait or not self._pending:
@@ -216,12 +218,12 @@ class Batch:
             return False
         return True
 
-    def _segment(self, run: StudyRun) -> bool:
+    def _segment(self, run: StudyRun, *, read_ahead: bool) -> bool:
         prompts = run.study.prompts
         if prompts not in self._prepared:
             # Embedding waits for the first scan that needs it: a finished run is resumed without the text encoder.
             self._prepared[prompts] = self._segmenter.prepare(self._understood[prompts])
-        return self._attempt(run, run.segment, self._segmenter, self._prepared[prompts], self._progress)
+        return self._attempt(run, run.segment, self._segmenter, self._prepared[prompts], self._progress, read_ahead)
 
     def _write(self, run: StudyRun) -> None:
         """Writes the masks of a study, and adds it to the report."""

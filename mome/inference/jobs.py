@@ -68,15 +68,7 @@ def segment_jobs(
         InputError: The file is none of jobs, or as for `segment_folder`.
         OutputError: As for `segment_folder`.
     """
-    defaults = {
-        "prompts": list(prompts),
-        "multilabel": multilabel,
-        "writer": writer,
-        "frame": frame,
-        "series": dicom.series,
-        "allow_gaps": dicom.allow_gaps,
-        "allow_damaged": dicom.allow_damaged,
-    }
+    defaults = job_defaults(prompts, multilabel=multilabel, writer=writer, frame=frame, dicom=dicom)
     kinds = checked_kinds(files)
     studies = [replace(study, statistics=statistics, files=kinds) for study in read_jobs(jobs, defaults)]
     return segment_studies(
@@ -91,6 +83,26 @@ def segment_jobs(
         on_done=on_done,
         debug=debug,
     )
+
+
+def job_defaults(
+    prompts: Sequence[str],
+    *,
+    multilabel: bool = False,
+    writer: str = "nifti",
+    frame: int | None = None,
+    dicom: DicomOptions = DEFAULT_DICOM,
+) -> dict[str, Any]:
+    """Returns what holds for jobs that do not say it themselves, for `read_jobs`."""
+    return {
+        "prompts": list(prompts),
+        "multilabel": multilabel,
+        "writer": writer,
+        "frame": frame,
+        "series": dicom.series,
+        "allow_gaps": dicom.allow_gaps,
+        "allow_damaged": dicom.allow_damaged,
+    }
 
 
 def read_jobs(path: str | Path, defaults: dict[str, Any] | None = None) -> list[Study]:

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from mome.errors import InputError
 from mome.inference.body_mask import BodyMask, body_mask
+from mome.inference.scan_tiles import tiles_of_scan
+from mome.inference.stream import Box
 from mome.volumes import Grid, Volume, checked_volume, read_volume
 from mome.volumes.archives import is_archive, unpacked
 from mome.volumes.dicom import DEFAULT_DICOM, DicomOptions
@@ -39,6 +41,16 @@ class LoadedScan:
     whole: Grid
     body: BodyMask | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        """Returns the bytes that reading such a scan takes: voxels, with those of checks, and network grid."""
+        return self.volume.array.nbytes * 5 // 4 + self.array.nbytes
+
+    @property
+    def wanted(self) -> Callable[[Box], bool] | None:
+        """Says of a tile of `network` whether it is computed; None where all are."""
+        return tiles_of_scan(self.network, self.volume.grid) if self.body is None else self.body.wants
 
 
 def load_scan(
@@ -69,7 +81,7 @@ def load_scan(
     tell = on_phase or (lambda phase: None)
     tell("read")
     began = time.perf_counter()
-    volume = checked_volume(scan) if isinstance(scan, Volume) else _read(Path(scan), frame, dicom)
+    volume = checked_volume(scan) if isinstance(scan, Volume) else read_scan(Path(scan), frame, dicom)
     read = time.perf_counter()
     tell("resample")
     whole = processor.network_grid(volume.grid)
@@ -79,7 +91,12 @@ def load_scan(
     return LoadedScan(volume, array, network, whole, body, seconds)
 
 
-def _read(scan: Path, frame: int | None, dicom: DicomOptions) -> Volume:
+def read_scan(scan: Path, frame: int | None, dicom: DicomOptions) -> Volume:
+    """Reads a file, a DICOM folder or a ZIP archive of one of them; see `load_scan`.
+
+    Raises:
+        InputError: It cannot be read.
+    """
     if not is_archive(scan):
         return read_volume(scan, frame=frame, dicom=dicom)
     with unpacked(scan) as inner:

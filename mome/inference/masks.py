@@ -13,7 +13,7 @@ from mome.inference.memory_plan import PROMPTS_AT_ONCE
 from mome.inference.network import wait_for
 from mome.inference.packed import PackedMasks
 from mome.inference.phases import Phases
-from mome.inference.planes import PlaneStream, ReadyPlanes, shortest_buffer_axis
+from mome.inference.planes import ReadyPlanes, plane_stream, shortest_buffer_axis
 from mome.inference.predictor import Predictor
 from mome.inference.prepared import PreparedPrompts
 from mome.inference.probabilities import LOWEST_LOGIT, ProbabilityMaps, quantised
@@ -58,7 +58,7 @@ def predict_masks(
     axis = shortest_buffer_axis(volume.shape[2:], predictor.patch_size)
     count = len(prompts.names)
     chunks = [slice(first, min(first + PROMPTS_AT_ONCE, count)) for first in range(0, count, PROMPTS_AT_ONCE)]
-    planes = [PlaneStream(network, output, axis) for _ in chunks]
+    planes = [plane_stream(network, output, axis) for _ in chunks]
     masks = PackedMasks(prompts.names, output.shape, planes[0].axis)
     stream = stream_planes(
         predictor,
@@ -79,24 +79,29 @@ def predict_masks(
             _check_finite(logits)
             ready = held.push(finished.first, logits)
             if ready is not None:
-                _write_masks(masks, prompts.names[chunk], ready)
+                _write_masks(masks, prompts.names[chunk], ready, axis)
                 if probabilities is not None:
-                    _write_probabilities(probabilities, masks.axis, prompts.names[chunk], ready)
+                    _write_probabilities(probabilities, masks.axis, prompts.names[chunk], ready, axis)
+            del logits, ready  # else they are held while the next tiles are computed
         phases.end("resample")
     return masks
 
 
-def _write_masks(masks: PackedMasks, names: list[str], ready: ReadyPlanes) -> None:
+def _write_masks(masks: PackedMasks, names: list[str], ready: ReadyPlanes, network_axis: int) -> None:
     """Writes the planes that are ready of some prompts."""
-    above = AboveThreshold(ready.source, ready.target, masks.axis)
+    part = None if ready.between is None else (network_axis, *ready.between)
+    above = AboveThreshold(ready.source, ready.target, masks.axis, part=part)
     for name, logits_DHW in zip(names, ready.logits, strict=True):
         for first, positive in above.blocks(logits_DHW, lambda logits: logits > 0):
             masks.write_box(name, _moved(first, masks.axis, ready.planes.start), positive)
 
 
-def _write_probabilities(maps: ProbabilityMaps, axis: int, names: Collection[str], ready: ReadyPlanes) -> None:
+def _write_probabilities(
+    maps: ProbabilityMaps, axis: int, names: Collection[str], ready: ReadyPlanes, network_axis: int
+) -> None:
     """Writes the planes that are ready of the prompts whose probabilities are asked."""
-    above = AboveThreshold(ready.source, ready.target, axis, LOWEST_LOGIT)
+    part = None if ready.between is None else (network_axis, *ready.between)
+    above = AboveThreshold(ready.source, ready.target, axis, LOWEST_LOGIT, part)
     for name, logits_DHW in zip(names, ready.logits, strict=True):
         if name not in maps:
             continue

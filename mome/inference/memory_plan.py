@@ -106,7 +106,14 @@ class MemoryPlan:
 
 
 def fitting_plan(
-    work: Work, budget: float, *, chunk: int, gpu_budget: float = 0.0, exact: bool = False, where: str | None = None
+    work: Work,
+    budget: float,
+    *,
+    chunk: int,
+    reserved: float = 0.0,
+    gpu_budget: float = 0.0,
+    exact: bool = False,
+    where: str | None = None,
 ) -> MemoryPlan:
     """Returns the fastest plan that fits.
 
@@ -114,6 +121,7 @@ def fitting_plan(
         work: What is to be done.
         budget: Bytes of the machine for all that is listed in `MemoryPlan.bytes_of`.
         chunk: Prompts that are decoded at once where memory allows.
+        reserved: Bytes of the budget that are left free; where no plan leaves them, the smallest is taken.
         gpu_budget: Bytes of the GPU, where the network is on one.
         exact: Keep sums in float32.
         where: The scan, in the error.
@@ -123,10 +131,15 @@ def fitting_plan(
     """
     plan: MemoryPlan | None = MemoryPlan(work.prompts, min(chunk, work.prompts))
     smallest = MemoryPlan(1, 1, half_sums=not exact)
+    last_that_fits: MemoryPlan | None = None
     while plan is not None:
         if plan.total(work) <= budget and (not work.on_gpu or plan.total(work, gpu=True) <= gpu_budget):
-            return plan
+            if plan.total(work) <= budget - reserved:
+                return plan
+            last_that_fits = plan
         plan = plan.smaller(exact)
+    if last_that_fits is not None:
+        return last_that_fits
     needed, given = smallest.total(work), budget
     if work.on_gpu and needed <= budget:
         needed, given = smallest.total(work, gpu=True), gpu_budget

@@ -72,7 +72,7 @@ class PackedMasks(Mapping[str, np.ndarray]):
             self.write_box(name, (first[0], first[1], first[2]), np.take(block, [place], self.axis))
 
     def write_box(self, name: str, first: tuple[int, int, int], block: np.ndarray) -> None:
-        """Stores the voxels of one mask inside of a box; boxes of one mask do not overlap.
+        """Stores the voxels of one mask inside of a box; boxes may overlap, but each voxel is stored once.
 
         Args:
             name: The prompt.
@@ -143,7 +143,7 @@ class PackedMasks(Mapping[str, np.ndarray]):
         for part in self._parts[self.name_of(name)]:
             target = [slice(max(0, a - at), b - at) for (a, b), at in zip(part.box, start, strict=True)]
             source = [slice(a - at, b - at) for (a, b), at in zip(part.box, part.first, strict=True)]
-            view[tuple(target)] = part.unpacked()[tuple(source)]
+            view[tuple(target)] |= part.unpacked()[tuple(source)]
 
     def sampled(self, name: str, step: int) -> np.ndarray:
         """Returns every `step`-th voxel of a mask along every axis, from voxel 0, as bool."""
@@ -155,7 +155,7 @@ class PackedMasks(Mapping[str, np.ndarray]):
             firsts = [-(-at // step) for at in part.first]  # the first samples at or after the part
             places = [slice(first * step - at, None, step) for first, at in zip(firsts, part.first, strict=True)]
             values = part.unpacked(places[0], places[1])[:, :, places[2]]
-            view[tuple(slice(a, a + n) for a, n in zip(firsts, values.shape, strict=True))] = values
+            view[tuple(slice(a, a + n) for a, n in zip(firsts, values.shape, strict=True))] |= values.view(bool)
         return out
 
     def take(self, other: PackedMasks) -> None:

@@ -12,9 +12,11 @@ import torch
 from mome.inference.above import AboveThreshold
 from mome.inference.body_mask import BodyMask, body_mask
 from mome.inference.memory_plan import MemoryPlan, Work, budget, fitting_plan, gpu_bytes
+from mome.inference.mirror import MirrorPredictor
 from mome.inference.network import wait_for
 from mome.inference.packed import PackedMasks
 from mome.inference.prepared import PreparedPrompts
+from mome.inference.scan_tiles import tiles_of_scan
 from mome.inference.stream import wanted_tiles
 from mome.memory import as_text, process_bytes, reset_peak
 from mome.volumes import Grid, Volume
@@ -132,7 +134,8 @@ def plan_scan(
     patch = segmenter.predictor.patch_size
     body: BodyMask | None = None if segmenter.exact else body_mask(volume, network, patch, segmenter.overlap)
     part = network if body is None else body.grid
-    tiles = len(wanted_tiles(part.shape, patch, segmenter.overlap, None if body is None else body.wants))
+    wanted = tiles_of_scan(network, volume.grid) if body is None else body.wants
+    tiles = len(wanted_tiles(part.shape, patch, segmenter.overlap, wanted))
     device = segmenter.predictor.device
     work = Work(volume.shape, part.shape, patch, len(prompts.names), cost.network_bytes, device.type == "cuda")
     memory = fitting_plan(
@@ -164,6 +167,8 @@ def plan_scan(
 def measured_tile(segmenter: Segmenter, prompts: PreparedPrompts) -> TileCost:
     """Runs one tile of random voxels twice, and measures the memory of the first time and the seconds of the second."""
     predictor = segmenter.predictor
+    if isinstance(predictor, MirrorPredictor):
+        predictor = predictor.for_volume(predictor.patch_size)  # all mirrored copies of a tile are measured together
     text_PT = prompts.text_PT[: segmenter.prompt_chunk].to(predictor.device)
     tile = torch.rand(1, 1, *predictor.patch_size, generator=torch.Generator().manual_seed(0)).to(predictor.device)
     before, is_known = _begin_peak(predictor.device)

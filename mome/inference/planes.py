@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mome.volumes import Grid
+from mome.volumes.axis_sampling import parallel_axes
 
 
 @dataclass(frozen=True)
@@ -21,20 +22,23 @@ class ReadyPlanes:
         logits: (P, D, H, W) on `source`.
         source: A block of planes of the network grid.
         target: The grid of these planes.
+        between: Where `source` and `target` are oblique to each other, the positions along the network axis of `source`
+            that belong to this piece: the first, and the first that does not. None for all.
     """
 
     planes: range
     logits: Tensor
     source: Grid
     target: Grid
+    between: tuple[float, float] | None = None
 
 
 class PlaneStream:
     """Takes planes of the network grid in order and returns planes of the scan's grid with what they read.
 
     The scan's grid is cut along the axis that is closest to the network's axis. A plane of it is ready once all network
-    planes that it reads have arrived, and network planes that no later plane reads are dropped. For an oblique scan
-    more planes are kept; the results are the same.
+    planes that it reads have arrived, and network planes that no later plane reads are dropped. Where the grids are
+    oblique to each other, `SlantedStream` holds fewer planes.
 
     Args:
         network: The grid of the logits.
@@ -111,6 +115,47 @@ class PlaneStream:
         used = held.narrow(1 + self._network_axis, lowest - self._first_held, end - lowest)
         source = self.network.crop(self._network_axis, lowest, end)
         return ReadyPlanes(planes, used, source, self.output.crop(self.axis, planes.start, planes.stop))
+
+
+class SlantedStream:
+    """Takes planes of a network grid that is oblique to the scan's grid, and returns the voxels between them.
+
+    A voxel of the scan is interpolated as soon as both network planes around it have arrived. The voxels between
+    network planes lie on slanted planes of the scan, so `target` is the whole scan's grid, and `between` says which of
+    its voxels belong to the planes that arrived. One network plane is held.
+
+    Args:
+        network: The grid of the logits.
+        output: The scan's grid.
+        network_axis: The axis of `network` along which planes arrive.
+
+    Attributes:
+        axis: The axis of `output` that is closest to the network axis.
+    """
+
+    def __init__(self, network: Grid, output: Grid, network_axis: int = 0) -> None:
+        self.network, self.output, self._network_axis = network, output, network_axis
+        row = (np.linalg.inv(network.affine) @ output.affine)[network_axis]
+        self.axis = int(np.argmax(np.abs(row[:3])))
+        self._held: Tensor | None = None
+
+    def push(self, first: int, logits: Tensor) -> ReadyPlanes:
+        """Takes the next network planes and returns the logits of all voxels between them; see `PlaneStream.push`."""
+        dim, start = 1 + self._network_axis, first
+        stop = first + logits.shape[dim]
+        if self._held is not None:
+            logits, start = torch.cat([self._held, logits], dim=dim), first - 1
+        is_last = stop == self.network.shape[self._network_axis]
+        between = (-np.inf if self._held is None else 0.0, np.inf if is_last else stop - 1.0 - start)
+        self._held = logits.narrow(dim, logits.shape[dim] - 1, 1).clone()
+        source = self.network.crop(self._network_axis, start, stop)
+        return ReadyPlanes(range(self.output.shape[self.axis]), logits, source, self.output, between)
+
+
+def plane_stream(network: Grid, output: Grid, network_axis: int) -> PlaneStream | SlantedStream:
+    """Returns the stream for two grids: `SlantedStream` where they are oblique to each other."""
+    is_parallel = parallel_axes(network, output) is not None
+    return (PlaneStream if is_parallel else SlantedStream)(network, output, network_axis)
 
 
 def shortest_buffer_axis(size: Sequence[int], patch: Sequence[int]) -> int:

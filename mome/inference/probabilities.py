@@ -32,7 +32,7 @@ class ProbabilityMaps(Mapping[str, np.ndarray]):
         self._parts: dict[str, list[tuple[tuple[int, int, int], tuple[int, ...], bytes]]] = {n: [] for n in names}
 
     def write_box(self, name: str, first: tuple[int, int, int], block: np.ndarray) -> None:
-        """Stores the values of one prompt inside of a box; each voxel is written once.
+        """Stores the values of one prompt inside of a box; where boxes overlap, the larger value holds.
 
         Args:
             name: The prompt.
@@ -47,7 +47,8 @@ class ProbabilityMaps(Mapping[str, np.ndarray]):
         out = np.zeros(self.shape, dtype=np.uint8)
         for first, shape, data in self._parts[name]:
             place = tuple(slice(at, at + side) for at, side in zip(first, shape, strict=True))
-            out[place] = np.frombuffer(zlib.decompress(data), dtype=np.uint8).reshape(shape, order="F")
+            values = np.frombuffer(zlib.decompress(data), dtype=np.uint8).reshape(shape, order="F")
+            np.maximum(out[place], values, out=out[place])
         return out
 
     def __iter__(self) -> Iterator[str]:

@@ -19,7 +19,7 @@ from mome.inference.memory_plan import MemoryPlan, Work, budget, fitting_plan, g
 from mome.inference.mirror import MirrorPredictor, read_axes, with_mirrored_rows
 from mome.inference.network import check_default_device, checked_device, unwrapped, without_float16
 from mome.inference.phases import Phases
-from mome.inference.precision import PRECISIONS, chosen_precision
+from mome.inference.precision import PRECISIONS, chosen_precision, limit_compiled_products
 from mome.inference.predictor import ModelPredictor, Predictor
 from mome.inference.prepared import PreparedPrompts
 from mome.inference.probabilities import asked_names
@@ -85,6 +85,7 @@ class Segmenter:
         postprocess: str | Sequence[str] | None = None,
     ) -> None:
         check_default_device()
+        limit_compiled_products()
         self.mirror = read_axes(mirror) if mirror else ()
         chosen = None if device is None else checked_device(device)  # before the model is loaded, which takes longer
         if isinstance(model, str | Path):
@@ -201,6 +202,7 @@ class Segmenter:
         progress: Callable[[int, int], None] | None = None,
         statistics: bool = False,
         loaded: LoadedScan | None = None,
+        reserved_bytes: int = 0,
     ) -> Segmentation:
         """Returns masks of the prompts on the scan's own grid.
 
@@ -218,6 +220,7 @@ class Segmenter:
             progress: Called with (tiles done, number of tiles).
             statistics: Measure every mask on the scan; see `Segmentation.statistics`.
             loaded: What `load` returned for the same scan; None to read it now.
+            reserved_bytes: Memory that is left free where possible, as for a scan that is read meanwhile.
 
         Raises:
             InputError: The scan is of another type or cannot be read, a prompt cannot be embedded, the logits are not
@@ -233,9 +236,8 @@ class Segmenter:
         phases.end("prompts")
         ready = loaded or self.load(scan, frame=frame, dicom=dicom)
         phases.include(ready.seconds)
-        volume, body = ready.volume, ready.body
+        volume, wanted = ready.volume, ready.wanted
         source = None if isinstance(scan, Volume) else Path(scan)
-        wanted = None if body is None else body.wants
         predictor = self.predictor
         if isinstance(predictor, MirrorPredictor):
             predictor = predictor.for_volume(ready.array.shape[2:])
@@ -247,7 +249,7 @@ class Segmenter:
                 ready.network,
                 volume.grid,
                 prepared,
-                self._memory_plan(ready, len(prepared.names), source),
+                self._memory_plan(ready, len(prepared.names), source, reserved_bytes),
                 exact=self.exact,
                 asked=asked_names(probabilities, prepared.names),
                 overlap=self.overlap,
@@ -291,7 +293,7 @@ class Segmenter:
             doubts=(*volume.notes, *filled),
         )
 
-    def _memory_plan(self, ready: LoadedScan, prompts: int, source: Path | None) -> MemoryPlan:
+    def _memory_plan(self, ready: LoadedScan, prompts: int, source: Path | None, reserved: int) -> MemoryPlan:
         """Returns how prompts are grouped so that a scan fits into memory.
 
         Raises:
@@ -302,6 +304,7 @@ class Segmenter:
         return fitting_plan(
             Work(volume.shape, ready.network.shape, patch, prompts, on_gpu=device.type == "cuda"),
             budget(self.memory, volume.array.nbytes),
+            reserved=reserved,
             chunk=self.prompt_chunk,
             gpu_budget=gpu_bytes(device),
             exact=self.exact,

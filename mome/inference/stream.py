@@ -77,6 +77,7 @@ def stream_planes(
             for first in range(0, text_PT.shape[0], prompt_chunk):
                 chunk = slice(first, first + prompt_chunk)
                 ring.add(chunk, corner, predictor.decode(features, text_PT[chunk])[0], window)
+            del features  # else they are held while the next tile is encoded
             ring.add_weight(corner, window)
             count += 1
             if progress is not None:

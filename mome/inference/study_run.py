@@ -11,9 +11,10 @@ from typing import Any
 
 from mome.errors import InputError, OutputError
 from mome.inference.loaded_scan import LoadedScan
+from mome.inference.peak_memory import PeakMemory
 from mome.inference.phases import Phases
 from mome.inference.prepared import PreparedPrompts
-from mome.inference.provenance import peak_memory, versions
+from mome.inference.provenance import versions
 from mome.inference.report import file_sha256
 from mome.inference.result import Segmentation
 from mome.inference.segmenter import Segmenter
@@ -37,6 +38,7 @@ class StudyRun:
         study: The study.
         out: The folder of the masks.
         request: What determines the masks, with the study's name and its scan's identity: the entry begins with it.
+        memory: Counts the memory of all studies of the process that are in work.
         debug: Raise errors that are not the user's, with their traceback.
 
     Attributes:
@@ -44,8 +46,10 @@ class StudyRun:
         phase: What is being done: `read`, `resample`, `network` or `write`.
     """
 
-    def __init__(self, study: Study, out: Path, request: dict[str, Any], *, debug: bool = False) -> None:
-        self.study, self.request = study, request
+    def __init__(
+        self, study: Study, out: Path, request: dict[str, Any], memory: PeakMemory, *, debug: bool = False
+    ) -> None:
+        self.study, self.request, self._memory = study, request, memory
         self.entry: dict[str, Any] | None = None
         self.phase = "read"
         self._out, self._debug = out, debug
@@ -63,15 +67,24 @@ class StudyRun:
             OutputError: The disk is full while an archive is unpacked.
         """
         self.phase, study = "read", self.study
+        self._memory.begin(study.name)
         if is_archive(study.scan):
             self._archive = self._opened.enter_context(unpacked(study.scan, self._out))
         study.mask_writer().check_source(self._scan)
         self._loaded = segmenter.load(self._scan, frame=study.frame, dicom=study.dicom, on_phase=self._begin)
 
     def segment(
-        self, segmenter: Segmenter, prompts: PreparedPrompts, progress: Callable[[int, int], None] | None
+        self,
+        segmenter: Segmenter,
+        prompts: PreparedPrompts,
+        progress: Callable[[int, int], None] | None,
+        read_ahead: bool = False,
     ) -> None:
         """Runs the network; the scan that was read is dropped after it.
+
+        Args:
+            segmenter, prompts, progress: See `Segmenter.segment`.
+            read_ahead: Another scan is read meanwhile. It is taken to be as large as this one.
 
         Raises:
             InputError: See `Segmenter.segment`.
@@ -87,6 +100,7 @@ class StudyRun:
             progress=progress,
             statistics=self.study.statistics,
             loaded=loaded,
+            reserved_bytes=loaded.nbytes if read_ahead and loaded is not None else 0,
             **segment_options(self.study.files),
         )
 
@@ -174,4 +188,4 @@ class StudyRun:
 
     def _circumstances(self) -> dict[str, Any]:
         ended = datetime.now(UTC).isoformat(timespec="microseconds")
-        return {"ended": ended, "versions": versions(), **peak_memory()}
+        return {"ended": ended, "versions": versions(), **self._memory.end(self.study.name)}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 
@@ -14,7 +16,7 @@ from mome.volumes.doubtful_axes import doubtful_axes
 from mome.volumes.doubtful_planes import doubtful_planes
 from mome.volumes.doubtful_regions import doubtful_regions
 from mome.volumes.grid import Grid, Volume
-from mome.volumes.hounsfield import doubt_about, other_order
+from mome.volumes.hounsfield import differences_of, doubt_about, other_order
 from mome.volumes.sizes import check_size
 
 # The volume of three unit vectors along the axes: 1 where they are at right angles, 0 where they lie in a plane. A
@@ -32,7 +34,8 @@ def checked_volume(volume: Volume, where: str | None = None, *, any_values: bool
     """Returns the volume as finite float32 HU, with notes on repairs and on values that look wrong.
 
     NaN becomes air (−1024 HU); +Inf and −Inf become the largest and the smallest finite value. A note that the
-    volume already has is not repeated, so checking twice gives the same as checking once.
+    volume already has is not repeated, so checking twice gives the same as checking once. The second time is quick,
+    where neither voxels nor affine have changed since (CRC-32).
 
     Args:
         volume: An array (i, j, k) of HU and its affine.
@@ -43,6 +46,8 @@ def checked_volume(volume: Volume, where: str | None = None, *, any_values: bool
         InputError: The array has not three dimensions, no voxel or no finite value; the affine cannot be inverted; the
             volume is too large (see `mome.volumes.sizes`); or its values cannot be HU (see `mome.volumes.hounsfield`).
     """
+    if volume.checksum is not None and volume.checksum == _checksum(volume.array, volume.affine):
+        return volume
     array, array_notes = _numbers(volume.array, where)
     affine = np.asarray(volume.affine, dtype=np.float64)
     check_grid(array.shape, affine, where)
@@ -71,7 +76,8 @@ def checked_volume(volume: Volume, where: str | None = None, *, any_values: bool
         array = np.nan_to_num(array, nan=-1024.0, posinf=high, neginf=low)
         notes.append(f"{int((~finite).sum())} voxels were NaN or infinite; NaN is read as air")
     array = np.ascontiguousarray(array, dtype=np.float32)
-    doubt = doubt_about(values.astype(np.float32, copy=False))
+    differences = cache(lambda: differences_of(array))
+    doubt = doubt_about(values.astype(np.float32, copy=False), differences)
     if doubt is not None and doubt.is_hopeless and not any_values:
         raise InputError(
             f"these are not the values of a CT: {doubt.what}",
@@ -82,14 +88,25 @@ def checked_volume(volume: Volume, where: str | None = None, *, any_values: bool
         notes.append(doubt.what)
     else:  # drawn images have equal planes, and are doubted already
         in_planes = doubtful_planes(array, tuple(notes))
-        if not in_planes and (order := other_order(array)) is not None:
+        if not in_planes and (order := other_order(array, differences)) is not None:
             in_planes = [order]
         notes += in_planes
         notes += doubtful_regions(array, spacing)
         notes += doubtful_air(array)
         if not in_planes:
             notes += doubtful_axes(array, affine)
-    return replace(volume, array=array, affine=affine, notes=tuple(dict.fromkeys(notes)))
+    # What is let pass with a note here is refused where values must be HU.
+    checksum = _checksum(array, affine) if doubt is None or not doubt.is_hopeless else None
+    return replace(volume, array=array, affine=affine, notes=tuple(dict.fromkeys(notes)), checksum=checksum)
+
+
+def _checksum(array: object, affine: object) -> int | None:
+    """Returns the CRC-32 of an array of float32 in C order, its shape and its affine; None for other arrays."""
+    if not (isinstance(array, np.ndarray) and isinstance(affine, np.ndarray)):
+        return None
+    if array.dtype != np.float32 or not array.flags.c_contiguous or np.ma.isMaskedArray(array):
+        return None
+    return zlib.crc32(array.data.cast("B"), zlib.crc32(repr((array.shape, affine.tolist())).encode()))
 
 
 def _numbers(given: object, where: str | None) -> tuple[np.ndarray, list[str]]:

@@ -87,12 +87,14 @@ class Volume:
             that is NIfTI `transforms`, all fields that say where its voxels are (`NiftiHeader.transforms`). For a scan
             that is DICOM, `dicom` holds the slices it was read from (`mome.volumes.dicom.source`).
         notes: Sentences for the user about decisions and repairs of the reader.
+        checksum: Of the voxels and the affine that `checked_volume` has checked; it does not check them again.
     """
 
     array: np.ndarray
     affine: np.ndarray
     header: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    checksum: int | None = field(default=None, repr=False, compare=False)
 
     @property
     def grid(self) -> Grid:

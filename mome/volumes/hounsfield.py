@@ -6,6 +6,7 @@ abdomen, head and neck, and crops of them, stay below them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +38,9 @@ _WHOLE_SCAN = 600_000
 _FACTORS = (10.0, 2.0, 0.5, 0.1)
 _OFFSETS = (-1024.0, -1000.0, -8192.0, 8192.0, 1024.0, 1000.0, 2048.0, 2000.0, 31_744.0, 32_768.0)
 
+Differences = tuple[float, list[float]]
+"""The mean difference of distant voxels, and of neighbours along each axis."""
+
 
 @dataclass(frozen=True)
 class Doubt:
@@ -51,11 +55,12 @@ class Doubt:
     is_hopeless: bool = False
 
 
-def doubt_about(values: np.ndarray) -> Doubt | None:
+def doubt_about(values: np.ndarray, differences: Callable[[], Differences] | None = None) -> Doubt | None:
     """Returns why the values of a scan cannot be HU; None where they can.
 
     Args:
         values: All finite values of the scan. Where they are in their three-dimensional shape, noise is recognised.
+        differences: Gives what `differences_of` returns for them, where it is computed once for several tests.
     """
     low, high = float(values.min()), float(values.max())
     enough = values.size >= _FEWEST_VOXELS and low < high
@@ -87,7 +92,7 @@ def doubt_about(values: np.ndarray) -> Doubt | None:
         )
     if low >= 0:
         return _by_missing_air(sample, high, enough)
-    return (_by_peaks(sample, low, high) or _noise(values) or _flat(sample, low, high)) if enough else None
+    return (_by_peaks(sample, low, high) or _noise(values, differences) or _flat(sample, low, high)) if enough else None
 
 
 def _wrapped_or_inverted(sample: np.ndarray) -> Doubt | None:
@@ -294,11 +299,11 @@ def _flat(sample: np.ndarray, low: float, high: float) -> Doubt | None:
     return Doubt("all values are about equally frequent: the histogram was equalised, and the values are not HU")
 
 
-def _noise(values: np.ndarray) -> Doubt | None:
+def _noise(values: np.ndarray, differences: Callable[[], Differences] | None) -> Doubt | None:
     """Recognises noise: neighbouring voxels differ as much as distant ones, and by more than the noise of a scanner."""
     if values.ndim != 3 or min(values.shape) < 3:
         return None
-    distant, nearest = _differences(values)
+    distant, nearest = differences() if differences else differences_of(values)
     # Noise of a scanner has a standard deviation of some ten HU, whose mean difference is about as large.
     if distant < 100 or min(nearest) < 0.85 * distant:
         return None
@@ -308,7 +313,7 @@ def _noise(values: np.ndarray) -> Doubt | None:
     )
 
 
-def other_order(values: np.ndarray) -> str | None:
+def other_order(values: np.ndarray, differences: Callable[[], Differences] | None = None) -> str | None:
     """Returns a note where the voxels of a scan are in another order than the header says.
 
     Where a file of Fortran's order is read in that of C, neighbours along one or two axes are as unlike as distant
@@ -316,10 +321,11 @@ def other_order(values: np.ndarray) -> str | None:
 
     Args:
         values: (i, j, k), HU, finite.
+        differences: As for `doubt_about`.
     """
     if min(values.shape) < 3:
         return None
-    distant, nearest = _differences(values)
+    distant, nearest = differences() if differences else differences_of(values)
     unlike = _UNLIKE if values.size >= _FEWEST_BEYOND_CONTRAST else _UNLIKE_IN_CROPS
     if distant < 100 or max(nearest) < unlike * distant or min(nearest) > 0.6 * max(nearest):
         return None
@@ -330,7 +336,7 @@ def other_order(values: np.ndarray) -> str | None:
     )
 
 
-def _differences(values: np.ndarray) -> tuple[float, list[float]]:
+def differences_of(values: np.ndarray) -> Differences:
     """Returns the mean differences of distant voxels, and of neighbours along each axis, in the middle of a volume."""
     side = [slice(max(0, n // 2 - 64), n // 2 + 64) for n in values.shape]
     block = values[side[0], side[1], side[2]]

@@ -5,6 +5,9 @@ The way back to a scan's own grid is the same function with the grids exchanged;
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from itertools import product
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,6 +18,9 @@ from mome.volumes.grid import Grid
 
 # Most voxels of one slab; each needs three float32 coordinates.
 _SLAB_VOXELS = 4_000_000
+# Voxels along the side of a block where grids are oblique to each other: the box of the source that a block reads is
+# then not much larger than the block (our choice).
+_OBLIQUE_SIDE = 64
 
 
 def resample(
@@ -143,40 +149,87 @@ def _along(x: Tensor, axis: int, at: np.ndarray, mode: str) -> Tensor:
 
 
 def _oblique(x: Tensor, source: Grid, target: Grid, mode: str, fill: float, antialias: bool) -> Tensor:
-    """Resamples with `grid_sample`, slab by slab along the first target axis."""
-    target_to_source = np.linalg.inv(source.affine) @ target.affine
-    if antialias and mode == "linear":
-        for axis in range(3):
-            # the longest step on this source axis that one target voxel makes, along any target axis
-            step = float(np.abs(target_to_source[axis, :3]).max())
-            if step > 1.2:
-                x = _smooth(x, axis + 1, step)
-    size = torch.tensor(source.shape, dtype=torch.float64)
-    matrix = torch.from_numpy(target_to_source[:3, :3])
-    rows = torch.arange(target.shape[1], dtype=torch.float64)
-    columns = torch.arange(target.shape[2], dtype=torch.float64)
-    per_slab = max(1, _SLAB_VOXELS // max(1, target.shape[1] * target.shape[2]))
-    slabs = []
-    for start in range(0, target.shape[0], per_slab):
-        planes = torch.arange(start, min(start + per_slab, target.shape[0]), dtype=torch.float64)
-        at = (
-            planes[:, None, None, None] * matrix[:, 0]
-            + rows[None, :, None, None] * matrix[:, 1]
-            + columns[None, None, :, None] * matrix[:, 2]
-            + torch.from_numpy(target_to_source[:3, 3])
-        )  # (planes, rows, columns, 3) in source voxels
-        outside = ((at < -0.5) | (at > size - 0.5)).any(-1).to(x.device)
-        # With align_corners=False, −1 and 1 are the outer faces of the array; the last axis comes first.
-        unit = (((2 * at + 1) / size) - 1).flip(-1).to(device=x.device, dtype=x.dtype)
-        slab = F.grid_sample(
-            x[None],
-            unit[None],
+    """Resamples with `grid_sample`, block by block: of the source, a block smooths only the box that it reads."""
+    matrix = np.linalg.inv(source.affine) @ target.affine
+    # For every source axis, the longest step on it that one target voxel makes, along any target axis.
+    steps = np.abs(matrix[:3, :3]).max(axis=1)
+    blurs = [float(step) if antialias and mode == "linear" and step > 1.2 else None for step in steps]
+    margins = [1 if blur is None else 1 + _reach(blur) for blur in blurs]
+    out = x.new_full((x.shape[0], *target.shape), fill)
+    for block in blocks(target.shape, _OBLIQUE_SIDE):
+        box, is_inside = _box_read(matrix, block, source.shape, margins)
+        if any(a >= b for a, b in box):
+            continue
+        part = x[(slice(None), *(slice(a, b) for a, b in box))]
+        for axis, blur in enumerate(blurs):
+            part = part if blur is None else _smooth(part, axis + 1, blur)
+        unit_IJK3, outside = _places(matrix, block, box, source.shape, x)
+        values = F.grid_sample(
+            part[None],
+            unit_IJK3[None],
             mode="bilinear" if mode == "linear" else "nearest",
             padding_mode="border",
             align_corners=False,
         )[0]
-        slabs.append(slab.masked_fill_(outside, fill))
-    return torch.cat(slabs, dim=1)
+        if not is_inside:
+            values.masked_fill_(outside(), fill)
+        out[(slice(None), *(slice(a, b) for a, b in block))] = values
+    return out
+
+
+def blocks(shape: Sequence[int], side: int) -> Iterator[list[tuple[int, int]]]:
+    """Yields blocks that fill an array, first and last + 1 voxel along each axis, of at most `side` voxels each."""
+    for first in product(*(range(0, length, side) for length in shape)):
+        yield [(a, min(a + side, length)) for a, length in zip(first, shape, strict=True)]
+
+
+def _box_read(
+    matrix: np.ndarray, block: list[tuple[int, int]], shape: Sequence[int], margins: Sequence[int]
+) -> tuple[list[tuple[int, int]], bool]:
+    """Returns the box of the source that a block of the target reads, and whether all of the block lies inside.
+
+    Args:
+        matrix: (4, 4), from target voxels to source voxels.
+        block: First and last + 1 target voxel along each axis.
+        shape: Voxels of the source.
+        margins: Source voxels that are read beyond the positions along each axis.
+    """
+    corners = np.array([[*corner, 1.0] for corner in product(*((a, b - 1) for a, b in block))])
+    places = (corners @ matrix.T)[:, :3]
+    low, high = places.min(axis=0), places.max(axis=0)
+    box = [
+        (max(0, int(np.floor(a)) - margin), min(side, int(np.ceil(b)) + margin + 1))
+        for a, b, margin, side in zip(low, high, margins, shape, strict=True)
+    ]
+    return box, bool((low >= 0).all() and (high <= np.asarray(shape) - 1).all())
+
+
+def _places(
+    matrix: np.ndarray, block: list[tuple[int, int]], box: list[tuple[int, int]], shape: Sequence[int], like: Tensor
+) -> tuple[Tensor, Callable[[], Tensor]]:
+    """Returns where the voxels of a block lie in a box of the source, in the units of `grid_sample`.
+
+    Args:
+        matrix, block, shape: As for `_box_read`.
+        box: First and last + 1 source voxel along each axis.
+        like: Type and device of the result.
+
+    Returns:
+        (I, J, K, 3), and a function that says which lie more than half a voxel outside of the source, (I, J, K).
+    """
+    sides, firsts = (np.array(values, dtype=float) for values in zip(*((b - a, a) for a, b in box), strict=True))
+    # With align_corners=False, −1 and 1 are the outer faces of the array; the last axis comes first.
+    start = (2 * (matrix[:3, 3] - firsts) + 1) / sides - 1
+    along = [np.arange(a, b)[:, None] * (2 * matrix[:3, axis] / sides) for axis, (a, b) in enumerate(block)]
+    along[0] = along[0] + start
+    i, j, k = (torch.from_numpy(np.ascontiguousarray(at[:, ::-1])).to(like) for at in along)
+    unit_IJK3 = (i[:, None] + j)[:, :, None] + k
+
+    def outside() -> Tensor:
+        faces = torch.from_numpy(np.stack([-2 * firsts, 2 * (np.asarray(shape) - firsts)]) / sides - 1).to(like).flip(1)
+        return ((unit_IJK3 < faces[0]) | (unit_IJK3 > faces[1])).any(-1)
+
+    return unit_IJK3, outside
 
 
 def _sigma(factor: float) -> float:
@@ -201,7 +254,9 @@ def _smooth(x: Tensor, axis: int, factor: float) -> Tensor:
 
     This is the variance of a box of `factor` voxels minus the variance of a box of one voxel.
     """
-    kernel, reach = _gaussian(factor).to(device=x.device, dtype=x.dtype), _reach(factor)
-    moved = x.movedim(axis, -1)
-    flat = F.pad(moved.reshape(-1, 1, moved.shape[-1]), (reach, reach), mode="replicate")
-    return F.conv1d(flat, kernel.reshape(1, 1, -1)).reshape(moved.shape).movedim(-1, axis)
+    size, kernel, reach = x.shape[axis], _gaussian(factor).numpy(), _reach(factor)
+    rows, weights = np.arange(size), np.zeros((size, size))
+    for offset, weight in zip(range(-reach, reach + 1), kernel, strict=True):
+        # Beyond the border, the border value is repeated.
+        weights[rows, np.clip(rows + offset, 0, size - 1)] += weight
+    return _multiplied(x, torch.from_numpy(weights).to(device=x.device, dtype=x.dtype), axis)

@@ -1,0 +1,116 @@
+"""Scans that are turned against the patient are segmented on an upright grid; what that saves changes no mask."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from orientation_runs import orientations, stored, tilted_grid, turned
+from stand_in_models import Contrast
+
+from mome.errors import InputError
+from mome.inference import Segmenter
+from mome.inference.above import AboveThreshold
+from mome.inference.planes import SlantedStream, plane_stream
+from mome.inference.scan_tiles import tiles_of_scan
+from mome.inference.stream import wanted_tiles
+from mome.processing import MoMEProcessor
+from mome.volumes import Grid, Volume, network_grid, resample
+from mome.volumes.upright import rotation_degrees, upright_grid
+
+SHAPE, AFFINE = (30, 26, 34), np.diag([-2.0, -1.5, 3.0, 1.0])
+
+
+@pytest.mark.parametrize(("axes", "flips"), list(orientations())[::5])
+def test_the_angle_is_that_of_the_rotation(axes: tuple, flips: tuple) -> None:
+    array = np.zeros(SHAPE, np.float32)
+    for angle in (0.0, 0.01, 3.0, 20.0, 40.0):
+        other, affine = stored(array, turned(AFFINE, SHAPE, angle), axes, flips)
+        assert rotation_degrees(Grid(other.shape, affine)) == pytest.approx(angle, abs=1e-6)
+    # a tilt moves one axis of three, so the nearest rotation is half of it
+    tilted = Grid(SHAPE, tilted_grid(AFFINE, SHAPE, 24))
+    assert rotation_degrees(tilted) == pytest.approx(12, abs=1e-6)
+
+
+@pytest.mark.parametrize("orientation", ["RAS", "LPS", "SAR"])
+def test_the_upright_grid_covers_the_scan_and_is_no_larger(orientation: str) -> None:
+    grid = Grid(SHAPE, turned(AFFINE, SHAPE, 25))
+    found = upright_grid(grid, spacing=(2.0, 1.5, 3.0), orientation=orientation)
+    assert found.orientation == orientation and np.count_nonzero(found.affine[:3, :3]) == 3
+    assert rotation_degrees(found) == 0
+    faces = np.array([[i, j, k, 1] for i in (-0.5, 29.5) for j in (-0.5, 25.5) for k in (-0.5, 33.5)])
+    at = (faces @ (np.linalg.inv(found.affine) @ grid.affine).T)[:, :3]
+    beyond_low, beyond_high = at.min(axis=0) + 0.5, found.shape - at.max(axis=0) - 0.5
+    assert (beyond_low > -1e-2).all() and (beyond_high > -1e-2).all() and (beyond_low + beyond_high < 1).all()
+    same = upright_grid(Grid(SHAPE, AFFINE), spacing=(2.0, 1.5, 3.0), orientation="LPS")
+    assert same.same_as(Grid(SHAPE, AFFINE))
+
+
+def test_scans_that_are_turned_little_keep_their_rotation() -> None:
+    processor = MoMEProcessor(spacing=[3, 3, 3])
+    for angle, is_kept in ((0, True), (9.9, True), (10.1, False)):
+        grid = Grid(SHAPE, turned(AFFINE, SHAPE, angle))
+        assert processor.network_grid(grid).same_as(network_grid(grid, spacing=(3, 3, 3))) == is_kept
+        assert rotation_degrees(processor.network_grid(grid)) > 9 if angle == 9.9 else True
+    with pytest.raises(InputError, match="turned scan has .* the limit is"):
+        MoMEProcessor(spacing=[0.02] * 3).network_grid(Grid((512,) * 3, turned(AFFINE, (512,) * 3, 20)))
+
+
+@pytest.mark.parametrize("spacing", [1.0, 4.0])
+@pytest.mark.parametrize("mode", ["linear", "nearest"])
+def test_blocks_of_an_oblique_grid_give_the_same_voxels(spacing: float, mode: str, monkeypatch) -> None:
+    array = np.random.default_rng(0).standard_normal((2, *SHAPE))
+    source = Grid(SHAPE, turned(AFFINE, SHAPE, 30))
+    target = upright_grid(source, spacing=(spacing, spacing, spacing))
+    module = sys.modules["mome.volumes.resampling"]
+    monkeypatch.setattr(module, "_OBLIQUE_SIDE", 1000)
+    whole = resample(array, source, target, mode=mode, fill=-7.0)
+    monkeypatch.setattr(module, "_OBLIQUE_SIDE", 5)
+    torch.testing.assert_close(resample(array, source, target, mode=mode, fill=-7.0), whole, rtol=1e-9, atol=1e-9)
+    outside = (whole == -7.0).float().mean()
+    assert 0.3 < float(outside) < 0.8
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("move", [turned, tilted_grid])
+def test_slanted_pieces_are_the_whole(axis: int, move: Callable) -> None:
+    """Every voxel of the scan is in one piece, with the value that it has when all logits are resampled at once."""
+    scan = Grid((60, 55, 50), move(np.diag([2.0, 2.0, 2.0, 1.0]), (60, 55, 50), 30))
+    network = upright_grid(scan, spacing=(3.0, 3.0, 3.0))
+    logits = torch.from_numpy(np.random.default_rng(0).standard_normal(network.shape).astype(np.float32))
+    logits = torch.nn.functional.avg_pool3d(logits[None], 3, 1, 1)[0]
+    expected = resample(logits, network, scan, fill=-30.0, antialias=False).numpy()
+    stream, seen = plane_stream(network, scan, axis), np.zeros(scan.shape, int)
+    assert isinstance(stream, SlantedStream)
+    for first in range(0, network.shape[axis], 7):
+        ready = stream.push(first, logits[None].narrow(1 + axis, first, min(7, network.shape[axis] - first)))
+        above = AboveThreshold(ready.source, ready.target, stream.axis, 0.1, (axis, *ready.between))
+        for corner, values in above.blocks(ready.logits[0], lambda values: values > 0.1):
+            seen[tuple(slice(a, a + n) for a, n in zip(corner, values.shape, strict=True))] += values
+    assert seen.max() == 1 and (seen > 0).sum() > 1000
+    assert np.array_equal(seen > 0, expected > 0.1)
+
+
+def test_tiles_beside_the_scan_are_left_out_and_change_nothing(monkeypatch) -> None:
+    hu = np.random.default_rng(1).normal(0, 60, (60, 20, 60)).astype(np.float32)
+    scan = Volume(hu, turned(np.diag([2.0, 2.0, 2.0, 1.0]), hu.shape, 40))
+    processor = MoMEProcessor(spacing=[2, 2, 2], hu_window=[-100, 100])
+    segmenter = Segmenter(Contrast(), processor, exact=True)
+    found = segmenter.segment(scan, ["liver", "spleen"], probabilities=True)
+    assert found.tiles[0] < 0.9 * found.tiles[1]
+    monkeypatch.setattr("mome.inference.loaded_scan.tiles_of_scan", lambda *grids: None)
+    every = segmenter.segment(scan, ["liver", "spleen"], probabilities=True)
+    assert every.tiles[0] == every.tiles[1]
+    for name in found.masks:
+        assert np.array_equal(found.masks[name], every.masks[name]) and found.masks[name].any()
+        assert np.array_equal(found.masks[name], found.probabilities[name] >= 128)
+        assert np.array_equal(found.probabilities[name], every.probabilities[name])
+        assert found.masks.voxels[name] == found.masks[name].sum()
+        assert np.array_equal(found.masks.sampled(name, 3), found.masks[name][::3, ::3, ::3].astype(bool))
+    network = processor.network_grid(scan.grid)
+    wanted = tiles_of_scan(network, scan.grid)
+    assert wanted is not None and len(wanted_tiles(network.shape, (16,) * 3, 0.5, wanted)) == found.tiles[0]
+    assert tiles_of_scan(network_grid(scan.grid, spacing=(2, 2, 2)), scan.grid) is None
