@@ -202,8 +202,8 @@ def test_orientations_of_a_patient_with_the_bundled_model(ct_data: Path) -> None
     for name in ("oblique by 20°", "tilted by 15°", "irregular steps"):
         found = result[f"Dice, {name}"]
         assert found["dicom_seg"] == found["rtstruct"], json.dumps(result)
-    # Turned slices reach the network upright, interpolated twice, as those moved by half a voxel are: their masks are as
-    # close. Slices that are tilted by 15° reach it tilted; their Dice is reported. The phantom bounds the geometry.
+    # Turned slices reach the network upright, interpolated twice, as those moved by half a voxel are: their masks are
+    # as close. Slices that are tilted by 15° reach it tilted; their Dice is reported. The phantom bounds the geometry.
     turned_by_20, moved = (result[f"Dice, {name}"]["dicom_seg"] for name in ("oblique by 20°", "moved by half a voxel"))
     assert np.mean(list(turned_by_20.values())) >= np.mean(list(moved.values())) - 0.08, json.dumps(result)
     assert min(result["Dice, irregular steps"]["dicom_seg"].values()) >= 0.95, json.dumps(result)
