@@ -18,7 +18,7 @@ from training_runs import losses, write_recipe
 from mome import MoME
 from mome.cli.train import main
 from mome.errors import InputError
-from mome.training import find_batch, loop, trackers
+from mome.training import find_batch, launch, loop, trackers
 from mome.training.config import TrainConfig
 from mome.training.config_file import load_run_config
 from mome.training.find_batch import find_batch_size
@@ -239,3 +239,11 @@ def test_the_search_finds_the_largest_batch(tmp_path: Path, monkeypatch, most: i
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (60, 100))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 40)
     assert find_batch._measured(None, torch.device("cuda", 0)).size == most and len(tried) <= 26
+
+
+def test_a_memory_format_that_gives_wrong_gradients_is_refused(tmp_path: Path, monkeypatch) -> None:
+    # an Accelerator of another test would keep its precision
+    monkeypatch.setattr(launch, "Accelerator", lambda **_: SimpleNamespace(device=torch.device("cpu"), log_with=[]))
+    config = run_of(tmp_path, "train.channels_last=true", "train.mixed_precision=bf16", "train.cpu=true").train
+    with pytest.raises(InputError, match="wrong gradients on a CPU"):
+        build_accelerator(config)

@@ -34,7 +34,7 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
     """Returns an Accelerator with the run's precision, gradient accumulation and tracker.
 
     Raises:
-        InputError: This machine cannot compute in the run's precision, the tracker is not installed, or a launcher
+        InputError: This machine cannot compute in the run's precision or memory format, the tracker is not installed, or a launcher
             was asked for several processes and started one.
     """
     check_launch(os.environ)
@@ -58,6 +58,12 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
             f"train.mixed_precision={config.mixed_precision} cannot be used here: {first}",
             hint="train.mixed_precision=no",
         ) from error
+    if accelerator.device.type == "cpu" and config.channels_last and config.mixed_precision == "bf16":
+        # seen with PyTorch 2.11 and 2.14: the gradient of a 3D convolution's weights over two voxels a side is garbage
+        raise InputError(
+            "train.channels_last with train.mixed_precision=bf16 gives wrong gradients on a CPU (a fault of PyTorch)",
+            hint="train.channels_last=false",
+        )
     if tracker is not None and not accelerator.log_with:
         raise InputError(
             f"train.tracker={tracker} cannot be used: Accelerate does not find the package {tracker}",
