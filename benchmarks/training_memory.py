@@ -21,14 +21,12 @@ STEPS = 3
 
 def measure() -> tuple[dict[str, float], Counter[str]]:
     """MiB of the process at several points, and bytes that autograd keeps, by module."""
-    from mome.threads import use_huge_pages
-
-    use_huge_pages()
     found = {"Python": resident_mib()}
     import torch
 
     found["torch"] = resident_mib()
     import mome.training.loop  # noqa: F401
+    from mome.kept_memory import keep_freed_memory
     from mome.training.config import RunConfig, TrainConfig
     from mome.training.optimizer import build_optimizer
     from mome.training.setup import build_model
@@ -60,6 +58,7 @@ def measure() -> tuple[dict[str, float], Counter[str]]:
         return tensor
 
     found["with the model"] = reset_peak()
+    keep_freed_memory()  # as `mome train` does
     for step in range(STEPS):
         with torch.autograd.graph.saved_tensors_hooks(count if step == 0 else lambda x: x, lambda x: x):
             output = model(volume, text_PT)

@@ -21,6 +21,7 @@ LAYERS = [
         "printable",
         "threads",
         "memory",
+        "kept_memory",
         "atomic",
         "typed",
         "docstrings",

@@ -11,7 +11,7 @@ from pathlib import Path
 from mome.cli.exit_codes import guarded
 from mome.cli.parser import Parser, given_path
 from mome.errors import InputError
-from mome.threads import use_huge_pages
+from mome.kept_memory import keep_freed_memory
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +35,6 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: The configuration or the data cannot be used.
     """
-    use_huge_pages()  # before torch is loaded
     from mome.printable import printable
     from mome.training.config_file import load_run_config
 
@@ -51,6 +50,10 @@ def run(args: argparse.Namespace) -> int:
 
         print(find_batch_size(config))
         return 0
+    import torch
+
+    if config.train.cpu or not torch.cuda.is_available():
+        keep_freed_memory()
     try:
         folder = train(config, resume=not args.restart, profile=args.profile)
     except KeyboardInterrupt:
