@@ -1,3 +1,3 @@
 """Needs the package: pip install mome."""
 
-from mome.auto import MoME, MoMEConfig
+from mome.auto import MoME, MoMEConfig, MoMEProcessor
