@@ -34,8 +34,8 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
     """Returns an Accelerator with the run's precision, gradient accumulation and tracker.
 
     Raises:
-        InputError: This machine cannot compute in the run's precision or memory format, the tracker is not installed, or a launcher
-            was asked for several processes and started one.
+        InputError: This machine cannot compute in the run's precision or memory format, the tracker is not installed,
+            or a launcher was asked for several processes and started one.
     """
     check_launch(os.environ)
     if config.threads:
