@@ -103,7 +103,8 @@ def test_the_part_on_the_device(name: str) -> None:
     assert difference(gradients, wanted) <= (0.01 if apart == 0 else 0.3)
     assert torch.equal(again, logits) or ((again - logits).abs().max() <= 1e-4 * scale)
     rough, steep = run(half, given, autocast=True)
-    assert torch.isfinite(rough).all() and all(torch.isfinite(gradient).all() for gradient in steep.values())
+    assert torch.isfinite(rough).all()
+    assert [name for name, gradient in steep.items() if not torch.isfinite(gradient).all()] == []
     if apart == 0 and not _chooses(name):  # bfloat16 makes hard choices flip, a quarter of them in such small models
         assert float(((rough - expected).abs() > 0.1 * scale).double().mean()) <= 0.2
     assert steep.keys() == wanted.keys()
