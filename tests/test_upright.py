@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from orientation_runs import orientations, stored, tilted_grid, turned
+from scipy.spatial.transform import Rotation
 from stand_in_models import Contrast
 
 from mome.errors import InputError
@@ -87,11 +88,41 @@ def test_slanted_pieces_are_the_whole(axis: int, move: Callable) -> None:
     assert isinstance(stream, SlantedStream)
     for first in range(0, network.shape[axis], 7):
         ready = stream.push(first, logits[None].narrow(1 + axis, first, min(7, network.shape[axis] - first)))
-        above = AboveThreshold(ready.source, ready.target, stream.axis, 0.1, (axis, *ready.between))
+        above = AboveThreshold(ready.source, ready.target, stream.axis, 0.1, ready.between)
         for corner, values in above.blocks(ready.logits[0], lambda values: values > 0.1):
             seen[tuple(slice(a, a + n) for a, n in zip(corner, values.shape, strict=True))] += values
     assert seen.max() == 1 and (seen > 0).sum() > 1000
     assert np.array_equal(seen > 0, expected > 0.1)
+
+
+@pytest.mark.parametrize(("axis", "degrees"), [(2, 15), (0, 12), (1, 40)])
+@pytest.mark.parametrize(("scan_mm", "network_mm"), [(1.1, 1.1), (2.4, 0.8)])
+def test_slices_on_network_planes_belong_to_exactly_one_piece(
+    axis: int, degrees: float, scan_mm: float, network_mm: float
+) -> None:
+    """A scan that is turned in its planes has slices on network planes, where rounding decides between two pieces."""
+    rng = np.random.default_rng(0)
+    shape = [4, 5, 6]
+    shape[axis] = 40
+    for origin in rng.uniform(-300, 300, (6, 3)).round(3):
+        affine = np.eye(4)
+        angles = [0.0, 0.0, 0.0]
+        angles[axis] = degrees
+        affine[:3, :3] = Rotation.from_euler("xyz", angles, degrees=True).as_matrix() * scan_mm
+        affine[:3, 3] = origin
+        scan = Grid((shape[0], shape[1], shape[2]), affine)
+        network = upright_grid(scan, spacing=(network_mm,) * 3)
+        stream, found = plane_stream(network, scan, axis), np.zeros(shape, dtype=int)
+        for first in range(0, network.shape[axis], 7):
+            sides = list(network.shape)
+            sides[axis] = min(7, network.shape[axis] - first)
+            ready = stream.push(first, torch.ones(1, *sides))
+            assert ready is not None
+            above = AboveThreshold(ready.source, ready.target, stream.axis, part=ready.between)
+            for corner, positive in above.blocks(ready.logits[0], lambda logits: logits > 0):
+                place = tuple(slice(at, at + side) for at, side in zip(corner, positive.shape, strict=True))
+                found[place] += positive
+        assert (found == 1).all(), f"{(found == 0).sum()} voxels in no piece, {(found > 1).sum()} in two"
 
 
 def test_tiles_beside_the_scan_are_left_out_and_change_nothing(monkeypatch) -> None:

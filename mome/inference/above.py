@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mome.inference.between_planes import BetweenPlanes
 from mome.inference.logit_ring import OUTSIDE_LOGIT
 from mome.volumes import Grid, resample
 from mome.volumes.axis_sampling import parallel_axes
@@ -39,8 +40,8 @@ class AboveThreshold:
         target: The grid of the result.
         axis: The axis of `target` whose planes are computed one after the other; it is the slowest axis of results.
         threshold: The logit that matters.
-        part: For grids that are oblique to each other: an axis of `source`, and the lowest and the first too high
-            position along it of target voxels that are computed; what lies elsewhere is 0. None for all.
+        part: For grids that are oblique to each other: the target voxels that are computed; what lies elsewhere is 0.
+            None for all.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class AboveThreshold:
         target: Grid,
         axis: int,
         threshold: float = 0.0,
-        part: tuple[int, float, float] | None = None,
+        part: BetweenPlanes | None = None,
     ) -> None:
         self.source, self.target, self.threshold, self.part = source, target, threshold, part
         # planes, rows, columns: the axis of the lowest index is the fastest, as in files of masks
@@ -135,9 +136,12 @@ class AboveThreshold:
         for axis in range(3):
             target = target.crop(axis, *reach[axis])
         for block in blocks(target.shape, _OBLIQUE_SIDE):
+            first = [a + start for (a, _), (start, _) in zip(reach, block, strict=True)]
             part = target
             for axis in range(3):
                 part = part.crop(axis, *block[axis])
+            if self.part is not None and self.part.misses(first, part.shape):
+                continue
             read = self._box_read(part, sizes)
             if read is None or not (logits_DHW[tuple(slice(a, b) for a, b in read)] > self.threshold).any():
                 continue
@@ -147,32 +151,20 @@ class AboveThreshold:
             x = logits_DHW[tuple(slice(a, b) for a, b in read)]
             values = convert(resample(x, source, part, fill=OUTSIDE_LOGIT, antialias=False))
             if self.part is not None:
-                values = values.mul_(self._is_in_part(part).to(values))
-            first = [a + start for (a, _), (start, _) in zip(reach, block, strict=True)]
+                values = values.mul_(self.part.contains(first, part.shape).to(values))
             yield (first[0], first[1], first[2]), self._on_axes([values.permute(*self.order).contiguous()])
 
     def _box_read(self, target: Grid, sizes: Sequence[int]) -> list[Range] | None:
-        """Returns the box of the source that a block of the target reads, None where the block is in no part."""
+        """Returns the box of the source that a block of the target reads, None where it reads nothing."""
         target_to_source = np.linalg.inv(self.source.affine) @ target.affine
         corners = np.array([[*corner, 1.0] for corner in product(*((0, side - 1) for side in target.shape))])
         places = (corners @ target_to_source.T)[:, :3]
         low, high = places.min(axis=0), places.max(axis=0)
-        if self.part is not None and (high[self.part[0]] < self.part[1] or low[self.part[0]] >= self.part[2]):
-            return None
         box = [
             (max(0, int(np.floor(a)) - 1), min(side, int(np.ceil(b)) + 2))
             for a, b, side in zip(low, high, sizes, strict=True)
         ]
         return None if any(a >= b for a, b in box) else box
-
-    def _is_in_part(self, target: Grid) -> Tensor:
-        """Says of every voxel of a part of the target whether `part` contains it, bool (i, j, k)."""
-        assert self.part is not None
-        axis, low, high = self.part
-        row = (np.linalg.inv(self.source.affine) @ target.affine)[axis]
-        i, j, k = (torch.arange(side, dtype=torch.float64) * row[a] for a, side in enumerate(target.shape))
-        at_IJK = (i + row[3])[:, None, None] + j[None, :, None] + k
-        return (at_IJK >= low) & (at_IJK < high)
 
     def _planes_at_once(self, voxels: int, device: torch.device) -> int:
         return max(1, (_CPU_VOXELS if device.type == "cpu" else _GPU_VOXELS) // max(1, voxels))

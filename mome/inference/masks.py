@@ -79,29 +79,25 @@ def predict_masks(
             _check_finite(logits)
             ready = held.push(finished.first, logits)
             if ready is not None:
-                _write_masks(masks, prompts.names[chunk], ready, axis)
+                _write_masks(masks, prompts.names[chunk], ready)
                 if probabilities is not None:
-                    _write_probabilities(probabilities, masks.axis, prompts.names[chunk], ready, axis)
+                    _write_probabilities(probabilities, masks.axis, prompts.names[chunk], ready)
             del logits, ready  # else they are held while the next tiles are computed
         phases.end("resample")
     return masks
 
 
-def _write_masks(masks: PackedMasks, names: list[str], ready: ReadyPlanes, network_axis: int) -> None:
+def _write_masks(masks: PackedMasks, names: list[str], ready: ReadyPlanes) -> None:
     """Writes the planes that are ready of some prompts."""
-    part = None if ready.between is None else (network_axis, *ready.between)
-    above = AboveThreshold(ready.source, ready.target, masks.axis, part=part)
+    above = AboveThreshold(ready.source, ready.target, masks.axis, part=ready.between)
     for name, logits_DHW in zip(names, ready.logits, strict=True):
         for first, positive in above.blocks(logits_DHW, lambda logits: logits > 0):
             masks.write_box(name, _moved(first, masks.axis, ready.planes.start), positive)
 
 
-def _write_probabilities(
-    maps: ProbabilityMaps, axis: int, names: Collection[str], ready: ReadyPlanes, network_axis: int
-) -> None:
+def _write_probabilities(maps: ProbabilityMaps, axis: int, names: Collection[str], ready: ReadyPlanes) -> None:
     """Writes the planes that are ready of the prompts whose probabilities are asked."""
-    part = None if ready.between is None else (network_axis, *ready.between)
-    above = AboveThreshold(ready.source, ready.target, axis, LOWEST_LOGIT, part)
+    above = AboveThreshold(ready.source, ready.target, axis, LOWEST_LOGIT, ready.between)
     for name, logits_DHW in zip(names, ready.logits, strict=True):
         if name not in maps:
             continue

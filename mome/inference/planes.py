@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mome.inference.between_planes import BetweenPlanes
 from mome.volumes import Grid
 from mome.volumes.axis_sampling import parallel_axes
 
@@ -22,15 +23,15 @@ class ReadyPlanes:
         logits: (P, D, H, W) on `source`.
         source: A block of planes of the network grid.
         target: The grid of these planes.
-        between: Where `source` and `target` are oblique to each other, the positions along the network axis of `source`
-            that belong to this piece: the first, and the first that does not. None for all.
+        between: Where `source` and `target` are oblique to each other, the voxels of `target` that belong to this
+            piece. None for all.
     """
 
     planes: range
     logits: Tensor
     source: Grid
     target: Grid
-    between: tuple[float, float] | None = None
+    between: BetweenPlanes | None = None
 
 
 class PlaneStream:
@@ -135,8 +136,8 @@ class SlantedStream:
 
     def __init__(self, network: Grid, output: Grid, network_axis: int = 0) -> None:
         self.network, self.output, self._network_axis = network, output, network_axis
-        row = (np.linalg.inv(network.affine) @ output.affine)[network_axis]
-        self.axis = int(np.argmax(np.abs(row[:3])))
+        self._row = (np.linalg.inv(network.affine) @ output.affine)[network_axis]
+        self.axis = int(np.argmax(np.abs(self._row[:3])))
         self._held: Tensor | None = None
 
     def push(self, first: int, logits: Tensor) -> ReadyPlanes:
@@ -146,9 +147,10 @@ class SlantedStream:
         if self._held is not None:
             logits, start = torch.cat([self._held, logits], dim=dim), first - 1
         is_last = stop == self.network.shape[self._network_axis]
-        between = (-np.inf if self._held is None else 0.0, np.inf if is_last else stop - 1.0 - start)
+        low, high = -np.inf if self._held is None else float(start), np.inf if is_last else stop - 1.0
         self._held = logits.narrow(dim, logits.shape[dim] - 1, 1).clone()
         source = self.network.crop(self._network_axis, start, stop)
+        between = BetweenPlanes(self._row, low, high)
         return ReadyPlanes(range(self.output.shape[self.axis]), logits, source, self.output, between)
 
 
