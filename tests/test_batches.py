@@ -260,6 +260,17 @@ def test_every_setting_that_changes_masks_is_asked_for_on_resume(tmp_path: Path)
     assert entry["skipped"]
 
 
+def test_masks_from_before_scans_were_put_upright_are_made_again(tmp_path: Path) -> None:
+    given, out = scans(tmp_path, "a"), tmp_path / "out"
+    segment_folder(segmenter(), given, out, ["liver"], resume=True)
+    path = out / "report.json"
+    held = json.loads(path.read_text())
+    assert "turned by more than 10 degrees" in held["studies"][0]["settings"].pop("grid")
+    path.write_text(json.dumps(held))
+    (entry,) = segment_folder(segmenter(), given, out, ["liver"], resume=True)
+    assert not entry.get("skipped") and "grid" in entry["settings"]
+
+
 def test_the_table_of_volumes(tmp_path: Path) -> None:
     folder, out = tmp_path / "in", tmp_path / "out"
     scans(folder)
@@ -430,6 +441,7 @@ def test_threads_that_read_dicom_do_not_break_each_others_silence(caplog: pytest
 
     from mome.volumes.dicom.quiet import quiet_decoders
 
+    caplog.set_level(logging.WARNING, "pydicom")  # a command that ran before in this process has silenced it
     logger, before = logging.getLogger("pydicom"), (logging.getLogger("pydicom").level, list(warnings.filters))
     entered, left = threading.Event(), threading.Event()
 

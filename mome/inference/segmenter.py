@@ -30,7 +30,7 @@ from mome.inference.within_memory import predict_within_memory
 from mome.memory import parse_bytes
 from mome.postprocess.rules import are_asked_by_name, asked_rules
 from mome.postprocess.run import PostProcessing
-from mome.processing import MoMEProcessor, processor_of
+from mome.processing import LARGEST_ROTATION_DEG, MoMEProcessor, processor_of
 from mome.processor_settings import implausible_settings
 from mome.prompts import Prompt, embed_prompts, understand
 from mome.volumes import Volume
@@ -130,6 +130,7 @@ class Segmenter:
             "exact": self.exact,
             "predictor": predictor_settings(self.predictor, self.model),
             "processor": self.processor.settings(),
+            "grid": f"upright where the scan is turned by more than {LARGEST_ROTATION_DEG:g} degrees",
             **({"postprocess": self.postprocess} if self.postprocess else {}),
         }
 
