@@ -10,7 +10,8 @@ process prints says how many there are.
 The processes share the studies: each study is segmented by one of them, and the masks are those of a single process.
 Nothing passes between the processes but the output folder, so that they need no process group and none waits for one
 that has died. Whatever is killed, the same command goes on: finished studies are kept, and the others are taken over.
-In the end `volumes.csv` in the output folder has the volume of every structure of every study.
+In the end `volumes.csv` in the output folder has the volume of every structure of every study. Where studies failed,
+the first process ends with the exit code 2, which the launchers report as a failure.
 """
 
 from __future__ import annotations
@@ -66,8 +67,8 @@ def main() -> int:
     failed = sum(entry["status"] == "failed" for entry in entries)
     if failed and rank == 0:
         print(f"{failed} of {len(entries)} studies failed; {args.out}/problems.json says why", file=sys.stderr)
-    # Launchers take another code than 0 for a process that crashed, and end the others.
-    return 2 if failed and processes == 1 else 0
+    # Launchers end the other processes after a code other than 0. All studies are finished by then, so nothing is lost.
+    return 2 if failed and rank == 0 else 0
 
 
 if __name__ == "__main__":
