@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sqlite3
 import subprocess
@@ -14,12 +15,17 @@ import pytest
 from mome.cli.main import main
 from mome.errors import InputError
 from mome.server.folders import Folders, data_folder
+from mome.server.guard import unauthorized
 from mome.server.http_errors import HttpError
+from mome.server.job_queue import JobQueue
 from mome.server.log import place_of
+from mome.server.metrics import Metrics
 from mome.server.scan_kind import ending_of, name_scan
 from mome.server.settings import ServerSettings, is_loopback, parse_duration, parse_size, read_token
 from mome.server.store import Store
+from mome.server.upload import _Form
 from mome.server.worker import public_error
+from mome.server.worker_process import WorkerDied
 
 
 def test_importing_mome_imports_no_server() -> None:
@@ -179,3 +185,61 @@ def test_errors_do_not_tell_the_servers_paths_or_the_scans_values(tmp_path: Path
     except ValueError as bug:
         assert "Eisenbart" not in str(public_error(bug, folder)) and "ValueError" in str(public_error(bug, folder))
         assert place_of(bug).startswith("ValueError at ")
+
+
+def test_texts_before_an_upload_keep_their_slashes() -> None:
+    error = InputError("the bank of /home/eisenbart/model is damaged", hint="left/right, or https://example.org/a")
+    told = public_error(error, None)
+    assert told["what"] == "the bank of the server is damaged"
+    assert told["hint"] == "left/right, or https://example.org/a"
+
+
+def test_a_wrong_token_leaves_nothing_behind() -> None:
+    """An error that is raised again and again would keep the frames, and so the requests, of every time before."""
+    for _ in range(3):
+        with pytest.raises(HttpError) as caught:
+            raise unauthorized()
+        assert len(caught.traceback) == 1
+
+
+def test_headers_of_a_form_are_limited(tmp_path: Path) -> None:
+    form = _Form(tmp_path, ("file",), None)
+    for _ in range(3):
+        form.on_header_value(b"x" * 2000, 0, 2000)
+    assert isinstance(form.error, InputError) and len(form._value) <= 4096
+
+
+class Mortal:
+    """A worker that can end while no job runs."""
+
+    def __init__(self) -> None:
+        self.is_ready, self.starts = False, 0
+
+    async def start(self) -> None:
+        self.is_ready, self.starts = True, self.starts + 1
+
+    async def stop(self) -> None:
+        self.is_ready = False
+
+    async def check(self, *request: object) -> dict[str, object]:
+        if not self.is_ready:
+            raise WorkerDied(-9)
+        return {"error": None, "names": ["liver"]}
+
+
+def test_a_worker_that_ends_while_it_waits_is_started_again(tmp_path: Path) -> None:
+    """Before, every request was answered by 503 until somebody restarted the server."""
+
+    async def run() -> tuple[list[str], int]:
+        store = Store(tmp_path / "jobs.sqlite3")
+        queue = JobQueue(ServerSettings(), Folders(tmp_path, 0), store, Metrics())
+        queue.worker = worker = Mortal()  # type: ignore[assignment]
+        await queue.start()
+        await asyncio.sleep(0)
+        worker.is_ready = False
+        names = await asyncio.wait_for(queue.check(["liver"], ["nifti"]), 10)
+        await queue.stop(0)
+        store.close()
+        return names, worker.starts
+
+    assert asyncio.run(run()) == (["liver"], 2)

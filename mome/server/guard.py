@@ -33,9 +33,6 @@ _HEADERS = (
     (b"x-frame-options", b"DENY"),
 )
 _NO_STORE = (b"cache-control", b"no-store")
-_UNAUTHORIZED = HttpError(
-    401, "a valid token is needed", where="the header Authorization", hint="Authorization: Bearer TOKEN"
-)
 
 
 class Guard:
@@ -89,7 +86,7 @@ class Guard:
             return HttpError(421, "the server has another name", where="the header Host", hint="http://127.0.0.1:PORT")
         if self._token is not None and not _is_open(path) and not self._has_token(headers.get(b"authorization", b"")):
             self._metrics.unauthorized += 1
-            return _UNAUTHORIZED
+            return unauthorized()
         origin = headers.get(b"origin")
         if origin is not None and scope["method"] not in ("GET", "HEAD", "OPTIONS"):
             host = headers.get(b"host", b"").decode("latin-1")
@@ -171,8 +168,13 @@ class _Exchange:
 
 
 def unauthorized() -> HttpError:
-    """Returns the answer to a wrong token, which is the same everywhere."""
-    return _UNAUTHORIZED
+    """Returns the answer to a wrong token, which is the same everywhere.
+
+    It is a new object each time: one that is raised again keeps the frames of every time before, with the requests.
+    """
+    return HttpError(
+        401, "a valid token is needed", where="the header Authorization", hint="Authorization: Bearer TOKEN"
+    )
 
 
 def _is_open(path: str) -> bool:

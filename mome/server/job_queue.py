@@ -135,6 +135,7 @@ class JobQueue:
                 await asyncio.wait_for(self._is_ready.wait(), _MOST_SECONDS_UNTIL_READY)
                 answer = await self.worker.check(prompts, outputs, folder, source)
             except (WorkerDied, TimeoutError):
+                self._notice_death()
                 continue
             if answer["error"] is not None:
                 raise HttpError(422, **answer["error"])
@@ -224,9 +225,19 @@ class JobQueue:
         if event is not None:
             event.set()
 
+    def _notice_death(self) -> None:
+        """Lets `_run_jobs`, which waits for jobs, start another worker where it ended while no job ran."""
+        if not self.worker.is_ready:
+            self._is_ready.clear()
+            self._work.set()
+
     async def _run_jobs(self) -> None:
         """Takes jobs from the queue until the server stops."""
         while not self.stopping.is_set():
+            if not self.worker.is_ready:
+                LOGGER.error("the worker ended while no job ran")
+                await self._restart_worker()
+                continue
             try:
                 job = self.store.next_queued()
                 is_started = job is not None and self.store.start(job.id)

@@ -108,10 +108,14 @@ async def auth_token(request: Request) -> dict[str, str]:
     """Takes the token as the password of a login, with any user name, because Slicer asks for these two."""
     token = queue_of(request).settings.token
     body = b""
-    async for part in request.stream():
-        body += part
-        if len(body) > _LONGEST_PASSWORD_FORM:
-            raise unauthorized()
+    try:
+        async with asyncio.timeout(queue_of(request).settings.client_timeout_s):
+            async for part in request.stream():
+                body += part
+                if len(body) > _LONGEST_PASSWORD_FORM:
+                    raise unauthorized()
+    except TimeoutError:  # a stranger must not hold a connection for ever
+        raise unauthorized() from None
     given = parse_qs(body.decode("utf-8", "replace")).get("password", [""])[0]
     if token is None or not hmac.compare_digest(given.encode(), token.encode()):
         raise unauthorized()

@@ -26,13 +26,21 @@ _MEDIA = {
     ".html": "text/html; charset=utf-8",
     ".nrrd": "application/octet-stream",
 }
+# Formats that are a writer with a setting. Clients choose among names only, because names become those of files.
+_CONFIGURED = {"dicom_seg_binary": "dicom_seg(kind=binary)"}
 # The name in the scan's place of file names, as in scan_mandible.nii.gz.
 STEM = "scan"
 
 
 def formats() -> list[str]:
     """Returns the formats that clients may ask for: those of this module, and those of the mask writers."""
-    return list(dict.fromkeys([*WRITERS.names(), "multilabel", "json", "html", "image", "nrrd", "viewer"]))
+    own = ("multilabel", "json", "html", "image", "nrrd", "viewer")
+    return list(dict.fromkeys([*WRITERS.names(), *_CONFIGURED, *own]))
+
+
+def writer_of(name: str) -> str | None:
+    """Returns the config string of the mask writer of a format; None for the formats of this module."""
+    return name if name in WRITERS.names() else _CONFIGURED.get(name)
 
 
 def check_formats(asked: Sequence[str]) -> list[str]:
@@ -154,7 +162,7 @@ def _written(
         from mome.server.nrrd_map import write_nrrd_map
 
         return [write_nrrd_map(result, folder / "scan.nrrd", compress=options["nrrd_gzip"])]
-    return result.save(folder, STEM, writer=name)
+    return result.save(folder, STEM, writer=writer_of(name) or name)
 
 
 def _ending(path: Path) -> str:

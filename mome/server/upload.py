@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _MOST_FILES = 20_000
 _MOST_FIELDS = 1_000
 _LONGEST_FIELD = 64 * 1024
+_LONGEST_HEADER = 4 * 1024
 _BUFFER = 1 << 20
 _CHECK_SPACE_EVERY = 64 << 20
 # A client that is slower than this after `_GRACE_S` is cut off, so that it does not hold a place for hours.
@@ -194,10 +195,17 @@ class _Form:
         self._header, self._value = b"", b""
 
     def on_header_field(self, data: bytes, start: int, end: int) -> None:
-        self._header += data[start:end]
+        self._header = self._longer(self._header, data[start:end])
 
     def on_header_value(self, data: bytes, start: int, end: int) -> None:
-        self._value += data[start:end]
+        self._value = self._longer(self._value, data[start:end])
+
+    def _longer(self, text: bytes, more: bytes) -> bytes:
+        """Returns a part of a header with what follows it, or what is there where that would be too long."""
+        if len(text) + len(more) > _LONGEST_HEADER:  # older versions of the parser have no limit
+            self.error = InputError(f"a header of a field has more than {_LONGEST_HEADER} bytes", where="the form")
+            return text
+        return text + more
 
     def on_header_end(self) -> None:
         if self._header.lower() == b"content-disposition":

@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import queue
+import re
 import signal
 import sys
 import threading
@@ -23,9 +24,10 @@ from typing import Any, BinaryIO
 from mome.errors import InputError, OutputError
 from mome.server.http_errors import error_body
 from mome.server.log import place_of
-from mome.server.results import check_formats, formats, write_results
+from mome.server.results import check_formats, formats, write_results, writer_of
 
 _PROGRESS_EVERY_S = 0.25
+_ABSOLUTE_PATH = re.compile(r"(?<![\w./:])/[^\s'\",;]+")
 # Linux ends the process with the highest score first when memory is short; the server's own score is 0.
 _OOM_SCORE = "800"
 
@@ -123,16 +125,16 @@ class Worker:
                 self._check_writers(message["outputs"], Path(message["folder"]) / "input" / source)
             return {"error": None, "names": prepared.names}
         except Exception as error:
-            return {"error": public_error(error, Path(message["folder"] or os.devnull)), "names": []}
+            folder = message["folder"]
+            return {"error": public_error(error, None if folder is None else Path(folder)), "names": []}
 
     def _check_writers(self, outputs: list[str], source: Path) -> None:
         """Asks every writer whether it can write masks of this scan."""
-        from mome.volumes.writers import WRITERS
         from mome.volumes.writers.base import build_writer
 
         for name in outputs:
-            if name in WRITERS.names():
-                build_writer(name).check_source(source)
+            if (writer := writer_of(name)) is not None:
+                build_writer(writer).check_source(source)
 
     def _run(self, message: dict[str, Any]) -> dict[str, Any]:
         """Segments a scan and writes its results; returns the summary."""
@@ -183,13 +185,13 @@ class Worker:
             raise Cancelled
 
 
-def public_error(error: Exception, folder: Path) -> dict[str, Any]:
+def public_error(error: Exception, folder: Path | None) -> dict[str, Any]:
     """Returns an error as JSON, without the server's paths. Errors of other kinds are told by class and place only,
     because their messages may quote the scan.
 
     Args:
         error: The error.
-        folder: The folder of the job or of the upload.
+        folder: The folder of the job or of the upload; None while there is none.
     """
     if isinstance(error, InputError | OutputError):
         what, where, hint = (_without(folder, text) for text in (error.what, error.where, error.hint))
@@ -199,10 +201,12 @@ def public_error(error: Exception, folder: Path) -> dict[str, Any]:
     return error_body(f"this is a bug in mome: {place_of(error)}", hint="report it, with the version and this line")
 
 
-def _without(folder: Path, text: str | None) -> str | None:
-    """Removes the server's paths from a text, and the command line's options from what cannot be given there."""
+def _without(folder: Path | None, text: str | None) -> str | None:
+    """Removes the server's paths from a text."""
     if text is None:
         return None
+    if folder is None:  # the model's path may be in it, and slashes of other meanings, as in "left/right"
+        return _ABSOLUTE_PATH.sub("the server", text)
     root = str(folder.parent.parent)
     if text.startswith(root):
         return "the uploaded scan"
@@ -226,7 +230,7 @@ def main() -> None:
             kind="broken",
             error=error_body(error.what, error.where, error.hint)
             if isinstance(error, InputError)
-            else public_error(error, Path(os.devnull)),
+            else public_error(error, None),
         )
         return
     worker.send(kind="ready", **able)
