@@ -243,3 +243,31 @@ def test_a_worker_that_ends_while_it_waits_is_started_again(tmp_path: Path) -> N
         return names, worker.starts
 
     assert asyncio.run(run()) == (["liver"], 2)
+
+
+def test_a_full_disk_does_not_end_the_removal_of_old_jobs(tmp_path: Path) -> None:
+    async def run() -> int:
+        store = Store(tmp_path / "jobs.sqlite3")
+        queue = JobQueue(ServerSettings(keep_s=1.0), Folders(tmp_path, 0), store, Metrics())
+        queue.worker = Mortal()  # type: ignore[assignment]
+        asked, forget = [], store.forget
+
+        def full_once(jobs: list[str]) -> None:
+            asked.append(jobs)
+            if len(asked) == 1:
+                raise sqlite3.OperationalError("database or disk is full")
+            forget(jobs)
+
+        store.forget = full_once  # type: ignore[method-assign, assignment]
+        store.add("5c9f2a9e-0f0c-4a51-9b53-0d8c0a9f6a11", {}, 1)
+        store.finish("5c9f2a9e-0f0c-4a51-9b53-0d8c0a9f6a11", "done")
+        await queue.start()
+        deadline = time.monotonic() + 10
+        while store.ids() and time.monotonic() < deadline:
+            await asyncio.sleep(0.1)
+        left = len(store.ids())
+        await queue.stop(0)
+        store.close()
+        return left
+
+    assert asyncio.run(run()) == 0

@@ -8,7 +8,7 @@ import os
 import shutil
 import sqlite3
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -261,8 +261,9 @@ class JobQueue:
                 self._running = None
                 self._progress.pop(job.id, None)
                 self._cancelled.discard(job.id)
-                if self.store.get(job.id) is None:
-                    self._remove(job.id)
+                with _disk_errors():  # what could not be removed now, `_remove_old` removes
+                    if self.store.get(job.id) is None:
+                        self._remove(job.id)
                 if not lives:
                     await self._restart_worker()
 
@@ -354,14 +355,17 @@ class JobQueue:
         """Removes jobs and images that were kept for long enough."""
         while True:
             await asyncio.sleep(min(30.0, self.settings.keep_s / 4))
-            before = time.time() - self.settings.keep_s
-            old = [job_id for job_id in self.store.to_remove(before) if job_id != self._running]
-            for job_id in old:
-                await asyncio.to_thread(self.folders.remove, self.folders.job(job_id))
-                self._notify(job_id)
-            self.store.forget(old)
-            for image_id in self.store.image_ids(before):
-                self.remove_image(image_id)
+            with _disk_errors():
+                await self._remove_before(time.time() - self.settings.keep_s)
+
+    async def _remove_before(self, before: float) -> None:
+        old = [job_id for job_id in self.store.to_remove(before) if job_id != self._running]
+        for job_id in old:
+            await asyncio.to_thread(self.folders.remove, self.folders.job(job_id))
+            self._notify(job_id)
+        self.store.forget(old)
+        for image_id in self.store.image_ids(before):
+            self.remove_image(image_id)
 
     def remove_image(self, image_id: str) -> bool:
         """Removes an uploaded image; False where there is none."""
@@ -374,7 +378,7 @@ class JobQueue:
         """Keeps an upload as an image for later jobs and returns its id.
 
         Raises:
-            HttpError: As many images are kept as jobs may wait; status 503.
+            HttpError: As many images are kept as jobs may wait, status 503; or the database cannot be written, 507.
         """
         if len(self.store.image_ids()) >= self.settings.queue:
             self.folders.remove(upload.folder)
@@ -382,23 +386,44 @@ class JobQueue:
                 503, "too many images are kept", hint="DELETE /session/{id}, or try again later", retry_s=60
             )
         upload.folder.rename(self.folders.image(upload.id))
-        self.store.add_image(upload.id, upload.source, upload.bytes)
+        try:
+            self.store.add_image(upload.id, upload.source, upload.bytes)
+        except sqlite3.Error as error:
+            self.folders.remove(self.folders.image(upload.id))
+            raise HttpError(507, "the image cannot be kept: the server's disk is full or broken") from error
         LOGGER.info("image %s stored, %s", upload.id, megabytes(upload.bytes))
         return upload.id
 
     def upload_from_image(self, image_id: str) -> Upload | None:
-        """Returns an upload that shares the files of an image; None where there is no such image."""
+        """Returns an upload that shares the files of an image; None where there is no such image.
+
+        Raises:
+            HttpError: The folder cannot be written; status 507.
+        """
         image = self.store.image(image_id, use=True)
         if image is None:
             return None
         upload_id, folder = self.folders.new_upload()
         source = self.folders.image(image_id) / "input" / image.source
         target: Path = folder / "input" / image.source
-        if source.is_dir():
-            shutil.copytree(source, target, copy_function=os.link)
-        else:
-            os.link(source, target)
+        try:
+            if source.is_dir():
+                shutil.copytree(source, target, copy_function=os.link)
+            else:
+                os.link(source, target)
+        except OSError as error:
+            self.folders.remove(folder)
+            raise HttpError(507, "the image cannot be taken: the server's disk is full or broken") from error
         return Upload(upload_id, folder, image.source, image.bytes)
+
+
+@contextlib.contextmanager
+def _disk_errors() -> Iterator[None]:
+    """Logs errors of the database, as of a full disk, which must not end the task that runs or removes jobs."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        LOGGER.error("the queue cannot be written: %s", type(error).__name__)
 
 
 def _death(code: int | None) -> dict[str, Any]:
