@@ -286,6 +286,14 @@ def test_the_table_of_volumes(tmp_path: Path) -> None:
         assert all(300 < float(row["mean_hu"]) < 700 for row in csv.DictReader(file))
 
 
+def test_names_of_the_table_are_no_formulas(tmp_path: Path) -> None:
+    structures = [{"name": "=HYPERLINK(1)", "volume_ml": 1.5}, {"name": "Gefäß", "volume_ml": 2.5}]
+    entry = {"name": "+a", "status": "done", "structures": structures}
+    (tmp_path / "report.json").write_text(json.dumps({"studies": [entry]}))
+    rows = write_volumes(tmp_path).read_text(encoding="utf-8").splitlines()[1:]
+    assert rows == ["'+a,'=HYPERLINK(1),1.5,", "'+a,Gefäß,2.5,"]
+
+
 # -- several processes ---------------------------------------------------------------------------------------
 
 

@@ -86,8 +86,8 @@ def _row(study: str, structure: str, found: dict[str, Any]) -> list[Any]:
     empty = [[None, None]] * 3
     ends = [end for axis in (found["box_voxels"] or empty) + (found["box_mm"] or empty) for end in axis]
     return [
-        _cell(study),
-        _cell(structure),
+        spreadsheet_text(study),
+        spreadsheet_text(structure),
         *(found[name] for name in _NUMBERS),
         *ends,
         " ".join(found["touches"]),
@@ -96,6 +96,6 @@ def _row(study: str, structure: str, found: dict[str, Any]) -> list[Any]:
     ]
 
 
-def _cell(text: str) -> str:
+def spreadsheet_text(text: str) -> str:
     """Returns a text that a spreadsheet does not take for a formula."""
     return f"'{text}" if text[:1] in ("=", "+", "@", "-", "\t", "\r") else text

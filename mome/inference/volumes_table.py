@@ -9,6 +9,7 @@ from typing import Any
 
 from mome.atomic import atomic_write
 from mome.inference.report import read_report
+from mome.inference.statistics import spreadsheet_text
 
 _COLUMNS = ("study", "structure", "ml", "mean_hu")
 
@@ -29,10 +30,11 @@ def write_volumes(folder: str | Path) -> Path:
     folder = Path(folder)
     rows = _rows(read_report(folder / "report.json").values())
     path = folder / "volumes.csv"
-    with atomic_write(path, "the table of volumes") as temporary, temporary.open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(_COLUMNS)
-        table.writerows(rows)
+    with atomic_write(path, "the table of volumes") as temporary:
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            table = csv.writer(file)
+            table.writerow(_COLUMNS)
+            table.writerows(rows)
     return path
 
 
@@ -45,7 +47,6 @@ def _rows(entries: Iterable[dict[str, Any]]) -> list[list[Any]]:
         for structure in structures:
             if isinstance(structure, dict):
                 mean = structure.get("mean_hu")
-                rows.append(
-                    [entry["name"], structure.get("name"), structure.get("volume_ml"), "" if mean is None else mean]
-                )
+                names = [spreadsheet_text(str(text)) for text in (entry["name"], structure.get("name"))]
+                rows.append([*names, structure.get("volume_ml"), "" if mean is None else mean])
     return rows
