@@ -115,6 +115,30 @@ def test_a_zip_of_dicom_series(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert largest.shape[2] == 8 and any("series 1, the largest CT, is read" in note for note in largest.notes)
 
 
+@pytest.mark.parametrize("writer", ["dicom_seg", "rtstruct"])
+def test_masks_of_a_zip_are_written_as_dicom(tmp_path: Path, writer: str) -> None:
+    pydicom, _ = pytest.importorskip("pydicom"), pytest.importorskip("highdicom")
+    from dicom_series import along_z, series, write
+
+    def zipped(name: str, series_uid: str) -> Path:
+        made = series(along_z(np.arange(8) * 3.0), SeriesInstanceUID=series_uid, FrameOfReferenceUID="1.2.3.9")
+        folder = write(tmp_path / name, made)
+        return packed(tmp_path / "study.zip", {f"a/{path.name}": path.read_bytes() for path in folder.iterdir()})
+
+    archive = zipped("first", "1.2.1")
+    result = segmenter().segment(archive, ["liver"])
+    before = set(os.listdir(tempfile.gettempdir()))
+    (path,) = result.save(tmp_path / "out", "study", writer=writer)
+    assert set(os.listdir(tempfile.gettempdir())) <= before  # what was unpacked again is gone
+    text = str(pydicom.dcmread(path))
+    uids = {str(pydicom.dcmread(slice_file).SOPInstanceUID) for slice_file in (tmp_path / "first").iterdir()}
+    assert len(uids) == 8 and any(uid in text for uid in uids)
+    zipped("second", "1.2.2")
+    with pytest.raises(InputError, match="has changed or is gone") as caught:
+        result.save(tmp_path / "other", "study", writer=writer)
+    assert caught.value.where == str(archive) and not list((tmp_path / "other").glob("*"))
+
+
 # -- what is refused -----------------------------------------------------------------------------------------
 
 

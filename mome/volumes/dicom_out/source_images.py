@@ -142,12 +142,16 @@ def source_header(source: SourceSlices) -> Dataset:
     """Returns the header of the first slice's file, without pixels, with empty values for what it lacks.
 
     Raises:
-        InputError: The file is gone or has no UID of its study, series or frame of reference.
+        InputError: The file is gone, is now of another series, or has no UID of its study, series or frame of
+            reference.
     """
-    dataset = _read(source.slices[0].header.file)
+    first = source.slices[0].header
+    dataset = _read(first.file)
+    if str(dataset.get("SeriesInstanceUID") or "") != first.series_uid:
+        raise _changed(first.file)
     missing = missing_uid(dataset)
     if missing:
-        raise _without_uid(missing, source.slices[0].header.file.parent)
+        raise _without_uid(missing, first.file.parent)
     for keyword in _EMPTY_WHERE_MISSING:
         value = str(dataset.get(keyword) or "").strip()
         if keyword == "PatientSex" and value not in ("M", "F", "O"):
@@ -202,11 +206,11 @@ def _read(path: Path, keywords: list[str] | None = None) -> Any:
         with quiet_decoders(), BoundedFile(path) as file:
             return pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=keywords)
     except Exception as error:  # pydicom raises errors of many types for damaged files
-        raise InputError(
-            "the series has changed or is gone since it was read",
-            where=str(path),
-            hint="segment it again; unpack a ZIP archive first, or use mome segment, which keeps it unpacked",
-        ) from error
+        raise _changed(path) from error
+
+
+def _changed(path: Path) -> InputError:
+    return InputError("the series has changed or is gone since it was read", where=str(path), hint="segment it again")
 
 
 def _no_series(source: Path | None, what: str) -> InputError:

@@ -9,7 +9,8 @@ from typing import ClassVar, Literal
 from mome.atomic import atomic_write
 from mome.volumes.dicom_out.layers import layers_of
 from mome.volumes.dicom_out.segmentation import make_segmentation
-from mome.volumes.dicom_out.source_images import check_is_series, resampled_note, source_slices
+from mome.volumes.dicom_out.source_images import check_is_series, resampled_note
+from mome.volumes.dicom_out.unpacked_source import readable_slices
 from mome.volumes.mask_set import MaskSet
 
 _WHAT = "a DICOM SEG"
@@ -57,18 +58,20 @@ class DicomSegWriter:
             InputError: The scan was not read from DICOM, or its headers cannot be referred to.
             OutputError: The file cannot be written.
         """
-        source = source_slices(masks, _WHAT)
-        notes = resampled_note(masks, source)
-        layers = layers_of(masks, source, flat=multilabel)
-        several = len(layers.arrays) > 1
-        if several and self.kind == "auto":
-            notes.append(
-                f"{layers.overlap} voxels lie in more than one mask: the SEG holds bits per structure (BINARY), "
-                "because a label map has one structure per voxel"
+        with readable_slices(masks, _WHAT) as source:
+            notes = resampled_note(masks, source)
+            layers = layers_of(masks, source, flat=multilabel)
+            several = len(layers.arrays) > 1
+            if several and self.kind == "auto":
+                notes.append(
+                    f"{layers.overlap} voxels lie in more than one mask: the SEG holds bits per structure (BINARY), "
+                    "because a label map has one structure per voxel"
+                )
+            if layers.empty:
+                notes.append(f"no voxel at a source slice, so the SEG holds nothing of: {', '.join(layers.empty)}")
+            made = make_segmentation(
+                masks, source, layers.arrays, layers.members, binary=several or self.kind == "binary"
             )
-        if layers.empty:
-            notes.append(f"no voxel at a source slice, so the SEG holds nothing of: {', '.join(layers.empty)}")
-        made = make_segmentation(masks, source, layers.arrays, layers.members, binary=several or self.kind == "binary")
         with atomic_write(path, "the DICOM SEG") as temporary:
             made.save_as(temporary, enforce_file_format=True)
         return notes

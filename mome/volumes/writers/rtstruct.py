@@ -8,8 +8,9 @@ from typing import ClassVar
 
 from mome.atomic import atomic_write
 from mome.volumes.dicom.quiet import quiet_decoders
-from mome.volumes.dicom_out.source_images import check_is_series, resampled_note, source_slices
+from mome.volumes.dicom_out.source_images import check_is_series, resampled_note
 from mome.volumes.dicom_out.structure_set import make_structure_set
+from mome.volumes.dicom_out.unpacked_source import readable_slices
 from mome.volumes.mask_set import MaskSet
 
 _WHAT = "an RT Structure Set"
@@ -44,8 +45,8 @@ class RtStructWriter:
             InputError: The scan was not read from DICOM, or its headers cannot be referred to.
             OutputError: The file cannot be written.
         """
-        source = source_slices(masks, _WHAT)
-        made = make_structure_set(masks, source)
+        with readable_slices(masks, _WHAT) as source:
+            made = make_structure_set(masks, source)
         with atomic_write(path, "the RT Structure Set") as temporary, quiet_decoders():
             made.save_as(temporary, implicit_vr=True, little_endian=True, enforce_file_format=True)
         return resampled_note(masks, source)
