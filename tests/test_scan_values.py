@@ -200,6 +200,8 @@ def test_a_second_check_of_unchanged_voxels_is_left_out(monkeypatch) -> None:
         seen.clear()
         checked_volume(changed)
         assert seen
+    with pytest.raises(InputError, match="three dimensions"):
+        checked_volume(replace(made, array=np.zeros((0, 4, 4), np.float32)))
     made.array[3, 4, 5] = np.nan
     assert np.isfinite(checked_volume(made).array).all() and seen
 

@@ -104,7 +104,7 @@ def _checksum(array: object, affine: object) -> int | None:
     """Returns the CRC-32 of an array of float32 in C order, its shape and its affine; None for other arrays."""
     if not (isinstance(array, np.ndarray) and isinstance(affine, np.ndarray)):
         return None
-    if array.dtype != np.float32 or not array.flags.c_contiguous or np.ma.isMaskedArray(array):
+    if array.dtype != np.float32 or not array.size or not array.flags.c_contiguous or np.ma.isMaskedArray(array):
         return None
     return zlib.crc32(array.data.cast("B"), zlib.crc32(repr((array.shape, affine.tolist())).encode()))
 
