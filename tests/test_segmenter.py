@@ -121,3 +121,18 @@ def test_advice_about_sides_is_not_lost_without_a_tower(model_folder: Path) -> N
         embed_prompts(understand(["kidney"], model), model)
     assert "embeddings only" in caught.value.what and "mome info" in caught.value.hint
     assert len(str(caught.value).splitlines()) <= 3
+
+
+def test_prompts_of_another_model_are_refused(model_folder: Path) -> None:
+    """Their rows fit, so that the masks would be wrong without a word."""
+    model, processor = liver_and_spleen(), MoMEProcessor(spacing=[5, 5, 5])
+    other = liver_and_spleen()
+    with torch.no_grad():
+        next(other.parameters()).add_(1)
+    made, same = Segmenter(model, processor), Segmenter(model, processor, overlap=0.25)
+    prepared = made.prepare(["liver"])
+    same.segment(scan(), prepared)
+    with pytest.raises(InputError, match="prepared for another model"):
+        Segmenter(other, processor).segment(scan(), prepared)
+    with pytest.raises(InputError, match="prepared with other mirrored axes"):
+        Segmenter(model, processor, mirror="ap").segment(scan(), prepared)

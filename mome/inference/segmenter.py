@@ -28,6 +28,7 @@ from mome.inference.statistics import scan_statistics
 from mome.inference.stream import wanted_tiles
 from mome.inference.within_memory import predict_within_memory
 from mome.memory import parse_bytes
+from mome.module_objects import weights_sha256
 from mome.postprocess.rules import are_asked_by_name, asked_rules
 from mome.postprocess.run import PostProcessing
 from mome.processing import LARGEST_ROTATION_DEG, MoMEProcessor, processor_of
@@ -189,7 +190,20 @@ class Segmenter:
         text_PT = embed_prompts(understood, self.model)
         if self.mirror:
             text_PT = with_mirrored_rows(text_PT, understood, self.model, self.mirror)
-        return PreparedPrompts(understood, text_PT)
+        return PreparedPrompts(understood, text_PT, self.model, self.mirror)
+
+    def _check_prepared(self, prepared: PreparedPrompts) -> None:
+        """Checks that prompts were embedded for this model, whose masks would else be wrong without a word.
+
+        Raises:
+            InputError: They were embedded for another model, or for tiles that are mirrored otherwise.
+        """
+        model = prepared.model
+        if model is None or (model is self.model and prepared.mirror == self.mirror):
+            return
+        if prepared.mirror != self.mirror or weights_sha256(model) != weights_sha256(self.model):
+            what = "with other mirrored axes" if prepared.mirror != self.mirror else "for another model"
+            raise InputError(f"the prompts were prepared {what}", hint="give what prepare of this Segmenter returned")
 
     def segment(
         self,
@@ -224,8 +238,8 @@ class Segmenter:
             reserved_bytes: Memory that is left free where possible, as for a scan that is read meanwhile.
 
         Raises:
-            InputError: The scan is of another type or cannot be read, a prompt cannot be embedded, the logits are not
-                finite, memory does not suffice, or no router can disagree.
+            InputError: The scan is of another type or cannot be read, a prompt cannot be embedded or was embedded for
+                another model, the logits are not finite, memory does not suffice, or no router can disagree.
         """
         check_default_device()
         phases = Phases()
@@ -234,6 +248,7 @@ class Segmenter:
         if isinstance(scan, Volume) and (frame is not None or dicom != DEFAULT_DICOM):
             raise InputError("frame and dicom concern files, and a Volume was given", hint="leave them out")
         prepared = prompts if isinstance(prompts, PreparedPrompts) else self.prepare(prompts)
+        self._check_prepared(prepared)
         phases.end("prompts")
         ready = loaded or self.load(scan, frame=frame, dicom=dicom)
         phases.include(ready.seconds)
