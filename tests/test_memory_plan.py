@@ -197,7 +197,12 @@ def test_the_command_says_what_a_scan_will_take(tmp_path: Path, capsys, monkeypa
     assert main([*arguments[:2], str(broken), *arguments[2:], "--json"]) == 2
     plans = json.loads(capsys.readouterr().out)["plans"]
     assert plans[0]["tiles"] == 8 and plans[0]["bytes"]["scan"] == 4 * 24**3 and "broken" in plans[1]["error"]
-    assert main([*arguments, "--memory", "1MB"]) == 2
+    (tmp_path / "scans" / "inside").mkdir(parents=True)
+    path.rename(tmp_path / "scans" / "inside" / "ct.nii.gz")
+    path = tmp_path / "scans"
+    assert main([arguments[0], str(path), *arguments[2:], "--recursive", "--json"]) == 0
+    assert [plan["name"] for plan in json.loads(capsys.readouterr().out)["plans"]] == ["inside_ct"]
+    assert main([arguments[0], str(path / "inside"), *arguments[2:], "--memory", "1MB"]) == 2
     assert "of memory, one prompt at a time" in capsys.readouterr().out
     assert not out.exists()
 

@@ -44,7 +44,7 @@ def print_plans(segmenter: Segmenter, args: argparse.Namespace, dicom: DicomOpti
             plan = plan_scan(segmenter, volume, prompts, costs[len(prompts.names)], base)
         except InputError as error:
             failed += 1
-            found.append({"scan": study.name, "error": str(error)})
+            found.append({"name": study.name, "error": str(error)})
             if not args.json:
                 print(f"{printable(study.name)}\n  cannot be segmented: {printable(str(error), keep=chr(10))}")
             continue
@@ -59,11 +59,10 @@ def print_plans(segmenter: Segmenter, args: argparse.Namespace, dicom: DicomOpti
 def _studies(args: argparse.Namespace, dicom: DicomOptions) -> list[Study]:
     """Returns the studies that the command would segment: those of a jobs file, or scans that share the prompts."""
     from mome.inference.jobs import job_defaults, read_jobs
-    from mome.inference.scans import find_scans
+    from mome.inference.scans import find_named_scans
     from mome.inference.study import Study
 
     if args.jobs is not None:
         return read_jobs(args.jobs, job_defaults(args.prompt, frame=args.frame, dicom=dicom))
-    return [
-        Study(scan.name, scan, tuple(args.prompt), frame=args.frame, dicom=dicom) for scan in find_scans(args.inputs)
-    ]
+    scans = find_named_scans(args.inputs, recursive=args.recursive, leave_out=args.out)
+    return [Study(scan.name, scan.path, tuple(args.prompt), frame=args.frame, dicom=dicom) for scan in scans]
