@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,6 +66,19 @@ def test_a_server_stops_is_killed_and_goes_on(model: Path, tmp_path: Path, ct: b
     # The graceful stop did not count as an attempt; the two kills did.
     assert "the server ended 2 times while this job ran" in server.wait(first)["error"]["what"]
     assert server.wait(second)["state"] == "done"
+    assert server.stop() == 143
+
+
+def test_a_worker_that_is_killed_while_it_waits_is_replaced(model: Path, tmp_path: Path, ct: bytes) -> None:
+    server = Server(model, tmp_path / "server", token=None)
+    (worker,) = server.workers()
+    os.kill(worker, signal.SIGKILL)
+    deadline = time.monotonic() + 5
+    while not gone(worker):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert server.wait(server.submit([("a", ct)]).json["id"])["state"] == "done"
+    assert server.workers() != [worker] and "the worker ended while no job ran" in server.log.read_text()
     assert server.stop() == 143
 
 

@@ -60,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
     from mome.inference import Segmenter
     from mome.volumes.dicom import DicomOptions
     from mome.volumes.mask_names import file_part
+    from mome.volumes.writers.base import build_writer
 
     quiet_libraries()
     if args.threads:
@@ -74,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
         with console.status("retrieving the series"):
             count = retrieve_series(client, study, series, folder)
         console.print(f"retrieved {count} images", highlight=False)
+        build_writer(writer).check_source(folder)  # before the network runs, which takes longer
         with console.status("segmenting"):
             dicom = DicomOptions(allow_gaps=args.allow_gaps, allow_damaged=args.allow_damaged)
             result = segmenter.segment(folder, prepared, dicom=dicom)
