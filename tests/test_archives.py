@@ -278,3 +278,28 @@ def test_slices_of_the_patient_are_readable_by_the_user_alone(tmp_path: Path) ->
     with unpacked(packed(tmp_path / "s.zip", {"ct.nii.gz": SCAN}), tmp_path / "new" / "out") as inner:
         assert inner.path.parent.stat().st_mode & 0o077 == 0 and inner.path.parent.parent == tmp_path / "new" / "out"
     assert not list((tmp_path / "new" / "out").iterdir()) and patient_hu().any()
+
+
+@pytest.mark.parametrize("comment", [0, 65_535])
+@pytest.mark.parametrize("decoy", [False, True])
+def test_a_zip64_record_does_not_hide_a_large_directory(
+    tmp_path: Path, comment: int, decoy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`zipfile` reads the directory that the ZIP64 record names, also where the end names a small one."""
+    path = packed(tmp_path / "study.zip", {"ct.nii.gz": SCAN, **{f"{n}.txt": b"" for n in range(20)}})
+    data = path.read_bytes()
+    at = data.rindex(b"PK\x05\x06")
+    count, _, size, first = struct.unpack_from("<HHII", data, at + 8)
+    # The size of the record is not checked by zipfile, so it can hold the signature of another one.
+    length = int.from_bytes(b"PK\x06\x06", "little") if decoy else 44
+    record = struct.pack("<4sQHHIIQQQQ", b"PK\x06\x06", length, 45, 45, 0, 0, count, count, size, first)
+    locator = struct.pack("<4sIQI", b"PK\x06\x07", 0, at, 1)
+    end = struct.pack("<4sHHHHIIH", b"PK\x05\x06", 0, 0, count, count, 40, first, comment)
+    path.write_bytes(data[:at] + record + locator + end + b"x" * comment)
+    with zipfile.ZipFile(path) as opened:
+        assert len(opened.infolist()) == 21
+    with unpacked(path, tmp_path) as inner:
+        assert inner.path.is_file()
+    monkeypatch.setattr(archive_members, "_LARGEST_DIRECTORY", size - 1)
+    with pytest.raises(InputError, match="the directory of the archive has"), unpacked(path, tmp_path):
+        pass

@@ -18,8 +18,9 @@ MOST_BYTES = 16 << 30
 _LARGEST_RATIO, _SMALL_BYTES = 100, 64 << 20
 _LARGEST_DIRECTORY = 8 << 20
 _ENCRYPTED = 0x1 | 0x40 | 0x2000  # bits of the general purpose flag (APPNOTE 4.4.4)
-_END, _END64 = b"PK\x05\x06", b"PK\x06\x06"  # the end of the directory (APPNOTE 4.3.16 and 4.3.14)
-_END_SIZE, _LONGEST_COMMENT = 22, 65_535
+# The end of the directory, its ZIP64 record, and the locator of that record (APPNOTE 4.3.16, 4.3.14 and 4.3.15).
+_END, _END64, _LOCATOR64 = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"
+_END_SIZE, _END64_SIZE, _LOCATOR64_SIZE, _LONGEST_COMMENT = 22, 56, 20, 65_535
 _HINT = "unpack it yourself and give the scan or the folder of the series"
 _DISTRUST = "is it from somebody you trust?"
 
@@ -92,8 +93,8 @@ def checked_members(file: BinaryIO, archive: Path, free_bytes: int) -> tuple[lis
 
 def _check_directory_size(file: BinaryIO, archive: Path) -> None:
     """Checks the size of the directory, all of which `zipfile` reads into memory."""
-    size = file.seek(0, 2)
-    file.seek(max(0, size - _END_SIZE - _LONGEST_COMMENT))
+    start = max(0, file.seek(0, 2) - _END_SIZE - _LONGEST_COMMENT)
+    file.seek(start)
     tail = file.read()
     at = len(tail) - _END_SIZE
     if at < 0 or not (tail[at:].startswith(_END) and tail[-2:] == b"\0\0"):
@@ -103,15 +104,39 @@ def _check_directory_size(file: BinaryIO, archive: Path) -> None:
             "this is no ZIP archive, or it is truncated", where=str(archive), hint="download or export it again"
         )
     directory = struct.unpack_from("<I", tail, at + 12)[0]
-    at64 = tail.rfind(_END64, 0, at)
-    if at64 >= 0 and at - at64 >= 56:
-        directory = max(directory if directory != 0xFFFFFFFF else 0, struct.unpack_from("<Q", tail, at64 + 40)[0])
+    if sizes := _sizes_of_records64(file, start + at):
+        directory = max(directory if directory != 0xFFFFFFFF else 0, *sizes)
     if directory > _LARGEST_DIRECTORY:
         raise InputError(
             f"the directory of the archive has {directory:,} bytes; the limit is {_LARGEST_DIRECTORY:,}",
             where=str(archive),
             hint=_HINT,
         )
+
+
+def _sizes_of_records64(file: BinaryIO, end: int) -> list[int]:
+    """Returns the sizes of the directory in ZIP64 records, of which `zipfile` reads one, whatever the end says.
+
+    A record is where the locator says, or directly before the locator where bytes were put before the archive.
+
+    Args:
+        file: The open archive.
+        end: The place of the end of the directory.
+    """
+    if end < _LOCATOR64_SIZE:
+        return []
+    file.seek(end - _LOCATOR64_SIZE)
+    locator = file.read(_LOCATOR64_SIZE)
+    if not locator.startswith(_LOCATOR64):
+        return []
+    sizes = []
+    for place in (end - _LOCATOR64_SIZE - _END64_SIZE, struct.unpack_from("<Q", locator, 8)[0]):
+        if 0 <= place <= end - _END64_SIZE:
+            file.seek(place)
+            record = file.read(_END64_SIZE)
+            if record.startswith(_END64):
+                sizes.append(struct.unpack_from("<Q", record, 40)[0])
+    return sizes
 
 
 def _check_name(name: str, parts: list[str], number: int, archive: Path) -> None:
