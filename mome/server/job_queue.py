@@ -134,8 +134,12 @@ class JobQueue:
             try:
                 await asyncio.wait_for(self._is_ready.wait(), _MOST_SECONDS_UNTIL_READY)
                 answer = await self.worker.check(prompts, outputs, folder, source)
-            except (WorkerDied, TimeoutError):
-                self._notice_death()
+            except TimeoutError:
+                continue
+            except WorkerDied:
+                # `_run_jobs` starts another one; where no job runs, it waits for jobs and has not noticed.
+                self._is_ready.clear()
+                self._work.set()
                 continue
             if answer["error"] is not None:
                 raise HttpError(422, **answer["error"])
@@ -225,16 +229,10 @@ class JobQueue:
         if event is not None:
             event.set()
 
-    def _notice_death(self) -> None:
-        """Lets `_run_jobs`, which waits for jobs, start another worker where it ended while no job ran."""
-        if not self.worker.is_ready:
-            self._is_ready.clear()
-            self._work.set()
-
     async def _run_jobs(self) -> None:
         """Takes jobs from the queue until the server stops."""
         while not self.stopping.is_set():
-            if not self.worker.is_ready:
+            if not self._is_ready.is_set():
                 LOGGER.error("the worker ended while no job ran")
                 await self._restart_worker()
                 continue
