@@ -271,3 +271,17 @@ def test_a_full_disk_does_not_end_the_removal_of_old_jobs(tmp_path: Path) -> Non
         return left
 
     assert asyncio.run(run()) == 0
+
+
+def test_a_binary_seg_is_a_format_with_a_plain_name() -> None:
+    """Names of formats become names of files, so that no config string of a client is one."""
+    pytest.importorskip("highdicom", reason="DICOM SEG needs mome[dicom]")
+    from mome.server.results import check_formats, formats, writer_of
+    from mome.volumes.writers.base import build_writer
+
+    assert all(name.replace("_", "").isalnum() for name in formats())
+    assert check_formats(["dicom_seg_binary"]) == ["dicom_seg_binary", "json"]
+    kinds = [vars(build_writer(str(writer_of(name))))["kind"] for name in ("dicom_seg", "dicom_seg_binary")]
+    assert kinds == ["auto", "binary"] and writer_of("html") is None
+    with pytest.raises(InputError, match="there is no format"):
+        check_formats(["dicom_seg(kind=binary)"])
