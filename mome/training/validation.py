@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,7 +37,8 @@ def validate(
         accelerator: Its processes share the cases; every process returns the scores of all.
 
     Returns:
-        `dice/<structure>` for every structure that a case annotates, and `dice/mean`; empty without such a structure.
+        `dice/<structure>` for every structure that a case annotates, and `dice/mean`. A structure that no case has and
+        that is not found in any, whose Dice is undefined, is left out; empty without a structure that has a Dice.
     """
     was_training = model.training
     model.eval()
@@ -60,6 +62,8 @@ def validate(
     if processes > 1:
         # Sorted as one process has them, so that sums are rounded alike.
         found = sorted(gather_object(found), key=lambda entry: entry[:2])
-    scores = {name: [score for _, _, scored, score in found if scored == name] for name in names}
-    means = {f"dice/{name}": float(np.nanmean(values)) for name, values in scores.items() if values}
+    scores = {
+        name: [score for _, _, scored, score in found if scored == name and math.isfinite(score)] for name in names
+    }
+    means = {f"dice/{name}": float(np.mean(values)) for name, values in scores.items() if values}
     return {**means, "dice/mean": float(np.mean(list(means.values())))} if means else {}
