@@ -74,11 +74,18 @@ def test_a_run_of_an_earlier_release_goes_on(tmp_path: Path) -> None:
     run = run_of(tmp_path)
     (tmp_path / "r").mkdir()
     stored = _fixed_settings(run)
-    del stored["train"]["layer_decay"], stored["lora"]
+    del stored["train"]["layer_decay"], stored["lora"], stored["sources"][0]["layout"], stored["sources"][0]["real"]
     (tmp_path / "r" / "run.json").write_text(json.dumps(stored))
     check_same_run(tmp_path / "r", run)
     with pytest.raises(InputError, match="another 'train.layer_decay'"):
         check_same_run(tmp_path / "r", load_run_config(tmp_path / "run.yaml", ["train.layer_decay=0.5"]))
+    other = f"sources=[{{kind: cases, folder: {tmp_path}/data, dataset: openkbp, part: train}}]"
+    with pytest.raises(InputError, match="another 'sources'"):
+        check_same_run(tmp_path / "r", load_run_config(tmp_path / "run.yaml", [other]))
+    stored["train"]["of another release"] = None
+    (tmp_path / "r" / "run.json").write_text(json.dumps(stored))
+    with pytest.raises(InputError, match="another 'train.of another release'"):
+        check_same_run(tmp_path / "r", run)
 
 
 # -- the optimiser -------------------------------------------------------------------------------------------

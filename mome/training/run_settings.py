@@ -10,7 +10,7 @@ from typing import Any
 from mome.atomic import atomic_write
 from mome.errors import InputError
 from mome.text_file import read_json
-from mome.training.config import RunConfig
+from mome.training.config import RunConfig, SourceConfig
 
 # A resumed run may change these: they decide where and how fast it runs, and what it reports, not what it computes.
 _CHANGEABLE_SECTIONS = ("validation", "cache", "cache_format")
@@ -55,7 +55,8 @@ def check_same_run(folder: Path, run: RunConfig) -> None:
         return
     new, old = now[key], before.get(key)
     if isinstance(new, dict) and isinstance(old, dict):
-        key += "." + next(inner for inner in {**old, **new} if new.get(inner) != old.get(inner))
+        missing = object()
+        key += "." + next(inner for inner in {**old, **new} if new.get(inner, missing) != old.get(inner, missing))
     raise InputError(
         f"the run in this folder was started with another '{key}'",
         where=str(folder),
@@ -69,6 +70,9 @@ def _with_defaults(before: dict[str, Any]) -> dict[str, Any]:
     for section, default in _fixed_settings(RunConfig()).items():
         if isinstance(default, dict) and isinstance(merged[section], dict):
             merged[section] = {**default, **merged[section]}
+    if isinstance(merged["sources"], list):
+        default = json.loads(json.dumps(dataclasses.asdict(SourceConfig())))
+        merged["sources"] = [{**default, **one} if isinstance(one, dict) else one for one in merged["sources"]]
     return merged
 
 
