@@ -216,6 +216,17 @@ def test_manifest(tmp_path: Path) -> None:
         open_cases(tmp_path / "list.json", "manifest", "lits")
 
 
+def test_voxels_that_nnunet_ignores_are_no_background(tmp_path: Path) -> None:
+    labels = liver_map()
+    labels[0, :3, 0] = 3
+    folder = nnunet(tmp_path, {"a": labels, "b": liver_map()}, {"background": 0, "liver": [1, 2], "ignore": 3})
+    first, second = open_cases(folder, "nnunet")
+    with pytest.raises(InputError, match="3 voxels of case 'a' are marked as not annotated") as caught:
+        first.read_masks(Grid(SHAPE, AFFINE))
+    assert len(str(caught.value).splitlines()) == 3
+    assert second.read_masks(Grid(SHAPE, AFFINE))[0].keys() == {"liver"}
+
+
 # -- the check --------------------------------------------------------------------------------------------------------
 
 

@@ -31,6 +31,8 @@ class Case:
         masks: Structure → its mask files, whose union is the structure.
         patient: Cases of one patient must not lie in two splits; the case's name where nothing else is known.
         split: `train`, `val` or `test` where the data says so, else empty.
+        ignored_values: Values of voxels that nobody annotated. A case with such voxels is refused: a structure is
+            annotated in the whole of a case, or not at all.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Case:
     masks: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
     patient: str = ""
     split: str = ""
+    ignored_values: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "patient", self.patient or self.name)
@@ -72,7 +75,8 @@ class Case:
             Structure → bool (i, j, k), and notes on values without a name and on structures without a voxel.
 
         Raises:
-            InputError: A file cannot be read or lies on another grid, or structures are annotated and none has a voxel.
+            InputError: A file cannot be read or lies on another grid, voxels are marked as not annotated, or structures
+                are annotated and none has a voxel.
         """
         if self.labels is not None:
             masks, notes, present = self._from_label_map(self.labels, grid)
@@ -96,6 +100,14 @@ class Case:
         _check_grid(labels, grid, path)
         masks, notes = dict[str, np.ndarray](), list[str]()
         unknown = unnamed_values(labels.array, self.named_values)
+        ignored = int(np.isin(labels.array, list(self.ignored_values)).sum()) if self.ignored_values else 0
+        if ignored:
+            raise InputError(
+                f"{ignored} voxels of case {self.name!r} are marked as not annotated (label 'ignore'); they would "
+                "count as background",
+                where=str(path),
+                hint="leave the case out, or annotate it whole and remove the label",
+            )
         if unknown:
             notes.append(f"case {self.name!r}: the data set does not name the label values {listed_values(unknown)}")
         for name in self.annotated:

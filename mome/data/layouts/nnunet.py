@@ -52,15 +52,18 @@ class NnUNet(Layout):
             raise InputError("the folder holds no label maps", where=str(where), hint=f"layout nnunet: {self.shape}")
         rules = rules_of(dataset, folder) if dataset else _rules(folder / "dataset.json")
         named = frozenset(value for rule in rules.values() for value in rule.values)
+        ignored = frozenset[int]()
         if dataset is None:
             named |= _values(folder / "dataset.json")
+            ignored = frozenset(value for name, values in _pairs(folder / "dataset.json") for value in values
+                                if name.lower() == "ignore")  # fmt: skip
         found = []
         for name, path in labels.items():
             image = images.get(f"{name}_{self.channel:04d}", images.get(name))
             if image is None:
                 missing = folder / f"images{self.part}" / f"{name}_{self.channel:04d}.nii.gz"
                 raise InputError(f"case {name!r:.60} has a label map and no scan", where=str(missing))
-            found.append(Case(name, image, path, tuple(rules), rules, named))
+            found.append(Case(name, image, path, tuple(rules), rules, named, ignored_values=ignored))
         return found
 
 
