@@ -51,6 +51,7 @@ def test_numbers_with_an_exponent_are_floats(tmp_path: Path, number: str) -> Non
         ("train.threads=-1", "train.threads is at least 0"),
         ("train.mixed_precision=bf17", "one of no, bf16, fp16, got 'bf17'"),
         ("train.ema=1.5", "train.ema is from 0 to 1"),
+        ("train.ema=1", "train.ema is from 0 to 1, without 1 itself"),
         ("train.learning_rate=0", "train.learning_rate is above 0"),
     ],
 )

@@ -80,7 +80,8 @@ class TrainConfig:
         mixed_precision: `no`, `bf16` or `fp16`.
         channels_last: Keeps 5-D tensors in channels-last memory format, which is faster on GPUs in half precision.
         gradient_checkpointing: Recomputes the encoder and the experts in the backward pass to save memory.
-        ema: Decay of an exponential moving average of the weights; if it is not 0, the average is saved as the model.
+        ema: Decay of an exponential moving average of the weights, below 1; if it is not 0, the average is saved as the
+            model.
         seed: Seed of initialisation, sampling and augmentation.
         checkpoint_every: Optimiser steps between training states; 0 saves only at the end.
         keep_checkpoints: How many training states stay on disk, the newest ones.
@@ -139,7 +140,9 @@ class TrainConfig:
                 raise InputError(f"train.{name} is at least 0, got {getattr(self, name)}")
         if not 0 < self.layer_decay <= 1:
             raise InputError(f"train.layer_decay is above 0 and at most 1, got {self.layer_decay}")
-        for name, top in (("warmup", 1), ("ema", 1), ("synonyms", 1), ("weight_decay", math.inf)):
+        if not 0 <= self.ema < 1:  # 1 would keep the weights of the first step
+            raise InputError(f"train.ema is from 0 to 1, without 1 itself, got {self.ema}", hint="train.ema=0.995")
+        for name, top in (("warmup", 1), ("synonyms", 1), ("weight_decay", math.inf)):
             if not 0 <= getattr(self, name) <= top:
                 raise InputError(f"train.{name} is from 0 to {top}, got {getattr(self, name)}")
         check_range("train", 0, 2**31, seed=self.seed, samples=self.samples, steps=self.steps or 1)
