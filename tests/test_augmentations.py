@@ -261,3 +261,14 @@ def test_a_configuration_lists_augmentations_or_uses_the_short_keys(tmp_path) ->
         "degrees": 10.0,
     }
     assert specs["noise"]["hu"] == 20.0 and specs["slab"]["probability"] == 0.1 and specs["blur"]["probability"] == 0
+
+
+def test_mirroring_that_cannot_be_done_is_said() -> None:
+    one_side = ["kidney_left", "liver"]
+
+    def notes(labels: list[str], *specs: str) -> list[str]:
+        return BatchAugmentation(AugmentationConfig(transforms=specs), labels, FRAME).notes
+
+    assert notes(one_side, "flip") == ["left and right are not mirrored: kidney_left is trained without its other side"]
+    assert not notes(LABELS, "flip") and not notes(one_side, "noise")
+    assert not notes(one_side, "flip(probability=0.0, head_foot=0.5)")

@@ -128,7 +128,8 @@ class BatchAugmentation:
         self.config, self.frame, self.seed = config, frame, seed
         table = load_table()
         partners = {name: table[name].mirror or name for name in names}
-        self.can_mirror = all(partner in partners for partner in partners.values())
+        self._without_partner = [name for name, partner in partners.items() if partner not in partners]
+        self.can_mirror = not self._without_partner
         specs = [AUGMENTATIONS.canonical(spec) for spec in config.specs(frame.hu_width)]
         parts: list[Augmentation] = [AUGMENTATIONS.build(spec, frame=frame) for spec in specs]
         seen: Counter[str] = Counter()
@@ -137,6 +138,14 @@ class BatchAugmentation:
             # The stream of a part follows from its name, so that adding another changes no draw of it.
             self._parts.append((part, [zlib.crc32(spec["name"].encode()), seen[spec["name"]]]))
             seen[spec["name"]] += 1
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences for the user: left and right are not exchanged although an augmentation would do it."""
+        axis = self.frame.left_right_axis
+        if self.can_mirror or not any(part.may_mirror(axis) for part, _ in self._of_kind(Flip)):
+            return []
+        return [f"left and right are not mirrored: {self._without_partner[0]} is trained without its other side"]
 
     def margin(self, patch: Sequence[int]) -> tuple[int, ...]:
         """Returns the voxels that are read beyond each face of a patch along D, H, W."""

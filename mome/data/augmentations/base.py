@@ -70,6 +70,10 @@ class Flip(Augmentation):
         """Returns the axes of (D, H, W) that are mirrored."""
         raise NotImplementedError
 
+    def may_mirror(self, axis: int) -> bool:
+        """Says whether an axis is ever mirrored."""
+        return True
+
 
 class Movement(Augmentation):
     """Changes where the voxels lie. All movements of a patch are one interpolation."""

@@ -41,5 +41,8 @@ class FlipPatch(Flip):
         }  # fmt: skip
         self.probability = 1.0  # each axis has its own draw
 
+    def may_mirror(self, axis: int) -> bool:
+        return self.chances[axis] > 0
+
     def axes(self, rng: np.random.Generator) -> tuple[int, ...]:
         return tuple(axis for axis, chance in self.chances.items() if rng.random() < chance)
