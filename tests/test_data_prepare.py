@@ -102,6 +102,8 @@ def test_three_commands_lead_from_a_folder_to_masks(tmp_path: Path, capsys: pyte
     capsys.readouterr()
     assert main([*arguments]) == 2
     assert "1 of 6 cases cannot be used; 'p3'" in capsys.readouterr().err
+    assert main([*arguments, "--skip-broken"]) == 0
+    assert "left out: 1 cases, such as 'p3'" in capsys.readouterr().out
     assert main([*arguments, "--skip-broken", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["batch_size"] >= 2
     assert any("p3" in json.loads(path.read_text()) for path in (out / "cache").glob("*/problems.json"))
@@ -130,3 +132,22 @@ def test_the_expected_memory_is_that_of_a_step() -> None:
     expected = run(0)[1] * 2 * (80**3 - 48**3)
     grown = run(80)[0] - run(48)[0]
     assert 0.5 < expected / grown < 2.0, (expected, grown)
+
+
+def test_cases_of_a_test_are_not_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A list that names train and test, and no val, must not make all of its cases training cases."""
+    splits = {"a": "train", "b": "test", "c": "train"}
+    nnunet(tmp_path, {case: liver_map() for case in splits})
+    rows = [f"imagesTr/{case}_0000.nii.gz,labelsTr/{case}.nii.gz,{case},{split}" for case, split in splits.items()]
+    (tmp_path / "list.csv").write_text("\n".join(["image,labels,case,split", *rows]))
+    given = ["data", "prepare", str(tmp_path / "list.csv"), "--layout", "manifest", "--dataset", "lits"]
+    given += ["-o", str(tmp_path / "out"), "--memory", "1500MB"]
+    assert main([*given, "-p", "pancreas"]) == 2
+    assert "no case annotates 'pancreas'" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert main([*given, "-p", "liver"]) == 0
+    run = load_run_config(tmp_path / "out" / "run.yaml", [])
+    assert [source.part for source in run.sources] == ["train"] and not run.validation
+    (index,) = (tmp_path / "out" / "cache").glob("*/index.json")
+    assert [entry["name"] for entry in json.loads(index.read_text())["cases"]] == ["a", "c"]
+    (tmp_path / "list.csv").write_text("\n".join(["image,labels,case,split", rows[1]]))
+    assert main(given) == 2 and "left for training" in capsys.readouterr().err

@@ -126,6 +126,13 @@ def _prepare(args: argparse.Namespace) -> int:
     patch = " × ".join(map(str, plan.patch_size))
     print(f"voxels of {sides} mm, window {plan.hu_window[0]:g} to {plan.hu_window[1]:g} HU")
     print(f"{plan.batch_size} patches of {patch} voxels a step, {plan.step_bytes / 1e9:.1f} GB expected")
+    left_out = json.loads((path.parent / "fingerprint.json").read_text())["problems"]
+    if left_out:
+        print(
+            printable(
+                f"left out: {len(left_out)} cases, such as {next(iter(left_out))!r:.60}; fingerprint.json says why"
+            )
+        )
     print(printable(f"wrote {path}; next: mome train --config {path}"))
     return 0
 

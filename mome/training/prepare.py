@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,12 @@ import yaml
 from mome.atomic import atomic_write, check_output_folder
 from mome.data.cache import CaseCache
 from mome.data.cache_build import check_format
+from mome.data.case import Case
 from mome.data.fingerprint import Fingerprint, fingerprint
 from mome.data.layouts import open_cases
 from mome.data.plan import Plan, make_plan
 from mome.data.splits import part_of
-from mome.errors import InputError
+from mome.errors import InputError, did_you_mean
 from mome.processing import MoMEProcessor
 from mome.threads import container_cpus
 from mome.training.config import RunConfig, SourceConfig
@@ -71,6 +72,7 @@ def prepare(
     check_format(cache_format)
     out, folder = Path(out), Path(folder)
     cases = open_cases(folder, layout, dataset)
+    _check_annotated(labels, cases, folder)
     found = fingerprint(cases, progress)
     if found.problems and not skip_broken:
         name, reason = next(iter(found.problems.items()))
@@ -84,8 +86,18 @@ def prepare(
         raise InputError("no case annotates a structure with a voxel", where=str(folder), hint="mome data check")
     plan = _plan(found, preset, len(names), memory_bytes)
     val = part_of(cases, "val", held_out)
+    train = part_of(cases, "train", held_out)
+    if not train:
+        raise InputError(
+            f"none of the {len(cases)} cases is left for training", where=str(folder), hint="a smaller --held-out"
+        )
     source = SourceConfig(
-        folder=str(folder.resolve()), layout=layout, dataset=dataset, part="train" if val else "all", held_out=held_out
+        folder=str(folder.resolve()),
+        layout=layout,
+        dataset=dataset,
+        # the part `all` would hold cases that the data keep for a test, too
+        part="train" if len(train) < len(cases) else "all",
+        held_out=held_out,
     )
     path = out / "run.yaml"
     out.mkdir(parents=True, exist_ok=True)
@@ -97,6 +109,22 @@ def prepare(
     for each in (*run.sources, *run.validation):
         _fill(each, run, skip_broken, workers, progress)
     return plan, path
+
+
+def _check_annotated(labels: Sequence[str], cases: Sequence[Case], folder: Path) -> None:
+    """Checks that a case annotates every structure that was asked for, before scans are read.
+
+    Raises:
+        InputError: None does.
+    """
+    known = list(dict.fromkeys(name for case in cases for name in case.annotated))
+    for name in labels:
+        if name not in known:
+            raise InputError(
+                f"no case annotates {name!r:.60}{did_you_mean(name[:60], known)}",
+                where=str(folder),
+                hint="annotated are: " + ", ".join(known[:20]),
+            )
 
 
 def _fill(
@@ -134,7 +162,7 @@ def _configuration(
     kept: dict[str, Any] = {"kind": "cases", "folder": source.folder, "layout": source.layout}
     if source.dataset:
         kept["dataset"] = source.dataset
-    if validates:
+    if source.part != "all":
         kept |= {"part": source.part, "held_out": source.held_out}
     values: dict[str, Any] = {
         "preset": preset,
