@@ -143,5 +143,12 @@ def test_a_cache_opens_without_its_scans(cached) -> None:
         open_source(source, RunConfig(labels=("liver",)), processor)
     with pytest.raises(InputError, match="other processor settings"):
         open_source(source, RunConfig(labels=tuple(NAMES)), MoMEProcessor(spacing=[4, 4, 4], hu_window=[-200, 400]))
+    index = cached.folder / "index.json"
+    made = json.loads(index.read_text())
+    del made["cases"][0]["codes"]  # as of a release that stored one number per voxel
+    index.write_text(json.dumps(made))
+    with pytest.raises(InputError, match="another release made it") as caught:
+        open_source(source, RunConfig(labels=tuple(NAMES)), processor)
+    assert "remove" not in str(caught.value)
     with pytest.raises(InputError, match="needs a folder"):
         open_source(SourceConfig(kind="cached"), RunConfig(labels=tuple(NAMES)), processor)

@@ -7,11 +7,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from training_runs import write_recipe
+from accelerate import Accelerator
+from training_runs import NAMES, write_recipe
 
+from mome.data.label_codes import mask_of
 from mome.training import validation
 from mome.training.config_file import load_run_config
 from mome.training.setup import build_model
+from mome.training.sources import open_all_sources
 from mome.training.text_rows import TextRows
 
 
@@ -35,6 +38,16 @@ def test_validation_scores_whole_volumes(ready: tuple, monkeypatch) -> None:
     scores = validation.validate(*ready)
     assert scores["dice/mandible"] > 0.8 and scores["dice/parotid_gland_left"] == 0
     assert scores["dice/mean"] == pytest.approx(scores["dice/mandible"] / 3)
+
+
+def test_a_structure_that_is_rightly_not_found_leaves_the_mean_defined(ready: tuple, monkeypatch) -> None:
+    """Its Dice is undefined. As a part of the mean, it would keep every model from being the best."""
+    monkeypatch.setattr(validation, "stream_logits", find_bright)
+    monkeypatch.setattr(
+        validation, "mask_of", lambda labels, codes, name: mask_of(labels, codes, name) & (name == NAMES[2])
+    )
+    scores = validation.validate(*ready)
+    assert set(scores) == {"dice/mandible", "dice/mean"} and scores["dice/mean"] == scores["dice/mandible"] > 0.8
 
 
 def test_processes_share_the_validation_cases(ready: tuple, monkeypatch) -> None:
@@ -73,3 +86,13 @@ def test_synonyms_are_a_function_of_the_step(tmp_path: Path, monkeypatch) -> Non
     assert torch.equal(rows.at(5), rows.at(5)) and any(not torch.equal(rows.at(i), rows.at(5)) for i in range(20))
     assert torch.equal(model.text_bank.rows_LT[0], Tower().encode(["mandible"])[0])
     assert torch.equal(model.text_bank.rows_LT[2], Tower().encode(["liver"])[0]) and model.text_bank.scale != 1
+
+
+def test_validation_on_training_cases_is_said(tmp_path: Path, capsys) -> None:
+    run = load_run_config(write_recipe(tmp_path), [])
+    _, processor = build_model(run)
+    open_all_sources(run, processor, Accelerator(cpu=True))
+    assert "3 validation cases are training cases, too, such as 'c0'" in capsys.readouterr().out
+    apart = "validation=[{kind: phantom, count: 1}]"
+    open_all_sources(load_run_config(tmp_path / "run.yaml", [apart]), processor, Accelerator(cpu=True))
+    assert "are training cases" not in capsys.readouterr().out

@@ -111,6 +111,13 @@ def _say_what_is_annotated(
             "no validation case annotates one of the labels", where=wanted, hint="see 'annotated' in cases.json"
         )
     notes = [note for cache in (*caches, *validation) for note in cache.notes]
+    shared = _in_both(caches, validation)
+    if shared:
+        notes.insert(
+            0,
+            f"{len(shared)} validation cases are training cases, too, such as {shared[0]!r:.60}: their Dice says "
+            "nothing of other scans",
+        )
     missing = [name for name in run.labels if name not in trained]
     if missing:
         notes.insert(0, f"no training case annotates {', '.join(missing)}: nothing is learned of it")
@@ -118,6 +125,12 @@ def _say_what_is_annotated(
         accelerator.print(f"note: {printable(note)}")
     if len(notes) > _MOST_NOTES:
         accelerator.print(f"note: {len(notes) - _MOST_NOTES} more are in index.json of the caches, in {run.cache}")
+
+
+def _in_both(caches: list[CaseCache], validation: list[CaseCache]) -> list[str]:
+    """Returns the names of the validation cases whose volume, by its checksum, is that of a training case."""
+    trained = {entry["checksums"]["volume"] for cache in caches for entry in cache.index}
+    return [entry["name"] for cache in validation for entry in cache.index if entry["checksums"]["volume"] in trained]
 
 
 def _annotated(caches: list[CaseCache]) -> set[str]:
@@ -205,7 +218,12 @@ def _open_cached(source: SourceConfig, run: RunConfig, processor: MoMEProcessor)
                 where=str(folder),
                 hint=f"this run has {json.dumps(ours)!s:.200}",
             )
-    return CaseCache(folder, list(run.labels))
+    try:
+        return CaseCache(folder, list(run.labels))
+    except InputError as error:  # its hint is to remove the folder, and the scans may not be here
+        raise InputError(
+            "the cache is damaged, or another release made it", where=str(folder), hint="make it again from the scans"
+        ) from error
 
 
 def _open_phantoms(
