@@ -134,8 +134,11 @@ def test_the_expected_memory_is_that_of_a_step() -> None:
     assert 0.5 < expected / grown < 2.0, (expected, grown)
 
 
-def test_cases_of_a_test_are_not_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cases_of_a_test_are_not_trained_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A list that names train and test, and no val, must not make all of its cases training cases."""
+    monkeypatch.setattr("mome.training.prepare.bytes_per_voxel", lambda *_: 1000.0)
     splits = {"a": "train", "b": "test", "c": "train"}
     nnunet(tmp_path, {case: liver_map() for case in splits})
     rows = [f"imagesTr/{case}_0000.nii.gz,labelsTr/{case}.nii.gz,{case},{split}" for case, split in splits.items()]
@@ -144,7 +147,7 @@ def test_cases_of_a_test_are_not_trained_on(tmp_path: Path, capsys: pytest.Captu
     given += ["-o", str(tmp_path / "out"), "--memory", "1500MB"]
     assert main([*given, "-p", "pancreas"]) == 2
     assert "no case annotates 'pancreas'" in capsys.readouterr().err and not (tmp_path / "out").exists()
-    assert main([*given, "-p", "liver"]) == 0
+    assert main([*given, "-p", "liver"]) == 0 and "no case is held out" in capsys.readouterr().out
     run = load_run_config(tmp_path / "out" / "run.yaml", [])
     assert [source.part for source in run.sources] == ["train"] and not run.validation
     (index,) = (tmp_path / "out" / "cache").glob("*/index.json")

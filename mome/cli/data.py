@@ -133,6 +133,8 @@ def _prepare(args: argparse.Namespace) -> int:
                 f"left out: {len(left_out)} cases, such as {next(iter(left_out))!r:.60}; fingerprint.json says why"
             )
         )
+    if args.held_out and "validation:" not in path.read_text():
+        print(f"no case is held out for validation: with few cases, --held-out {args.held_out:g} may choose none")
     print(printable(f"wrote {path}; next: mome train --config {path}"))
     return 0
 

@@ -27,5 +27,10 @@ class Cases(Layout):
 
     def cases(self, folder: Path, dataset: LabelMap | None) -> list[Case]:
         if dataset is None:
-            raise InputError("layout 'cases' needs a data set", where=str(folder), hint="dataset: openkbp")
+            other = "layout nnunet" if (folder / "dataset.json").is_file() else "another layout (mome data list)"
+            raise InputError(
+                "layout 'cases' needs a data set, whose numbers its label maps use",
+                where=str(folder),
+                hint=f"dataset openkbp, or {other}",
+            )
         return cases_of_folder(folder, dataset)
