@@ -26,10 +26,10 @@ from mome.registry import LOSSES
 from mome.training.checkpoint import TrainingState, latest_checkpoint, load_checkpoint, save_checkpoint
 from mome.training.config import RunConfig, TrainConfig
 from mome.training.optimizer import build_optimizer, learning_rate, set_learning_rate
+from mome.training.setup import build_processor
 from mome.training.sources import open_source, patch_dataset
 from mome.training.text_rows import TextRows
 from mome.training.weight_average import start_average
-from mome.zoo import preset_processor
 
 HOLD = 250  # steps that a training makes before the number of steps is chosen
 
@@ -88,7 +88,7 @@ def rate_at(step: int, steps: int | None, config: TrainConfig) -> float:
 
 def open_dataset(run: RunConfig, patch: list[int]) -> tuple[PatchDataset, MoMEProcessor]:
     """Returns the training patches of a run and its processor."""
-    processor = preset_processor(run.preset, **run.processor)
+    processor = build_processor(run, MoMEProcessor.from_pretrained(run.init) if run.init else None)
     caches = [open_source(source, run, processor) for source in run.sources]
     steps = run.train.steps or math.ceil(run.train.samples / run.train.batch_size)
     return patch_dataset(run, caches, patch, processor, steps * run.train.batch_size), processor

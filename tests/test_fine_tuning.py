@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from training_runs import losses, write_recipe
 
 from mome import MoME, create_model
 from mome.errors import InputError
+from mome.processing import MoMEProcessor
 from mome.registry import TEXT_ENCODERS
 from mome.training import adapters, loop
 from mome.training.adapters import Adapters, expert_matrices
@@ -21,6 +23,7 @@ from mome.training.config import LoraSettings, RunConfig
 from mome.training.config_file import load_run_config
 from mome.training.setup import build_model
 from mome.training.text_rows import text_rows
+from mome.zoo import preset_processor
 
 # -- adapters ------------------------------------------------------------------------------------------------
 
@@ -123,6 +126,16 @@ def test_adapters_that_cannot_be_made(monkeypatch) -> None:
     with pytest.raises(InputError, match="needs the package peft") as caught:
         Adapters(small(experts="linear"), settings)
     assert 'pip install "mome[peft]"' in str(caught.value)
+
+
+def test_fine_tuning_keeps_the_voxels_and_the_window_of_the_weights() -> None:
+    torso = "mome-ct-torso-tiny"
+    saved = MoMEProcessor.from_pretrained(torso).settings()
+    assert saved != preset_processor("mome_ct_tiny").settings()
+    run = RunConfig(preset="mome_ct_tiny", init=torso, labels=("liver",))
+    assert build_model(run)[1].settings() == saved
+    other = dataclasses.replace(run, processor={"spacing": [2.0, 2.0, 2.0]})
+    assert build_model(other)[1].settings() == {**saved, "spacing": [2.0, 2.0, 2.0]}
 
 
 # -- new labels ----------------------------------------------------------------------------------------------

@@ -192,7 +192,8 @@ class RunConfig:
             that its logits are unchanged at first; `new` embeds all labels again and centres them on the trained ones.
         lora: Adapters that are trained in the place of the experts' weights.
         model: Replaces parts and sizes of the preset, as in `{experts: swiglu(n=8), dim: 32}`.
-        processor: Replaces settings of the preset's processor, as in `{spacing: [2, 2, 2]}` (mm).
+        processor: Replaces settings of the processor, as in `{spacing: [2, 2, 2]}` (mm), which is that of `init`, else
+            the preset's.
         labels: Names of the structures to train.
         bank: Whose text embeddings the checkpoint stores: `table` (every label of the class table, so that each can be
             prompted without the text tower) or `trained` (only `labels`).

@@ -39,8 +39,19 @@ def build_model(run: RunConfig) -> tuple[MoME, MoMEProcessor]:
 
         model = MoME.from_pretrained(run.init, loss=run.loss, **run.model)
         model.relabel(_bank_labels(run, model.config.text_encoder, list(model.config.labels)), trained)
-    model.processor = preset_processor(run.preset, **run.processor)
+    model.processor = build_processor(run, None if run.init is None else model.loaded_processor)
     return model, model.processor
+
+
+def build_processor(run: RunConfig, of_init: MoMEProcessor | None) -> MoMEProcessor:
+    """Returns the processor of a run, with its overrides.
+
+    Args:
+        run: The run.
+        of_init: The processor of `run.init`, whose weights know voxels and HU as it makes them; None for the preset's.
+    """
+    own = {} if of_init is None else of_init.settings()
+    return preset_processor(run.preset, **{**own, **run.processor})
 
 
 # The keys of a config that a run may replace. Labels and the number of the format are not among them.
