@@ -150,6 +150,10 @@ def test_cases_of_a_test_are_not_trained_on(
     assert main([*given, "-p", "liver"]) == 0 and "no case is held out" in capsys.readouterr().out
     run = load_run_config(tmp_path / "out" / "run.yaml", [])
     assert [source.part for source in run.sources] == ["train"] and not run.validation
+    edited = (tmp_path / "out" / "run.yaml").read_text() + "# mine\n"
+    (tmp_path / "out" / "run.yaml").write_text(edited)
+    assert main([*given, "-p", "liver"]) == 0 and "run.before.yaml" in capsys.readouterr().out
+    assert (tmp_path / "out" / "run.before.yaml").read_text() == edited
     (index,) = (tmp_path / "out" / "cache").glob("*/index.json")
     assert [entry["name"] for entry in json.loads(index.read_text())["cases"]] == ["a", "c"]
     (tmp_path / "list.csv").write_text("\n".join(["image,labels,case,split", rows[1]]))

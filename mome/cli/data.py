@@ -97,7 +97,7 @@ def _prepare(args: argparse.Namespace) -> int:
 
     from mome.cli.quiet import quiet_libraries, quiet_readers
     from mome.labels import load_table
-    from mome.training.prepare import prepare
+    from mome.training.prepare import EARLIER, prepare
 
     quiet_libraries()
     quiet_readers()
@@ -135,6 +135,8 @@ def _prepare(args: argparse.Namespace) -> int:
         )
     if args.held_out and "validation:" not in path.read_text():
         print(f"no case is held out for validation: with few cases, --held-out {args.held_out:g} may choose none")
+    if (path.parent / EARLIER).is_file():
+        print(printable(f"an earlier configuration, which was another, is {path.parent / EARLIER}"))
     print(printable(f"wrote {path}; next: mome train --config {path}"))
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 import yaml
 
-from mome.atomic import atomic_write, check_output_folder
+from mome.atomic import atomic_write, check_output_folder, output_errors
 from mome.data.cache import CaseCache
 from mome.data.cache_build import check_format
 from mome.data.case import Case
@@ -28,6 +29,7 @@ from mome.training.sources import open_source
 
 # Adam keeps two numbers per weight; weights and gradients are two more.
 _BYTES_PER_WEIGHT = 16
+EARLIER = "run.before.yaml"
 
 
 def prepare(
@@ -46,6 +48,8 @@ def prepare(
     progress: Callable[[Iterable[Any]], Iterable[Any]] = lambda items: items,
 ) -> tuple[Plan, Path]:
     """Reads the cases, plans a training, writes `<out>/run.yaml` and fills the caches in `<out>/cache`.
+
+    A `run.yaml` that is there and differs becomes `run.before.yaml`.
 
     Args:
         folder: The folder of cases.
@@ -103,8 +107,12 @@ def prepare(
     out.mkdir(parents=True, exist_ok=True)
     with atomic_write(out / "fingerprint.json", "the fingerprint") as temporary:
         temporary.write_text(json.dumps(found.summary(), indent=1) + "\n")
+    text = _configuration(plan, preset, names, source, bool(val), out, len(cases), cache_format)
+    if path.is_file() and path.read_bytes() != text.encode():  # a user may have changed it
+        with output_errors(out, "the earlier training configuration"):
+            os.replace(path, out / EARLIER)
     with atomic_write(path, "the training configuration") as temporary:
-        temporary.write_text(_configuration(plan, preset, names, source, bool(val), out, len(cases), cache_format))
+        temporary.write_text(text)
     run = load_run_config(path, [])
     for each in (*run.sources, *run.validation):
         _fill(each, run, skip_broken, workers, progress)
