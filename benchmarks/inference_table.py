@@ -157,8 +157,8 @@ def precision(report: dict[str, Any]) -> str:
     used = report["precision"].get("default")
     note = f" The default settings computed in {used}." if used else ""
     text = f"""`mome-ct-tiny`, as it was before its second training, on the {len(report["cases"])} OpenKBP
-validation scans. Lowest and mean are the Dice with the masks of float32 and all tiles, over the scans where one of the two is not empty; `manual` is the mean Dice with the
-contours, over the annotated scans.{note}"""
+validation scans. Lowest and mean are the Dice with the masks of float32 and all tiles, over the scans where one of the
+two is not empty; `manual` is the mean Dice with the contours, over the annotated scans.{note}"""
     return paragraph(text) + table(rows)
 
 

@@ -12,9 +12,10 @@ from stand_in_models import Contrast
 from mome.errors import InputError
 from mome.inference import Segmenter
 from mome.inference.body_mask import body_mask
-from mome.inference.precision import MEASURED_IN_BFLOAT16, chosen_precision
+from mome.inference.precision import LOWEST_DICE, MEASURED_IN_BFLOAT16, chosen_precision
 from mome.inference.stream import wanted_tiles
 from mome.metrics import dice
+from mome.module_objects import weights_sha256
 from mome.processing import MoMEProcessor
 from mome.volumes import Volume, read_volume
 
@@ -138,7 +139,9 @@ def test_auto_is_bfloat16_only_where_it_was_measured(monkeypatch) -> None:
     from mome.modeling import MoME
 
     cpu, bundled, other = torch.device("cpu"), MoME.from_pretrained("mome-ct-tiny"), Contrast()
-    assert len(MEASURED_IN_BFLOAT16) == 1
+    assert all(LOWEST_DICE <= value <= 1 for value in MEASURED_IN_BFLOAT16.values())
+    assert chosen_precision("auto", bundled, cpu) == "fp32"  # its present weights have not been measured
+    monkeypatch.setitem(MEASURED_IN_BFLOAT16, weights_sha256(bundled)[:16], 0.998)
     monkeypatch.setattr(module, "multiplies_bfloat16", lambda: True)
     assert chosen_precision("auto", bundled, cpu) == "bf16" and chosen_precision("auto", other, cpu) == "fp32"
     assert chosen_precision("fp32", bundled, cpu) == "fp32" and chosen_precision("bf16", other, cpu) == "bf16"

@@ -280,7 +280,7 @@ def test_few_compiled_products_are_kept(monkeypatch) -> None:
     for name in names:
         monkeypatch.delenv(name, raising=False)
     Segmenter(Contrast(), MoMEProcessor())
-    assert [os.environ[name] for name in names] == ["8", "8"]
+    assert [os.environ[name] for name in names] == ["64", "64"]
     monkeypatch.setenv(names[0], "300")
     limit_compiled_products()
     assert os.environ[names[0]] == "300"
