@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from stand_in_models import LetterTower
 
 from mome.data.augmentation import AugmentationConfig, BatchAugmentation
 from mome.data.cache import CaseCache
@@ -224,21 +225,12 @@ def test_wordings_stand_in_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert all(template.count("{}") == 1 for template in prompt_templates()) and len(prompt_templates()) > 4
 
-    class Tower:
-        needs_tower = True
-
-        def width(self, num_labels: int) -> int:
-            return 384
-
-        def encode(self, texts: list[str]) -> torch.Tensor:
-            return torch.stack([torch.full((384,), float(sum(map(ord, text)))) + torch.arange(384) for text in texts])
-
-    monkeypatch.setattr(TEXT_ENCODERS, "build", lambda spec: Tower())
+    monkeypatch.setattr(TEXT_ENCODERS, "build", lambda spec: LetterTower())
     names = ["mandible", "larynx", "liver"]
     model = create_model("mome_ct_tiny", labels=names, trained_labels=names)
     rows = TextRows(model, names, 0.0, seed=1, templates=0.5)
-    bare = Tower().encode(["mandible"])[0]
-    sentences = Tower().encode([template.format("mandible") for template in prompt_templates()])
+    bare = LetterTower().encode(["mandible"])[0]
+    sentences = LetterTower().encode([template.format("mandible") for template in prompt_templates()])
     seen = [rows.at(step)[0] for step in range(60)]
     plain = sum(bool(torch.equal(row, bare)) for row in seen)
     framed = sum(bool((sentences == row).all(1).any()) for row in seen)

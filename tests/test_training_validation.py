@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
+from stand_in_models import LetterTower
 from training_runs import NAMES, write_recipe
 
 from mome.data.label_codes import mask_of
@@ -71,21 +72,12 @@ def test_synonyms_are_a_function_of_the_step(tmp_path: Path, monkeypatch) -> Non
     from mome.registry import TEXT_ENCODERS
     from mome.zoo import create_model
 
-    class Tower:
-        needs_tower = True
-
-        def width(self, num_labels: int) -> int:
-            return 384
-
-        def encode(self, texts: list[str]) -> torch.Tensor:
-            return torch.stack([torch.full((384,), float(sum(map(ord, text)))) + torch.arange(384) for text in texts])
-
-    monkeypatch.setattr(TEXT_ENCODERS, "build", lambda spec: Tower())
+    monkeypatch.setattr(TEXT_ENCODERS, "build", lambda spec: LetterTower())
     model = create_model("mome_ct_tiny", labels=["mandible", "larynx", "liver"], trained_labels=["mandible", "larynx"])
     rows = TextRows(model, ["mandible", "larynx"], 0.7, seed=1)
     assert torch.equal(rows.at(5), rows.at(5)) and any(not torch.equal(rows.at(i), rows.at(5)) for i in range(20))
-    assert torch.equal(model.text_bank.rows_LT[0], Tower().encode(["mandible"])[0])
-    assert torch.equal(model.text_bank.rows_LT[2], Tower().encode(["liver"])[0]) and model.text_bank.scale != 1
+    assert torch.equal(model.text_bank.rows_LT[0], LetterTower().encode(["mandible"])[0])
+    assert torch.equal(model.text_bank.rows_LT[2], LetterTower().encode(["liver"])[0]) and model.text_bank.scale != 1
 
 
 def test_validation_on_training_cases_is_said(tmp_path: Path, capsys) -> None:
