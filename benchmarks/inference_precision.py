@@ -6,7 +6,7 @@
 Every scan is segmented for every structure that the bundled model knows: in float32 with every tile computed
 (`exact`), in bfloat16 with every tile computed (`bf16`), with the default settings of `Segmenter` (`default`), and with
 these in bfloat16 (`default_bf16`). `--modes` names some of them; results of other modes stay in the JSON file. `exact`
-is computed always.
+is computed always. A run that was stopped goes on with the scans that are not in the file.
 
 Two measures are reported per structure: the Dice coefficient of a mode's mask and the exact mask, over the scans where
 one of the two is not empty, and the Dice coefficient of each mode's mask and the manual contour, over the annotated
@@ -32,6 +32,7 @@ from mome.data.case_folder import Case, CaseFolder
 from mome.inference import Segmenter
 from mome.labels import load_dataset
 from mome.metrics import dice
+from mome.module_objects import weights_sha256
 from mome.volumes import read_label_map, read_volume
 
 COMPARED = [mode for mode in MODES if mode != "exact"]
@@ -104,9 +105,15 @@ def main() -> None:
     segmenters = {mode: Segmenter(MODEL, **MODES[mode]) for mode in ("exact", *args.modes)}
     ids = load_dataset("openkbp").name_to_id
     structures = list(ids)
-    earlier = json.loads(args.out.read_text()) if args.out and args.out.exists() else {"cases": {}, "precision": {}}
+    weights = weights_sha256(segmenters["exact"].model)[:16]
+    earlier = json.loads(args.out.read_text()) if args.out and args.out.exists() else {}
+    if earlier.get("weights") != weights:  # scores of other weights say nothing about these
+        earlier = {"cases": {}, "precision": {}}
     cases: dict[str, Any] = earlier["cases"]
     for case in list(folder)[: args.scans or None]:
+        known = cases.get(case.name)
+        if known and all(mode in entry["exact"] for entry in known.values() for mode in args.modes):
+            continue
         scores = score_case(segmenters, case, structures, ids)
         for name, entry in cases.get(case.name, {}).items():
             for key in ("exact", "manual"):
@@ -119,6 +126,7 @@ def main() -> None:
         print(f"{case.name:<12} lowest Dice with the exact masks: {lowest}", flush=True)
         report = {
             "model": MODEL,
+            "weights": weights,
             "bfloat16_instructions": bool(torch.cpu.get_capabilities().get("avx512_bf16")),
             "precision": {**earlier["precision"], **{mode: segmenters[mode].precision for mode in segmenters}},
             "summary": summary(cases, structures),
@@ -127,7 +135,7 @@ def main() -> None:
         if args.out:
             args.out.parent.mkdir(parents=True, exist_ok=True)
             args.out.write_text(json.dumps(report, indent=1) + "\n")
-    for name, row in report["summary"].items():
+    for name, row in summary(cases, structures).items():
         for mode, entry in row.items():
             manual = "–" if entry["manual"] is None else f"{entry['manual']:.4f} ({entry['annotated']})"
             print(
