@@ -10,8 +10,8 @@ network, windows of 64³ voxels, an overlap of one half and Gaussian weights, an
 has a process of its own, and the sides run in turn.
 
 - `exact`: `Segmenter` in float32, every tile computed.
-- `default`: `Segmenter` with its default settings.
-- `default_bf16`: these with bfloat16 in the network.
+- `default`: `Segmenter` with its default settings, which is bfloat16 where the processor has it.
+- `default_fp32`: these with float32 in the network.
 - `monai`: `monai.inferers.sliding_window_inference` with one window at a time (`--windows`), then trilinear
   interpolation of all logits by torch and a threshold. MONAI's `SpatialResample` gives the same in twice the time.
 - `konfai`: KonfAI's prediction workflow; see `konfai_side.py`. Without `--konfai` it is left out.
@@ -40,7 +40,7 @@ from processes import commit_of, in_turns, machine, medians, packages_of, probe,
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 PROMPTS = 32
-OURS = ("exact", "default", "default_bf16")
+OURS = ("exact", "default", "default_fp32")
 KONFAI = {"konfai": None, "konfai_streamed": "1GiB"}  # memory budget
 
 

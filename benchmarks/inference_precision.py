@@ -5,7 +5,7 @@
 
 Every scan is segmented for every structure that the bundled model knows: in float32 with every tile computed
 (`exact`), in bfloat16 with every tile computed (`bf16`), with the default settings of `Segmenter` (`default`), and with
-these in bfloat16 (`default_bf16`). `--modes` names some of them; results of other modes stay in the JSON file. `exact`
+these in float32 (`default_fp32`). `--modes` names some of them; results of other modes stay in the JSON file. `exact`
 is computed always. A run that was stopped goes on with the scans that are not in the file.
 
 Two measures are reported per structure: the Dice coefficient of a mode's mask and the exact mask, over the scans where

@@ -13,7 +13,7 @@ NOT_MEASURED = "Not yet measured.\n"
 SIDES = {
     "exact": "`Segmenter`, exact, float32",
     "default": "`Segmenter`, default",
-    "default_bf16": "`Segmenter`, default, bfloat16",
+    "default_fp32": "`Segmenter`, default, float32",
     "monai": "MONAI `sliding_window_inference`",
     "konfai": "KonfAI 1.8.7",
     "konfai_streamed": "KonfAI 1.8.7, memory budget 1 GiB",
@@ -23,7 +23,7 @@ CASES = {
     "real": "89 real structures, 11 of them twice",
     "worst": "the whole body, 100 times",
 }
-MODES = {"bf16": "bfloat16", "default": "default", "default_bf16": "default, bfloat16"}
+MODES = {"bf16": "bfloat16", "default": "default", "default_fp32": "default, float32"}
 
 COMMANDS = """```
 export MOME_TEST_DATA=…      # the folder that contains openkbp/ and torso/
@@ -82,8 +82,7 @@ of one half and Gaussian weights on every side; one process per run, {report["ro
 ({where(report)}). Ratios are to MONAI in the same round, with the lowest and the highest. Memory is above that of the
 process with the loaded model. Dice is with the exact masks, over the prompts whose masks are not empty ({prompts} for
 the default settings). KonfAI's time includes reading and writing an uncompressed file; it resamples without smoothing
-and pads the last tiles, so its masks differ. The bfloat16 side kept 8 compiled products, and now keeps 64: single runs
-then took 5.2 to 5.9 s and 266 to 271 MiB."""
+and pads the last tiles, so its masks differ."""
     return paragraph(text) + table(rows)
 
 
@@ -156,7 +155,7 @@ def precision(report: dict[str, Any]) -> str:
         rows.append([f"**{cell}**" for cell in cells] if structure == "all" else cells)
     used = report["precision"].get("default")
     note = f" The default settings computed in {used}." if used else ""
-    text = f"""`mome-ct-tiny`, as it was before its second training, on the {len(report["cases"])} OpenKBP
+    text = f"""`mome-ct-tiny` on the {len(report["cases"])} OpenKBP
 validation scans. Lowest and mean are the Dice with the masks of float32 and all tiles, over the scans where one of the
 two is not empty; `manual` is the mean Dice with the contours, over the annotated scans.{note}"""
     return paragraph(text) + table(rows)

@@ -23,5 +23,5 @@ MODES: dict[str, dict[str, Any]] = {
     "exact": exact_settings(),
     "bf16": {**exact_settings(), "precision": "bf16"},
     "default": {},
-    "default_bf16": {"precision": "bf16"},
+    "default_fp32": {"precision": "fp32"},
 }
