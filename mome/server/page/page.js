@@ -3,10 +3,13 @@
 
 (() => {
   const HIDDEN_FORMATS = ["json", "image", "nrrd", "viewer"]; // for programs
+  const FORMAT_NAMES = { nifti: "NIfTI, one mask each", multilabel: "NIfTI, one map", dicom_seg: "DICOM SEG",
+    dicom_seg_binary: "DICOM SEG for older archives", rtstruct: "RTSTRUCT", html: "HTML page", json: "JSON" };
   const part = (name) => document.querySelector(`[data-server="${name}"]`);
   let token = ""; // in memory only
   let files = [];
   let running = null; // {cancel} of the job that this page waits for
+  const formatName = (name) => FORMAT_NAMES[name] || name.replaceAll("_", " ");
 
   const headers = () => (token ? { Authorization: `Bearer ${token}` } : {});
 
@@ -60,9 +63,11 @@
     part("request").hidden = false;
     const labels = able.trained_labels.length ? able.trained_labels : able.labels;
     part("labels").replaceChildren(...labels.map((label) => button(label.replaceAll("_", " "), () => addPrompt(label))));
-    const formats = able.formats.filter((name) => !HIDDEN_FORMATS.includes(name));
+    const order = Object.keys(FORMAT_NAMES);
+    const place = (name) => (order.includes(name) ? order.indexOf(name) : order.length);
+    const formats = able.formats.filter((name) => !HIDDEN_FORMATS.includes(name)).sort((a, b) => place(a) - place(b));
     part("formats").replaceChildren(...formats.map((name) => element("label", {},
-      element("input", { type: "checkbox", value: name, checked: name === "nifti" }), name.replaceAll("_", " "))));
+      element("input", { type: "checkbox", value: name, checked: name === "nifti" }), formatName(name))));
   }
 
   function addPrompt(label) {
@@ -118,6 +123,10 @@
     prompts().forEach((prompt) => body.append("prompt", prompt));
     body.append("output", "viewer");
     part("formats").querySelectorAll("input:checked").forEach((box) => body.append("output", box.value));
+    for (const field of part("options").querySelectorAll("input")) {
+      if (field.type === "checkbox" ? field.checked : field.value.trim())
+        body.append(field.name, field.type === "checkbox" ? "true" : field.value.trim());
+    }
     files.forEach((file) => body.append("file", file));
     busy(true);
     try {
@@ -147,14 +156,16 @@
     }
     if (!last || !["done", "failed", "cancelled"].includes(last.state)) throw new Refusal("the server stopped");
     finish(last, entry);
-    if (last.state === "done") await show(id);
+    if (last.state === "done") await show(id, entry);
     else tell(last.error ? [last.error.what, last.error.hint && `try: ${last.error.hint}`].filter(Boolean).join("\n")
       : "Cancelled.", last.state === "failed");
   }
 
-  async function show(id) {
+  async function show(id, entry) {
     tell("Loading the masks");
-    await momeViewer.show(await (await ask(`/jobs/${id}/result?format=viewer`)).json());
+    const data = await (await ask(`/jobs/${id}/result?format=viewer`)).json();
+    for (const item of part("list").children) item.classList.toggle("shown", item === entry.item);
+    await momeViewer.show(data);
     tell("");
     document.querySelector('[data-part="structures"]').parentElement.scrollIntoView({ block: "nearest" });
   }
@@ -187,11 +198,13 @@
     if (job.state === "done") {
       const seconds = (job.finished - job.started).toFixed(1);
       const count = job.result.structures.length;
-      entry.state.textContent = `${count} ${count === 1 ? "structure" : "structures"}, ${seconds} s`;
-      entry.buttons.append(button("Show", () => show(job.id).catch((error) => tell(error.message, true))));
+      const said = job.result.structures.filter(({ warning }) => warning).length + job.result.notes.length;
+      entry.state.textContent = [`${count} ${count === 1 ? "structure" : "structures"}`, `${seconds} s`,
+        said ? `${said} ${said === 1 ? "note" : "notes"}` : ""].filter(Boolean).join(", ");
+      entry.buttons.append(button("Show", () => show(job.id, entry).catch((error) => tell(error.message, true))));
       for (const name of Object.keys(job.result.formats)) {
         if (["viewer", "image", "nrrd"].includes(name)) continue;
-        entry.buttons.append(button(name.replaceAll("_", " "), () => download(job.id, name)));
+        entry.buttons.append(button(formatName(name), () => download(job.id, name)));
       }
     }
     entry.buttons.append(button("Delete", () => remove(job.id, entry)));

@@ -164,7 +164,7 @@ const momeViewer = (() => {
   // The planes that cut the most structures; among equals, those that cut the largest shares of them.
   function goToBusiest() {
     const layer = state.layers.find(({ found }) => found.size > 0);
-    if (!layer) return;
+    if (!layer) return goToMiddle(); // all masks are empty; the crosshair may lie outside of this scan
     const all = state.layers.filter(({ dims }) => String(dims) === String(layer.dims));
     const voxel = layer.dims.map((size, axis) => {
       const scores = new Float64Array(size);
@@ -175,6 +175,12 @@ const momeViewer = (() => {
       return scores.indexOf(scores.reduce((a, b) => Math.max(a, b)));
     });
     goTo(layer, voxel);
+  }
+
+  function goToMiddle() {
+    planes.scene.crosshairPos = [HALF, HALF, HALF];
+    planes.createOnLocationChange();
+    planes.drawScene();
   }
 
   function goTo({ image }, [i, j, k]) {
