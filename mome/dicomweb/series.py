@@ -70,7 +70,13 @@ def find_study(client: DICOMwebClient, series: str) -> str:
 
 
 def retrieve_series(
-    client: DICOMwebClient, study: str, series: str, folder: Path, progress: Callable[[int], None] | None = None
+    client: DICOMwebClient,
+    study: str,
+    series: str,
+    folder: Path,
+    progress: Callable[[int], None] | None = None,
+    *,
+    most_bytes: int = MOST_BYTES,
 ) -> int:
     """Writes the instances of a series to `folder` as `000000.dcm`, `000001.dcm` and so on.
 
@@ -80,6 +86,7 @@ def retrieve_series(
         series: SeriesInstanceUID.
         folder: An empty folder.
         progress: Called with the number of instances so far.
+        most_bytes: The largest size of the series.
 
     Returns:
         The number of instances.
@@ -99,9 +106,9 @@ def retrieve_series(
             except OSError as error:
                 raise OutputError(f"the series cannot be written: {error.strerror}", where=str(folder)) from error
             count, size = count + 1, size + path.stat().st_size
-            if count > _MOST_INSTANCES or size > MOST_BYTES:
+            if count > _MOST_INSTANCES or size > most_bytes:
                 raise InputError(
-                    f"the series is larger than {_MOST_INSTANCES} images or {MOST_BYTES / 1e9:g} GB", where=series
+                    f"the series is larger than {_MOST_INSTANCES} images or {most_bytes / 1e9:g} GB", where=series
                 )
             if progress is not None:
                 progress(count)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from importlib.metadata import version
 from typing import Any
 
@@ -11,19 +12,23 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 
 from mome.errors import InputError, OutputError
-from mome.server import job_routes, monai_label, page_routes
+from mome.server import job_routes, monai_label, monai_label_images, page_routes
 from mome.server.guard import Guard
 from mome.server.http_errors import HttpError, as_http_error, error_body
 from mome.server.job_queue import JobQueue
+from mome.server.log import LOGGER
 
 
 def create_app(queue: JobQueue) -> Any:
     """Returns the ASGI application of a queue."""
     # The pages of FastAPI's documentation load scripts from another server; `/openapi.json` is served without them.
     app = FastAPI(title="mome", version=version("mome"), description=_DESCRIPTION, docs_url=None, redoc_url=None)
-    app.state.queue, app.state.image_names = queue, monai_label.ImageNames()
+    # A redirect to a path with a slash would quote the header Host, and http where a proxy speaks https.
+    app.router.redirect_slashes = False
+    app.state.queue, app.state.image_names = queue, monai_label_images.ImageNames()
     app.include_router(job_routes.router)
     app.include_router(monai_label.router)
+    app.include_router(monai_label_images.router)
     app.include_router(page_routes.router)
 
     @app.get("/health", tags=["server"])
@@ -55,6 +60,7 @@ def create_app(queue: JobQueue) -> Any:
     app.add_exception_handler(HttpError, _http_error)
     app.add_exception_handler(InputError, _package_error)
     app.add_exception_handler(OutputError, _package_error)
+    app.add_exception_handler(sqlite3.Error, _database_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _starlette_error)
     inner: Any = app
@@ -83,6 +89,12 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
 async def _package_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, InputError | OutputError)
     return await _http_error(request, as_http_error(error))
+
+
+async def _database_error(request: Request, error: Exception) -> JSONResponse:
+    LOGGER.error("the queue cannot be written: %s", type(error).__name__)
+    full = HttpError(507, "the queue cannot be written: the server's disk is full or broken", hint="try again later")
+    return await _http_error(request, full)
 
 
 async def _invalid(request: Request, error: Exception) -> JSONResponse:

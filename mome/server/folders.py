@@ -39,10 +39,17 @@ class Folders:
             (root / name).mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def new_upload(self) -> tuple[str, Path]:
-        """Creates the folder of an upload and returns its id and its path."""
+        """Creates the folder of an upload and returns its id and its path.
+
+        Raises:
+            HttpError: The folder cannot be written; status 507.
+        """
         upload_id = str(uuid.uuid4())
         path = self.root / "uploads" / upload_id
-        (path / "input").mkdir(mode=0o700, parents=True)
+        try:
+            (path / "input").mkdir(mode=0o700, parents=True)
+        except OSError as error:
+            raise HttpError(507, "the upload cannot be written: the server's disk is full or broken") from error
         return upload_id, path
 
     def job(self, job_id: str) -> Path:

@@ -21,9 +21,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-# Paths that need no token: liveness, the page and its files, and how Slicer learns that a token is needed.
-_OPEN = ("/health", "/", "/auth/", "/auth/token")
-_OPEN_FOLDER = "/page/"
+# Paths that need no token: liveness, the page, and how Slicer learns that a token is needed.
+_OPEN = ("/health", "/", "/auth", "/auth/", "/auth/token")
 # A client that still sends its body reads the answer only when it has sent it, so a refusal waits a moment for it.
 _DRAIN_S = 2.0
 _HEADERS = (
@@ -84,7 +83,7 @@ class Guard:
         path: str = scope["path"]
         if self._token is None and not _names_this_machine(headers.get(b"host", b""), self._host):
             return HttpError(421, "the server has another name", where="the header Host", hint="http://127.0.0.1:PORT")
-        if self._token is not None and not _is_open(path) and not self._has_token(headers.get(b"authorization", b"")):
+        if self._token is not None and path not in _OPEN and not self._has_token(headers.get(b"authorization", b"")):
             self._metrics.unauthorized += 1
             return unauthorized()
         origin = headers.get(b"origin")
@@ -175,10 +174,6 @@ def unauthorized() -> HttpError:
     return HttpError(
         401, "a valid token is needed", where="the header Authorization", hint="Authorization: Bearer TOKEN"
     )
-
-
-def _is_open(path: str) -> bool:
-    return path in _OPEN or (path.startswith(_OPEN_FOLDER) and ".." not in path)
 
 
 def _names_this_machine(header: bytes, host: str) -> bool:

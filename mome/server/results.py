@@ -87,7 +87,7 @@ def write_results(
         folder: The folder of the results; what an earlier attempt left there is replaced.
         asked: The formats.
         model: The name of the model.
-        options: `frame` and `dicom`, with which the scan was read, and `nrrd_gzip`.
+        options: `frame` and `dicom`, with which the scan was read, and `nrrd`, the `gzip`, `dtype` and `ids` of a map.
 
     Returns:
         The summary: `structures`, `notes`, `seconds`, `statistics`, `model`, `mome`, `shape`, `spacing_mm`, and
@@ -161,7 +161,16 @@ def _written(
     if name == "nrrd":
         from mome.server.nrrd_map import write_nrrd_map
 
-        return [write_nrrd_map(result, folder / "scan.nrrd", compress=options["nrrd_gzip"])]
+        how = options["nrrd"]
+        return [
+            write_nrrd_map(
+                result,
+                folder / "scan.nrrd",
+                compress=bool(how.get("gzip")),
+                dtype=how.get("dtype"),
+                known_ids=how.get("ids"),
+            )
+        ]
     return result.save(folder, STEM, writer=writer_of(name) or name)
 
 

@@ -192,6 +192,25 @@ class Store:
         )
         return [row[0] for row in rows]
 
+    def oldest(self) -> float | None:
+        """Returns the earliest time at which a job ended or an image was used; None where there is none."""
+        return self._db.execute(
+            "SELECT MIN(at) FROM (SELECT MIN(finished) AS at FROM jobs WHERE deleted = 0 "
+            "UNION ALL SELECT MIN(used) FROM images)"
+        ).fetchone()[0]
+
+    def move_times(self, seconds: float) -> None:
+        """Moves all times, as the system's clock was moved."""
+        self._db.execute(
+            "UPDATE jobs SET created = created + ?, started = started + ?, finished = finished + ?", (seconds,) * 3
+        )
+        self._db.execute("UPDATE images SET created = created + ?, used = used + ?", (seconds,) * 2)
+
+    def limit_times(self, latest: float) -> None:
+        """Replaces times after `latest`, which a clock that was wrong has left."""
+        self._db.execute("UPDATE jobs SET finished = ? WHERE finished > ?", (latest, latest))
+        self._db.execute("UPDATE images SET used = ? WHERE used > ?", (latest, latest))
+
     def recover(self) -> tuple[list[str], list[str]]:
         """Deals with jobs that ran when the server ended: they return to the queue, or fail at the second time.
 
@@ -234,6 +253,10 @@ class Store:
     def ids(self) -> list[str]:
         """Returns the ids of all jobs, deleted ones included."""
         return [row[0] for row in self._db.execute("SELECT id FROM jobs")]
+
+    def deleted_ids(self) -> list[str]:
+        """Returns the ids of jobs that were deleted, and whose files may still be there."""
+        return [row[0] for row in self._db.execute("SELECT id FROM jobs WHERE deleted = 1")]
 
     def add_image(self, image_id: str, source: str, size: int) -> None:
         """Stores an uploaded image."""

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mome.errors import InputError, OutputError
+from mome.server.client_words import in_client_words
 from mome.server.http_errors import error_body
 from mome.server.log import place_of
 from mome.server.results import check_formats, formats, write_results, writer_of
@@ -176,7 +177,7 @@ class Worker:
             self._stop_if_cancelled(job)
             self.send(kind="progress", job=job, phase="write", done=0, total=0)
             result.notes = (*notes, *result.notes)
-            how = {"frame": options.get("frame"), "dicom": dicom, "nrrd_gzip": bool(options.get("nrrd_gzip"))}
+            how = {"frame": options.get("frame"), "dicom": dicom, "nrrd": options.get("nrrd") or {}}
             name = Path(str(self._settings["model"])).name
             return write_results(result, scan, folder / "result", message["outputs"], name, how)
 
@@ -195,7 +196,7 @@ def public_error(error: Exception, folder: Path | None) -> dict[str, Any]:
     """
     if isinstance(error, InputError | OutputError):
         what, where, hint = (_without(folder, text) for text in (error.what, error.where, error.hint))
-        return error_body(what or "", where, hint)
+        return error_body(what or "", where, in_client_words(hint))
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         return error_body("the memory of the server is not enough for this scan", hint="a smaller scan, fewer prompts")
     return error_body(f"this is a bug in mome: {place_of(error)}", hint="report it, with the version and this line")

@@ -6,15 +6,19 @@ import asyncio
 import contextlib
 import itertools
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mome.dicomweb.session import TOKEN_VARIABLE
 from mome.errors import InputError
 from mome.server.settings import ServerSettings
 
 _LONGEST_LINE = 16 * 2**20
+# Secrets of the server, which the process that reads scans does not need.
+_SECRETS = ("MOME_TOKEN", TOKEN_VARIABLE)
 Progress = Callable[[dict[str, Any]], None]
 
 
@@ -69,6 +73,7 @@ class WorkerProcess:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
+            env={name: value for name, value in os.environ.items() if name not in _SECRETS},
             limit=_LONGEST_LINE,
             start_new_session=True,
         )
