@@ -1,0 +1,155 @@
+"""Several runs in one folder, and runs that were killed: what they leave, and that no entry is lost."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from hostile_helpers import ct, ended_process, segmenter
+from training_runs import losses, write_recipe
+
+from mome.errors import InputError
+from mome.inference import segment_folder
+from mome.inference.report import Report
+from mome.processing import MoMEProcessor
+from mome.temporary_names import remove_stale_parts, temporary_path
+
+
+def test_stale_temporary_files_are_removed(tmp_path: Path) -> None:
+    stale = [ended_process(tmp_path / "a.nii.gz"), tmp_path / ".0123456789abcdef.part.nii.gz"]
+    folder = tmp_path / ".0123456789abcdee.part"
+    mine = temporary_path(tmp_path / "a.nii.gz")
+    elsewhere = tmp_path / ("." + "0" * 32 + ".part.nii.gz")
+    others = [tmp_path / name for name in (".a.part", "x.part", ".part", ".0123456789ABCDEF.part", ".0123.part.nii.gz")]
+    for path in (*stale, mine, elsewhere, *others):
+        path.write_text("")
+    folder.mkdir()
+    (folder / "index.json").write_text("")
+    link = tmp_path / ".0123456789abcde0.part"
+    link.symlink_to(mine)
+    assert sorted(remove_stale_parts(tmp_path)) == sorted([*stale, folder])
+    assert sorted(tmp_path.iterdir()) == sorted([mine, elsewhere, link, *others])
+    assert remove_stale_parts(tmp_path / "none") == []
+
+
+# -- two processes, one folder ------------------------------------------------------------------------------------
+
+
+def test_two_runs_into_one_folder_lose_no_entry(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first, second = (
+        [ct(tmp_path / f"{name}.nii.gz") for name in "ab"],
+        [ct(tmp_path / f"{name}.nii.gz") for name in "cd"],
+    )
+
+    def other_run(entry: dict[str, object]) -> None:
+        if entry["name"] == "a":
+            segment_folder(segmenter(), second, out, ["liver"])
+
+    segment_folder(segmenter(), first, out, ["liver"], on_done=other_run)
+    names = [entry["name"] for entry in json.loads((out / "report.json").read_text())["studies"]]
+    assert sorted(names) == ["a", "b", "c", "d"]
+    assert len(list(out.glob("*_liver.nii.gz"))) == 4
+
+
+def add_entries(path: Path, letter: str) -> None:
+    report = Report(path)
+    for i in range(20):
+        report.add(f"{letter}{i}", {"name": f"{letter}{i}"})
+
+
+def test_entries_of_many_processes_are_merged(tmp_path: Path) -> None:
+    path, context = tmp_path / "report.json", multiprocessing.get_context("fork")
+    running = [context.Process(target=add_entries, args=(path, letter)) for letter in "abc"]
+    for process in running:
+        process.start()
+    for process in running:
+        process.join(60)
+        assert process.exitcode == 0
+    assert len(Report(path).entries) == 60 and [entry.name for entry in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_a_scan_that_another_process_finished_meanwhile_is_skipped(tmp_path: Path) -> None:
+    out, scans = tmp_path / "out", [ct(tmp_path / f"{name}.nii.gz") for name in "ab"]
+
+    def other_run(entry: dict[str, object]) -> None:
+        if entry["name"] == "a":
+            segment_folder(segmenter(), scans[1:], out, ["liver"])
+
+    entries = segment_folder(segmenter(), scans, out, ["liver"], resume=True, on_done=other_run)
+    assert [entry.get("skipped", False) for entry in entries] == [False, True]
+
+
+def test_masks_of_another_scan_are_not_replaced(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    one, two = ct(tmp_path / "1" / "ct.nii.gz"), tmp_path / "2" / "ct.nii.gz"
+    ct(two.with_name("other.nii.gz")).rename(two)
+    segment_folder(segmenter(), [one], out, ["liver"])
+    before = (out / "ct_liver.nii.gz").read_bytes()
+    with pytest.raises(InputError, match="not a mask of this scan"):
+        segment_folder(segmenter(), [two], out, ["liver"])
+    assert (out / "ct_liver.nii.gz").read_bytes() == before
+    segment_folder(segmenter(), [one], out, ["liver"])  # the same scan again
+    segment_folder(segmenter(), [two], out, ["liver"], overwrite=True)
+    (out / "ct_spleen.nii.gz").write_bytes(b"somebody's own")
+    with pytest.raises(InputError, match="not a mask of this scan"):
+        segment_folder(segmenter(), [two], out, ["spleen"])
+    assert (out / "ct_spleen.nii.gz").read_bytes() == b"somebody's own"
+
+
+# -- killed at random times ---------------------------------------------------------------------------------------
+
+
+def kill(kind: str, kills: int, *arguments: Path) -> None:
+    script = Path(__file__).with_name("killed_runs.py")
+    done = subprocess.run(
+        [sys.executable, str(script), kind, str(kills), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+KILLS = [pytest.param(5, marks=pytest.mark.wide), pytest.param(20, marks=pytest.mark.long)]
+
+
+@pytest.mark.parametrize("kills", KILLS)
+@pytest.mark.timeout(600)
+def test_a_folder_run_killed_at_random_times(tmp_path: Path, kills: int) -> None:
+    from small_models import liver_and_spleen
+
+    liver_and_spleen().save_pretrained(tmp_path / "model")
+    MoMEProcessor(spacing=[4, 4, 4]).save_pretrained(tmp_path / "model")
+    rng = np.random.default_rng(1)
+    for i in range(6):
+        hu = rng.normal(0, 80, (40, 44, 40)).astype(np.int16)
+        ct(tmp_path / "scans" / f"s{i}.nii.gz")
+        nib.save(nib.Nifti1Image(hu, np.diag([3.0, 3, 3, 1])), tmp_path / "scans" / f"s{i}.nii.gz")
+    kill("segment", kills, tmp_path)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    names = sorted(path.name for path in whole.iterdir())
+    assert sorted(path.name for path in broken.iterdir()) == names and len(names) == 13
+    for name in names:
+        if name != "report.json":
+            assert (whole / name).read_bytes() == (broken / name).read_bytes(), name
+    studies = json.loads((broken / "report.json").read_text())["studies"]
+    assert sorted(study["name"] for study in studies) == [f"s{i}" for i in range(6)]
+
+
+@pytest.mark.parametrize("kills", KILLS)
+@pytest.mark.timeout(600)
+def test_a_training_killed_at_random_times(tmp_path: Path, kills: int) -> None:
+    write_recipe(tmp_path)
+    kill("train", kills, tmp_path)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert losses(broken) == losses(whole) and len(losses(whole)) == 16
+    weights = [(run / "model" / "model.safetensors").read_bytes() for run in (whole, broken)]
+    assert weights[0] == weights[1]
+    assert not list(broken.rglob("*.part*")) and len(list((broken / "checkpoints").iterdir())) == 2
