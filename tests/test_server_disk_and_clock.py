@@ -174,6 +174,16 @@ def test_a_database_that_cannot_be_written_answers_507(store: Store, tmp_path: P
     assert "the queue cannot be written" in json.loads(sent[1]["body"])["what"]
 
 
+def test_a_full_disk_at_the_results_is_told_to_the_client(tmp_path: Path) -> None:
+    from mome.server.worker import public_error
+
+    folder = tmp_path / "jobs" / ONE
+    full_disk = OutputError("the results could not be written: No space left", where=str(folder), hint="another folder")
+    told = public_error(full_disk, folder)
+    assert told["what"] == "the results could not be written: No space left" and str(tmp_path) not in str(told)
+    assert told["hint"].startswith("the server's disk is full or broken")
+
+
 def test_hints_speak_of_fields() -> None:
     from mome.server.client_words import in_client_words
 

@@ -20,6 +20,7 @@ from mome.server.retention import Retention
 from mome.server.settings import ServerSettings
 from mome.server.store import ENDED, Job, Store
 from mome.server.upload import Upload
+from mome.server.worker_process import WorkerProcess
 
 _HEARTBEAT_S = 15.0
 
@@ -48,12 +49,12 @@ class JobQueue:
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
-    def worker(self) -> Any:
-        """The worker; see `WorkerProcess`."""
+    def worker(self) -> WorkerProcess:
+        """The worker."""
         return self._runner.worker
 
     @worker.setter
-    def worker(self, worker: Any) -> None:
+    def worker(self, worker: WorkerProcess) -> None:
         self._runner.worker = worker
 
     @property

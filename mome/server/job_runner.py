@@ -33,7 +33,7 @@ class JobRunner:
     """
 
     def __init__(self, settings: ServerSettings, records: JobRecords) -> None:
-        self.worker: Any = WorkerProcess(settings)
+        self.worker = WorkerProcess(settings)
         self.running: str | None = None
         self.stopping = asyncio.Event()
         self._records, self._store = records, records.store

@@ -29,6 +29,7 @@ from mome.server.results import check_formats, formats, write_results, writer_of
 
 _PROGRESS_EVERY_S = 0.25
 _ABSOLUTE_PATH = re.compile(r"(?<![\w./:])/[^\s'\",;]+")
+_DISK_HINT = "the server's disk is full or broken: try again later, or tell who runs it"
 # Linux ends the process with the highest score first when memory is short; the server's own score is 0.
 _OOM_SCORE = "800"
 
@@ -196,7 +197,7 @@ def public_error(error: Exception, folder: Path | None) -> dict[str, Any]:
     """
     if isinstance(error, InputError | OutputError):
         what, where, hint = (_without(folder, text) for text in (error.what, error.where, error.hint))
-        return error_body(what or "", where, in_client_words(hint))
+        return error_body(what or "", where, in_client_words(hint) if isinstance(error, InputError) else _DISK_HINT)
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         return error_body("the memory of the server is not enough for this scan", hint="a smaller scan, fewer prompts")
     return error_body(f"this is a bug in mome: {place_of(error)}", hint="report it, with the version and this line")

@@ -147,7 +147,7 @@
     for await (const line of events(id)) {
       last = line;
       entry.state.textContent = line.state;
-      if (line.state === "queued") progress(line.position ? `${line.position} jobs are before this one` : "Waiting", null);
+      if (line.state === "queued") progress(before(line.position), null);
       else if (line.progress) {
         const { phase, done, total } = line.progress;
         const words = { read: "Reading the scan", segment: "Segmenting", write: "Writing the masks" }[phase];
@@ -160,6 +160,8 @@
     else tell(last.error ? [last.error.what, last.error.hint && `try: ${last.error.hint}`].filter(Boolean).join("\n")
       : "Cancelled.", last.state === "failed");
   }
+
+  const before = (count) => (count ? `${count} ${count === 1 ? "job is" : "jobs are"} before this one` : "Waiting");
 
   async function show(id, entry) {
     tell("Loading the masks");
