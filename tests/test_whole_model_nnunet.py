@@ -18,7 +18,7 @@ from small_models import small
 from torch import nn
 
 from mome.errors import InputError
-from mome.experts import nnunet
+from mome.experts import nnunet, nnunet_plans
 from mome.processing import MoMEProcessor
 
 HAS_NNUNET = importlib.util.find_spec("nnunetv2") is not None
@@ -85,9 +85,9 @@ def test_a_window_that_cuts_off_hu_is_refused() -> None:
 @pytest.mark.parametrize("name", ["os.system", "torch.nn.Conv3d", "dynamic_network_architectures_evil.x", 7])
 def test_plans_import_no_class_of_another_package(name: object) -> None:
     with pytest.raises(InputError, match=r"plans.json names the class .* which is not imported"):
-        nnunet.checked_class(name, nnunet._NETWORKS)
+        nnunet.checked_class(name, nnunet_plans.NETWORKS)
     with pytest.raises(InputError, match="which is not imported"):
-        nnunet.checked_class("os.system", nnunet._ARGUMENTS)
+        nnunet.checked_class("os.system", nnunet_plans.ARGUMENTS)
 
 
 class Evil:
