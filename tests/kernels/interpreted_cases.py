@@ -87,6 +87,20 @@ def mlps() -> Iterator[tuple[str, Result]]:
         yield f"fused {d} {f} {load}", case
 
 
+def narrow_mlps() -> Iterator[tuple[str, Result]]:
+    """Widths of a few numbers, few tokens and experts without tokens: most of every block is padding."""
+    sizes = ((1, 1, 4, 8, "one"), (16, 2, 8, 8, "empty"), (16, 1, 4, 24, "zipf"), (130, 2, 16, 4, "empty"))
+    dtypes = (torch.bfloat16, torch.float16, torch.float32)
+    for i, activation in enumerate(reference.ACTIVATIONS):
+        for gated in (False, True):
+            t, k, d, f, load = sizes[(i + gated) % len(sizes)]
+            dtype = dtypes[(i + 2 * gated) % len(dtypes)]
+            inputs = layer(t, 4, k, d, f, d, gated, True, load, dtype)
+            assert experts.runs_fused(inputs[0], ExpertWeights(*inputs[3:], activation, gated), experts.BACKWARD)
+            case = compare(kernels.moe_mlp, reference.moe_mlp, inputs, activation=activation, gated=gated)
+            yield f"narrow {t} {d} {f} {activation} {gated} {dtype}", case
+
+
 def unfused_mlps() -> Iterator[tuple[str, Result]]:
     # too wide to fuse, another output width, and an odd size
     for d, out, gated in ((300, 300, True), (48, 65, False), (1025, 40, False)):
@@ -276,7 +290,7 @@ def more_voxel_heads() -> Iterator[tuple[str, Result]]:
 
 TIERS = {
     "quick": (activations, mlps, linears, routes, heads, far_cases.cases),
-    "wide": (unfused_mlps, descriptors, voxel_heads),
+    "wide": (narrow_mlps, unfused_mlps, descriptors, voxel_heads),
     "long": (more_voxel_heads,),
 }
 

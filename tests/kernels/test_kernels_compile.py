@@ -20,6 +20,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 import triton
 from compile_cases import (
     every_row,
+    fused_launch,
     head_launches,
     linear_launch,
     linear_variants,
@@ -31,6 +32,7 @@ from compile_cases import (
 )
 from mome_kernels.gpu import configs
 from mome_kernels.gpu.launch import Launch, Machine
+from products_in_flight import listing, uses_in_flight
 from triton.backends.compiler import GPUTarget
 
 # Bytes of shared memory a block may ask for: A100, H100, B200, consumer Blackwell, MI300.
@@ -73,6 +75,8 @@ def check(launch: Launch, arch: str, kernel: str, tmp_path: Path):
     compiled = launch.compile(target(arch))
     assert compiled.metadata.shared <= SHARED[arch] * 1024
     assert stack(compiled, arch, tmp_path) <= ALLOWED.get((arch, kernel), 0)
+    if arch == "sm_90":
+        assert uses_in_flight(listing(compiled.asm["cubin"], tmp_path)) == []
     return compiled
 
 
@@ -95,6 +99,43 @@ def test_every_shipped_configuration(arch: str, kernel: str, index: int, tmp_pat
 def test_widths_between_the_bounds(arch: str, tmp_path: Path) -> None:
     for launch in narrow_launches(Machine(arch, 132)):
         check(launch, arch, "mlp_dw between", tmp_path)
+
+
+# Token width, hidden width, gated: hidden widths that no block divides, at which kernels for Hopper had read
+# accumulators too early, and neighbours of them.
+ODD = [
+    (4, 8, False), (8, 24, False), (37, 50, False), (48, 8, False), (64, 40, False), (96, 40, False),
+    (128, 24, False), (8, 8, True), (64, 40, True),
+]  # fmt: skip
+ODD_CASES = [("sm_90", kernel, *widths) for widths in ODD for kernel in ("mlp", "mlp_dx", "mlp_dw")]
+
+
+@pytest.mark.parametrize(
+    ("arch", "kernel", "d", "f", "gated"), tiered(ODD_CASES, quick=[("sm_90", "mlp_dw", 4, 8, False)])
+)
+def test_odd_widths(arch: str, kernel: str, d: int, f: int, gated: bool, tmp_path: Path) -> None:
+    launch = fused_launch(Machine(arch, 132), kernel, d, f, gated, torch.bfloat16)
+    text = listing(launch.compile(target(arch)).asm["cubin"], tmp_path)
+    assert gated or "HGMMA" in text
+    assert uses_in_flight(text) == []
+
+
+LISTING = """
+        /*0010*/                   WARPGROUP.ARRIVE ;
+        /*0020*/                   HGMMA.64x16x16.F32.BF16 R24, R48, gdesc[UR32].tnspB, R24 ;
+        /*0030*/                   LDSM.16.M88.4 R{operand}, [R56+0x10] ;
+        /*0040*/                   HGMMA.64x16x16.F32.BF16 R24, R52, gdesc[UR16].tnspB, R24, gsb0 ;
+        /*0050*/              @!P3 MOV R{target}, R{source} ;
+        /*0060*/                   WARPGROUP.DEPBAR.LE gsb0, 0x0 ;
+        /*0070*/                   STG.E desc[UR4][R2.64], R31 ;
+"""
+
+
+def test_registers_of_running_products_are_found() -> None:
+    cases = ((60, 8, 9, 0), (60, 8, 31, 1), (60, 24, 9, 1), (46, 8, 9, 1), (40, 53, 31, 1))
+    for operand, target, source, found in cases:
+        text = LISTING.format(operand=operand, target=target, source=source)
+        assert len(uses_in_flight(text)) == found, (operand, target, source)
 
 
 @pytest.mark.parametrize(

@@ -141,13 +141,16 @@ def _mlp_dw(
     WIDTH: tl.constexpr = 2 * F if GATED else F
     P1: tl.constexpr = D1 if D1 > 0 else 16
     f = block * BF + tl.arange(0, BF)
-    up0 = tl.zeros([BF, D0], tl.float32)
-    up1 = tl.zeros([BF, P1], tl.float32)
-    down0 = tl.zeros([BF, D0], tl.float32)
-    down1 = tl.zeros([BF, P1], tl.float32)
+    # 0, which the compiler does not know: an accumulator that begins with the constant shares the register of all other
+    # zeros, and then ptxas 12.8 copies accumulators for sm_90 while products that write them are running
+    zero = tl.minimum(first, 0).to(tl.float32)
+    up0 = tl.full([BF, D0], zero, tl.float32)
+    up1 = tl.full([BF, P1], zero, tl.float32)
+    down0 = tl.full([BF, D0], zero, tl.float32)
+    down1 = tl.full([BF, P1], zero, tl.float32)
     if GATED:
-        second0 = tl.zeros([BF, D0], tl.float32)
-        second1 = tl.zeros([BF, P1], tl.float32)
+        second0 = tl.full([BF, D0], zero, tl.float32)
+        second1 = tl.full([BF, P1], zero, tl.float32)
         b_second = tl.zeros([BF], tl.float32)
     b_up = tl.zeros([BF], tl.float32)
     for start in range(first, last, BM):
