@@ -16,9 +16,9 @@ import torch
 import triton
 import triton.language as tl
 from compile_cases import tma
-from mome_kernels import dispatch, reference
+from mome_kernels import checks, dispatch, reference
 from mome_kernels.custom_ops import experts as expert_ops
-from mome_kernels.gpu import configs, experts, grouped_gradient, grouped_linear, head
+from mome_kernels.gpu import configs, experts, grouped_gradient, grouped_linear, head, routing
 from mome_kernels.gpu.activation import activate, activate_slope
 from mome_kernels.gpu.launch import Machine, machine_of
 from mome_kernels.weights import ExpertWeights, HeadWeights
@@ -211,6 +211,18 @@ def routes() -> Iterator[tuple[str, Result]]:
             offsets.tolist() == [0, *counts.cumsum(0).tolist()],
         ]
         yield f"route {num_experts} {load}", {"errors": [0.0 if all(right) else 1.0], "bit_equal": True, "dtype": ""}
+    # as many rows as are allowed, in tiles so large that the sum of their end and a first row exceeds 32 bits
+    most, rows = checks.MAX_ROWS, checks.MAX_ROWS - 5
+    for offsets, owners, firsts in (
+        ([0, 3, 3, most], [0, 2, 2], [0, 3, 3 + rows]),
+        ([0, most - 1, most - 1, most], [0, 0, 2], [0, rows, most - 1]),
+    ):
+        found = routing.tiles(torch.tensor(offsets, dtype=torch.int32), most, rows)
+        right = [
+            found.expert.tolist() == [*owners, *[-1] * (found.bound - len(owners))],
+            found.row[: len(owners)].tolist() == firsts,
+        ]
+        yield f"tiles of many rows {owners}", {"errors": [0.0 if all(right) else 1.0], "bit_equal": True, "dtype": ""}
     for bad in (-1, 6):
         try:
             kernels.route(torch.tensor([[0, bad]]), 6)

@@ -30,6 +30,7 @@ from compile_cases import (
     tma,
     tma_launches,
 )
+from mome_kernels import checks
 from mome_kernels.gpu import configs
 from mome_kernels.gpu.launch import Launch, Machine
 from products_in_flight import listing, uses_in_flight
@@ -175,6 +176,15 @@ def test_pointers_where_tma_cannot_read() -> None:
 def test_small_kernels(arch: str, tmp_path: Path) -> None:
     for name, launch in small_launches(Machine(arch, 132)).items():
         check(launch, arch, name, tmp_path)
+
+
+def test_no_block_reaches_past_the_numbers_of_rows() -> None:
+    for arch in SHARED:
+        for rows in configs.table(arch).values():
+            assert all(row.get(block, 0) <= checks.LARGEST_BLOCK for row in rows for block in ("BM", "BT"))
+        launches = small_launches(Machine(arch, 132)).values()
+        assert all(launch.args.get("BT", 0) <= checks.LARGEST_BLOCK for launch in launches)
+    assert checks.MAX_ROWS + checks.LARGEST_BLOCK == 2**31
 
 
 def test_a_device_without_a_table_takes_the_nearest() -> None:

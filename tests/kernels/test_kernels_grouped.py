@@ -7,7 +7,7 @@ import re
 import mome_kernels as kernels
 import pytest
 import torch
-from mome_kernels import reference
+from mome_kernels import checks, reference
 from mome_kernels.custom_ops import experts as expert_ops
 from mome_kernels.custom_ops import grouped as grouped_ops
 from torch.library import opcheck
@@ -222,8 +222,17 @@ def test_indices_that_do_not_fit_are_refused() -> None:
 
 
 def test_too_many_assignments_are_refused() -> None:
-    with pytest.raises(ValueError, match="more than 2147483647 assignments"):
+    with pytest.raises(ValueError, match="more than 2147479552 assignments"):
         kernels.route(torch.empty(2**30, 2, dtype=torch.int64, device="meta"), 4)
+    with torch.device("meta"):
+        checks.ids(torch.empty(2**31 - 4096, 1, dtype=torch.int64))
+        with pytest.raises(ValueError, match="more than 2147479552 assignments"):
+            checks.ids(torch.empty(2**31 - 4095, 1, dtype=torch.int64))
+        many, weight = torch.empty(2**31 - 4095, 1), torch.empty(2, 3, 1)
+        with pytest.raises(ValueError, match=r"x_MD has shape \(2147479553, 1\): more than 2147479552 rows"):
+            kernels.grouped_linear(many, weight, torch.empty(3, dtype=torch.int64))
+        with pytest.raises(ValueError, match="weights_TK has shape .* more than 2147479552 assignments"):
+            kernels.combine(many, many, torch.empty(2**31 - 4095, dtype=torch.int64))
 
 
 def test_kept_hidden_layer_of_the_fake_has_the_shape_of_z() -> None:

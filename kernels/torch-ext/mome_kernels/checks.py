@@ -14,7 +14,10 @@ ACTIVATIONS = ("none", "relu", "silu", "gelu", "gelu_tanh")
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _INTEGER_NAMES = "uint8, int8, int16, int32 or int64"
-_MAX_ASSIGNMENTS = 2**31 - 1
+# The kernels number rows by 32 bits. The last block of rows of a program may reach past the last row, by less than
+# `LARGEST_BLOCK`.
+LARGEST_BLOCK = 4096
+MAX_ROWS = 2**31 - LARGEST_BLOCK
 
 
 def tensors(**values: object) -> None:
@@ -89,15 +92,18 @@ def same_device(first_name: str, first: Tensor, **tensors: Tensor | None) -> Non
 
 
 def ids(ids_TK: Tensor, tokens: int | None = None) -> None:
-    """Raises TypeError or ValueError for ids that are not an integer (T, K) tensor with fewer than 2³¹ entries."""
+    """Raises TypeError or ValueError for ids that are not an integer (T, K) tensor with at most `MAX_ROWS` entries."""
     if ids_TK.dtype not in _INTEGERS:
         raise TypeError(f"ids_TK has dtype {ids_TK.dtype}, expected {_INTEGER_NAMES}")
     shape("ids_TK", ids_TK, (tokens, None), "(T, K)")
+    rows("ids_TK", ids_TK, ids_TK.numel(), "assignments")
+
+
+def rows(name: str, tensor: Tensor, count: int, legend: str) -> None:
+    """Raises ValueError where a tensor has more rows or assignments than kernels can number."""
     # during an export the size may be symbolic: a comparison would become a bound of the exported program
-    if type(ids_TK.numel()) is int and ids_TK.numel() > _MAX_ASSIGNMENTS:
-        raise ValueError(
-            f"ids_TK has shape {tuple(ids_TK.shape)}: more than {_MAX_ASSIGNMENTS} assignments; split the tokens"
-        )
+    if type(count) is int and count > MAX_ROWS:
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}: more than {MAX_ROWS} {legend}; split the tokens")
 
 
 def ids_in_range(ids: Tensor, num_experts: int) -> None:

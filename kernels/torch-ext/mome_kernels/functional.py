@@ -76,8 +76,8 @@ def route(ids_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor, Ten
         inverse (N,) int64.
 
     Raises:
-        ValueError: There are 2³¹ assignments or more, or an id is out of range. On a GPU an id out of range is a
-            device-side assertion, so that the host does not wait for the device.
+        ValueError: There are more than 2³¹ − 4096 assignments, or an id is out of range. On a GPU an id out of range is
+            a device-side assertion, so that the host does not wait for the device.
         TypeError: `ids_TK` is not a dense integer tensor, or `num_experts` is not an integer.
     """
     checks.tensors(ids_TK=ids_TK)
@@ -201,6 +201,9 @@ def grouped_linear(
     checks.shape("offsets", offsets, (weight_EFD.shape[0] + 1,), "(E + 1,)")
     checks.shape("bias_EF", bias_EF, tuple(weight_EFD.shape[:2]), "(E, F)")
     checks.shape("gather_index", gather_index, (None,), "(N,)")
+    checks.rows("x_MD", x_MD, x_MD.shape[0], "rows")
+    if gather_index is not None:
+        checks.rows("gather_index", gather_index, gather_index.shape[0], "rows")
     checks.integer(offsets=offsets, gather_index=gather_index)
     checks.floating(x_MD=x_MD, weight_EFD=weight_EFD, bias_EF=bias_EF)
     checks.no_tangent("grouped_linear", x_MD, weight_EFD, bias_EF)
@@ -228,6 +231,7 @@ def combine(y_ND: Tensor, weights_TK: Tensor, inverse_N: Tensor) -> Tensor:
     checks.shape("weights_TK", weights_TK, (None, None), "(T, K)")
     checks.shape("y_ND", y_ND, (weights_TK.numel(), None), "(T·K, D)")
     checks.shape("inverse_N", inverse_N, (weights_TK.numel(),), "(T·K,)")
+    checks.rows("weights_TK", weights_TK, weights_TK.numel(), "assignments")
     checks.integer(inverse_N=inverse_N)
     checks.floating(y_ND=y_ND, weights_TK=weights_TK)
     checks.no_tangent("combine", y_ND, weights_TK)

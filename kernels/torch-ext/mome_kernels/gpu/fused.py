@@ -71,7 +71,7 @@ def _mlp(
     if e < 0:
         return
     first = tl.load(tile_row + tile)
-    last = tl.minimum(first + ROWS, tl.load(offsets + e + 1))
+    last = first + tl.minimum(ROWS, tl.load(offsets + e + 1) - first)
     SINGLE: tl.constexpr = BF >= F
     WIDTH: tl.constexpr = 2 * F if GATED else F
     P1: tl.constexpr = D1 if D1 > 0 else 16

@@ -61,7 +61,7 @@ def _mlp_dx(
     if e < 0:
         return
     first = tl.load(tile_row + tile)
-    last = tl.minimum(first + ROWS, tl.load(offsets + e + 1))
+    last = first + tl.minimum(ROWS, tl.load(offsets + e + 1) - first)
     WIDTH: tl.constexpr = 2 * F if GATED else F
     P1: tl.constexpr = D1 if D1 > 0 else 16
     d0 = tl.arange(0, D0)
@@ -137,7 +137,7 @@ def _mlp_dw(
     if e < 0:
         return
     first = tl.load(tile_row + tile)
-    last = tl.minimum(first + ROWS, tl.load(offsets + e + 1))
+    last = first + tl.minimum(ROWS, tl.load(offsets + e + 1) - first)
     WIDTH: tl.constexpr = 2 * F if GATED else F
     P1: tl.constexpr = D1 if D1 > 0 else 16
     f = block * BF + tl.arange(0, BF)

@@ -35,7 +35,7 @@ def _grouped_dw(
         if e < 0:
             return
         low = tl.load(tile_row + part)
-        high = tl.minimum(low + ROWS, tl.load(offsets + e + 1))
+        high = low + tl.minimum(ROWS, tl.load(offsets + e + 1) - low)
     else:
         low = tl.load(offsets + part)
         high = tl.load(offsets + part + 1)
@@ -82,7 +82,7 @@ def _weighted_row_sums(
     if e < 0:
         return
     first = tl.load(tile_row + tile)
-    last = tl.minimum(first + ROWS, tl.load(offsets + e + 1))
+    last = first + tl.minimum(ROWS, tl.load(offsets + e + 1) - first)
     total = tl.zeros([BT, BN], tl.float32)
     for start in range(first, last, BT):
         row = start + tl.arange(0, BT)

@@ -76,7 +76,7 @@ def _tile_map(offsets, tile_expert, tile_row, tile_start, E, ROWS, BOUND, EP: tl
     expert = tl.arange(0, EP)
     low = tl.load(offsets + expert, mask=expert < E, other=0)
     high = tl.load(offsets + expert + 1, mask=expert < E, other=0)
-    tiles = (high - low + ROWS - 1) // ROWS
+    tiles = tl.where(high > low, (high - low - 1) // ROWS + 1, 0)
     end = tl.cumsum(tiles, 0)
     if tl.program_id(0) == 0:
         tl.store(tile_start + expert, end - tiles, mask=expert <= E)
