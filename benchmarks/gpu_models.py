@@ -146,10 +146,10 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"[:300]
 
 
-def measure(results: Results, measurements: Measurements, stop_at: float) -> bool:
-    """Runs the steps that have no result yet; returns False where the device became unusable."""
+def measure(results: Results, measurements: Measurements, stop_at: float, starts: list[str]) -> bool:
+    """Runs the steps with such a name that have no result yet; returns False where the device became unusable."""
     for name, step in measurements.steps():
-        if name in results:
+        if name in results or not name.startswith(tuple(starts)):
             continue
         if time.time() > stop_at:
             print(f"no time is left for {name}")
@@ -177,6 +177,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--minutes", type=minutes, default=1.5, help="no step begins after these")
     parser.add_argument("--rehearse", action="store_true", help="tiny sizes on the CPU")
+    parser.add_argument("--steps", nargs="+", default=[""], metavar="START", help="only steps whose name starts so")
     parser.add_argument("--stop-at", type=float, help=argparse.SUPPRESS)
     options = parser.parse_args()
     stop_at = options.stop_at or time.time() + 60 * options.minutes
@@ -194,8 +195,9 @@ def main() -> int:
         except PackageNotFoundError:
             monai = "unknown"
     results.data |= {"driver": driver(), "monai": monai or "absent", "ways": list(WAYS)}
-    if not measure(results, measurements, stop_at):
+    if not measure(results, measurements, stop_at, options.steps):
         script = [sys.executable, str(Path(__file__).resolve()), "--out", str(options.out), "--stop-at", str(stop_at)]
+        script += ["--steps", *options.steps]
         os.execv(sys.executable, [*script, *(["--rehearse"] if options.rehearse else [])])
     return 0
 

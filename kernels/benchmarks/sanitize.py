@@ -69,6 +69,7 @@ def cases(device: str) -> dict[str, Callable[[], Any]]:
         )
 
     return {
+        "mlp of few numbers": mlp(half, (16, 4, 1, 4, 8), "gelu", False, "empty"),
         "head C=8": head(2, 8, 1),
         "mlp fused": mlp(half, (70, 4, 2, 48, 100), "gelu", True),
         "mlp fused, one expert per token": mlp(half, (301, 3, 1, 37, 50), "silu", False, "empty"),

@@ -41,6 +41,36 @@ def test_a_process_that_dies_fails_its_check_alone(tmp_path: Path, benchmark) ->
     assert checks.run([["late"]], [worker], store, checks.time.monotonic()) == ["late"]
 
 
+def test_a_session_goes_on_after_parts_that_fail_or_hang(tmp_path: Path, benchmark, monkeypatch, capsys) -> None:
+    session = benchmark("session")
+    done = "import sys\nopen(sys.argv[sys.argv.index('--out') + 1] + '/{}', 'w')\n"
+    scripts = {"fails": "raise SystemExit(3)", "hangs": "import time\ntime.sleep(60)", "works": done.format("works")}
+    for name, text in {**scripts, "last": done.format("last")}.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    part = lambda name: session.Part(name, str(tmp_path / f"{name}.py"), (), 1.0)  # noqa: E731
+    monkeypatch.setattr(session, "stages", lambda: [[part("works"), part("fails")], [part("hangs")], [part("last")]])
+    monkeypatch.setattr(session, "_GRACE", -57.0)
+    assert session.main(["--out", str(tmp_path / "out"), "--minutes", "5"]) == 0
+    said = capsys.readouterr().out
+    assert "fails ended with 3" in said and "works ended with 0" in said and "hangs was stopped" in said
+    assert {"works", "last", "hangs.log"} <= {path.name for path in (tmp_path / "out").iterdir()}
+    session.main(["--out", str(tmp_path / "out"), "--minutes", "0"])
+    assert "no time is left for last" in capsys.readouterr().out
+
+
+def test_a_session_asks_for_steps_that_exist(benchmark) -> None:
+    session, run = benchmark("session"), benchmark("run")
+    names = [name for name, _ in run.steps(run.Setting("cpu", {}, lambda: None), False)]
+    parts = [part for stage in session.stages() for part in stage]
+    assert len({part.name for part in parts}) == len(parts)
+    for part in parts:
+        assert not part.script or (BENCHMARKS.parents[1] / part.script).is_file()
+        if part.script.endswith("run.py"):
+            assert part.arguments[0] == "--steps"
+            for start in part.arguments[1:]:
+                assert len([name for name in names if name.startswith(start)]) >= 1, start
+
+
 @pytest.mark.parametrize("name", ["head of equal scores", "mlp 37-50 gated float16", "rerun combine"])
 def test_checks_pass_on_a_cpu_and_leave_the_settings(name: str, benchmark) -> None:
     verdict = benchmark("check_cases").checks("cpu", 40)[name].verdict()
