@@ -16,6 +16,7 @@ import pytest
 import torch
 from gpu_settings import exact_float32, wait_for_memory
 from matrix import SMALL, Case, cases
+from mome_kernels import moe_mlp, reference
 from tiny_parts import inputs, make_config, make_model, needs_package, own_names, tiny
 from torch import Tensor
 
@@ -108,6 +109,31 @@ def test_the_part_on_the_device(name: str) -> None:
     if apart == 0 and not _chooses(name):  # bfloat16 makes hard choices flip, a quarter of them in such small models
         assert float(((rough - expected).abs() > 0.1 * scale).double().mean()) <= 0.2
     assert steep.keys() == wanted.keys()
+
+
+@pytest.mark.parametrize(("width", "hidden"), [(4, 8), (8, 24), (37, 50), (48, 8)])
+def test_gradients_of_narrow_experts_in_bfloat16(width: int, hidden: int) -> None:
+    """Widths at which a compiler once broke a kernel; in whole models rounding hides wrong gradients."""
+    generator = torch.Generator().manual_seed(0)
+
+    def leaf(*shape: int, scale: float = 1.0) -> Tensor:
+        values = torch.randn(*shape, generator=generator) * scale
+        return values.to(DEVICE, torch.bfloat16).requires_grad_()
+
+    x, ids = leaf(300, width), torch.rand(300, 4, generator=generator).topk(2).indices.to(DEVICE)
+    weights = torch.rand(300, 2, generator=generator).to(DEVICE).requires_grad_()
+    up, up_bias = leaf(4, hidden, width, scale=width**-0.5), leaf(4, hidden)
+    down, down_bias = leaf(4, width, hidden, scale=hidden**-0.5), leaf(4, width)
+    leaves = [x, weights, up, up_bias, down, down_bias]
+    exact = [tensor.detach().double().cpu().requires_grad_() for tensor in leaves]
+    grad = torch.randn(300, width, generator=generator).bfloat16()
+    out = moe_mlp(x, ids, weights, up, up_bias, down, down_bias)
+    wanted_out = reference.moe_mlp(exact[0], ids.cpu(), *exact[1:])
+    found = [out, *torch.autograd.grad(out, leaves, grad.to(DEVICE))]
+    wanted = [wanted_out, *torch.autograd.grad(wanted_out, exact, grad.double())]
+    for ours, expected in zip(found, wanted, strict=True):
+        error = (ours.detach().double().cpu() - expected.detach()).abs().max() / expected.detach().abs().max()
+        assert float(error) <= 3e-2
 
 
 def test_every_part_is_here() -> None:

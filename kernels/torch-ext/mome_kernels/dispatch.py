@@ -20,6 +20,7 @@ from . import torch_impl
 
 # Read once, since Triton reads it when a kernel is defined.
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+_NOTHING: contextlib.AbstractContextManager[None] = contextlib.nullcontext()  # entering it takes no time
 _KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -36,15 +37,22 @@ def wants_kernels(x: Tensor) -> bool:
     return x.device.type == "cpu" and _INTERPRETED
 
 
-@contextlib.contextmanager
-def op_context(x: Tensor) -> Iterator[None]:
+def op_context(x: Tensor) -> contextlib.AbstractContextManager[None]:
     """Makes the tensor's device the current one and disables autocast while the body of an op runs.
 
     Triton launches on the current device, which may differ from the tensor's. Autocast would round what an op sums in
     float32.
     """
-    guard = torch.cuda.device(x.device) if x.device.type == "cuda" else contextlib.nullcontext()
-    with guard, torch.autocast(x.device.type, enabled=False):
+    device = x.device
+    casts = torch.is_autocast_enabled(device.type)
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        return torch.autocast(device.type, enabled=False) if casts else _NOTHING
+    return _elsewhere(device, casts)
+
+
+@contextlib.contextmanager
+def _elsewhere(device: torch.device, casts: bool) -> Iterator[None]:
+    with torch.cuda.device(device), torch.autocast(device.type, enabled=False) if casts else _NOTHING:
         yield
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from .. import dispatch
-from .._ops import add_op_namespace_prefix
 from ..weights import ExpertWeights
+from .registration import differentiable, fake, operator
 
 # The fields of `ExpertWeights` as a schema has them.
 _EXPERTS = "Tensor up, Tensor? up_bias, Tensor down, Tensor? down_bias, str activation, bool gated"
@@ -24,13 +24,13 @@ def _empty_like(tensor: Tensor | None, otherwise: Tensor) -> Tensor:
 # -- routing ------------------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op(add_op_namespace_prefix("route"), mutates_args=())
+@operator("route")
 def route(ids: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     with dispatch.op_context(ids):
         return dispatch.routing(ids).route(ids, num_experts)
 
 
-@route.register_fake
+@fake(route)
 def _(ids: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     n = ids.numel()
     return (
@@ -44,10 +44,9 @@ def _(ids: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 # -- feed-forward experts ---------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op(
-    add_op_namespace_prefix("moe_mlp"),
-    mutates_args=(),
-    schema=f"(Tensor x, Tensor ids, Tensor weights, {_EXPERTS}, bool keep_hidden) -> (Tensor, Tensor)",
+@operator(
+    "moe_mlp",
+    f"(Tensor x, Tensor ids, Tensor weights, {_EXPERTS}, bool keep_hidden) -> (Tensor, Tensor)",
 )
 def moe_mlp(x: Tensor, ids: Tensor, weights: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     """(T, D) tokens, and z in expert order with `keep_hidden`, else an empty tensor."""
@@ -56,17 +55,16 @@ def moe_mlp(x: Tensor, ids: Tensor, weights: Tensor, *rest: Any) -> tuple[Tensor
         return dispatch.experts(x).mlp_forward(x, ids, weights, experts, keep_hidden)
 
 
-@moe_mlp.register_fake
+@fake(moe_mlp)
 def _(x: Tensor, ids: Tensor, weights: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     experts, (keep_hidden,) = ExpertWeights(*rest[:_COUNT]), rest[_COUNT:]
     hidden = x.new_empty(ids.numel(), experts.up_width) if keep_hidden else x.new_empty(0)
     return x.new_empty(x.shape[0], experts.out_width), hidden
 
 
-@torch.library.custom_op(
-    add_op_namespace_prefix("moe_mlp_backward"),
-    mutates_args=(),
-    schema=f"(Tensor grad, Tensor x, Tensor ids, Tensor weights, {_EXPERTS}, Tensor hidden)"
+@operator(
+    "moe_mlp_backward",
+    f"(Tensor grad, Tensor x, Tensor ids, Tensor weights, {_EXPERTS}, Tensor hidden)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def moe_mlp_backward(grad: Tensor, x: Tensor, ids: Tensor, weights: Tensor, *rest: Any) -> tuple[Tensor, ...]:
@@ -76,7 +74,7 @@ def moe_mlp_backward(grad: Tensor, x: Tensor, ids: Tensor, weights: Tensor, *res
         return dispatch.experts(x).mlp_backward(grad, x, ids, weights, experts, hidden)
 
 
-@moe_mlp_backward.register_fake
+@fake(moe_mlp_backward)
 def _(grad: Tensor, x: Tensor, ids: Tensor, weights: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     experts = ExpertWeights(*rest[:_COUNT])
     parameters = (experts.up, experts.up_bias, experts.down, experts.down_bias)
@@ -103,24 +101,25 @@ def _mlp_gradients(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any
     )  # fmt: skip
 
 
-moe_mlp.register_autograd(_mlp_gradients, setup_context=_mlp_setup)
+differentiable(moe_mlp, _mlp_gradients, _mlp_setup)
+differentiable(moe_mlp_backward)
 
 
 # -- linear experts ---------------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op(add_op_namespace_prefix("moe_linear"), mutates_args=())
+@operator("moe_linear")
 def moe_linear(x: Tensor, ids: Tensor, weights: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     with dispatch.op_context(x):
         return dispatch.experts(x).linear_forward(x, ids, weights, weight, bias)
 
 
-@moe_linear.register_fake
+@fake(moe_linear)
 def _(x: Tensor, ids: Tensor, weights: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[1])
 
 
-@torch.library.custom_op(add_op_namespace_prefix("moe_linear_backward"), mutates_args=())
+@operator("moe_linear_backward")
 def moe_linear_backward(
     grad: Tensor, x: Tensor, ids: Tensor, weights: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -129,7 +128,7 @@ def moe_linear_backward(
         return dispatch.experts(x).linear_backward(grad, x, ids, weights, weight, bias)
 
 
-@moe_linear_backward.register_fake
+@fake(moe_linear_backward)
 def _(
     grad: Tensor, x: Tensor, ids: Tensor, weights: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -146,4 +145,5 @@ def _linear_gradients(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return d_x, None, d_weights, d_weight, None if bias is None else d_bias
 
 
-moe_linear.register_autograd(_linear_gradients, setup_context=_linear_setup)
+differentiable(moe_linear, _linear_gradients, _linear_setup)
+differentiable(moe_linear_backward)

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from .. import dispatch
-from .._ops import add_op_namespace_prefix
 from ..torch_impl.grouped import scatter_rows as sum_rows
+from .registration import differentiable, fake, operator
 
 
-@torch.library.custom_op(add_op_namespace_prefix("grouped_linear"), mutates_args=())
+@operator("grouped_linear")
 def grouped_linear(
     x: Tensor, weight: Tensor, offsets: Tensor, bias: Tensor | None, index: Tensor | None, activation: str
 ) -> Tensor:
@@ -20,23 +20,23 @@ def grouped_linear(
         return dispatch.grouped(x).grouped_forward(x, weight, offsets, bias, index, activation)
 
 
-@grouped_linear.register_fake
+@fake(grouped_linear)
 def _(x: Tensor, weight: Tensor, offsets: Tensor, bias: Tensor | None, index: Tensor | None, activation: str) -> Tensor:
     return x.new_empty(x.shape[0] if index is None else index.shape[0], weight.shape[1])
 
 
-@torch.library.custom_op(add_op_namespace_prefix("grouped_linear_dx"), mutates_args=())
+@operator("grouped_linear_dx")
 def grouped_linear_dx(grad: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
     with dispatch.op_context(grad):
         return dispatch.grouped(grad).grouped_dx(grad, weight, offsets)
 
 
-@grouped_linear_dx.register_fake
+@fake(grouped_linear_dx)
 def _(grad: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
     return grad.new_empty(grad.shape[0], weight.shape[2])
 
 
-@torch.library.custom_op(add_op_namespace_prefix("grouped_linear_dw"), mutates_args=())
+@operator("grouped_linear_dw")
 def grouped_linear_dw(
     grad: Tensor, x: Tensor, offsets: Tensor, index: Tensor | None, bias: bool
 ) -> tuple[Tensor, Tensor]:
@@ -44,21 +44,21 @@ def grouped_linear_dw(
         return dispatch.grouped(grad).grouped_dw(grad, x, offsets, index, bias)
 
 
-@grouped_linear_dw.register_fake
+@fake(grouped_linear_dw)
 def _(grad: Tensor, x: Tensor, offsets: Tensor, index: Tensor | None, bias: bool) -> tuple[Tensor, Tensor]:
     experts = offsets.shape[0] - 1
     dw = grad.new_empty(experts, grad.shape[1], x.shape[1])
     return dw, grad.new_empty(experts, grad.shape[1]) if bias else grad.new_empty(0)
 
 
-@torch.library.custom_op(add_op_namespace_prefix("scatter_rows"), mutates_args=())
+@operator("scatter_rows")
 def scatter_rows(grad: Tensor, index: Tensor, rows: int) -> Tensor:
     # a separate op, since a compiler would turn the sum into atomic additions
     with dispatch.op_context(grad):
         return sum_rows(grad, index, rows)
 
 
-@scatter_rows.register_fake
+@fake(scatter_rows)
 def _(grad: Tensor, index: Tensor, rows: int) -> Tensor:
     return grad.new_empty(rows, grad.shape[1])
 
@@ -93,27 +93,29 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return dx, dw, None, db if bias is not None else None, None, None
 
 
-grouped_linear.register_autograd(_gradients, setup_context=_setup)
+differentiable(grouped_linear, _gradients, _setup)
+for _op in (grouped_linear_dx, grouped_linear_dw, scatter_rows):
+    differentiable(_op)
 
 
-@torch.library.custom_op(add_op_namespace_prefix("combine"), mutates_args=())
+@operator("combine")
 def combine(y: Tensor, weights: Tensor, inverse: Tensor) -> Tensor:
     with dispatch.op_context(y):
         return dispatch.grouped(y).combine(y, weights, inverse)
 
 
-@combine.register_fake
+@fake(combine)
 def _(y: Tensor, weights: Tensor, inverse: Tensor) -> Tensor:
     return y.new_empty(weights.shape[0], y.shape[1])
 
 
-@torch.library.custom_op(add_op_namespace_prefix("combine_backward"), mutates_args=())
+@operator("combine_backward")
 def combine_backward(grad: Tensor, y: Tensor, weights: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
     with dispatch.op_context(y):
         return dispatch.grouped(y).combine_backward(grad, y, weights, inverse)
 
 
-@combine_backward.register_fake
+@fake(combine_backward)
 def _(grad: Tensor, y: Tensor, weights: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
     return y.new_empty(y.shape), weights.new_empty(weights.shape)
 
@@ -126,4 +128,5 @@ def _combine_gradients(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return *combine_backward(grad.contiguous(), *ctx.saved_tensors), None
 
 
-combine.register_autograd(_combine_gradients, setup_context=_combine_setup)
+differentiable(combine, _combine_gradients, _combine_setup)
+differentiable(combine_backward)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .. import dispatch
-from .._ops import add_op_namespace_prefix
 from ..weights import HeadWeights
+from .registration import differentiable, fake, operator
 
 # The fields of `HeadWeights` as a schema has them.
 _HEAD = (
@@ -18,8 +17,9 @@ _HEAD = (
 )
 
 
-@torch.library.custom_op(
-    add_op_namespace_prefix("fusion_head"), mutates_args=(), schema=f"(Tensor features, {_HEAD}) -> Tensor"
+@operator(
+    "fusion_head",
+    f"(Tensor features, {_HEAD}) -> Tensor",
 )
 def fusion_head(features: Tensor, *head: Any) -> Tensor:
     """Logits (B, P, V)."""
@@ -27,15 +27,14 @@ def fusion_head(features: Tensor, *head: Any) -> Tensor:
         return dispatch.head(features).forward(features, HeadWeights(*head))
 
 
-@fusion_head.register_fake
+@fake(fusion_head)
 def _(features: Tensor, *head: Any) -> Tensor:
     return features.new_empty(features.shape[0], HeadWeights(*head).prompts, features.shape[3])
 
 
-@torch.library.custom_op(
-    add_op_namespace_prefix("fusion_head_backward"),
-    mutates_args=(),
-    schema=f"(Tensor grad, Tensor features, {_HEAD})"
+@operator(
+    "fusion_head_backward",
+    f"(Tensor grad, Tensor features, {_HEAD})"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def fusion_head_backward(grad: Tensor, features: Tensor, *head: Any) -> tuple[Tensor, ...]:
@@ -44,7 +43,7 @@ def fusion_head_backward(grad: Tensor, features: Tensor, *head: Any) -> tuple[Te
         return dispatch.head(features).backward(grad, features, HeadWeights(*head))
 
 
-@fusion_head_backward.register_fake
+@fake(fusion_head_backward)
 def _(grad: Tensor, features: Tensor, *head: Any) -> tuple[Tensor, ...]:
     return tuple(tensor.new_empty(tensor.shape) for tensor in (features, *HeadWeights(*head).tensors))
 
@@ -58,4 +57,5 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return *fusion_head_backward(grad.contiguous(), *ctx.saved_tensors, ctx.top_k, ctx.negative_slope), None, None
 
 
-fusion_head.register_autograd(_gradients, setup_context=_setup)
+differentiable(fusion_head, _gradients, _setup)
+differentiable(fusion_head_backward)

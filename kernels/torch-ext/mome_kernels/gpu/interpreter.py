@@ -11,10 +11,12 @@ import torch
 
 from ..weights import ExpertWeights
 
+_INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"  # read once, since Triton reads it when it is imported
+
 
 def interpreting() -> bool:
     """Whether Triton interprets kernels on the CPU (`TRITON_INTERPRET=1`, set before triton is imported)."""
-    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+    return _INTERPRETED
 
 
 def through_float32(function: Callable[..., Any]) -> Callable[..., Any]:

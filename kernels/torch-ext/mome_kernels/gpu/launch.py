@@ -29,13 +29,19 @@ _CONSTANT, _SPECIALISED, _PLAIN = "constant", "specialised", "plain"
 _COMPILED: dict[tuple[Any, ...], Any] = {}  # kernels by `Launch._key`
 
 
-@functools.cache
+_PARAMETERS: dict[int, tuple[Any, tuple[tuple[str, str], ...]]] = {}  # by the identity of a kernel, which it holds
+
+
 def _parameters(kernel: Any) -> tuple[tuple[str, str], ...]:
     """The names of a kernel's parameters in their order, each with its kind."""
-    return tuple(
-        (p.name, _CONSTANT if p.is_constexpr else _PLAIN if p.do_not_specialize else _SPECIALISED)
-        for p in kernel.params
-    )
+    known = _PARAMETERS.get(id(kernel))  # the hash of a kernel is that of its source, which takes longer
+    if known is None:
+        kinds = (
+            (p.name, _CONSTANT if p.is_constexpr else _PLAIN if p.do_not_specialize else _SPECIALISED)
+            for p in kernel.params
+        )
+        known = _PARAMETERS[id(kernel)] = kernel, tuple(kinds)
+    return known[1]
 
 
 @dataclass(frozen=True)
@@ -93,9 +99,9 @@ class Launch:
         if torch.version.hip:
             return None
         key: list[Any] = [
-            self.kernel, torch.cuda.current_device(), self.num_warps, self.num_stages, *self.options.items()
+            id(self.kernel), torch.cuda.current_device(), self.num_warps, self.num_stages, *self.options.items()
         ]  # fmt: skip
-        for name, kind in _parameters(self.kernel):
+        for name, kind in _parameters(self.kernel):  # keeps the kernel, so that no other one gets its identity
             value = self.args[name]
             if kind is _CONSTANT or value is None:
                 key.append(value)
