@@ -20,7 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--study", required=True, help="StudyInstanceUID")
     parser.add_argument("--series", help="SeriesInstanceUID; without it, the series of the study are listed")
     parser.add_argument("-p", "--prompt", action="append", default=[], help="a structure; may be repeated")
-    parser.add_argument("-m", "--model", default="mome-ct-tiny", help="folder, bundled name or Hub id")
+    parser.add_argument(
+        "-m", "--model", help="folder, bundled name or Hub id; default: the bundled model that knows the prompts"
+    )
     parser.add_argument("-o", "--out", type=output_folder, help="folder for the result")
     parser.add_argument("--store", action="store_true", help="store the result in the archive, in the same study")
     parser.add_argument("--writer", default="dicom_seg", help="dicom_seg or rtstruct")
@@ -58,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
 
     from mome.cli.quiet import quiet_libraries
     from mome.inference import Segmenter
+    from mome.inference.choose_model import Choice, choose_model
     from mome.volumes.dicom import DicomOptions
     from mome.volumes.mask_names import file_part
     from mome.volumes.writers.base import build_writer
@@ -67,7 +70,9 @@ def run(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     console = Console(stderr=True)
     writer = _writer(args.writer)
-    segmenter = Segmenter(args.model, device=args.device, precision=args.precision)
+    chosen = Choice(args.model, None) if args.model else choose_model(args.prompt)
+    segmenter = Segmenter(chosen.model, device=args.device, precision=args.precision)
+    segmenter.notes += (chosen.note,) if chosen.note else ()
     prepared = segmenter.prepare(args.prompt)  # before the series is retrieved, which takes longer
     with tempfile.TemporaryDirectory(prefix="mome-") as temporary:
         folder = Path(temporary) / "series"

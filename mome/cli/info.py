@@ -1,4 +1,4 @@
-"""`mome info`: the parts of a model, the card of a part, the properties of a scan, or the series of a DICOM folder."""
+"""`mome info`: the parts of a model, the card of a part, the properties of a scan, or what a folder of scans holds."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from mome.cli.info_folder import held_lines, scans_below
 from mome.errors import InputError
 from mome.printable import printable
 from mome.volumes.archives import is_archive, unpacked
@@ -15,7 +16,9 @@ from mome.volumes.scan_files import is_dicom_folder, is_nifti, scan_ending
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the command."""
-    parser.add_argument("what", help="a model (folder, bundled name, preset, Hub id), a scan, a DICOM folder or a kind")
+    parser.add_argument(
+        "what", help="a model (folder, bundled name, preset, Hub id), a scan or a folder of scans, or a kind"
+    )
     parser.add_argument("part", nargs="?", help="the name of a part of that kind, as in: router topk")
     parser.add_argument("--json", action="store_true", help="print for programs")
 
@@ -41,6 +44,9 @@ def _described(name: str, *, as_json: bool) -> int:
     path = Path(name)
     if not (path / "config.json").is_file() and is_dicom_folder(path):
         return _series(path, as_json=as_json)
+    if path.is_dir() and not (path / "config.json").is_file() and (held := scans_below(path)):
+        print(json.dumps({"scans": held}, indent=1) if as_json else "\n".join(held_lines(held)))
+        return 0
     is_of_model = scan_ending(path) is None and (path.parent / "config.json").is_file()
     is_scan = (path.is_file() and not is_of_model) or scan_ending(path) is not None
     facts = _scan(name) if is_scan else _model(name)

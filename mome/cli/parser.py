@@ -27,6 +27,22 @@ class Parser(argparse.ArgumentParser):
         close = did_you_mean(unknown[1], self._option_string_actions) if unknown else ""
         raise InputError(" ".join(message.split())[:300] + close, hint=f"{self.prog} --help")
 
+    def parse_intermixed_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
+        """Parses arguments as argparse does, and refuses options whose value is empty.
+
+        An unset variable of the shell, as in `-m "$MODEL"`, would otherwise stand for the default without a word.
+
+        Raises:
+            InputError: The arguments are wrong, or the value of an option is empty.
+        """
+        parsed = super().parse_intermixed_args(args, namespace)
+        for action in self._actions:
+            value = getattr(parsed, action.dest, None)
+            if action.option_strings and isinstance(value, str) and not value.strip():
+                name = "/".join(action.option_strings)
+                raise InputError(f"the value of {name} is empty", hint=f"give a value, or leave {name} out")
+        return parsed
+
 
 def given_path(text: str) -> Path:
     """Returns the path of an input; an empty text, such as an unset variable of the shell, would be this folder.

@@ -15,11 +15,18 @@ _FILES = {
 
 
 def add_result_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options."""
+    """Adds the options, except `--mirror`, as a group of the help."""
+    group = parser.add_argument_group("what is written")
+    group.add_argument("--multilabel", action="store_true", help="one map of the class table's ids")
+    group.add_argument("--writer", default="nifti", help="file format of the masks; `mome list writers` shows them")
+    group.add_argument(
+        "--statistics",
+        action="store_true",
+        help="also volume, HU, box, borders and pieces of every mask, as JSON and CSV",
+    )
     for name, meaning in _FILES.items():
-        parser.add_argument(f"--{name}", action="store_true", help=f"also {meaning}")
-    parser.add_argument("--mirror", help="average over mirrored tiles: lr, ap, si, several with commas, or all")
-    parser.add_argument(
+        group.add_argument(f"--{name}", action="store_true", help=f"also {meaning}")
+    group.add_argument(
         "--postprocess",
         action="append",
         metavar="RULE",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import json
 import sys
 from pathlib import Path
@@ -22,41 +24,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "inputs", nargs="*", type=given_path, help="scans (.nii.gz, .mha, DICOM folder, ZIP of one) or folders"
     )
-    parser.add_argument("--jobs", type=given_path, help="a JSON file of scans, each with its own prompts")
-    parser.add_argument("--recursive", action="store_true", help="also search the folders inside of a folder")
     parser.add_argument("-p", "--prompt", action="append", default=[], help="a structure; may be repeated")
-    parser.add_argument("-o", "--out", type=output_folder, required=True, help="folder for the masks")
+    parser.add_argument("-o", "--out", type=output_folder, help="folder for the masks")
     parser.add_argument(
         "-m", "--model", help="folder, bundled name or Hub id; default: the bundled model that knows the prompts"
     )
-    parser.add_argument("--multilabel", action="store_true", help="one map of the class table's ids")
-    parser.add_argument("--writer", default="nifti", help="file format of the masks; `mome list writers` shows them")
-    parser.add_argument(
-        "--statistics",
-        action="store_true",
-        help="also volume, HU, box, borders and pieces of every mask, as JSON and CSV",
-    )
-    add_result_options(parser)
+    parser.add_argument("--jobs", type=given_path, help="a JSON file of scans, each with its own prompts")
+    parser.add_argument("--recursive", action="store_true", help="also search the folders inside of a folder")
     parser.add_argument("--resume", action="store_true", help="skip scans that an earlier run finished")
     parser.add_argument("--overwrite", action="store_true", help="replace masks of another scan, model or setting")
-    parser.add_argument("--frame", type=int, help="the volume to take from a 4-D file, from 0")
-    parser.add_argument(
+    parser.add_argument("--plan", action="store_true", help="say what each scan will take, and write nothing")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    add_result_options(parser)
+    reading = parser.add_argument_group("what is read")
+    reading.add_argument("--frame", type=int, help="the volume to take from a 4-D file, from 0")
+    reading.add_argument(
         "--series", help="the DICOM series of a folder with several: its number in `mome info`, its UID, or largest"
     )
-    parser.add_argument(
+    reading.add_argument(
         "--allow-gaps", action="store_true", help="read a DICOM series in which many slices are missing"
     )
-    parser.add_argument("--allow-damaged", action="store_true", help="leave out DICOM slices that are damaged")
-    parser.add_argument(
+    reading.add_argument("--allow-damaged", action="store_true", help="leave out DICOM slices that are damaged")
+    running = parser.add_argument_group("how the network runs")
+    running.add_argument(
         "--overlap", type=float, default=0.5, help="share of a tile that its neighbour covers too, 0 to 0.9"
     )
-    parser.add_argument("--device", help="cpu, cuda or cuda:1; default cpu")
-    parser.add_argument("--precision", default="auto", help="auto, fp32, bf16 or fp16")
-    parser.add_argument("--exact", action="store_true", help="tiles over the whole scan, air and table too")
-    parser.add_argument("--memory", help="memory that the run may take, as in 4GB; default what is free")
-    parser.add_argument("--plan", action="store_true", help="say what each scan will take, and write nothing")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads")
-    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    running.add_argument("--mirror", help="average over mirrored tiles: lr, ap, si, several with commas, or all")
+    running.add_argument("--exact", action="store_true", help="tiles over the whole scan, air and table too")
+    running.add_argument("--precision", default="auto", help="auto, fp32, bf16 or fp16")
+    running.add_argument("--device", help="cpu, cuda or cuda:1; default cpu")
+    running.add_argument("--threads", type=int, default=0, help="CPU threads")
+    running.add_argument("--memory", help="memory that the run may take, as in 4GB; default what is free")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -73,7 +71,11 @@ def run(args: argparse.Namespace) -> int:
     if args.resume and args.overwrite:
         raise InputError("--resume keeps what is finished, --overwrite replaces it", hint="give one of them")
     check_threads(args.threads, "--threads")
-    check_output_folder(args.out)
+    if args.out is not None:
+        check_output_folder(args.out)
+    elif not args.plan:
+        raise InputError("no folder for the masks was given", hint="name one, as in -o out")
+    is_new = args.out is not None and not args.out.exists()
     use_huge_pages()
     import torch
     from rich.console import Console
@@ -136,6 +138,9 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps({"studies": entries}, indent=1))
     failed = [entry for entry in entries if entry["status"] == "failed"]
     if len(entries) == 1 and failed:
+        if is_new:  # an archive was unpacked in it
+            with contextlib.suppress(OSError):
+                args.out.rmdir()
         raise InputError(failed[0]["error"])
     if failed:
         report = printable(str(args.out / "report.json"))
@@ -154,21 +159,24 @@ def _print_study(entry: dict[str, Any], out: Path, console: Any, printed: set[st
     """
     from rich.markup import escape as escape_markup  # rich would take "mome[dicom]" for a style and drop "[dicom]"
 
+    from mome.inference.statistics import statistics_name
+    from mome.volumes.mask_names import file_part
+
     def escape(text: str, keep: str = "") -> str:
         return escape_markup(printable(text, keep=keep))
 
+    # Lines are broken for a terminal only: programs that read them search for whole sentences.
+    say = functools.partial(console.print, highlight=False, soft_wrap=not console.is_terminal)
     name = escape(entry["name"])
     if entry["status"] == "failed":
-        console.print(
-            f"[bold]{name}[/bold]  [red]failed:[/red] {escape(entry['error'], keep=chr(10))}", highlight=False
-        )
+        say(f"[bold]{name}[/bold]  [red]failed:[/red] {escape(entry['error'], keep=chr(10))}")
         return
     again = " (from an earlier run)" if entry.get("skipped") else ""
-    console.print(f"[bold]{name}[/bold]  {entry['seconds']:.1f} s{again}", highlight=False)
+    say(f"[bold]{name}[/bold]  {entry['seconds']:.1f} s{again}")
     notes = [f"note: {note}" for note in entry["notes"]]
     warnings = []
     for structure in entry["structures"]:
-        console.print(f"  {escape(structure['name']):<24} {structure['volume_ml']:>10.1f} ml", highlight=False)
+        say(f"  {escape(structure['name']):<24} {structure['volume_ml']:>10.1f} ml")
         if structure["warning"]:
             warnings.append(f"warning: {structure['warning']}")
     if entry["overlapping_voxels"]:
@@ -176,8 +184,9 @@ def _print_study(entry: dict[str, Any], out: Path, console: Any, printed: set[st
             f"note: {entry['overlapping_voxels']} voxels lay in more than one mask; the smaller one holds them"
         )
     for line in dict.fromkeys(notes + [warning for warning in warnings if warning not in printed]):
-        console.print(f"  [yellow]{escape(line)}[/yellow]", highlight=False)
+        say(f"  [yellow]{escape(line)}[/yellow]")
     printed.update(warnings)
     verb = "kept" if entry.get("skipped") else "wrote"
-    for mask in [*entry["masks"], *entry.get("files", [])]:
+    measured = [statistics_name(file_part(entry["name"]))] if entry.get("statistics") else []
+    for mask in [*entry["masks"], *measured, *entry.get("files", [])]:
         console.print(f"  {verb} {escape(str(out / mask))}", highlight=False, soft_wrap=True)

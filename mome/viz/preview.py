@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,9 @@ PLANES = (("axial", 2), ("coronal", 1), ("sagittal", 0))
 BODY_HU, _MARGIN_MM = -400.0, 12.0
 # At 100 dots per inch a preview is about 2,000 pixels wide; rows of the legend lie below the planes.
 _WIDEST_INCHES, _TITLE_INCHES, _LEGEND_ROW_INCHES, _LEGEND_COLUMNS = 20.0, 0.4, 0.28, 7
+_LONGEST_SIDE = 3.0
+# A plane has a few hundred pixels in the picture; more voxels take time and memory and are not seen (our choice).
+_MOST_VOXELS = 40_000_000
 # Letters at the low and the high end of every axis of the picture's grid.
 ENDS = {0: ("R", "L"), 1: ("P", "A"), 2: ("I", "S")}
 
@@ -58,9 +62,9 @@ def save_preview(
     planes, cuts = cut_masks(masks, volume.grid, grid)
     images = {axis: np.take(hu, planes[axis], axis=axis) for _, axis in PLANES}
     shown = {axis: {name: cut[axis] for name, cut in cuts.items()} for _, axis in PLANES}
-    frames = {axis: visible_frame(images[axis], list(shown[axis].values()), grid, axis) for _, axis in PLANES}
+    frames = {axis: _widened(visible_frame(images[axis], list(shown[axis].values()), grid, axis)) for _, axis in PLANES}
     # Every plane is drawn at the same height, so that none is small; its own frame decides its width.
-    widths = [float(np.clip(frame_aspect(frames[axis]), 1 / 3, 3)) for _, axis in PLANES]
+    widths = [frame_aspect(frames[axis]) for _, axis in PLANES]
     height = min(9.0, _WIDEST_INCHES / sum(widths))
     colors = _colors(list(cuts))
     below = _LEGEND_ROW_INCHES * -(-len(colors) // _LEGEND_COLUMNS) + 0.2
@@ -144,6 +148,15 @@ def visible_frame(
     return edges[0], edges[1], edges[2], edges[3]
 
 
+def _widened(frame: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+    """Adds black to a thin frame, up to `_LONGEST_SIDE` : 1, so that its letters and its title do not overlap."""
+    left, right, bottom, top = frame
+    width = max(right - left, (top - bottom) / _LONGEST_SIDE)
+    height = max(top - bottom, (right - left) / _LONGEST_SIDE)
+    across, up = (left + right) / 2, (bottom + top) / 2
+    return across - width / 2, across + width / 2, up - height / 2, up + height / 2
+
+
 def frame_aspect(frame: tuple[float, float, float, float]) -> float:
     left, right, bottom, top = frame
     return (right - left) / (top - bottom)
@@ -177,9 +190,16 @@ def _add_legend(figure: Figure, colors: dict[str, Any]) -> None:
 
 
 def picture_grid(grid: Grid) -> Grid:
-    """An isotropic grid in LAS orientation, so that the patient's right is on the left of the picture."""
-    finest = max(1.0, min(grid.spacing))
-    return network_grid(grid, spacing=(finest,) * 3, orientation="LAS")
+    """An isotropic grid in LAS orientation, so that the patient's right is on the left of the picture.
+
+    Its voxels are as long as the scan's shortest side, at least 1 mm, and longer where there would be too many of them.
+    """
+    step = max(1.0, min(grid.spacing))
+    found = network_grid(grid, spacing=(step,) * 3, orientation="LAS")
+    while (voxels := math.prod(found.shape)) > _MOST_VOXELS:
+        step *= max(1.01, (voxels / _MOST_VOXELS) ** (1 / 3))
+        found = network_grid(grid, spacing=(step,) * 3, orientation="LAS")
+    return found
 
 
 def cut_masks(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+
 from mome.errors import InputError
 from mome.volumes.nifti_header import read_extensions, read_nifti_header
 from mome.volumes.nifti_transforms import affine_of
@@ -78,6 +80,18 @@ def nifti_extensions(path: Path) -> list[tuple[int, bytes]]:
         header = read_nifti_header(stream, path)
         affine_of(header.transforms, (*header.shape, 1, 1)[:3], str(path))
         return read_extensions(stream, header, path)
+
+
+def nifti_geometry(path: Path) -> tuple[tuple[int, ...], np.ndarray]:
+    """Returns the shape of a NIfTI file and its affine (4, 4) in mm; no voxel is read.
+
+    Raises:
+        InputError: As for `read_nifti_header`, or the file does not say where its voxels are.
+        EOFError, OSError, zlib.error: The compressed stream is damaged.
+    """
+    with open_regular(path) as file:
+        header = read_nifti_header(_content(file)[0], path)
+    return header.shape, affine_of(header.transforms, (*header.shape, 1, 1)[:3], str(path))[0]
 
 
 def _content(file: BinaryIO) -> tuple[Readable, str]:

@@ -137,4 +137,6 @@ def _check_readable(path: Path) -> None:
             where=str(path),
             hint=f"give {ENDINGS_HINT}, or a folder with a DICOM series",
         )
+    if path.is_file() and not path.stat().st_size:
+        raise InputError("the file is empty, it has 0 bytes", where=str(path), hint="copy or download it again")
     refuse_pointer(path)

@@ -17,6 +17,9 @@ from mome.volumes.dicom.slices import Slice, slices_of
 from mome.volumes.other_files import is_compressed_slice, other_kind
 from mome.volumes.scan_files import DICOM_ENDINGS, MEDIA_FILES, has_dicom_prefix
 
+# Elements without which stored pixels have no meaning (DICOM PS3.3 C.7.6.3, all of type 1).
+_OF_PIXELS = ("SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "PixelRepresentation")
+
 
 @dataclass(frozen=True)
 class UnusableFile:
@@ -109,6 +112,9 @@ def _read_file(path: Path, found: DicomFiles) -> None:
             raise DamagedFile("more pixels than its header says")
         if min(header.rows, header.columns) < 1:
             raise DamagedFile("its header gives no size")
+        missing_element = next((keyword for keyword in _OF_PIXELS if dataset.get(keyword) is None), None)
+        if missing_element is not None:
+            raise DamagedFile(f"its header has no {missing_element}, without which pixels cannot be read")
         allocated, stored, high = header.bits
         if not 1 <= stored <= high + 1 <= allocated:
             raise DamagedFile(f"BitsAllocated {allocated}, BitsStored {stored}, HighBit {high}: a contradiction")

@@ -73,7 +73,10 @@ def one_per_place(
     if not different:
         check_only_frame(frame, path)
         dropped = sum(len(place) - 1 for place in places)
-        notes.append(f"{dropped} duplicate slices, with the same place and the same pixels as others, are left out")
+        are = "duplicate slice, with the same place and the same pixels as another, is"
+        if dropped > 1:
+            are = "duplicate slices, with the same place and the same pixels as others, are"
+        notes.append(f"{dropped} {are} left out")
         return [place[0] for place in places]
     if len(places) == 1:
         raise InputError(

@@ -1,0 +1,118 @@
+"""What a new user meets first: plans without a folder, empty options, lists of folders, and lines that are whole."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from dicom_series import along_z, series, write
+from small_models import liver_and_spleen
+
+from mome.cli.main import main
+from mome.errors import InputError
+from mome.processing import MoMEProcessor
+from mome.volumes import Grid, read_volume, write_mask
+from mome.volumes.dicom.read import read_dicom
+
+LIVER = {"id": 1, "name": "liver", "color": (1, 2, 3)}
+POSITIONS = along_z(np.arange(8) * 3.0)
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    liver_and_spleen().save_pretrained(folder)
+    MoMEProcessor(spacing=[4, 4, 4]).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def scan(tmp_path: Path) -> Path:
+    hu = np.random.default_rng(0).normal(0, 80, (12, 14, 10)).astype(np.int16)
+    path = tmp_path / "scan.nii.gz"
+    nib.save(nib.Nifti1Image(hu, np.diag([4.0, 4, 4, 1])), path)
+    return path
+
+
+def test_a_plan_needs_no_folder_for_masks(capsys, model_folder: str, scan: Path) -> None:
+    before = sorted(scan.parent.iterdir())
+    assert main(["segment", str(scan), "-p", "liver", "-m", model_folder, "--plan"]) == 0
+    assert "network grid" in capsys.readouterr().out and sorted(scan.parent.iterdir()) == before
+    assert main(["segment", str(scan), "-p", "liver", "-m", model_folder]) == 2
+    assert "-o out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["-m", "--mirror", "--writer", "--memory", "--device", "--series"])
+def test_an_empty_option_is_no_default(capsys, scan: Path, tmp_path: Path, option: str) -> None:
+    """`-m "$MODEL"` with an unset variable took the default model without a word."""
+    assert main(["segment", str(scan), "-p", "liver", "-o", str(tmp_path / "o"), option, " "]) == 2
+    printed = capsys.readouterr().err
+    assert option in printed and "is empty" in printed and len(printed.strip().splitlines()) <= 3
+    assert not (tmp_path / "o").exists()
+
+
+def test_notes_are_not_broken_where_no_terminal_is(
+    capsys, monkeypatch, model_folder: str, scan: Path, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    arguments = ["segment", str(scan), "-p", "liver", "-p", "lien", "-m", model_folder, "-o", str(tmp_path / "o")]
+    assert main([*arguments, "--statistics"]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    warning = next(line for line in lines if "warning:" in line)
+    assert len(warning) > 70 and warning.rstrip().endswith("it was trained on liver")
+    assert f"  wrote {tmp_path}/o/scan_statistics.json" in lines
+
+
+def test_a_scan_that_fails_leaves_no_empty_folder(capsys, model_folder: str, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("readme.txt", "no scan")
+    out = tmp_path / "o"
+    assert main(["segment", str(tmp_path / "a.zip"), "-p", "liver", "-m", model_folder, "-o", str(out)]) == 2
+    assert "holds no scan" in capsys.readouterr().err and not out.exists()
+
+
+def test_info_lists_what_a_folder_holds(capsys, scan: Path, tmp_path: Path) -> None:
+    write(tmp_path / "series", series(POSITIONS))
+    (tmp_path / "empty.nii.gz").write_bytes(b"")
+    (tmp_path / "notes.txt").write_text("no scan")
+    with zipfile.ZipFile(tmp_path / "study.zip", "w") as archive:
+        archive.writestr("a", "b")
+    write_mask(tmp_path / "mask.nii.gz", np.zeros((2, 2, 2), np.uint8), Grid((2, 2, 2), np.eye(4)), labels=[LIVER])
+    assert main(["info", str(tmp_path), "--json"]) == 0
+    held = {entry.pop("name"): entry for entry in json.loads(capsys.readouterr().out)["scans"]}
+    assert held["scan.nii.gz"] == {"kind": "scan", "shape": [12, 14, 10], "spacing (mm)": [4.0, 4.0, 4.0]}
+    assert held["mask.nii.gz"]["kind"] == "masks" and "error" in held["empty.nii.gz"]
+    assert held["series"] == {"kind": "DICOM folder"} and held["study.zip"] == {"kind": "ZIP archive"}
+    assert list(held) == sorted(held) and "notes.txt" not in held
+    assert main(["info", str(tmp_path)]) == 0
+    assert "scan.nii.gz  scan, 12 × 14 × 10, 4 × 4 × 4 mm" in capsys.readouterr().out.splitlines()
+
+
+def test_an_empty_folder_is_still_no_model(capsys, tmp_path: Path) -> None:
+    assert main(["info", str(tmp_path)]) == 2
+    assert "config.json" in capsys.readouterr().err
+
+
+def test_an_empty_file_is_called_empty(tmp_path: Path) -> None:
+    for name in ("a.nii.gz", "a.nrrd", "a.mha"):
+        (tmp_path / name).write_bytes(b"")
+        with pytest.raises(InputError, match="empty, it has 0 bytes"):
+            read_volume(tmp_path / name)
+
+
+@pytest.mark.parametrize("keyword", ["PhotometricInterpretation", "BitsStored", "PixelRepresentation"])
+def test_a_missing_element_is_named(tmp_path: Path, keyword: str) -> None:
+    """The pixels were called truncated or damaged."""
+    write(tmp_path, series(POSITIONS, **{keyword: None}))
+    with pytest.raises(InputError, match=f"has no {keyword}"):
+        read_dicom(tmp_path)
+
+
+def test_help_is_in_groups(capsys) -> None:
+    assert main(["segment", "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert all(heading in printed for heading in ("what is read:", "what is written:", "how the network runs:"))
