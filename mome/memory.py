@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import math
 import re
 from pathlib import Path
@@ -74,6 +75,12 @@ def reset_peak() -> bool:
     except OSError:
         return False
     return True
+
+
+def give_back_freed() -> None:
+    """Gives memory that was freed back to the system, where the C library is that of GNU."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -7,6 +7,7 @@ out. All thresholds are our choice.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy import ndimage
@@ -30,23 +31,34 @@ class BodyMask:
     Attributes:
         box: First and last + 1 voxel of the network grid along each axis, around all tiles that are kept.
         grid: The network grid inside of the box.
-        holds: Bool on a coarse grid; see `wants`.
+        tissue: Bool on a coarse grid, where the patient is denser than air.
+        reach: Voxels of the coarse grid along each axis that belong to the mask around the patient.
         affine: (4, 4), from voxels of `grid` to voxels of the coarse grid.
     """
 
     box: Box
     grid: Grid
-    holds: np.ndarray
+    tissue: np.ndarray
+    reach: tuple[int, ...]
     affine: np.ndarray
+
+    @cached_property
+    def filled(self) -> np.ndarray:
+        """Returns `tissue` with its holes, such as lungs."""
+        return _filled(self.tissue)
 
     def wants(self, tile: Box) -> bool:
         """Says whether a tile, given by its first and last + 1 voxel in `grid`, may hold a part of the patient."""
         corners = np.array([[a, b - 1.0] for a, b in tile])
         places = np.array([[*point, 1.0] for point in np.stack(np.meshgrid(*corners), -1).reshape(-1, 3)])
         at = (places @ self.affine.T)[:, :3]
-        low = np.clip(np.floor(at.min(axis=0)).astype(int), 0, self.holds.shape)
-        high = np.clip(np.ceil(at.max(axis=0)).astype(int) + 1, 0, self.holds.shape)
-        return bool(self.holds[tuple(slice(a, b) for a, b in zip(low, high, strict=True))].any())
+        low = np.clip(np.floor(at.min(axis=0)).astype(int), 0, self.tissue.shape)
+        high = np.clip(np.ceil(at.max(axis=0)).astype(int) + 1, 0, self.tissue.shape)
+        if (low >= high).any():
+            return False
+        reached = tuple(slice(max(0, a - n), b + n) for a, b, n in zip(low, high, self.reach, strict=True))
+        # Holes are filled, which takes longer than all else, only where a tile holds no tissue.
+        return bool(self.tissue[reached].any()) or bool(self.filled[reached].any())
 
 
 def body_mask(volume: Volume, network: Grid, patch: tuple[int, int, int], overlap: float) -> BodyMask | None:
@@ -72,35 +84,46 @@ def body_mask(volume: Volume, network: Grid, patch: tuple[int, int, int], overla
         tissue = kept[pieces]
     if not tissue.any():
         return None
-    holds = tissue.copy()
-    for axis in range(3):  # lungs are open where the scan ends, so that no one direction closes all holes
-        for plane, filled in zip(np.moveaxis(tissue, axis, 0), np.moveaxis(holds, axis, 0), strict=True):
-            filled |= ndimage.binary_fill_holes(plane)
-    distances = [max(1, int(np.ceil(_MARGIN_MM / step))) for step in coarse_mm]
-    for axis, distance in enumerate(distances):
-        holds = ndimage.maximum_filter1d(holds.view(np.uint8), 2 * distance + 1, axis, mode="constant").view(bool)
+    reach = tuple(max(1, int(np.ceil(_MARGIN_MM / step))) for step in coarse_mm)
     to_volume = np.diag([*map(float, steps), 1.0])
     coarse_to_network = np.linalg.inv(network.affine) @ volume.affine @ to_volume
-    box = _box(holds, coarse_to_network, network.shape, patch, overlap)
+    box = _box(tissue, reach, coarse_to_network, network.shape, patch, overlap)
     grid = network
     for axis, (first, last) in enumerate(box):
         grid = grid.crop(axis, first, last)
     affine = np.linalg.inv(volume.affine @ to_volume) @ grid.affine
-    return BodyMask(box, grid, holds, affine)
+    return BodyMask(box, grid, tissue, reach, affine)
+
+
+def _filled(tissue: np.ndarray) -> np.ndarray:
+    """Returns a mask with the holes of its planes along every axis."""
+    filled = tissue.copy()
+    for axis in range(3):  # lungs are open where the scan ends, so that no one direction closes all holes
+        for plane, target in zip(np.moveaxis(tissue, axis, 0), np.moveaxis(filled, axis, 0), strict=True):
+            target |= ndimage.binary_fill_holes(plane)
+    return filled
 
 
 def _box(
-    holds: np.ndarray, coarse_to_network: np.ndarray, size: tuple[int, int, int], patch: tuple[int, ...], overlap: float
+    tissue: np.ndarray,
+    reach: tuple[int, ...],
+    coarse_to_network: np.ndarray,
+    size: tuple[int, int, int],
+    patch: tuple[int, ...],
+    overlap: float,
 ) -> Box:
     """Returns the box of all tiles of the whole network grid that reach into the box of a coarse mask.
+
+    The mask is `tissue` with what is around it; holes of tissue change no box.
 
     Tiles keep the places that they have without a mask, because a network's result depends a little on where a tile
     begins.
     """
     ends = []
     for axis in range(3):
-        profile = np.flatnonzero(holds.any(axis=tuple(other for other in range(3) if other != axis)))
-        ends.append((profile[0] - 1.0, profile[-1] + 1.0))  # to the next voxels that were looked at
+        profile = np.flatnonzero(tissue.any(axis=tuple(other for other in range(3) if other != axis)))
+        first, last = max(0, profile[0] - reach[axis]), min(tissue.shape[axis] - 1, profile[-1] + reach[axis])
+        ends.append((first - 1.0, last + 1.0))  # to the next voxels that were looked at
     corners = np.array([[a, b, c, 1.0] for a in ends[0] for b in ends[1] for c in ends[2]])
     at = (corners @ coarse_to_network.T)[:, :3]
     box = []

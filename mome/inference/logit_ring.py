@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,7 +38,7 @@ class LogitRing:
         self.axis, self.length, self.prompts = axis, length, prompts
         shape = list(size)
         shape[axis] = length
-        self._sums = torch.zeros(prompts, *shape, device=device, dtype=dtype)
+        self._sums = _zeros([prompts, *shape], device, dtype)
         self._weights = torch.zeros(shape, device=device)
 
     def add(self, prompts: slice, corner: Sequence[int], logits_PDHW: Tensor, window: Tensor) -> None:
@@ -105,6 +106,13 @@ class LogitRing:
         place = [slice(first, first + side) for first, side in zip(corner, patch, strict=True)]
         place[self.axis] = rows
         return tuple(place)
+
+
+def _zeros(shape: list[int], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Returns zeros. On the CPU, NumPy asks the system for empty pages, so that no pass writes zeros into them."""
+    if device.type != "cpu":
+        return torch.zeros(shape, device=device, dtype=dtype)
+    return torch.from_numpy(np.zeros(shape, dtype=torch.empty(0, dtype=dtype).numpy().dtype))
 
 
 class FinishedPlanes:

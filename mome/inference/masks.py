@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mome.errors import InputError
 from mome.inference.above import AboveThreshold
+from mome.inference.first_tile import FirstTile
 from mome.inference.memory_plan import PROMPTS_AT_ONCE
 from mome.inference.network import wait_for
 from mome.inference.packed import PackedMasks
@@ -35,6 +36,7 @@ def predict_masks(
     probabilities: ProbabilityMaps | None = None,
     progress: Callable[[int, int], None] | None = None,
     phases: Phases | None = None,
+    first_tile: FirstTile | None = None,
 ) -> PackedMasks:
     """Returns the masks of all prompts: logits averaged over tiles, resampled by affine, thresholded at 0.
 
@@ -50,8 +52,10 @@ def predict_masks(
         probabilities: Receives the probabilities of the prompts that it names.
         progress: Called with (tiles done, number of tiles).
         phases: Receives the times of the phases `network` and `resample`.
+        first_tile: See `stream_planes`.
 
     Raises:
+        AnotherPlan: See `stream_planes`.
         NotFinite: The logits are not finite.
     """
     phases = phases or Phases()
@@ -70,6 +74,7 @@ def predict_masks(
         dtype=dtype,
         wanted=wanted,
         progress=progress,
+        first_tile=first_tile,
     )
     for finished in stream:
         wait_for(predictor.device)  # else the time of the network would count as that of resampling

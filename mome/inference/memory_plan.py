@@ -1,7 +1,7 @@
 """Chooses prompts at once and number types so that a scan fits into memory, before anything is allocated.
 
-The bytes of every part are a formula. What a network needs for a tile is measured by running one (`plan.py`), or left
-out where nothing was measured.
+The bytes of every part are a formula. What a network needs for a tile is measured: by `plan.py` before a run, and by
+`first_tile.py` in a run, which plans again if need be.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mome.memory import as_text, available_bytes, process_bytes
 # Prompts whose planes are resampled at once; more need more memory and are not faster.
 PROMPTS_AT_ONCE = 8
 # Fewer prompts at once slow the network down.
-_USUAL_CHUNK = 8
+USUAL_CHUNK = 8
 _FLOAT32 = 4
 # Bytes of a packed and compressed mask per voxel of the scan: those of masks that fill the body (our measurement).
 _MASK_BYTES = 1 / 250
@@ -68,7 +68,7 @@ class MemoryPlan:
         Args:
             exact: Keep sums in float32.
         """
-        if self.chunk > _USUAL_CHUNK:
+        if self.chunk > USUAL_CHUNK:
             return replace(self, chunk=self.chunk // 2)
         if not self.half_sums and not exact:
             return replace(self, half_sums=True)

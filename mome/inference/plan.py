@@ -141,7 +141,7 @@ def plan_scan(
     memory = fitting_plan(
         work,
         budget(segmenter.memory, volume.array.nbytes),
-        chunk=segmenter.prompt_chunk,
+        chunk=segmenter.decoded_at_once,
         gpu_budget=gpu_bytes(device),
         exact=segmenter.exact,
     )
@@ -169,7 +169,7 @@ def measured_tile(segmenter: Segmenter, prompts: PreparedPrompts) -> TileCost:
     predictor = segmenter.predictor
     if isinstance(predictor, MirrorPredictor):
         predictor = predictor.for_volume(predictor.patch_size)  # all mirrored copies of a tile are measured together
-    text_PT = prompts.text_PT[: segmenter.prompt_chunk].to(predictor.device)
+    text_PT = prompts.text_PT[: segmenter.decoded_at_once].to(predictor.device)
     tile = torch.rand(1, 1, *predictor.patch_size, generator=torch.Generator().manual_seed(0)).to(predictor.device)
     before, is_known = _begin_peak(predictor.device)
     predictor.decode(predictor.encode(tile, (0, 0, 0)), text_PT)

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from mome.atomic import atomic_write, output_errors
-from mome.errors import InputError
+from mome.errors import InputError, OutputError
 from mome.folder_lock import folder_lock
 from mome.inference.problems import write_problems
 from mome.text_file import read_json
 from mome.volumes import read_label_map
 from mome.volumes.scan_files import scan_ending
 
-_LOCK_WAIT_S = 30.0
+# Another process holds the lock while it writes the report, for less than a second where the disk answers.
+_LOCK_WAIT_S = 300.0
 _HINT = "move it away, or choose another folder"
 
 
@@ -57,11 +58,19 @@ class Report:
         """Adds the entry of a study to the file, or replaces it; entries of other processes stay.
 
         Raises:
-            OutputError: The file cannot be written; the earlier report stays.
+            OutputError: The file cannot be written, or another process keeps the folder locked; the earlier report
+                stays.
         """
         with output_errors(self.path, "the report"):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self._lock, folder_lock(self.path.parent, wait_s=_LOCK_WAIT_S):
+        with self._lock, folder_lock(self.path.parent, wait_s=_LOCK_WAIT_S) as is_ours:
+            if not is_ours:  # without the lock, an entry that the other process writes would be lost
+                raise OutputError(
+                    f"the entry of {name!r} cannot be added to the report: another process has locked this folder for "
+                    f"{_LOCK_WAIT_S:.0f} seconds",
+                    where=str(self.path.parent),
+                    hint="end that process (does one train here?), then run the same command with --resume",
+                )
             self.refresh()
             self.entries[name] = entry
             with atomic_write(self.path, "the report") as temporary:

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mome.errors import InputError
-from mome.inference.choose_model import choose_model
+from mome.inference.check_arguments import check_prepared, check_scan
+from mome.inference.decoded_at_once import decoded_at_once
 from mome.inference.disagreement import RouterWatch, on_scan
 from mome.inference.doubtful_masks import filled_masks
 from mome.inference.fingerprint import predictor_settings
+from mome.inference.first_tile import FirstTile
 from mome.inference.loaded_scan import LoadedScan, load_scan
-from mome.inference.memory_plan import MemoryPlan, Work, budget, fitting_plan, gpu_bytes
+from mome.inference.memory_plan import MemoryPlan
 from mome.inference.mirror import MirrorPredictor, read_axes, with_mirrored_rows
 from mome.inference.network import check_default_device, checked_device, unwrapped, without_float16
 from mome.inference.phases import Phases
@@ -24,11 +26,11 @@ from mome.inference.predictor import ModelPredictor, Predictor
 from mome.inference.prepared import PreparedPrompts
 from mome.inference.probabilities import asked_names
 from mome.inference.result import Segmentation
+from mome.inference.scan_memory import ScanMemory
 from mome.inference.statistics import scan_statistics
 from mome.inference.stream import wanted_tiles
 from mome.inference.within_memory import predict_within_memory
 from mome.memory import parse_bytes
-from mome.module_objects import weights_sha256
 from mome.postprocess.rules import are_asked_by_name, asked_rules
 from mome.postprocess.run import PostProcessing
 from mome.processing import LARGEST_ROTATION_DEG, MoMEProcessor, processor_of
@@ -66,6 +68,7 @@ class Segmenter:
     Attributes:
         predictor: Computes the logits of a tile; see `mome.inference.predictor`.
         notes: Sentences about the model, which every result repeats.
+        network_bytes: What the network takes for a tile beside its logits, measured with the first scan; None before.
 
     Raises:
         InputError: The model is no MoME, has no values or no processor, or a value is out of range.
@@ -117,6 +120,7 @@ class Segmenter:
             self.predictor = MirrorPredictor(self.predictor, self.mirror, processor.orientation)
         self.postprocess = asked_rules(postprocess, processor.postprocess)
         self._asks_rules = are_asked_by_name(postprocess)
+        self.network_bytes: int | None = None
         self.notes = (*getattr(network, "load_notes", ()), *notes)
 
     def mask_settings(self) -> dict[str, Any]:
@@ -192,19 +196,6 @@ class Segmenter:
             text_PT = with_mirrored_rows(text_PT, understood, self.model, self.mirror)
         return PreparedPrompts(understood, text_PT, self.model, self.mirror)
 
-    def _check_prepared(self, prepared: PreparedPrompts) -> None:
-        """Checks that prompts were embedded for this model, whose masks would else be wrong without a word.
-
-        Raises:
-            InputError: They were embedded for another model, or for tiles that are mirrored otherwise.
-        """
-        model = prepared.model
-        if model is None or (model is self.model and prepared.mirror == self.mirror):
-            return
-        if prepared.mirror != self.mirror or weights_sha256(model) != weights_sha256(self.model):
-            what = "with other mirrored axes" if prepared.mirror != self.mirror else "for another model"
-            raise InputError(f"the prompts were prepared {what}", hint="give what prepare of this Segmenter returned")
-
     def segment(
         self,
         scan: str | Path | Volume,
@@ -243,12 +234,9 @@ class Segmenter:
         """
         check_default_device()
         phases = Phases()
-        if not isinstance(scan, str | Path | Volume):
-            raise _no_scan(scan)
-        if isinstance(scan, Volume) and (frame is not None or dicom != DEFAULT_DICOM):
-            raise InputError("frame and dicom concern files, and a Volume was given", hint="leave them out")
+        check_scan(scan, frame, dicom)
         prepared = prompts if isinstance(prompts, PreparedPrompts) else self.prepare(prompts)
-        self._check_prepared(prepared)
+        check_prepared(prepared, self.model, self.mirror)
         phases.end("prompts")
         ready = loaded or self.load(scan, frame=frame, dicom=dicom)
         phases.include(ready.seconds)
@@ -257,6 +245,24 @@ class Segmenter:
         predictor = self.predictor
         if isinstance(predictor, MirrorPredictor):
             predictor = predictor.for_volume(ready.array.shape[2:])
+        memory = ScanMemory(
+            ready,
+            predictor,
+            len(prepared.names),
+            limit=self.memory,
+            chunk=self.decoded_at_once,
+            exact=self.exact,
+            reserved=reserved_bytes,
+            source=source,
+        )
+        known = self.network_bytes
+        plan = memory.plan(known or 0)
+
+        def plan_for(network_bytes: int) -> MemoryPlan:
+            if not reserved_bytes:  # else a part of it may be another scan's
+                self.network_bytes = network_bytes
+            return memory.plan(network_bytes)
+
         watch = RouterWatch(predictor, self.model, ready.array.shape[2:]) if disagreement else None
         with watch or nullcontext():
             masks, maps, memory_notes = predict_within_memory(
@@ -265,13 +271,14 @@ class Segmenter:
                 ready.network,
                 volume.grid,
                 prepared,
-                self._memory_plan(ready, len(prepared.names), source, reserved_bytes),
+                plan,
                 exact=self.exact,
                 asked=asked_names(probabilities, prepared.names),
                 overlap=self.overlap,
                 wanted=wanted,
                 progress=progress,
                 phases=phases,
+                first_tile=None if known is not None else FirstTile(plan, plan_for, reserved_bytes),
             )
         rules = self._postprocessing(prepared.names)
         changes = rules.run(masks, volume.grid)
@@ -309,84 +316,7 @@ class Segmenter:
             doubts=(*volume.notes, *filled),
         )
 
-    def _memory_plan(self, ready: LoadedScan, prompts: int, source: Path | None, reserved: int) -> MemoryPlan:
-        """Returns how prompts are grouped so that a scan fits into memory.
-
-        Raises:
-            InputError: It does not fit.
-        """
-        device = self.predictor.device
-        volume, patch = ready.volume, self.predictor.patch_size
-        return fitting_plan(
-            Work(volume.shape, ready.network.shape, patch, prompts, on_gpu=device.type == "cuda"),
-            budget(self.memory, volume.array.nbytes),
-            reserved=reserved,
-            chunk=self.prompt_chunk,
-            gpu_budget=gpu_bytes(device),
-            exact=self.exact,
-            where=None if source is None else str(source),
-        )
-
-
-def segment(
-    scan: str | Path | Volume,
-    prompts: str | Sequence[str],
-    model: MoME | str | Path | None = None,
-    processor: MoMEProcessor | None = None,
-    *,
-    overlap: float = 0.5,
-    device: str | torch.device | None = None,
-    precision: str = "auto",
-    prompt_chunk: int = 32,
-    exact: bool = False,
-    memory: str | int | None = None,
-    mirror: str | None = None,
-    postprocess: str | Sequence[str] | None = None,
-    frame: int | None = None,
-    dicom: DicomOptions = DEFAULT_DICOM,
-    probabilities: bool | Sequence[str] = False,
-    progress: Callable[[int, int], None] | None = None,
-    statistics: bool = False,
-) -> Segmentation:
-    """Segments one scan; see `Segmenter`, which keeps the model for more scans.
-
-    Where `model` is None, `choose_model` takes the bundled checkpoint that knows the prompts.
-    """
-    note = None
-    if model is None:
-        chosen = choose_model(prompts)
-        model, note = chosen.model, chosen.note
-    segmenter = Segmenter(
-        model,
-        processor,
-        overlap=overlap,
-        device=device,
-        precision=precision,
-        prompt_chunk=prompt_chunk,
-        exact=exact,
-        memory=memory,
-        mirror=mirror,
-        postprocess=postprocess,
-    )
-    segmenter.notes += (note,) if note else ()
-    return segmenter.segment(
-        scan,
-        prompts,
-        frame=frame,
-        dicom=dicom,
-        probabilities=probabilities,
-        progress=progress,
-        statistics=statistics,
-    )
-
-
-def _no_scan(given: Any) -> InputError:
-    """The error for a scan of another type; an array does not say where its voxels are."""
-    shape = getattr(given, "shape", None)
-    of_shape = f" of shape {tuple(shape)}" if isinstance(shape, tuple) else ""
-    is_image = hasattr(given, "affine") and hasattr(given, "get_fdata")
-    hint = "Volume(image.get_fdata(), image.affine)" if is_image else "Volume(array, affine), array (i, j, k) in HU"
-    return InputError(
-        f"a scan is a path or a mome.volumes.Volume, got {type(given).__name__}{of_shape}",
-        hint=f"{hint}; affine (4, 4) goes from voxels to mm in RAS",
-    )
+    @property
+    def decoded_at_once(self) -> int:
+        """Returns how many prompts are decoded at once where memory allows; see `mome.inference.decoded_at_once`."""
+        return decoded_at_once(self.prompt_chunk, self.model, self.predictor.device)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mome.errors import InputError
+from mome.inference.first_tile import FirstTile
 from mome.inference.logit_ring import FinishedPlanes, LogitRing
 from mome.inference.predictor import Predictor
 from mome.inference.tiles import gaussian_window, tile_starts
@@ -29,6 +30,7 @@ def stream_planes(
     dtype: torch.dtype = torch.float32,
     wanted: Callable[[Box], bool] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    first_tile: FirstTile | None = None,
 ) -> Iterator[FinishedPlanes]:
     """Yields the planes of the network grid in order; every plane is yielded once.
 
@@ -47,8 +49,10 @@ def stream_planes(
         wanted: Says of a tile, given by its first voxels and last voxels + 1, whether it is computed. Voxels that no
             computed tile covers get `OUTSIDE_LOGIT`.
         progress: Called with (tiles done, number of tiles); tiles that are not wanted are not counted.
+        first_tile: Computes the first tile, before the buffer is allocated.
 
     Raises:
+        AnotherPlan: `first_tile` found that another number of prompts or another type fits into memory.
         InputError: The volume is a batch of several, or the overlap is out of range.
     """
     if volume.dim() != 5 or volume.shape[0] != 1:
@@ -63,7 +67,11 @@ def stream_planes(
         volume = F.pad(volume, [amount for side in reversed(missing) for amount in (0, side)])
     tiles = wanted_tiles(size, patch, overlap, wanted)
     text_PT, window = text_PT.to(device), gaussian_window(patch).to(device)
-    ring = LogitRing(text_PT.shape[0], padded, patch[axis], axis, device=device, dtype=dtype)
+    ring: LogitRing | None = None
+
+    def new_ring() -> LogitRing:
+        return LogitRing(text_PT.shape[0], padded, patch[axis], axis, device=device, dtype=dtype)
+
     starts = tile_starts(padded[axis], patch[axis], overlap)
     count, total = 0, len(tiles)
     for index, start in enumerate(starts):
@@ -73,20 +81,31 @@ def stream_planes(
         for corner in corners:
             box = [slice(first, first + side) for first, side in zip(corner, patch, strict=True)]
             box[axis] = slice(None)
-            features = predictor.encode(planes[:, :, box[0], box[1], box[2]], corner)
+            tile, logits = planes[:, :, box[0], box[1], box[2]], None
+            if count == 0 and first_tile is not None:
+                features, logits = first_tile.compute(predictor, tile, corner, text_PT[:prompt_chunk])
+            else:
+                features = predictor.encode(tile, corner)
+            ring = ring or new_ring()
             for first in range(0, text_PT.shape[0], prompt_chunk):
                 chunk = slice(first, first + prompt_chunk)
-                ring.add(chunk, corner, predictor.decode(features, text_PT[chunk])[0], window)
+                if logits is None:
+                    logits = predictor.decode(features, text_PT[chunk])
+                ring.add(chunk, corner, logits[0], window)
+                logits = None
             del features  # else they are held while the next tile is encoded
             ring.add_weight(corner, window)
             count += 1
             if progress is not None:
                 progress(count, total)
         # Later tiles do not touch the planes before the next start.
-        stop = min(starts[index + 1] if index + 1 < len(starts) else start + patch[axis], size[axis])
-        if stop > start:
-            yield FinishedPlanes(ring, start, stop, tuple(size))
-        ring.clear(start, starts[index + 1] if index + 1 < len(starts) else start + patch[axis])
+        is_last = index + 1 == len(starts)
+        end = start + patch[axis] if is_last else starts[index + 1]
+        ring = ring or new_ring()
+        if min(end, size[axis]) > start:
+            yield FinishedPlanes(ring, start, min(end, size[axis]), tuple(size))
+        if not is_last:
+            ring.clear(start, end)
 
 
 def stream_logits(

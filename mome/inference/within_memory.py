@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mome.errors import InputError
+from mome.inference.first_tile import AnotherPlan, FirstTile
 from mome.inference.masks import NotFinite, predict_masks
 from mome.inference.memory_plan import MemoryPlan
 from mome.inference.packed import PackedMasks
@@ -33,6 +34,7 @@ def predict_within_memory(
     asked: Sequence[str] = (),
     progress: Callable[[int, int], None] | None = None,
     phases: Phases | None = None,
+    first_tile: FirstTile | None = None,
     **options: Any,
 ) -> tuple[PackedMasks, ProbabilityMaps | None, list[str]]:
     """Returns the masks of all prompts, the probabilities that are asked, and notes on what memory changed.
@@ -45,6 +47,7 @@ def predict_within_memory(
         plan: The plan that is tried first.
         exact: Keep sums of logits in float32.
         asked: Names of the prompts whose probabilities are returned.
+        first_tile: Measures the network with the first tile; it may choose another plan, once.
 
     Raises:
         NotFinite: The logits are not finite.
@@ -53,12 +56,15 @@ def predict_within_memory(
     notes: list[str] = []
     while True:
         try:
-            masks, maps = _predict(predictor, volume, network, output, prompts, plan, asked, progress, phases, options)
+            masks, maps = _predict(
+                predictor, volume, network, output, prompts, plan, asked, progress, phases, first_tile, options
+            )
+        except AnotherPlan as other:
+            plan = other.plan
         except NotFinite:
             if not plan.half_sums:
                 raise
             plan, exact = replace(plan, half_sums=False), True
-            continue
         except (MemoryError, RuntimeError) as error:
             smaller = plan.smaller(exact)
             if not is_out_of_memory(error):
@@ -72,6 +78,7 @@ def predict_within_memory(
             notes = ["memory was not enough at first: the scan was segmented again with fewer prompts at once"]
         else:
             return masks, maps, notes
+        first_tile = None
         # Outside of the handler, so that its traceback does not hold the tensors of the failed attempt.
         if predictor.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -87,6 +94,7 @@ def _predict(
     asked: Sequence[str],
     progress: Callable[[int, int], None] | None,
     phases: Phases | None,
+    first_tile: FirstTile | None,
     options: dict[str, Any],
 ) -> tuple[PackedMasks, ProbabilityMaps | None]:
     """Runs one pass over the tiles for every group of prompts."""
@@ -106,6 +114,7 @@ def _predict(
             probabilities=maps,
             progress=None if progress is None else _of_all_passes(progress, number, len(firsts)),
             phases=phases,
+            first_tile=first_tile if number == 0 else None,
             **options,
         )
         if masks is None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
 
 import numpy as np
 
@@ -15,9 +13,12 @@ from mome.volumes.doubtful_air import doubtful_air
 from mome.volumes.doubtful_axes import doubtful_axes
 from mome.volumes.doubtful_planes import doubtful_planes
 from mome.volumes.doubtful_regions import doubtful_regions
+from mome.volumes.fast_gzip import deflate_library
 from mome.volumes.grid import Grid, Volume
-from mome.volumes.hounsfield import differences_of, doubt_about, other_order
+from mome.volumes.hounsfield import doubt_about
 from mome.volumes.sizes import check_size
+from mome.volumes.value_sample import ValueSample
+from mome.volumes.voxel_order import Differences, other_order
 
 # The volume of three unit vectors along the axes: 1 where they are at right angles, 0 where they lie in a plane. A
 # tilted gantry leaves more than 0.8.
@@ -65,19 +66,10 @@ def checked_volume(volume: Volume, where: str | None = None, *, any_values: bool
         notes.append(
             f"the axes are not at right angles (cosine {shear:.3f}: gantry tilt?); the affine is kept as it is"
         )
-    finite = np.isfinite(array)
-    if not finite.any():
-        raise InputError(
-            "no voxel has a finite value", where=where, hint="convert the scan again from its DICOM series"
-        )
-    values = array if finite.all() else array[finite]  # padding with NaN says nothing about the other values
-    if not finite.all():
-        low, high = float(values.min()), float(values.max())
-        array = np.nan_to_num(array, nan=-1024.0, posinf=high, neginf=low)
-        notes.append(f"{int((~finite).sum())} voxels were NaN or infinite; NaN is read as air")
-    array = np.ascontiguousarray(array, dtype=np.float32)
-    differences = cache(lambda: differences_of(array))
-    doubt = doubt_about(values.astype(np.float32, copy=False), differences)
+    array, values, repairs = _finite(array, where)
+    notes += repairs
+    differences, known = Differences(array), ValueSample(values)
+    doubt = doubt_about(values, differences, known)
     if doubt is not None and doubt.is_hopeless and not any_values:
         raise InputError(
             f"these are not the values of a CT: {doubt.what}",
@@ -88,11 +80,11 @@ def checked_volume(volume: Volume, where: str | None = None, *, any_values: bool
         notes.append(doubt.what)
     else:  # drawn images have equal planes, and are doubted already
         in_planes = doubtful_planes(array, tuple(notes))
-        if not in_planes and (order := other_order(array, differences)) is not None:
+        if not in_planes and (order := other_order(differences)) is not None:
             in_planes = [order]
         notes += in_planes
         notes += doubtful_regions(array, spacing)
-        notes += doubtful_air(array)
+        notes += doubtful_air(array, known if values is array else None)
         if not in_planes:
             notes += doubtful_axes(array, affine)
     # What is let pass with a note here is refused where values must be HU.
@@ -106,7 +98,9 @@ def _checksum(array: object, affine: object) -> int | None:
         return None
     if array.dtype != np.float32 or not array.size or not array.flags.c_contiguous or np.ma.isMaskedArray(array):
         return None
-    return zlib.crc32(array.data.cast("B"), zlib.crc32(repr((array.shape, affine.tolist())).encode()))
+    crc32 = deflate_library()[0].crc32  # all give the same number
+    found: int = crc32(array.data.cast("B"), crc32(repr((array.shape, affine.tolist())).encode()))
+    return found
 
 
 def _numbers(given: object, where: str | None) -> tuple[np.ndarray, list[str]]:
@@ -128,6 +122,30 @@ def _numbers(given: object, where: str | None) -> tuple[np.ndarray, list[str]]:
             hint="give HU, as in array.astype('float32')",
         )
     return array, notes
+
+
+def _finite(array: np.ndarray, where: str | None) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Returns the voxels as finite float32 in C order, the values that were finite, and a note on the others.
+
+    Padding with NaN says nothing about the other values, so it is not among the values.
+
+    Raises:
+        InputError: No value is finite.
+    """
+    with np.errstate(invalid="ignore"):
+        ends = array.min(), array.max()  # NaN and infinity reach one of them
+    if np.isfinite(ends).all():
+        array = np.ascontiguousarray(array, dtype=np.float32)
+        return array, array, []
+    finite = np.isfinite(array)
+    if not finite.any():
+        raise InputError(
+            "no voxel has a finite value", where=where, hint="convert the scan again from its DICOM series"
+        )
+    values = array[finite]
+    array = np.nan_to_num(array, nan=-1024.0, posinf=float(values.max()), neginf=float(values.min()))
+    notes = [f"{finite.size - values.size} voxels were NaN or infinite; NaN is read as air"]
+    return np.ascontiguousarray(array, dtype=np.float32), values.astype(np.float32, copy=False), notes
 
 
 @np.errstate(over="ignore", invalid="ignore")

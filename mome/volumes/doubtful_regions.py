@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
+
+from mome.volumes.plane_counts import count_in_planes
 
 # All thresholds are our choice; the scans and crops that we know stay below them.
 _TISSUE = -300.0
@@ -16,6 +20,8 @@ _SMALLEST_HOLE, _FEWEST_SIDE, _FILLED = 0.18, 4, 0.9
 _TISSUE_AT_CUT, _STEADY, _FEWEST_PLANES, _DEPTH_MM = 0.08, 0.6, 3, 15.0
 # Beyond a cut lies this share of the planes. Many scans are padded with some planes of air.
 _EMPTY = 0.4
+# The share of tissue in planes that count as empty.
+_MOST_IN_EMPTY = 0.005
 
 
 def doubtful_regions(array: np.ndarray, spacing: tuple[float, float, float]) -> list[str]:
@@ -50,15 +56,21 @@ def _holes(array: np.ndarray) -> list[int]:
         return []
     tissue = sample > _TISSUE
     expected = tissue[:, :, :-2] & tissue[:, :, 2:]
-    area = expected.sum(axis=(0, 1))
+    area = count_in_planes(expected)
     enough = area >= max(16, 0.04 * sample[:, :, 0].size)
+    # Voxels of any value that is not tissue; where they are too few, so are those of one such value.
+    hidden = count_in_planes(expected & ~tissue[:, :, 1:-1])
+    may_hide = bool((enough & (hidden >= _SMALLEST_HOLE * area)).any())
     found: set[int] = set()
     for value in {*_FILLINGS, float(sample.min())}:
+        if value <= _TISSUE and not may_hide:
+            continue
         same = sample == value
-        inside = (same[:, :, 1:-1] & expected).sum(axis=(0, 1))
-        beside = np.maximum((same[:, :, :-2] & expected).sum(axis=(0, 1)), (same[:, :, 2:] & expected).sum(axis=(0, 1)))
-        hole = enough & (inside >= _SMALLEST_HOLE * area) & (beside < 0.5 * inside)
-        found.update(int(k) + 1 for k in np.flatnonzero(hole) if _is_block(same[:, :, k + 1], expected[:, :, k]))
+        inside = count_in_planes(same[:, :, 1:-1] & expected)
+        for k in np.flatnonzero(enough & (inside >= _SMALLEST_HOLE * area)).tolist():
+            beside = max(int(np.count_nonzero(same[:, :, at] & expected[:, :, k])) for at in (k, k + 2))
+            if beside < 0.5 * inside[k] and _is_block(same[:, :, k + 1], expected[:, :, k]):
+                found.add(k + 1)
     return sorted(found)
 
 
@@ -84,10 +96,12 @@ def _straight_cut(array: np.ndarray, axis: int, step_mm: float) -> int | None:
     """
     steps = [1 if other == axis else max(1, side // _MOST_PER_AXIS) for other, side in enumerate(array.shape)]
     sample = array[:: steps[0], :: steps[1], :: steps[2]]
+    empty = max(_FEWEST_PLANES, _EMPTY * array.shape[axis])
+    if not _may_be_empty(np.moveaxis(sample, axis, 0), empty):
+        return None
     share = (sample > _TISSUE).mean(axis=tuple(other for other in range(3) if other != axis))
-    inside = np.flatnonzero(share > 0.005)
+    inside = np.flatnonzero(share > _MOST_IN_EMPTY)
     depth = max(_FEWEST_PLANES, round(_DEPTH_MM / step_mm))
-    empty = max(_FEWEST_PLANES, _EMPTY * len(share))
     if inside.size < depth:
         return None
     first, last = int(inside[0]), int(inside[-1])
@@ -96,6 +110,20 @@ def _straight_cut(array: np.ndarray, axis: int, step_mm: float) -> int | None:
     if first >= empty and _is_cut(share[first : first + depth]):
         return first
     return None
+
+
+def _may_be_empty(planes: np.ndarray, empty: float) -> bool:
+    """Says whether at least `empty` planes at one end may hold hardly any tissue: the innermost of them is looked at.
+
+    Args:
+        planes: (planes, rows, columns), HU.
+        empty: Number of planes.
+    """
+    last = len(planes) - 1
+    if empty > last:
+        return False
+    innermost = (planes[at] > _TISSUE for at in (math.ceil(empty) - 1, int(last - empty) + 1))
+    return any(bool(tissue.mean() <= _MOST_IN_EMPTY) for tissue in innermost)
 
 
 def _is_cut(share: np.ndarray) -> bool:

@@ -6,14 +6,17 @@ abdomen, head and neck, and crops of them, stay below them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
+from mome.volumes.value_sample import SortedValues, ValueSample
+from mome.volumes.voxel_order import Differences, is_noise
+
 # Smaller arrays have no histogram worth reading; they get notes only.
 _FEWEST_VOXELS = 1_000
-_SAMPLE = 2_000_000
+# Values whose squares are summed at once, so that no copy in float64 is made of all.
+_VALUES_AT_ONCE = 2_000_000
 # Values of a CT span some thousand HU; normalised values span less than this.
 _NARROWEST = 30.0
 # Interpolation of an 8-bit picture leaves its range by some units.
@@ -31,15 +34,12 @@ _FEWEST_VALUES = 100
 _NO_AIR = (-650.0, -180.0)
 # Vessels and organs with contrast lie up to some hundred HU, and fill whole crops.
 _TISSUE_PEAK, _FEWEST_BEYOND_CONTRAST = (-150.0, 200.0), 300_000
-# The difference of neighbours along one axis, as a share of that of distant voxels, above which order was lost.
-_UNLIKE, _UNLIKE_IN_CROPS = 0.38, 0.7
 # A crop of fewer voxels may hold no air.
 _WHOLE_SCAN = 600_000
+# Means of z-scores × 1,000 are smaller.
+_LARGEST_MEAN = 11.0
 _FACTORS = (10.0, 2.0, 0.5, 0.1)
 _OFFSETS = (-1024.0, -1000.0, -8192.0, 8192.0, 1024.0, 1000.0, 2048.0, 2000.0, 31_744.0, 32_768.0)
-
-Differences = tuple[float, list[float]]
-"""The mean difference of distant voxels, and of neighbours along each axis."""
 
 
 @dataclass(frozen=True)
@@ -55,35 +55,41 @@ class Doubt:
     is_hopeless: bool = False
 
 
-def doubt_about(values: np.ndarray, differences: Callable[[], Differences] | None = None) -> Doubt | None:
+def doubt_about(
+    values: np.ndarray,
+    differences: Differences | None = None,
+    known: ValueSample | None = None,
+) -> Doubt | None:
     """Returns why the values of a scan cannot be HU; None where they can.
 
     Args:
         values: All finite values of the scan. Where they are in their three-dimensional shape, noise is recognised.
-        differences: Gives what `differences_of` returns for them, where it is computed once for several tests.
+        differences: Those of their neighbours, where they are computed once for several tests.
+        known: Their range and sample, where they are found once for several tests.
     """
-    low, high = float(values.min()), float(values.max())
+    known = known or ValueSample(values)
+    low, high = known.low, known.high
     enough = values.size >= _FEWEST_VOXELS and low < high
     between = f"values lie in [{low:.3g}, {high:.3g}]"
     if low == high and values.size >= _FEWEST_VOXELS:
         return Doubt(f"all voxels have the value {low:.5g}: there is no patient in this scan")
     if low >= 0 and high <= 1:
         return Doubt("values lie in [0, 1]: this looks normalised, not HU", enough)
-    sample = _sample(values)
+    sample = known.sorted
     if low < high and high - low < _NARROWEST:
         if _AIR[0] <= low and high <= _AIR[1]:
             return Doubt(f"{between}: all voxels are air, there is no patient in this scan")
-        kind = "like a label map" if low >= 0 and (sample == np.rint(sample)).all() else "normalised"
+        kind = "like a label map" if low >= 0 and (sample.values == np.rint(sample.values)).all() else "normalised"
         return Doubt(f"{between}: this looks {kind}, not HU", enough)
     if low < high and low > -_ROUNDING and high < 256 + _ROUNDING:
         # A crop inside an organ has such values, too, but no peak of air at the lowest one.
-        has_air_peak = enough and _share(sample, low, low + _ROUNDING) >= 0.05
+        has_air_peak = enough and sample.share(low, low + _ROUNDING) >= 0.05
         if has_air_peak or low == 0 or not enough:
             return Doubt(f"{between}: this looks like an 8-bit picture or a label map, not HU", has_air_peak)
         return None
     if enough and (doubt := _wrapped_or_inverted(sample)):
         return doubt
-    if enough and (doubt := _other_scale(values, sample)):
+    if enough and (doubt := _other_scale(values, known)):
         return doubt
     if enough and _has_offset(sample, low):
         return Doubt(
@@ -92,33 +98,43 @@ def doubt_about(values: np.ndarray, differences: Callable[[], Differences] | Non
         )
     if low >= 0:
         return _by_missing_air(sample, high, enough)
-    return (_by_peaks(sample, low, high) or _noise(values, differences) or _flat(sample, low, high)) if enough else None
+    if not enough:
+        return None
+    if doubt := _by_peaks(sample, low, high):
+        return doubt
+    if values.ndim == 3 and is_noise(differences or Differences(values)):
+        return Doubt(
+            "neighbouring voxels differ as much as distant ones: this is noise, or its voxels are in another order or "
+            "type than the header says"
+        )
+    return _flat(sample, low, high)
 
 
-def _wrapped_or_inverted(sample: np.ndarray) -> Doubt | None:
+def _wrapped_or_inverted(sample: SortedValues) -> Doubt | None:
     """Recognises negative HU that were stored as unsigned numbers, and HU of the wrong sign."""
-    wrapped = _share(sample, *_WRAPPED_AIR)
-    if wrapped >= 0.005 and _share(sample, -1_100, 4_000) >= 0.02 and _share(sample, 4_001, 60_000) < 0.02:
+    wrapped = sample.share(*_WRAPPED_AIR)
+    if wrapped >= 0.005 and sample.share(-1_100, 4_000) >= 0.02 and sample.share(4_001, 60_000) < 0.02:
         return Doubt(
             f"{wrapped:.0%} of the voxels lie near 65,536: negative HU were stored as unsigned 16-bit numbers; "
             "subtract 65,536 from values above 32,767",
             is_hopeless=True,
         )
-    twelve = _share(sample, 3_036, 3_196)
-    if twelve >= 0.03 and sample.min() >= 0 and _share(sample, 0, 120) >= 0.03 and _share(sample, 900, 1_200) < 0.03:
+    twelve = sample.share(3_036, 3_196)
+    if twelve >= 0.03 and sample.values[0] >= 0 and sample.share(0, 120) >= 0.03 and sample.share(900, 1_200) < 0.03:
         return Doubt(
             f"{twelve:.0%} of the voxels lie near 3,096: negative HU were stored as unsigned 12-bit numbers; subtract "
             "4,096 from values above 2,047",
             is_hopeless=True,
         )
     # Padding that was inverted is the highest value; inverted air is no padding.
-    inside = sample[sample < sample.max() - 1] if sample.max() > 1_150 else sample
-    bone = _share(inside, -3_100, -250)
+    highest = sample.values[-1]
+    inside = SortedValues(sample.values[: sample.below(highest - 1)]) if highest > 1_150 else sample
+    bone = inside.share(-3_100, -250)
     if (
-        _share(inside, 850, 1_100) >= 0.05
-        and float((inside > 1_150).mean() if inside.size else 0) < 0.002
-        and _share(inside, -120, 40) >= 0.02
-        and _share(inside, -1_100, -850) < 0.01
+        inside.share(850, 1_100) >= 0.05
+        and (inside.above(1_150).size / inside.size if inside.size else 0) < 0.002
+        and inside.share(-120, 40) >= 0.02
+        and inside.share(-1_100, -850) < 0.01
         and bone >= 0.0005
     ):
         return Doubt(
@@ -128,15 +144,19 @@ def _wrapped_or_inverted(sample: np.ndarray) -> Doubt | None:
     return None
 
 
-def _other_scale(values: np.ndarray, sample: np.ndarray) -> Doubt | None:
+def _other_scale(values: np.ndarray, known: ValueSample) -> Doubt | None:
     """Recognises attenuation coefficients of water 0.0195/mm, and z-scores, that were multiplied by a power of ten."""
+    sample = known.sorted
     for water in (195.0, 1950.0):
-        air, soft = _share(sample, -0.06 * water, 0.06 * water), _share(sample, 0.95 * water, 1.12 * water)
-        if air >= 0.03 and soft >= 0.03 and _share(sample, -np.inf, -0.1 * water) < 0.01:
+        air, soft = sample.share(-0.06 * water, 0.06 * water), sample.share(0.95 * water, 1.12 * water)
+        if air >= 0.03 and soft >= 0.03 and sample.share(-np.inf, -0.1 * water) < 0.01:
             return Doubt(
                 f"air lies near 0 and soft tissue near {water:.0f}: this looks like attenuation × 10,000 per "
                 f"{'mm' if water < 1000 else 'cm'}, not HU"
             )
+    # A mean in float32 is quick, and wrong by less than this share of the largest value.
+    if abs(float(values.reshape(-1).mean())) > _LARGEST_MEAN + 1e-4 * max(abs(known.low), abs(known.high)):
+        return None
     mean, deviation = _mean_and_deviation(values)
     if abs(mean) < 0.01 * deviation and any(abs(deviation / scale - 1) < 0.01 for scale in (10.0, 100.0, 1000.0)):
         return Doubt(
@@ -149,32 +169,33 @@ def _other_scale(values: np.ndarray, sample: np.ndarray) -> Doubt | None:
 def _mean_and_deviation(values: np.ndarray) -> tuple[float, float]:
     """Returns the mean and the standard deviation, block by block, so that no copy in float64 is made of all values."""
     flat = values.reshape(-1)
-    blocks = [flat[start : start + _SAMPLE] for start in range(0, flat.size, _SAMPLE)]
+    blocks = [flat[start : start + _VALUES_AT_ONCE] for start in range(0, flat.size, _VALUES_AT_ONCE)]
     mean = sum(float(block.sum(dtype=np.float64)) for block in blocks) / flat.size
     squares = sum(float(np.square(block - mean, dtype=np.float64).sum()) for block in blocks)
     return mean, (squares / flat.size) ** 0.5
 
 
-def _has_offset(sample: np.ndarray, low: float) -> bool:
+def _has_offset(sample: SortedValues, low: float) -> bool:
     """Says whether air lies near 24 and soft tissue near 1064. Padding at the lowest value is left aside."""
-    inside = sample[sample > low + 1]
-    soft, air, bone_if_hu = (_share(inside, *span) for span in ((924, 1174), (-150, 150), (200, 800)))
+    inside = sample.above(low + 1)
+    soft, air, bone_if_hu = (inside.share(*span) for span in ((924, 1174), (-150, 150), (200, 800)))
     # Bone has no narrow peak near 1024, and values of another unit reach far below air.
-    is_narrow = soft >= 2 * max(_share(inside, 1175, 1425), _share(inside, 600, 850))
-    is_air_elsewhere = _share(inside, -1100, -850) >= 0.01 or _share(inside, -np.inf, _SMALLEST_HU) >= 0.005
+    is_narrow = soft >= 2 * max(inside.share(1175, 1425), inside.share(600, 850))
+    is_air_elsewhere = inside.share(-1100, -850) >= 0.01 or inside.share(-np.inf, _SMALLEST_HU) >= 0.005
     # Values near 65,536 are wrapped negative numbers, not an offset.
-    if _share(sample, 60_000, 65_535) >= 0.0005:
+    if sample.share(60_000, 65_535) >= 0.0005:
         return False
     return soft >= 0.02 and soft > bone_if_hu and is_narrow and air >= 0.02 and not is_air_elsewhere
 
 
-def _by_missing_air(sample: np.ndarray, high: float, enough: bool) -> Doubt | None:
+def _by_missing_air(sample: SortedValues, high: float, enough: bool) -> Doubt | None:
     """Judges values of which none is below 0."""
-    if enough and high <= 900 and np.median(sample) < 600 and not _has_peak_at_lowest(sample, float(sample.min()), 15):
+    low, middle = float(sample.values[0]), float(np.median(sample.values))
+    if enough and high <= 900 and middle < 600 and not _has_peak_at_lowest(sample, low, 15):
         return None  # a crop of vessels and organs
     if enough and (likely := _likely(sample)):
         return Doubt(f"no value is below 0, and the file gives no offset{likely}")
-    if high > _LARGEST_HU or (enough and _share(sample, 5_000, np.inf) >= 0.02):
+    if high > _LARGEST_HU or (enough and sample.share(5_000, np.inf) >= 0.02):
         return Doubt(
             f"values lie in [0, {high:,.0f}] and no value is below 0: this looks like a 16-bit picture, or HU with an "
             "offset and a factor that the file does not give"
@@ -184,16 +205,16 @@ def _by_missing_air(sample: np.ndarray, high: float, enough: bool) -> Doubt | No
     return Doubt(f"values lie in [0, {high:.3g}], so no voxel is air or fat: are they HU?")
 
 
-def _by_peaks(sample: np.ndarray, low: float, high: float) -> Doubt | None:
+def _by_peaks(sample: SortedValues, low: float, high: float) -> Doubt | None:
     """Says where the peak of air or of soft tissue is not where HU have it."""
-    inside = sample[sample > low + 1]
-    if inside.size >= _FEWEST_VOXELS and 0 < inside.max() - inside.min() < _NARROWEST:
-        if not (_AIR[0] <= inside.min() and inside.max() <= _AIR[1]):
+    inside = sample.above(low + 1)
+    if inside.size >= _FEWEST_VOXELS:
+        first, last = inside.values[0], inside.values[-1]
+        if 0 < last - first < _NARROWEST and not (_AIR[0] <= first and last <= _AIR[1]):
             return Doubt(
-                f"apart from {low:.5g}, values lie in [{inside.min():.3g}, {inside.max():.3g}]: this looks "
-                "normalised, not HU"
+                f"apart from {low:.5g}, values lie in [{first:.3g}, {last:.3g}]: this looks normalised, not HU"
             )
-    soft, dark = _share(sample, *_SOFT_TISSUE), _share(sample, *_DARKER_THAN_FAT)
+    soft, dark = sample.share(*_SOFT_TISSUE), sample.share(*_DARKER_THAN_FAT)
     if soft < 0.02:
         if dark > 0.9:
             return Doubt(f"{dark:.1%} of the voxels are as dark as air or lung: is there a patient in this scan?")
@@ -203,14 +224,14 @@ def _by_peaks(sample: np.ndarray, low: float, high: float) -> Doubt | None:
         )
     # Near −100 HU, only a peak narrower than that of fat is one of air, or of values that were cut off.
     if low > -800 and _has_peak_at_lowest(sample, low, 15 if low > _SOFT_TISSUE[0] else 50):
-        share = _share(sample, low, low + 50)
+        share = sample.share(low, low + 50)
         return Doubt(
             f"{share:.0%} of the voxels lie near the lowest value, {low:.4g}, and air is −1000 HU: "
             f"the values are cut off there, or have another unit{_likely(sample)}"
         )
-    below = inside[inside < _SMALLEST_HU]
+    below = inside.values[: inside.below(_SMALLEST_HU)]
     # One value is padding; many are tissue in another unit.
-    if below.size >= 0.005 * sample.size and below.max() - below.min() > _NARROWEST:
+    if below.size >= 0.005 * sample.size and below[-1] - below[0] > _NARROWEST:
         return Doubt(
             f"{below.size / sample.size:.1%} of the voxels lie below {_SMALLEST_HU:,.0f}, and air is −1000 HU: values "
             f"from {low:.5g} to {high:.5g} may have another offset or unit{_likely(sample)}"
@@ -222,25 +243,25 @@ def _by_peaks(sample: np.ndarray, low: float, high: float) -> Doubt | None:
     return _cut_off_above(sample, high)
 
 
-def _peaks_elsewhere(sample: np.ndarray, low: float) -> Doubt | None:
+def _peaks_elsewhere(sample: SortedValues, low: float) -> Doubt | None:
     """Says where the darkest peak is none of air or lung, and the peak of tissue none of fat or soft tissue."""
-    zero = float((sample == 0).mean())
-    if zero >= 0.05 and zero > 10 * _share(sample, 1, 2):
+    zero = sample.share(0, 0)
+    if zero >= 0.05 and zero > 10 * sample.share(1, 2):
         return Doubt(f"{zero:.0%} of the voxels have exactly the value 0, which is water: pad and mask with −1024")
-    tenth = [_share(sample, *span) for span in ((-112, -88), (-65, -25), (-15, 15))]
+    tenth = [sample.share(*span) for span in ((-112, -88), (-65, -25), (-15, 15))]
     if low > _SOFT_TISSUE[0] and tenth[0] >= 0.1 and tenth[1] < 0.03 and tenth[2] >= 0.1:
         return Doubt("air seems to lie near −100 and soft tissue near 0; they look like HU × 0.1")
     if low > _SOFT_TISSUE[0] and sample.size >= _WHOLE_SCAN:
         return Doubt(f"no voxel is below {low:.4g}, where air and lung lie in HU: are the values HU?{_likely(sample)}")
-    air = _lowest_peak(sample[sample > low + 1])
+    air = _lowest_peak(sample.above(low + 1))
     if air is not None and (_NO_AIR[0] < air < _NO_AIR[1] or air < -1_125):
         return Doubt(
             f"the darkest peak lies at {air:.0f}, and air is −1000 HU: the values may have another offset or unit"
         )
-    tissue = sample[(sample > -400) & (sample < 400)]
-    if _share(sample, *_DARKER_THAN_FAT) < 0.1 or tissue.size < _FEWEST_VOXELS:
+    tissue = SortedValues(sample.values[sample.up_to(-400) : sample.below(400)])
+    if sample.share(*_DARKER_THAN_FAT) < 0.1 or tissue.size < _FEWEST_VOXELS:
         return None
-    counts, edges = np.histogram(tissue, bins=40, range=(-400, 400))
+    counts, edges = tissue.histogram(40, -400, 400)
     smooth = np.convolve(counts, (1, 1, 1), "same")
     peak = float(edges[int(smooth.argmax())] + 10)
     beyond = peak > _TISSUE_PEAK[1] and sample.size >= _FEWEST_BEYOND_CONTRAST
@@ -252,106 +273,48 @@ def _peaks_elsewhere(sample: np.ndarray, low: float) -> Doubt | None:
     return None
 
 
-def _lowest_peak(inside: np.ndarray) -> float | None:
+def _lowest_peak(inside: SortedValues) -> float | None:
     """Returns the darkest narrow peak that holds at least 5 % of the voxels below −180; None where there is none."""
-    dark = inside[(inside < -180) & (inside > -4_000)]
+    dark = SortedValues(inside.values[inside.up_to(-4_000) : inside.below(-180)])
     if dark.size < max(_FEWEST_VOXELS, 0.05 * inside.size):
         return None
-    counts, edges = np.histogram(dark, bins=191, range=(-4_000, -180))
+    counts, edges = dark.histogram(191, -4_000, -180)
     smooth = np.convolve(counts, np.ones(5), "same")
     best = int(smooth.argmax())
     return float(edges[best] + 10) if smooth[best] >= 0.5 * dark.size else None
 
 
-def _has_peak_at_lowest(sample: np.ndarray, low: float, width: float) -> bool:
+def _has_peak_at_lowest(sample: SortedValues, low: float, width: float) -> bool:
     """Says whether at least 5 % of the voxels lie near the lowest value, and fewer above it."""
-    lowest, above = _share(sample, low, low + width), _share(sample, low + width, low + 2 * width)
+    lowest, above = sample.share(low, low + width), sample.share(low + width, low + 2 * width)
     return lowest >= 0.05 and above < lowest / 2
 
 
-def _cut_off_above(sample: np.ndarray, high: float) -> Doubt | None:
+def _cut_off_above(sample: SortedValues, high: float) -> Doubt | None:
     """Recognises a window: many voxels have exactly the highest value, and few lie just below it."""
-    top, below = int((sample == high).sum()), int(((sample >= high - 20) & (sample < high)).sum())
+    top, below = sample.up_to(high) - sample.below(high), sample.below(high) - sample.below(high - 20)
     is_window = high < 1_500 and top >= max(20, 0.001 * sample.size) and top > 3 * below
-    if is_window and np.unique(sample).size >= _FEWEST_VALUES:
+    if is_window and np.unique(sample.values).size >= _FEWEST_VALUES:
         return Doubt(f"{top / sample.size:.1%} of the voxels have exactly {high:.5g}: the values are cut off there")
     return None
 
 
-def _likely(sample: np.ndarray) -> str:
+def _likely(sample: SortedValues) -> str:
     """Returns the factor or the offset that would explain where air and soft tissue lie, as the end of a sentence."""
     for factor in _FACTORS:
-        air, soft = (_share(sample, low * factor, high * factor) for low, high in ((-1060, -900), (-20, 100)))
+        air, soft = (sample.share(low * factor, high * factor) for low, high in ((-1060, -900), (-20, 100)))
         if air >= 0.03 and soft >= 0.03:
             return f"; they look like HU × {factor:g}"
     for offset in _OFFSETS:
-        air, soft = (_share(sample, low + offset, high + offset) for low, high in ((-1060, -900), (-20, 100)))
+        air, soft = (sample.share(low + offset, high + offset) for low, high in ((-1060, -900), (-20, 100)))
         if air >= 0.03 and soft >= 0.03:
             return f"; they look like HU {'+' if offset > 0 else '−'} {abs(offset):g}"
     return ""
 
 
-def _flat(sample: np.ndarray, low: float, high: float) -> Doubt | None:
+def _flat(sample: SortedValues, low: float, high: float) -> Doubt | None:
     """Recognises an equalised histogram, in which all values are equally frequent. A CT has peaks."""
-    counts = np.histogram(sample, bins=20, range=(low, high))[0]
+    counts, _ = sample.histogram(20, low, high)
     if counts.min() < 0.6 * counts.mean() or counts.max() > 1.4 * counts.mean():
         return None
     return Doubt("all values are about equally frequent: the histogram was equalised, and the values are not HU")
-
-
-def _noise(values: np.ndarray, differences: Callable[[], Differences] | None) -> Doubt | None:
-    """Recognises noise: neighbouring voxels differ as much as distant ones, and by more than the noise of a scanner."""
-    if values.ndim != 3 or min(values.shape) < 3:
-        return None
-    distant, nearest = differences() if differences else differences_of(values)
-    # Noise of a scanner has a standard deviation of some ten HU, whose mean difference is about as large.
-    if distant < 100 or min(nearest) < 0.85 * distant:
-        return None
-    return Doubt(
-        "neighbouring voxels differ as much as distant ones: this is noise, or its voxels are in another order or type "
-        "than the header says"
-    )
-
-
-def other_order(values: np.ndarray, differences: Callable[[], Differences] | None = None) -> str | None:
-    """Returns a note where the voxels of a scan are in another order than the header says.
-
-    Where a file of Fortran's order is read in that of C, neighbours along one or two axes are as unlike as distant
-    voxels.
-
-    Args:
-        values: (i, j, k), HU, finite.
-        differences: As for `doubt_about`.
-    """
-    if min(values.shape) < 3:
-        return None
-    distant, nearest = differences() if differences else differences_of(values)
-    unlike = _UNLIKE if values.size >= _FEWEST_BEYOND_CONTRAST else _UNLIKE_IN_CROPS
-    if distant < 100 or max(nearest) < unlike * distant or min(nearest) > 0.6 * max(nearest):
-        return None
-    axis = "ijk"[int(np.argmax(nearest))]
-    return (
-        f"neighbouring voxels along axis {axis} are nearly as unlike as distant ones: the voxels may be in another "
-        "order than the header says (C and Fortran order mixed up?)"
-    )
-
-
-def differences_of(values: np.ndarray) -> Differences:
-    """Returns the mean differences of distant voxels, and of neighbours along each axis, in the middle of a volume."""
-    side = [slice(max(0, n // 2 - 64), n // 2 + 64) for n in values.shape]
-    block = values[side[0], side[1], side[2]]
-    shuffled = np.random.default_rng(0).permutation(block.reshape(-1))
-    distant = float(np.abs(np.diff(shuffled)).mean())
-    return distant, [float(np.abs(np.diff(block, axis=axis)).mean()) for axis in range(3)]
-
-
-def _sample(values: np.ndarray) -> np.ndarray:
-    """Returns every n-th value of a large array, in one dimension."""
-    step = -(-values.size // _SAMPLE)
-    # An odd step does not stay in the same columns of an image.
-    return values.reshape(-1)[:: step + 1 - step % 2]
-
-
-def _share(sample: np.ndarray, low: float, high: float) -> float:
-    """Returns the share of values from `low` to `high`."""
-    return float(((sample >= low) & (sample <= high)).mean()) if sample.size else 0.0

@@ -1,0 +1,63 @@
+"""The memory that one scan may take, read once, and the plans that fit into it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from mome.inference.loaded_scan import LoadedScan
+from mome.inference.memory_plan import MemoryPlan, Work, budget, fitting_plan, gpu_bytes
+from mome.inference.predictor import Predictor
+
+
+class ScanMemory:
+    """The memory that one scan may take; it is read when the object is made.
+
+    Args:
+        ready: The scan.
+        predictor: Computes the logits of its tiles.
+        prompts: Number of prompts.
+        limit: The memory that the process may take; None for no limit.
+        chunk: Prompts that are decoded at once where memory allows.
+        exact: Keep sums in float32.
+        reserved: Bytes that are left free where possible.
+        source: The scan's file, in errors.
+    """
+
+    def __init__(
+        self,
+        ready: LoadedScan,
+        predictor: Predictor,
+        prompts: int,
+        *,
+        limit: int | None,
+        chunk: int,
+        exact: bool,
+        reserved: int,
+        source: Path | None,
+    ) -> None:
+        device, scan = predictor.device, ready.volume
+        on_gpu = device.type == "cuda"
+        self._work = Work(scan.shape, ready.network.shape, predictor.patch_size, prompts, on_gpu=on_gpu)
+        self._budget, self._gpu_budget = budget(limit, scan.array.nbytes), gpu_bytes(device)
+        self._chunk, self._exact, self._reserved = chunk, exact, reserved
+        self._where = None if source is None else str(source)
+
+    def plan(self, network_bytes: int = 0) -> MemoryPlan:
+        """Returns the fastest plan that fits.
+
+        Args:
+            network_bytes: What the network takes for a tile beside its logits.
+
+        Raises:
+            InputError: None fits.
+        """
+        return fitting_plan(
+            replace(self._work, network_bytes=network_bytes),
+            self._budget,
+            chunk=self._chunk,
+            reserved=self._reserved,
+            gpu_budget=self._gpu_budget,
+            exact=self._exact,
+            where=self._where,
+        )
