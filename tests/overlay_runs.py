@@ -1,11 +1,11 @@
 """One CT on other slices: stored as sagittal slices, oblique, tilted, and with irregular steps.
 
-`python tests/overlay_runs.py SCAN --model mome-ct-torso-tiny --out benchmarks/results/overlays.json` resamples a scan
+`python tests/overlay_runs.py SCAN --models mome-ct-torso-tiny --out benchmarks/results/overlays.json` resamples a scan
 to such slices, writes them as DICOM, segments them, and writes a DICOM SEG and an RT Structure Set. It reports two Dice
 per structure. `overlay` compares each file, as independent readers see it on the slices of the CT, with the masks of
 this segmentation. `Dice` compares the same file with the masks of the scan as it is, at the same places in the patient.
 
-With `--model threshold`, a threshold stands for the network, so that only reading, resampling and writing count.
+With `--models threshold`, a threshold stands for the network, so that only reading, resampling and writing count.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from orientation_runs import (
     translation,
     turned,
 )
+from scipy import ndimage
 from stand_in_models import Contrast
 
 from mome.inference import Segmentation, Segmenter
@@ -52,17 +53,18 @@ def main() -> None:
     """Runs the other slices of one scan, and adds the result to a JSON file by scan and model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scan", type=Path)
-    parser.add_argument("--model", default="mome-ct-torso-tiny", help="a bundled model, or threshold")
+    parser.add_argument("--models", nargs="+", default=["mome-ct-torso-tiny"], help="bundled models, or threshold")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    segmenter, prompts = threshold() if arguments.model == "threshold" else bundled(arguments.model)
     array, affine = read_nifti(arguments.scan)
-    with tempfile.TemporaryDirectory() as folder:
-        plain = segmenter.segment(save_nifti(Path(folder) / "plain.nii.gz", array, affine), prompts)
-        found = compared_grids(segmenter, prompts, array, affine, Path(folder), plain)
     voxel_ml = abs(np.linalg.det(affine[:3, :3])) / 1000
-    volumes = {name: round(int(plain.masks.voxels[name]) * voxel_ml, 1) for name in plain.masks}
-    add_result(arguments.out, f"{arguments.scan.name}, {arguments.model}", {"ml": volumes, **found})
+    for model in arguments.models:
+        segmenter, prompts = threshold() if model == "threshold" else bundled(model)
+        with tempfile.TemporaryDirectory() as folder:
+            plain = segmenter.segment(save_nifti(Path(folder) / "plain.nii.gz", array, affine), prompts)
+            found = compared_grids(segmenter, prompts, array, affine, Path(folder), plain)
+        volumes = {name: round(int(plain.masks.voxels[name]) * voxel_ml, 1) for name in plain.masks}
+        add_result(arguments.out, f"{arguments.scan.name}, {model}", {"ml": volumes, **found})
 
 
 def threshold() -> tuple[Segmenter, Any]:
@@ -128,10 +130,20 @@ def _resliced(
 
 def _dices(read: Read, result: Segmentation, order: int) -> dict[str, float]:
     """Dice of masks that were read from a file with those of a segmentation, at the places of the file's pixels."""
-    return {
-        name: round(dice(mask, sampled(result.masks[name], result.grid.affine, places, order=order, fill=0) > 0.5), 4)
-        for name, (mask, places) in read.items()
-    }
+    places = next(iter(read.values()))[1]  # those of every structure
+    to_voxels = np.linalg.inv(result.grid.affine)
+    at = (places @ to_voxels[:3, :3].T + to_voxels[:3, 3]).T
+    found = {}
+    for name, (mask, _) in read.items():
+        whole = result.masks[name]
+        inside = np.argwhere(whole)
+        wanted = np.zeros(len(places), bool)
+        if len(inside):
+            low, high = (edge[:, None] for edge in (inside.min(axis=0) - 1, inside.max(axis=0) + 1))
+            near = ((at > low) & (at < high)).all(axis=0)
+            wanted[near] = ndimage.map_coordinates(whole.astype(np.float32), at[:, near], order=order, cval=0) > 0.5
+        found[name] = round(dice(mask, wanted), 4)
+    return found
 
 
 def read_files(found: Segmentation, series: Path, folder: Path, *, itk: bool) -> dict[str, Read]:
