@@ -102,7 +102,10 @@ def dice(one: np.ndarray, other: np.ndarray) -> float:
 def sampled(array: np.ndarray, affine: np.ndarray, points: np.ndarray, order: int, fill: float) -> np.ndarray:
     """A volume at RAS points (…, 3), by scipy."""
     at = (points - affine[:3, 3]) @ np.linalg.inv(affine[:3, :3]).T
-    return ndimage.map_coordinates(array.astype(np.float32), np.moveaxis(at, -1, 0), order=order, cval=fill)
+    # With the mode "constant", a rounding error would put the outermost planes outside of the volume.
+    return ndimage.map_coordinates(
+        array.astype(np.float32), np.moveaxis(at, -1, 0), order=order, mode="grid-constant", cval=fill
+    )
 
 
 def places(shape: Any, affine: np.ndarray) -> np.ndarray:

@@ -141,7 +141,9 @@ def _dices(read: Read, result: Segmentation, order: int) -> dict[str, float]:
         if len(inside):
             low, high = (edge[:, None] for edge in (inside.min(axis=0) - 1, inside.max(axis=0) + 1))
             near = ((at > low) & (at < high)).all(axis=0)
-            wanted[near] = ndimage.map_coordinates(whole.astype(np.float32), at[:, near], order=order, cval=0) > 0.5
+            # With the mode "constant", a rounding error would put the outermost planes outside of the volume.
+            values = ndimage.map_coordinates(whole.astype(np.float32), at[:, near], order=order, mode="grid-constant")
+            wanted[near] = values > 0.5
         found[name] = round(dice(mask, wanted), 4)
     return found
 
