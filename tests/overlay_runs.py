@@ -11,11 +11,13 @@ With `--models threshold`, a threshold stands for the network, so that only read
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scan", type=Path)
     parser.add_argument("--models", nargs="+", default=["mome-ct-torso-tiny"], help="bundled models, or threshold")
+    parser.add_argument("--forms", nargs="*", default=(), help="some forms of slices only, as in axial; all where none")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     array, affine = read_nifti(arguments.scan)
@@ -62,9 +65,11 @@ def main() -> None:
         segmenter, prompts = threshold() if model == "threshold" else bundled(model)
         with tempfile.TemporaryDirectory() as folder:
             plain = segmenter.segment(save_nifti(Path(folder) / "plain.nii.gz", array, affine), prompts)
-            found = compared_grids(segmenter, prompts, array, affine, Path(folder), plain)
+            found = compared_grids(segmenter, prompts, array, affine, Path(folder), plain, arguments.forms)
         volumes = {name: round(int(plain.masks.voxels[name]) * voxel_ml, 1) for name in plain.masks}
-        add_result(arguments.out, f"{arguments.scan.name}, {model}", {"ml": volumes, **found})
+        key = f"{arguments.scan.name}, {model}"
+        held = json.loads(arguments.out.read_text()).get(key, {}) if arguments.out.is_file() else {}
+        add_result(arguments.out, key, {"ml": volumes, **held, **found})
 
 
 def threshold() -> tuple[Segmenter, Any]:
@@ -91,7 +96,13 @@ def run_with_bundled_model(scan: Path, every: int = 1) -> dict[str, Any]:
 
 
 def compared_grids(
-    segmenter: Segmenter, prompts: Any, array: np.ndarray, affine: np.ndarray, folder: Path, plain: Segmentation
+    segmenter: Segmenter,
+    prompts: Any,
+    array: np.ndarray,
+    affine: np.ndarray,
+    folder: Path,
+    plain: Segmentation,
+    only: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Segments a scan on other slices; returns both Dice of the module's description per form and reader."""
     array, affine = canonical(array, affine)
@@ -106,7 +117,10 @@ def compared_grids(
         "moved by half a voxel": _resliced(array, affine, affine @ translation(0.5)),
     }
     report: dict[str, Any] = {}
+    assert set(only) <= set(forms), f"forms: {', '.join(forms)}"
     for form, (hu, grid, heights) in forms.items():
+        if only and form not in only:
+            continue
         series = save_series(folder / form / "ct", hu, grid, heights)
         found = segmenter.segment(series, prompts)
         read = read_files(found, series, folder / form, itk=heights is None and "tilted" not in form)
