@@ -113,10 +113,13 @@ def masks_of_structure_set(path: Path, source: Slices) -> dict[str, dict[tuple[s
             at = np.stack([points @ along / (along @ along), points @ down / (down @ down)], axis=1)
             off = points - at @ np.stack([along, down])
             assert np.abs(off).max() < 0.02  # the contour lies in the plane of its slice
-            rows, columns = places.shape[:2]
-            j, i = np.mgrid[:rows, :columns]
+            mask = np.zeros(places.shape[:2], bool)
+            # Pixels outside of the box around a polygon are outside of the polygon.
+            low, high = np.floor(at.min(axis=0)).astype(int), np.ceil(at.max(axis=0)).astype(int) + 1
+            columns, rows = (slice(max(a, 0), max(b, 0)) for a, b in zip(low, high, strict=True))
+            j, i = np.mgrid[: mask.shape[0], : mask.shape[1]][:, rows, columns]
             inside = Outline(np.vstack([at, at[:1]])).contains_points(np.stack([i.ravel(), j.ravel()], axis=1))
-            mask = inside.reshape(rows, columns)
+            mask[rows, columns] = inside.reshape(i.shape)
             held = found[names[roi.ReferencedROINumber]]
             held[slice_id] = held[slice_id] ^ mask if slice_id in held else mask
     return found

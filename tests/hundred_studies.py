@@ -1,26 +1,31 @@
 """A folder of 100 studies, 10 of them broken in different ways; the process is killed twice by SIGKILL and resumed.
 
-    python tests/hundred_studies.py FOLDER [RESULT.json]
+    python tests/hundred_studies.py FOLDER [RESULT.json] [--bundled]
 
 FOLDER is made, and gets the scans, an undisturbed run (`whole`) and the killed one (`broken`). The model is a
-threshold, so that the files and not the network take the time. The checks are assertions; RESULT.json gets what was
-counted.
+threshold, so that the files and not the network take the time; with `--bundled` it is mome-ct-tiny, and the scans are
+synthetic necks. The checks are assertions; RESULT.json gets what was counted.
 """
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import json
 import os
 import random
 import signal
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from killed_runs import in_child  # before torch: it sets the number of threads
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from mome.inference import Segmenter
 
 STUDIES, KILLS = 100, 2
 
@@ -66,10 +71,39 @@ def broken_studies() -> dict[str, tuple[Callable[[Path], None], str]]:
     }
 
 
-def make(folder: Path) -> dict[str, str]:
-    """Writes the scans; returns broken study → words of its reason."""
+def neck_hu() -> np.ndarray:
+    """Returns int16 HU of a synthetic neck, on a grid of the shape and spacing of `small_scans`."""
     import numpy as np
-    from small_scans import patient_bytes, patient_hu, save_mha, save_nrrd, save_patient
+    from small_scans import SHAPE, SPACING
+
+    from mome.data.phantom import phantom
+    from mome.volumes import Grid, resample
+
+    person = phantom(1)
+    whole = Grid(person.array.shape, person.affine)
+    affine = np.diag([*SPACING, 1.0])
+    middle = person.affine @ [*(np.asarray(whole.shape) - 1) / 2, 1]
+    affine[:3, 3] = middle[:3] - affine[:3, :3] @ ((np.asarray(SHAPE) - 1) / 2)
+    return resample(person.array, whole, Grid(SHAPE, affine), fill=-1000).round().numpy().astype(np.int16)
+
+
+def make_segmenter(bundled: bool) -> tuple[Segmenter, list[str]]:
+    """The model, and two prompts."""
+    from stand_in_models import Contrast
+
+    from mome.inference import Segmenter
+    from mome.processing import MoMEProcessor
+
+    if bundled:
+        return Segmenter("mome-ct-tiny"), ["mandible", "spinal cord"]
+    stand_in = Contrast(thresholds=(0.5, 0.6))
+    return Segmenter(stand_in, MoMEProcessor(spacing=[8, 9, 10], hu_window=[-200, 800])), ["liver", "spleen"]
+
+
+def make(folder: Path, patient: np.ndarray) -> dict[str, str]:
+    """Writes the scans, each with noise of its own; returns broken study → words of its reason."""
+    import numpy as np
+    from small_scans import patient_bytes, save_mha, save_nrrd, save_patient
 
     from mome.volumes.scan_files import stem
 
@@ -78,7 +112,7 @@ def make(folder: Path) -> dict[str, str]:
     rng = np.random.default_rng(0)
     broken = list(broken_studies().items())
     for number in range(STUDIES - len(broken)):
-        hu = (patient_hu() + rng.normal(0, 20, patient_hu().shape)).astype(np.int16)
+        hu = (patient + rng.normal(0, 20, patient.shape)).astype(np.int16)
         name = f"s{number:02d}"
         if number % 10 == 7:
             with zipfile.ZipFile(scans / f"{name}.zip", "w") as archive:
@@ -108,23 +142,22 @@ def finished(folder: Path) -> dict[str, str]:
     return {name: entry["ended"] for name, entry in studies_of(folder / "broken").items() if entry["status"] == "done"}
 
 
-def main(folder: Path, result: Path | None = None) -> None:
+def main(folder: Path, result: Path | None = None, bundled: bool = False) -> None:
+    import nibabel as nib
+    import numpy as np
     import torch
-    from stand_in_models import Contrast
+    from small_scans import patient_hu
 
-    from mome.inference import Segmenter, segment_folder
-    from mome.processing import MoMEProcessor
+    from mome.inference import segment_folder
 
     torch.set_num_threads(1)
     folder.mkdir(parents=True, exist_ok=True)
-    reasons = make(folder)
+    reasons = make(folder, neck_hu() if bundled else patient_hu())
 
     def run(out: str) -> Callable[[], int]:
         def in_process() -> int:
-            segmenter = Segmenter(
-                Contrast(thresholds=(0.5, 0.6)), MoMEProcessor(spacing=[8, 9, 10], hu_window=[-200, 800])
-            )
-            entries = segment_folder(segmenter, [folder / "scans"], folder / out, ["liver", "spleen"], resume=True)
+            segmenter, prompts = make_segmenter(bundled)
+            entries = segment_folder(segmenter, [folder / "scans"], folder / out, prompts, resume=True)
             return 2 if any(entry["status"] == "failed" for entry in entries) else 0
 
         return in_process
@@ -157,12 +190,15 @@ def main(folder: Path, result: Path | None = None) -> None:
     assert len(masks) == 2 * len(done)
     for name in masks:
         assert (folder / "whole" / name).read_bytes() == (folder / "broken" / name).read_bytes(), name
+        assert np.any(nib.load(folder / "broken" / name).dataobj), name
     problems = json.loads((folder / "broken" / "problems.json").read_text())["problems"]
     assert {problem["name"] for problem in problems if problem["status"] == "failed"} == set(reasons)
     assert whole.keys() == studies.keys()
     if result is not None:
         counted = {
-            "command": "python tests/hundred_studies.py FOLDER benchmarks/results/hundred_studies.json",
+            "command": "python tests/hundred_studies.py FOLDER benchmarks/results/hundred_studies.json"
+            + (" --bundled" if bundled else ""),
+            "model": "mome-ct-tiny" if bundled else "a threshold",
             "studies": len(studies),
             "done": len(done),
             "each_once": True,
@@ -182,4 +218,9 @@ def main(folder: Path, result: Path | None = None) -> None:
 
 if __name__ == "__main__":
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    main(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else None)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("result", type=Path, nargs="?")
+    parser.add_argument("--bundled", action="store_true", help="mome-ct-tiny on synthetic necks")
+    given = parser.parse_args()
+    main(given.folder, given.result, given.bundled)

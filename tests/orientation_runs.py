@@ -1,7 +1,8 @@
 """One CT in all 48 storage orientations, as NIfTI and DICOM, and in oblique, tilted and irregular grids.
 
-`python tests/orientation_runs.py SCAN > benchmarks/results/orientations.json` segments a scan in each with the
-bundled model, and compares the masks in the world with those of the scan as it is.
+`python tests/orientation_runs.py SCAN --out benchmarks/results/orientations.json` segments a scan in all orientations
+with a bundled model, and compares the masks in the world with those of the scan as it is. `overlay_runs.py` does so for
+the other grids.
 """
 
 from __future__ import annotations
@@ -17,12 +18,11 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from dicom_readback import masks_of_seg, masks_of_structure_set, source_places
 from dicom_series import dataset, write
 from pydicom.dataset import FileDataset
 from scipy import ndimage
 
-from mome.inference import Segmenter
+from mome.inference import Segmentation, Segmenter
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -88,9 +88,9 @@ def save_series(folder: Path, array: np.ndarray, affine: np.ndarray, heights: An
     return write(folder, slices_of_volume(array, affine, heights))
 
 
-def canonical(mask: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A mask with its axes to the right, anterior and superior, by nibabel."""
-    image = nib.as_closest_canonical(nib.Nifti1Image(mask.astype(np.uint8), affine))
+def canonical(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A volume with its axes to the right, anterior and superior, by nibabel."""
+    image = nib.as_closest_canonical(nib.Nifti1Image(array, affine))
     return np.asarray(image.dataobj), image.affine
 
 
@@ -102,7 +102,10 @@ def dice(one: np.ndarray, other: np.ndarray) -> float:
 def sampled(array: np.ndarray, affine: np.ndarray, points: np.ndarray, order: int, fill: float) -> np.ndarray:
     """A volume at RAS points (…, 3), by scipy."""
     at = (points - affine[:3, 3]) @ np.linalg.inv(affine[:3, :3]).T
-    return ndimage.map_coordinates(array.astype(np.float32), np.moveaxis(at, -1, 0), order=order, cval=fill)
+    # With the mode "constant", a rounding error would put the outermost planes outside of the volume.
+    return ndimage.map_coordinates(
+        array.astype(np.float32), np.moveaxis(at, -1, 0), order=order, mode="grid-constant", cval=fill
+    )
 
 
 def places(shape: Any, affine: np.ndarray) -> np.ndarray:
@@ -115,23 +118,6 @@ def lowest(dices: dict[str, dict[str, float]]) -> dict[str, float]:
     """Structure → its lowest Dice."""
     names = next(iter(dices.values()))
     return {name: min(found[name] for found in dices.values()) for name in names}
-
-
-def read_slices(folder: Path, path: Path, kind: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Structure → masks of all slices of a series, (voxels,), and the places of their pixels, (voxels, 3) RAS mm.
-
-    Args:
-        folder: The series.
-        path: A SEG or an RT Structure Set of it.
-        kind: `dicom_seg` or `rtstruct`.
-    """
-    source = source_places(folder)
-    masks = (masks_of_seg if kind == "dicom_seg" else masks_of_structure_set)(path, source)
-    at = np.concatenate([at.reshape(-1, 3) for at in source.values()]) * (-1, -1, 1)
-    return {
-        name: (np.concatenate([found.get(k, np.zeros(p.shape[:2])).ravel() for k, p in source.items()]), at)
-        for name, found in masks.items()
-    }
 
 
 def turned(affine: np.ndarray, shape: Any, degrees: float) -> np.ndarray:
@@ -170,31 +156,41 @@ def irregular_heights(count: int) -> np.ndarray:
 
 
 def main() -> None:
-    """Runs the orientations of one scan with the bundled model and prints the result as JSON."""
+    """Runs the orientations of one scan with a bundled model, and adds the result to a JSON file by the scan's name."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("scan", type=Path)
+    parser.add_argument("--model", default="mome-ct-tiny")
     parser.add_argument("--every", type=int, default=1, help="take every n-th orientation only")
+    parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    result = run_with_bundled_model(arguments.scan, every=arguments.every)
-    print(json.dumps(result, indent=1))
-
-
-def run_with_bundled_model(scan: Path, every: int = 1) -> dict[str, Any]:
-    """Dice in the world with the masks of the scan as it is: per form the lowest of all orientations."""
-    segmenter = Segmenter("mome-ct-tiny")
-    names = segmenter.understand(sorted(segmenter.model.config.trained_labels))
-    prompts = segmenter.prepare(names)
-    image = nib.load(scan)
-    array, affine = np.asarray(image.get_fdata(), dtype=np.float32), image.affine
+    segmenter, prompts = bundled(arguments.model)
     with tempfile.TemporaryDirectory() as folder:
-        command = f"python tests/orientation_runs.py $MOME_TEST_DATA/openkbp/val/images/{scan.name} --every {every}"
-        return {"command": command, **compared(segmenter, prompts, array, affine, Path(folder), every)}
+        array, affine = read_nifti(arguments.scan)
+        found = compared_orientations(segmenter, prompts, array, affine, Path(folder), arguments.every)[0]
+    add_result(arguments.out, arguments.scan.name, {"model": arguments.model, **found})
 
 
-def compared(
+def bundled(model: str) -> tuple[Segmenter, Any]:
+    """A bundled model in float32, and prompts of all labels that it was trained on."""
+    segmenter = Segmenter(model, precision="fp32")
+    return segmenter, segmenter.prepare(segmenter.understand(sorted(segmenter.model.config.trained_labels)))
+
+
+def read_nifti(scan: Path) -> tuple[np.ndarray, np.ndarray]:
+    image = nib.load(scan)
+    return np.asarray(image.get_fdata(), dtype=np.float32), image.affine
+
+
+def add_result(out: Path, name: str, result: dict[str, Any]) -> None:
+    """Adds the result of one scan to a JSON file that holds those of others."""
+    held = json.loads(out.read_text()) if out.is_file() else {}
+    out.write_text(json.dumps({**held, name: result}, indent=1, ensure_ascii=False) + "\n")
+
+
+def compared_orientations(
     segmenter: Segmenter, prompts: Any, array: np.ndarray, affine: np.ndarray, folder: Path, every: int
-) -> dict[str, Any]:
-    """Segments a scan in every n-th orientation and in other grids, and compares the masks with those of the scan."""
+) -> tuple[dict[str, Any], Segmentation]:
+    """Segments a scan in every n-th orientation; returns the lowest Dice by form, and the result for the scan."""
     plain = segmenter.segment(save_nifti(folder / "plain.nii.gz", array, affine), prompts)
     reference = {name: canonical(plain.masks[name], plain.grid.affine)[0] for name in plain.masks}
     forms: dict[str, dict[str, dict[str, float]]] = {"nifti": {}, "dicom": {}}
@@ -211,48 +207,11 @@ def compared(
             forms[form][f"{''.join(map(str, axes))} {flips}"] = {
                 name: dice(canonical(found.masks[name], found.grid.affine)[0], reference[name]) for name in reference
             }
-    report: dict[str, Any] = {
+    return {
         "orientations": len(chosen),
         "voxels": {name: int(plain.masks.voxels[name]) for name in reference},
         **{f"lowest Dice, {form}": lowest(dices) for form, dices in forms.items()},
-    }
-    for name, (grid, heights) in {
-        "oblique by 20°": (turned(affine, array.shape, 20), None),
-        "tilted by 15°": (tilted_grid(affine, array.shape, 15), None),
-        "irregular steps": (affine, irregular_heights(array.shape[2])),
-        # What one more interpolation of the scan changes, without any turn.
-        "moved by half a voxel": (affine @ translation(0.5), None),
-    }.items():
-        report[f"Dice, {name}"] = _resliced(segmenter, prompts, array, affine, grid, heights, plain, folder / name)
-    return report
-
-
-def _resliced(
-    segmenter: Segmenter,
-    prompts: Any,
-    array: np.ndarray,
-    affine: np.ndarray,
-    grid: np.ndarray,
-    heights: np.ndarray | None,
-    plain: Any,
-    folder: Path,
-) -> dict[str, dict[str, float]]:
-    """Dice of a series on other slices with the masks of the scan as it is, per writer, over all pixels."""
-    indices = np.arange(array.shape[2]) if heights is None else heights
-    at = np.stack(np.meshgrid(*map(np.arange, array.shape[:2]), indices, indexing="ij"), -1)
-    hu = sampled(array, affine, at @ grid[:3, :3].T + grid[:3, 3], order=1, fill=-1000)
-    series = save_series(folder / "ct", np.round(hu), grid, heights)
-    found = segmenter.segment(series, prompts)
-    dices: dict[str, dict[str, float]] = {}
-    for writer in ("dicom_seg(kind=binary)", "rtstruct"):
-        (path,) = found.save(folder, "ct", writer=writer)
-        kind = writer.partition("(")[0]
-        read = read_slices(series, path, kind)
-        dices[kind] = {
-            name: dice(mask, sampled(plain.masks[name], plain.grid.affine, places_, order=1, fill=0) > 0.5)
-            for name, (mask, places_) in read.items()
-        }
-    return dices
+    }, plain
 
 
 if __name__ == "__main__":

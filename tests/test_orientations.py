@@ -17,18 +17,17 @@ from dicom_readback import dice_in_world, masks_of_seg, masks_of_structure_set, 
 from orientation_runs import (
     LPS,
     canonical,
-    compared,
     dice,
     irregular_heights,
     orientations,
     places,
-    run_with_bundled_model,
     save_nifti,
     save_series,
     stored,
     tilted_grid,
     turned,
 )
+from overlay_runs import compared, run_with_bundled_model
 from stand_in_models import StandIn
 
 from mome.inference import Segmentation, Segmenter
@@ -190,6 +189,19 @@ def test_the_run_for_patients(segmenter: Segmenter, tmp_path: Path) -> None:
         assert min(result[f"lowest Dice, {form}"].values()) >= 0.995
     for name in ("oblique by 20°", "tilted by 15°", "irregular steps"):
         assert min(result[f"Dice, {name}"][writer]["liver"] for writer in ("dicom_seg", "rtstruct")) >= 0.95
+    readers: dict[str, list[float]] = {}
+    for name, overlay in result.items():
+        if name.startswith("overlay"):
+            for reader, dices in overlay.items():
+                readers[reader] = [*readers.get(reader, []), *dices.values()]
+    assert {reader: len(dices) for reader, dices in readers.items()} == {
+        "SEG by pydicom": 12,
+        "SEG by highdicom": 12,
+        "binary SEG by highdicom": 12,
+        "RTSTRUCT by pydicom": 12,
+        "SEG by dcmqi, CT by SimpleITK": 8,  # ITK images hold neither a tilt nor irregular steps
+    }
+    assert min(min(dices) for dices in readers.values()) >= 0.99, readers
 
 
 @pytest.mark.long
