@@ -80,6 +80,15 @@ def test_the_cross_entropy_of_float32_logits_is_exact_up_to_rounding() -> None:
         torch.testing.assert_close(row_sums(x, t).cross_entropy.double().sum(), wanted, rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize(
+    "spec", ["bce_dice(positive_weight=-3)", "bce_dice(smooth=0)", "bce_dice(bce_weight=0, dice_weight=0)",
+             "bce_dice(dice_weight=-1)"],
+)  # fmt: skip
+def test_a_loss_that_would_train_the_wrong_thing_is_refused(spec: str) -> None:
+    with pytest.raises(InputError, match="loss bce_dice has"):
+        LOSSES.build(spec)
+
+
 def test_focal_against_the_formula() -> None:
     logits, targets = data()
     p = logits.sigmoid().double()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from mome.errors import InputError
 from mome.losses.masked import mean_over_annotated, mean_over_present, sum_over_processes
 from mome.losses.row_sums import row_sums
 
@@ -70,6 +71,18 @@ class BCEDiceLoss(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
+        if min(config.bce_weight, config.dice_weight) < 0 or config.bce_weight + config.dice_weight == 0:
+            raise InputError(
+                "loss bce_dice has two weights of at least 0, not both 0, got bce_weight "
+                f"{config.bce_weight:g} and dice_weight {config.dice_weight:g}",
+                hint="bce_dice(bce_weight=1.0, dice_weight=1.0)",
+            )
+        if min(config.smooth, config.positive_weight) <= 0:  # without smoothing, an absent structure divides 0 by 0
+            raise InputError(
+                f"loss bce_dice has smooth and positive_weight above 0, got {config.smooth:g} and "
+                f"{config.positive_weight:g}",
+                hint="bce_dice(smooth=1.0, positive_weight=5.0)",
+            )
         self.config = config
 
     def forward(self, logits: Tensor, targets: Tensor, supervised_BP: Tensor | None = None) -> Tensor:
