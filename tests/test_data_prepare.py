@@ -158,3 +158,10 @@ def test_cases_of_a_test_are_not_trained_on(
     assert [entry["name"] for entry in json.loads(index.read_text())["cases"]] == ["a", "c"]
     (tmp_path / "list.csv").write_text("\n".join(["image,labels,case,split", rows[1]]))
     assert main(given) == 2 and "left for training" in capsys.readouterr().err
+
+
+def test_a_folder_in_the_layout_of_nnunet_needs_no_options(tmp_path: Path) -> None:
+    folder = nnunet(tmp_path / "data", {"p0": liver_map()}, {"background": 0, "liver": [1, 2]})
+    assert main(["data", "check", str(folder)]) == 0
+    (folder / "dataset.json").unlink()
+    assert main(["data", "check", str(folder)]) == 2

@@ -22,7 +22,7 @@ from mome.training.adapters import Adapters, expert_matrices
 from mome.training.config import LoraSettings, RunConfig
 from mome.training.config_file import load_run_config
 from mome.training.setup import build_model
-from mome.training.text_rows import text_rows
+from mome.training.text_rows import TextRows, text_rows
 from mome.zoo import preset_processor
 
 # -- adapters ------------------------------------------------------------------------------------------------
@@ -156,6 +156,19 @@ class Tower:
 
     def stored_labels(self) -> list[str]:
         return []
+
+
+def test_settings_of_the_text_that_change_nothing_are_said(tmp_path: Path) -> None:
+    labels = ["mandible", "larynx"]
+    shape = {"encoder": "unet(channels=[4, 8])", "dim": 8, "patch_size": [16, 16, 16], "text_encoder": "learned"}
+    model = create_model("mome_ct_tiny", labels=labels, trained_labels=labels, **shape)
+    assert TextRows(model, labels, 0.0, 0).notes == []
+    (note,) = TextRows(model, labels, 0.5, 0, 0.3).notes
+    assert note.startswith("train.synonyms and sampling.templates: without effect") and "learned" in note
+    model.save_pretrained(tmp_path / "first")
+    run = RunConfig(init=str(tmp_path / "first"), labels=tuple(labels), bank="trained", text_rows="new")
+    with pytest.raises(InputError, match="no text tower to embed them"):
+        text_rows(build_model(run)[0], run)
 
 
 def logits(model: MoME, names: list[str]) -> torch.Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from mome import MoME
 from mome.errors import InputError
 from mome.losses.boundary import signed_distance
+from mome.losses.row_sums import row_sums
 from mome.registry import LOSSES
 from mome.training.config_file import load_run_config
 
@@ -39,6 +40,53 @@ def test_what_is_not_annotated_has_no_gradient(spec: str) -> None:
     changed = torch.where(supervised[:, :, None, None, None], targets, 1 - targets)
     assert torch.equal(loss(logits, changed, supervised), value)
     assert loss(logits, targets, torch.zeros(2, 3, dtype=torch.bool)) == 0
+
+
+@pytest.mark.parametrize("part", [1, 2**18])
+def test_the_sums_of_rows_against_plain_operations(part: int, monkeypatch) -> None:
+    """Values and gradients are those of autograd, for any size of the parts, and no other tensor is kept."""
+    monkeypatch.setattr("mome.losses.row_sums._PART", part)
+    logits = (10 * data()[0].double()).flatten(2).requires_grad_()
+    targets = (data()[1] > 0.5).to(torch.uint8).flatten(2)
+    probability, inside = logits.sigmoid(), targets.double()
+    weight = torch.tensor(20.0, dtype=torch.float64)
+    cross = torch.nn.functional.binary_cross_entropy_with_logits(
+        logits, inside, pos_weight=weight, reduction="none"
+    ).sum(-1)
+    wanted = (cross, (probability * inside).sum(-1), probability.sum(-1), inside.sum(-1))
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        found = row_sums(logits, targets, 20.0)
+    assert [tensor.data_ptr() for tensor in kept] == [logits.data_ptr(), targets.data_ptr()]
+    torch.testing.assert_close(tuple(found), wanted)
+    weights = torch.randn(3, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    gradients = [
+        torch.autograd.grad((torch.stack(sums[:3]) * weights).sum(), logits, retain_graph=True)[0]
+        for sums in (found, wanted)
+    ]
+    torch.testing.assert_close(*gradients)
+    extreme = torch.tensor([[[-1e4, -200.0, 200.0, 1e4]]], requires_grad=True)
+    row_sums(extreme, torch.tensor([[[0, 1, 0, 1]]])).cross_entropy.sum().backward()
+    assert torch.equal(extreme.grad, torch.tensor([[[0.0, -1.0, 1.0, 0.0]]]))
+
+
+def test_the_cross_entropy_of_float32_logits_is_exact_up_to_rounding() -> None:
+    logits = torch.linspace(-30, 30, 4001)
+    inside = torch.arange(4001) % 2
+    for voxel in range(0, 4001, 50):  # one at a time, so that large values hide no small one
+        one = (slice(None), slice(None), slice(voxel, voxel + 2))
+        x, t = logits[None, None][one], inside[None, None][one]
+        wanted = torch.nn.functional.binary_cross_entropy_with_logits(x.double(), t.double(), reduction="sum")
+        torch.testing.assert_close(row_sums(x, t).cross_entropy.double().sum(), wanted, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(
+    "spec", ["bce_dice(positive_weight=-3)", "bce_dice(smooth=0)", "bce_dice(bce_weight=0, dice_weight=0)",
+             "bce_dice(dice_weight=-1)"],
+)  # fmt: skip
+def test_a_loss_that_would_train_the_wrong_thing_is_refused(spec: str) -> None:
+    with pytest.raises(InputError, match="loss bce_dice has"):
+        LOSSES.build(spec)
 
 
 def test_focal_against_the_formula() -> None:

@@ -10,7 +10,9 @@ from training_runs import RECIPE, REPOSITORY
 from mome.cli.parser import Parser
 from mome.cli.train import add_arguments, main
 from mome.errors import InputError
+from mome.training.config import RunConfig
 from mome.training.config_file import load_run_config
+from mome.training.setup import build_model
 
 
 def test_overrides(tmp_path: Path) -> None:
@@ -93,6 +95,11 @@ def test_bad_configuration_files(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("a: [1\n")
     with pytest.raises(InputError, match="not valid YAML"):
         load_run_config(tmp_path / "bad.yaml", [])
+
+
+def test_a_label_that_is_named_twice_is_refused() -> None:
+    with pytest.raises(InputError, match="the label 'mandible' twice"):
+        build_model(RunConfig(labels=("mandible", "larynx", "mandible")))
 
 
 def test_the_shipped_recipe_is_valid() -> None:

@@ -15,6 +15,8 @@ from mome.data.augmentation import AugmentationConfig, BatchAugmentation
 from mome.data.cache import CaseCache
 from mome.data.cache_build import cache_case_folder
 from mome.data.case_folder import CaseFolder
+from mome.data.label_codes import prompt_masks
+from mome.data.mapped_pages import release_pages
 from mome.data.patch_box import patch_start, read_box
 from mome.data.sampling import PatchDataset
 from mome.errors import InputError
@@ -28,6 +30,45 @@ def cached(tmp_path: Path) -> CaseCache:
     folder = CaseFolder(write_cases(tmp_path / "data"), "openkbp")
     processor = MoMEProcessor(spacing=[4, 4, 3], hu_window=[-200, 400])
     return cache_case_folder(tmp_path / "cache", folder, "test", NAMES, processor)
+
+
+@pytest.mark.parametrize("compared", [0, 8])
+def test_masks_of_prompts_follow_from_codes(compared: int, monkeypatch) -> None:
+    monkeypatch.setattr("mome.data.label_codes._MOST_COMPARED", compared)
+    generator = torch.Generator().manual_seed(0)
+    for codes, dtype in ((3, torch.uint8), (300, torch.int32)):
+        codes_BDHW = torch.randint(0, codes, (2, 4, 3, 5), generator=generator).to(dtype)
+        members_BCP = torch.rand(2, codes, 6, generator=generator) < 0.4
+        wanted = [members_BCP[case][codes_BDHW[case].long()].movedim(-1, 0) for case in range(2)]
+        found = prompt_masks(codes_BDHW, members_BCP)
+        assert found.dtype == torch.uint8 and torch.equal(found.bool(), torch.stack(wanted))
+
+
+def test_reading_samples_keeps_no_page_of_the_cache(cached) -> None:
+    """The map of this process counts the resident pages of every mapped file."""
+    patches = PatchDataset([cached], [1.0], NAMES, [8, 8, 8], 20, 0)
+    for number in range(20):
+        patches.read(number)
+    volume = cached[0].volume
+    assert _resident_kb(cached.folder, "volume.npy") == 0
+    assert int(volume.sum()) > 0 and _resident_kb(cached.folder, "volume.npy") > 0  # the measure sees pages
+    release_pages(volume)
+    assert _resident_kb(cached.folder, "volume.npy") == 0 and int(volume.sum()) > 0
+
+
+def _resident_kb(folder: Path, ending: str) -> int:
+    """Returns the resident memory of the files of a folder that this process has mapped."""
+    smaps = Path("/proc/self/smaps")
+    if not smaps.exists():
+        pytest.skip("this system does not say which pages are resident")
+    total, counts = 0, False
+    for line in smaps.read_text().splitlines():
+        key, *rest = line.split()
+        if not key.endswith(":"):  # the head of a mapping, which ends with its file
+            counts = bool(rest) and rest[-1].startswith(str(folder)) and rest[-1].endswith(ending)
+        elif counts and key == "Rss:":
+            total += int(rest[0])
+    return total
 
 
 def test_cache_is_on_the_network_grid_and_opens_again(cached, tmp_path: Path) -> None:

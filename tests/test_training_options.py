@@ -19,13 +19,13 @@ from mome import MoME
 from mome.cli.train import main
 from mome.errors import InputError
 from mome.training import find_batch, launch, loop, trackers
-from mome.training.config import TrainConfig
+from mome.training.config import RunConfig, TrainConfig
 from mome.training.config_file import load_run_config
 from mome.training.find_batch import find_batch_size
 from mome.training.launch import build_accelerator
 from mome.training.optimizer import build_optimizer, layer_factors, set_learning_rate
 from mome.training.out_of_memory import StepOutOfMemory, remedies, says_what_to_lower
-from mome.training.run_settings import _fixed_settings, check_same_run
+from mome.training.run_settings import _fixed_settings, check_same_run, tracker_settings
 from mome.training.setup import build_model
 from mome.training.trackers import missing_note, tracker_to_use
 
@@ -197,6 +197,38 @@ def test_lack_of_memory_says_what_to_lower(tmp_path: Path, monkeypatch, capsys) 
         raise torch.OutOfMemoryError("CUDA out of memory")
     with pytest.raises(RuntimeError, match="shapes"), says_what_to_lower(smallest, [8] * 3, torch.device("cpu")):
         raise RuntimeError("shapes")
+
+
+def test_lack_of_memory_in_a_validation_is_not_said_to_be_a_steps(tmp_path: Path, monkeypatch, capsys) -> None:
+    def too_much(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(loop, "validate", too_much)
+    run_of(tmp_path)
+    given = ["--config", str(tmp_path / "run.yaml"), f"train.out={tmp_path / 'r'}", "train.validate_every=1"]
+    assert main(given) == 2
+    lines = capsys.readouterr().err.strip().splitlines()[-3:]
+    assert lines[0] == "the memory is not enough to segment a whole validation case during training"
+    assert "used by this process" in lines[1] and "train.validate_every=0" in lines[2]
+
+
+def test_trackers_get_no_path_of_this_machine(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "towers" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    given = {
+        "text_encoder": "bank(file='/home/a.name/labels.safetensors', width=32)",
+        "extra_experts": [{"name": "exported", "file": "relative.pt2", "spacing": [1.5, 1.5, 1.5]}],
+        "experts": "swiglu(n=8)",
+        "encoder": {"name": "timm", "model": "hf-hub:timm/resnet18"},
+        "dim": 8,
+    }
+    sent = tracker_settings(RunConfig(model=given))
+    assert sent["model.text_encoder"] == "bank(file='<path>', width=32)" and "relative" not in str(sent)
+    assert sent["model.experts"] == "swiglu(n=8)" and sent["model.dim"] == "8"
+    assert "hf-hub:timm/resnet18" in sent["model.encoder"] and "[1.5, 1.5, 1.5]" in sent["model.extra_experts"]
+    local = tracker_settings(RunConfig(model={"text_encoder": "hf(model='towers/mine')"}))
+    of_hub = tracker_settings(RunConfig(model={"text_encoder": "hf(model='org/tower')"}))
+    assert "mine" not in str(local) and "org/tower" in str(of_hub)
 
 
 def test_a_profile_of_some_steps(tmp_path: Path, capsys) -> None:

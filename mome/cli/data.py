@@ -79,10 +79,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _layout(args: argparse.Namespace) -> str:
-    """Returns the layout: the one that was given, else that of the data set."""
+    """Returns the layout: the one that was given, else that of the data set, else the one that the folder shows."""
     from mome.labels import load_dataset
 
-    return args.layout or (load_dataset(args.dataset).layout if args.dataset else "cases")
+    if args.layout or args.dataset:
+        return args.layout or load_dataset(args.dataset).layout
+    is_nnunet = (args.folder / "dataset.json").is_file() and (args.folder / "labelsTr").is_dir()
+    return "nnunet" if is_nnunet else "cases"
 
 
 def _prepare(args: argparse.Namespace) -> int:

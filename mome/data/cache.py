@@ -18,6 +18,7 @@ import numpy as np
 
 from mome.data.chunked_array import ChunkedArray
 from mome.data.label_codes import check_codes
+from mome.data.mapped_pages import release_pages
 from mome.data.structure_places import block_bytes, split_places
 from mome.errors import InputError
 from mome.text_file import read_json
@@ -186,6 +187,7 @@ class CaseCache:
         as_written = shape is None or list(array.shape) == shape
         if array.dtype not in dtypes or not as_written or not (known or checksum(array) == entry["checksums"][kind]):
             raise InputError("a file of a training cache has changed", where=str(path), hint=_REBUILD)
+        release_pages(array)
         return array
 
     def _check_unchanged(self, path: Path) -> None:

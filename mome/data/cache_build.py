@@ -86,7 +86,7 @@ def build_cache(
 
     Raises:
         InputError: There is no such format, its package is not installed, there are more labels than a uint8 map can
-            number, the cache is damaged, or its folder cannot be written.
+            number, the cache is damaged, its folder cannot be written, or another process builds in it for an hour.
         OutputError: The cache cannot be written; a partial one is removed.
     """
     if len(names) > 254:
@@ -99,7 +99,13 @@ def build_cache(
     check_output_folder(root)
     with output_errors(root, "the folder of training caches"):
         Path(root).mkdir(parents=True, exist_ok=True)
-    with folder_lock(root, wait_s=_WAIT_S):
+    with folder_lock(root, wait_s=_WAIT_S) as is_free:
+        if not is_free:
+            raise InputError(
+                f"another process has been building caches here for {_WAIT_S / 60:.0f} minutes",
+                where=str(root),
+                hint="wait for it, or another cache=…",
+            )
         remove_stale_parts(root)
         if not (folder / "index.json").is_file():  # another process may have built it while this one waited
             _write_cache(folder, names, processor, list(cases), progress, skip_broken, workers, cache_format)

@@ -11,6 +11,9 @@ import torch
 from mome.errors import InputError
 from mome.volumes import Grid, resample
 
+# A table is looked up where a prompt has more codes than this; a few comparisons are faster on a CPU (our measurement).
+_MOST_COMPARED = 8
+
 
 def encoded(
     masks: Mapping[str, np.ndarray], names: Sequence[str], grid: Grid, target: Grid
@@ -75,6 +78,33 @@ def mask_of(labels: np.ndarray, codes: Sequence[Sequence[str]], name: str) -> np
     table = np.zeros(len(codes), dtype=bool)
     table[chosen] = True
     return table[labels]
+
+
+def prompt_masks(codes_BDHW: torch.Tensor, members_BCP: torch.Tensor) -> torch.Tensor:
+    """Returns the masks of all prompts, uint8 (B, P, D, H, W).
+
+    Args:
+        codes_BDHW: Codes, uint8 or int32.
+        members_BCP: Bool, whether the set of a code holds a prompt.
+    """
+    tables_BPC = members_BCP.to(torch.uint8).transpose(1, 2)
+    if codes_BDHW.is_cuda:
+        cases_PDHW = [
+            torch.stack([table_C.take(codes_DHW) for table_C in tables_PC])
+            for tables_PC, codes_DHW in zip(tables_BPC, codes_BDHW.long(), strict=True)
+        ]
+        return torch.stack(cases_PDHW)
+    cases, prompts, _ = tables_BPC.shape
+    masks = torch.zeros(cases, prompts, *codes_BDHW.shape[1:], dtype=torch.uint8)
+    for case, prompt in np.ndindex(cases, prompts):
+        chosen = tables_BPC[case, prompt].nonzero().flatten().tolist()
+        mask_DHW = masks[case, prompt]
+        if len(chosen) > _MOST_COMPARED:
+            torch.take(tables_BPC[case, prompt].contiguous(), codes_BDHW[case].long(), out=mask_DHW)
+            continue
+        for code in chosen:
+            mask_DHW |= codes_BDHW[case] == code
+    return masks
 
 
 def check_codes(codes: Any, names: int) -> bool:

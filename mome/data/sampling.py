@@ -12,6 +12,8 @@ from torch.utils.data import Dataset
 
 from mome.data.augmentation import BatchAugmentation
 from mome.data.cache import CaseCache
+from mome.data.label_codes import prompt_masks
+from mome.data.mapped_pages import release_pages
 from mome.data.patch_box import patch_start, read_box
 from mome.data.prompt_choice import PatchContents, choose_prompts, other_side
 from mome.data.structure_places import structures_in
@@ -176,12 +178,15 @@ class PatchDataset(Dataset):
                 where=str(self.caches[place.source].folder),
                 hint="remove this folder; the next run builds it again",
             )
+        volume = read_box(case.volume, low, size)
+        for array in (case.volume, case.labels):
+            release_pages(array)
         swaps = self.augmentation is not None and self.augmentation.swaps_sides(number)
         asked = [self.names[i] for i in self.prompts_at(number // self.samples_per_step)]
         stored = [other_side(name) for name in asked] if swaps else asked
         columns = [self.caches[place.source].label_names.index(name) for name in stored]
         return {
-            "volume": torch.from_numpy(read_box(case.volume, low, size)),
+            "volume": torch.from_numpy(volume),
             "codes": torch.from_numpy(codes if codes.dtype == np.uint8 else codes.astype(np.int32)),
             "members": torch.from_numpy(case.members[:, columns]),
             "supervised": torch.tensor([name in case.annotated for name in stored]),
@@ -218,14 +223,9 @@ class PatchDataset(Dataset):
         volume_BDHW, codes_BDHW = batch["volume"].to(torch.float32) / 255, batch["codes"]
         if self.augmentation is not None:
             volume_BDHW, codes_BDHW = self.augmentation(volume_BDHW, codes_BDHW, numbers, self.patch)
-        tables_BPC = batch["members"].to(torch.uint8).transpose(1, 2)
-        targets = [
-            torch.stack([table_C.take(codes_DHW) for table_C in tables_PC])
-            for tables_PC, codes_DHW in zip(tables_BPC, codes_BDHW.long(), strict=True)
-        ]
         return {
             "volume": volume_BDHW[:, None],
-            "targets": torch.stack(targets),
+            "targets": prompt_masks(codes_BDHW, batch["members"]),
             "supervised": batch["supervised"],
             "origin": batch["origin"],
         }

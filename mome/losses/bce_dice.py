@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from mome.losses.masked import masked, mean_over_annotated, mean_over_present, overlap_sums
+from mome.errors import InputError
+from mome.losses.masked import mean_over_annotated, mean_over_present, sum_over_processes
+from mome.losses.row_sums import row_sums
 
 
 def masked_bce_dice(
@@ -34,11 +36,12 @@ def masked_bce_dice(
         positive_weight: Weight of a structure's voxels in the cross entropy. The voxels of a small structure are one in
             a thousand; without the weight its logits fall until Dice has no gradient left.
     """
-    data = masked(logits, targets, supervised_BP)
-    weight = None if positive_weight == 1 else data.logits_BPV.new_tensor(positive_weight)
-    bce_BPV = F.binary_cross_entropy_with_logits(data.logits_BPV, data.targets_BPV, pos_weight=weight, reduction="none")
-    bce = mean_over_annotated(bce_BPV.mean(-1), data.mask_BP)
-    both_P, p_P, t_P, present_P = overlap_sums(data)
+    sums = row_sums(logits.flatten(2), targets.flatten(2), positive_weight)
+    mask_BP = torch.ones_like(sums.target) if supervised_BP is None else supervised_BP.to(sums.target.dtype)
+    bce = mean_over_annotated(sums.cross_entropy / logits[0, 0].numel(), mask_BP)
+    pooled_BP = (sums.both * mask_BP, sums.probability * mask_BP, sums.target * mask_BP, mask_BP)
+    both_P, p_P, t_P, annotated_P = sum_over_processes(torch.stack([each_BP.sum(0) for each_BP in pooled_BP]))
+    present_P = (annotated_P.detach() > 0).to(annotated_P.dtype)
     dice = mean_over_present(1 - (2 * both_P + smooth) / (p_P + t_P + smooth), present_P)
     return bce_weight * bce + dice_weight * dice
 
@@ -68,6 +71,18 @@ class BCEDiceLoss(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
+        if min(config.bce_weight, config.dice_weight) < 0 or config.bce_weight + config.dice_weight == 0:
+            raise InputError(
+                "loss bce_dice has two weights of at least 0, not both 0, got bce_weight "
+                f"{config.bce_weight:g} and dice_weight {config.dice_weight:g}",
+                hint="bce_dice(bce_weight=1.0, dice_weight=1.0)",
+            )
+        if min(config.smooth, config.positive_weight) <= 0:  # without smoothing, an absent structure divides 0 by 0
+            raise InputError(
+                f"loss bce_dice has smooth and positive_weight above 0, got {config.smooth:g} and "
+                f"{config.positive_weight:g}",
+                hint="bce_dice(smooth=1.0, positive_weight=5.0)",
+            )
         self.config = config
 
     def forward(self, logits: Tensor, targets: Tensor, supervised_BP: Tensor | None = None) -> Tensor:

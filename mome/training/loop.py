@@ -36,7 +36,7 @@ from mome.training.checkpoint import (
 from mome.training.config import RunConfig
 from mome.training.launch import build_accelerator, describe_processes, other_processes_live
 from mome.training.optimizer import build_optimizer, learning_rate, set_learning_rate
-from mome.training.out_of_memory import says_what_to_lower
+from mome.training.out_of_memory import says_that_validation_is_too_large, says_what_to_lower
 from mome.training.profiling import StepProfiler
 from mome.training.progress import StepReporter
 from mome.training.router_statistics import RouterStatistics
@@ -107,7 +107,7 @@ def _train(run: RunConfig, accelerator: Accelerator, resume: bool, profile: int)
     per_step = samples_per_step(config, accelerator)
     steps = config.steps if config.steps is not None else math.ceil(config.samples / per_step)
     dataset = patch_dataset(run, caches, model.config.patch_size, processor, steps * per_step, per_step)
-    for note in dataset.augmentation.notes if dataset.augmentation else ():
+    for note in (*text.notes, *(dataset.augmentation.notes if dataset.augmentation else ())):
         accelerator.print(f"note: {note}")
     optimizer = build_optimizer(model, config)
     average = start_average(model, config.ema, accelerator)
@@ -189,7 +189,8 @@ def _run_steps(
             # A validation comes before the checkpoint of its step, so that a resumed run makes up for a lost one.
             if config.validate_every and (done % config.validate_every == 0 or done == steps):
                 scored = averaged_model(accelerator, model, average)
-                scores = validate(scored, run, processor, accelerator)
+                with says_that_validation_is_too_large(accelerator.device):
+                    scores = validate(scored, run, processor, accelerator)
                 model.train()
                 if history.is_improvement(scores):
                     save_model(accelerator, scored, processor, out / "best", state.adapters)

@@ -1,4 +1,4 @@
-"""What to lower where the memory is not enough for a training step."""
+"""What to lower where the memory is not enough for a training step, or for a validation."""
 
 from __future__ import annotations
 
@@ -16,6 +16,33 @@ class StepOutOfMemory(InputError, MemoryError):
     """The memory is not enough for a training step."""
 
 
+class ValidationOutOfMemory(InputError, MemoryError):
+    """The memory is not enough to segment a validation case."""
+
+
+@contextlib.contextmanager
+def says_that_validation_is_too_large(device: torch.device) -> Iterator[None]:
+    """Turns the lack of memory inside the block into a `ValidationOutOfMemory`.
+
+    Args:
+        device: Where the validation runs.
+
+    Raises:
+        ValidationOutOfMemory: Memory of the device or of the machine is not enough.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ValidationOutOfMemory(
+            "the memory is not enough to segment a whole validation case during training",
+            where=f"{device}, {_in_use(device)}",
+            hint="train.validate_every=0, then mome evaluate; or smaller scans in 'validation'. The same command goes "
+            "on from the last checkpoint",
+        ) from error
+
+
 @contextlib.contextmanager
 def says_what_to_lower(config: TrainConfig, patch_size: Sequence[int], device: torch.device) -> Iterator[None]:
     """Turns the lack of memory inside the block into a `StepOutOfMemory`.
@@ -31,7 +58,7 @@ def says_what_to_lower(config: TrainConfig, patch_size: Sequence[int], device: t
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if isinstance(error, StepOutOfMemory) or not is_out_of_memory(error):
+        if isinstance(error, StepOutOfMemory | ValidationOutOfMemory) or not is_out_of_memory(error):
             raise
         sides = "×".join(map(str, patch_size))
         raise StepOutOfMemory(

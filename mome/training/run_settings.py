@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from mome.atomic import atomic_write
 from mome.errors import InputError
+from mome.spec import brief, parse
 from mome.text_file import read_json
 from mome.training.config import RunConfig, SourceConfig
 
@@ -94,12 +97,37 @@ def _refuse_folder_of_others(folder: Path) -> None:
 def tracker_settings(run: RunConfig) -> dict[str, Any]:
     """Returns the settings as flat scalars, which is what trackers such as TensorBoard store.
 
-    The run's folder is left out: a tracker may send them, and paths often hold names of people.
+    The run's folder and every path of this machine are left out: a tracker may send them, and paths often hold names of
+    people.
     """
-    flat: dict[str, Any] = {f"model.{key}": str(value) for key, value in run.model.items()}
+    model = {f"model.{key}": _as_text(_without_paths(key, value)) for key, value in run.model.items()}
     loop = {key: value for key, value in vars(run.train).items() if key != "out"}
-    flat |= {f"train.{key}": value for key, value in loop.items() if isinstance(value, int | float | str)}
-    return {"preset": run.preset, **flat}
+    flat = {f"train.{key}": value for key, value in loop.items() if isinstance(value, int | float | str)}
+    return {"preset": run.preset, **model, **flat}
+
+
+def _as_text(value: Any) -> str:
+    """Returns a value of a configuration as text, parts as config strings."""
+    return brief(value) if isinstance(value, dict) and "name" in value else str(value)
+
+
+def _without_paths(key: str, value: Any) -> Any:
+    """Returns a value of a configuration in which `<path>` stands for every path of this machine."""
+    if isinstance(value, str) and "(" in value:
+        with contextlib.suppress(InputError):
+            value = parse(value)
+    if isinstance(value, dict):
+        return {inner: _without_paths(inner, item) for inner, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_paths(key, item) for item in value]
+    return "<path>" if isinstance(value, str) and _is_path(key, value) else value
+
+
+def _is_path(key: str, text: str) -> bool:
+    """Says whether a text is a path of this machine; a name of the Hub, org/name, is none unless it exists here."""
+    named = key in ("file", "folder", "path", "checkpoint")
+    written = text.startswith(("/", "~", ".", "$", "file:")) or "\\" in text or text.count("/") > 1
+    return named or written or ("/" in text and os.path.exists(text))
 
 
 def _fixed_settings(run: RunConfig) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def _check_overrides(run: RunConfig) -> None:
 
 
 def _check_labels(run: RunConfig) -> None:
-    """Checks that the labels are known and the bank is one of its two choices."""
+    """Checks that the labels are known and named once, and that the bank is one of its two choices."""
     if not run.labels:
         raise InputError("the configuration names no labels to train on", hint="labels: [liver, spleen]")
     table = load_table()
@@ -90,6 +90,9 @@ def _check_labels(run: RunConfig) -> None:
                 f"{name!r} is not a label of the class table{did_you_mean(name, table.names())}",
                 hint="mome list labels",
             )
+    twice = next((name for i, name in enumerate(run.labels) if name in run.labels[:i]), None)
+    if twice is not None:
+        raise InputError(f"the configuration names the label {twice!r} twice", hint="each label once in labels: […]")
     if run.bank not in ("table", "trained"):
         raise InputError(f"bank is 'table' or 'trained', got {run.bank!r}")
 

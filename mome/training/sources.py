@@ -25,6 +25,7 @@ from mome.printable import printable
 from mome.processing import MoMEProcessor
 from mome.text_file import read_json
 from mome.training.config import RunConfig, SourceConfig
+from mome.training.first_process import Progress, first_then_others
 from mome.training.synthetic_source import open_synthetic
 from mome.volumes import Grid
 from mome.volumes.orientation import left_right_axis
@@ -82,12 +83,17 @@ def open_all_sources(run: RunConfig, processor: MoMEProcessor, accelerator: Acce
             hint="validation: [{kind: cases, …}], or train.validate_every=0",
         )
 
-    def progress(items: Iterable[Any]) -> Iterable[Any]:
+    def shown(items: Iterable[Any]) -> Iterable[Any]:
         return track(items, "caching", transient=True)
 
-    with accelerator.main_process_first():
-        caches = [open_source(source, run, processor, progress) for source in run.sources]
-        validation = [open_source(source, run, processor, progress) for source in (run.validation if validates else ())]
+    def opened(progress: Progress) -> tuple[list[CaseCache], list[CaseCache]]:
+        validation = run.validation if validates else ()
+        first, second = (
+            [open_source(one, run, processor, progress) for one in some] for some in (run.sources, validation)
+        )
+        return first, second
+
+    caches, validation = first_then_others(accelerator, opened, shown)
     _say_what_is_annotated(run, caches, validation, accelerator)
     return caches
 

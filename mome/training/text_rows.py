@@ -43,6 +43,9 @@ class TextRows:
         keep: Leaves the rows that the bank holds, their mean and their scale as they are, so that the model's logits
             do not change. Only labels without a row are embedded.
 
+    Attributes:
+        notes: Sentences for the user, about settings without an effect.
+
     Raises:
         InputError: The bank or the file has no row for one of the labels, the bank is too narrow for one-hot rows, or
             the text encoder gives rows of another width than the model reads, or other rows than the kept ones.
@@ -59,6 +62,7 @@ class TextRows:
         keep: bool = False,
     ) -> None:
         self.seed, self.templates = seed, templates
+        self.notes: list[str] = []
         encoder = TEXT_ENCODERS.build(model.config.text_encoder)
         if encoder.needs_tower:
             self.probability = synonyms
@@ -75,6 +79,12 @@ class TextRows:
             if not keep or model.text_bank.is_empty:
                 _fill_bank(model, encoder, names, self.names_PT)
         else:
+            without = {"train.synonyms": synonyms, "sampling.templates": templates}
+            if unused := [key for key, probability in without.items() if probability]:
+                self.notes.append(
+                    f"{' and '.join(unused)}: without effect, as text_encoder {brief(model.config.text_encoder)} has "
+                    "no tower that embeds other wordings"
+                )
             self.probability, self.templates = 0.0, 0.0
             _fill_from_file(model, encoder, names)
             self.names_PT = _stored_rows(model, names)
@@ -109,7 +119,18 @@ class TextRows:
 
 
 def text_rows(model: MoME, run: RunConfig) -> TextRows:
-    """Returns the text rows of a run; see `RunConfig.text_rows`."""
+    """Returns the text rows of a run; see `RunConfig.text_rows`.
+
+    Raises:
+        InputError: `text_rows: new` is asked for, and no text tower could embed the labels again; see `TextRows`, too.
+    """
+    embeds_again = run.init is not None and run.text_rows == "new"
+    if embeds_again and not TEXT_ENCODERS.build(model.config.text_encoder).needs_tower:
+        raise InputError(
+            f"text_rows: new embeds all labels again, and text_encoder {brief(model.config.text_encoder)} has no text "
+            "tower to embed them",
+            hint="text_rows: kept, or another text_encoder",
+        )
     keep = run.init is not None and run.text_rows == "kept"
     settings = run.train.synonyms, run.train.seed, run.sampling.templates
     return TextRows(model, list(run.labels), *settings, keep=keep)
