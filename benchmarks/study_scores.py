@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from neck_names import ARMS, SEEDS
+from neck_fusions import register_fusions
+from neck_names import ARMS, CANDIDATES, SEEDS
 
 from mome.atomic import atomic_write
 from mome.data.case_folder import CaseFolder
@@ -19,6 +20,7 @@ RESULTS = Path(__file__).parent / "results"
 PAIRS = [
     ("universal", "plain"), ("swiglu", "universal"), ("linear", "universal"), ("swiglu", "linear"),
     ("swiglu", "uniform"), ("swiglu", "no_text"), ("swiglu", "segresnet"),
+    *((arm, other) for arm in CANDIDATES for other in ("swiglu", "uniform", "no_text", "universal")),
 ]  # fmt: skip
 WHAT = [
     "Fourteen trainings on the 170 training patients of OpenKBP, side by side on one H100, scored once on the 33",
@@ -36,9 +38,10 @@ RESAMPLES = 10_000
 
 def write_scores(out: Path) -> None:
     """Scores every training in `out` that ended and has no scores yet, then writes the comparison."""
+    register_fusions()
     data = Path(os.environ["MOME_TEST_DATA"]) / "openkbp" / "val"
     runs: dict[str, dict[int, dict[str, Any]]] = {}
-    for arm in ARMS:
+    for arm in (*ARMS, *CANDIDATES):
         for seed in SEEDS:
             folder = out / f"{arm}_{seed}"
             if (folder / "training.json").is_file():
