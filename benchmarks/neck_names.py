@@ -13,4 +13,11 @@ ARMS: dict[str, tuple[str | None, dict[str, str]]] = {
     "no_text": ("mome_ct_tiny", {**SWIGLU, "fusion": "voxel"}),
     "segresnet": (None, {}),
 }
+# Other starts of the text-guided fusion; `all` trains them only where `--arms` names them.
+CANDIDATES: dict[str, tuple[str | None, dict[str, str]]] = {
+    "uniform_start": ("mome_ct_tiny", {**SWIGLU, "fusion": "started(start='uniform')"}),
+    "slow_text": ("mome_ct_tiny", {**SWIGLU, "fusion": "started(start='random', slow=true)"}),
+    "common_slow": ("mome_ct_tiny", {**SWIGLU, "fusion": "started(start='common', slow=true)"}),
+    "uniform_slow": ("mome_ct_tiny", {**SWIGLU, "fusion": "started(start='uniform', slow=true)"}),
+}
 SEEDS = (0, 1)

@@ -19,7 +19,7 @@ import sys
 import time
 from pathlib import Path
 
-from neck_names import ARMS, SEEDS
+from neck_names import ARMS, CANDIDATES, SEEDS
 
 PATCH = [64, 64, 64]
 _ROUNDED_TO = 50  # steps
@@ -136,7 +136,7 @@ def main() -> None:
         command.add_argument("--kernels-file", type=Path, help="torch code runs until this file exists")
         command.add_argument("--set", dest="overrides", nargs="*", default=[], metavar="KEY=VALUE")
         if name == "arm":
-            command.add_argument("arm", choices=ARMS)
+            command.add_argument("arm", choices=[*ARMS, *CANDIDATES])
             command.add_argument("--seed", type=int, default=0)
             command.add_argument("--steps-file", type=Path)
             command.add_argument("--deadline", type=float, default=float("inf"), help="Unix time")

@@ -31,7 +31,7 @@ from mome.training.sources import open_source, patch_dataset
 from mome.training.text_rows import TextRows
 from mome.training.weight_average import start_average
 
-HOLD = 250  # steps that a training makes before the number of steps is chosen
+HOLD = 100  # steps before the number of steps is chosen: those of the warm-up, whose rates do not depend on it
 
 
 @dataclass
@@ -84,6 +84,17 @@ def rate_at(step: int, steps: int | None, config: TrainConfig) -> float:
     if steps is None or step < steps / 2:
         return config.learning_rate
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (2 * step / steps - 1)))
+
+
+def slow_down(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+    """Moves the parameters whose learning rate the fusion scales into groups of their own; see `neck_fusions`."""
+    factors = getattr(getattr(model, "fusion", None), "rate_factors", dict)()
+    for parameter, factor in factors.items():
+        for group in list(optimizer.param_groups):
+            if any(parameter is other for other in group["params"]):
+                group["params"] = [other for other in group["params"] if other is not parameter]
+                rest = {name: value for name, value in group.items() if name != "params"}
+                optimizer.add_param_group({**rest, "params": [parameter], "rate_factor": factor})
 
 
 def open_dataset(run: RunConfig, patch: list[int]) -> tuple[PatchDataset, MoMEProcessor]:
@@ -139,6 +150,7 @@ def fit(
         model.to(memory_format=torch.channels_last_3d)
     model.train().to(device)
     optimizer = build_optimizer(model, config)
+    slow_down(optimizer, model)
     average = start_average(model, config.ema, accelerator)
     model, optimizer = accelerator.prepare(model, optimizer)
     bare = accelerator.unwrap_model(model)
