@@ -11,6 +11,7 @@ import torch
 
 from mome.errors import InputError
 from mome.inference.check_arguments import check_prepared, check_scan
+from mome.inference.compiled import CompiledPredictor
 from mome.inference.decoded_at_once import decoded_at_once
 from mome.inference.disagreement import RouterWatch, on_scan
 from mome.inference.doubtful_masks import filled_masks
@@ -61,6 +62,7 @@ class Segmenter:
         memory: The memory that the process may take, as in "4GB" or a number of bytes; what is free where None.
         mirror: Axes along which tiles are mirrored too, `lr`, `ap`, `si`, several with commas, or `all`; the logits are
             averaged (`mome.inference.mirror`). Each axis doubles the time.
+        compile: Compile the encoder first, which takes a minute or two; see `mome.inference.compiled`.
         postprocess: Rules that change the masks: a config string such as `largest_component` for every mask,
             `spinal_cord=keep_near(mm=10)`, a list of these, `rules` or `none` (`mome.postprocess.rules.asked_rules`).
             None for the rules of the checkpoint's processor, of which there may be none.
@@ -86,6 +88,7 @@ class Segmenter:
         exact: bool = False,
         memory: str | int | None = None,
         mirror: str | None = None,
+        compile: bool = False,
         postprocess: str | Sequence[str] | None = None,
     ) -> None:
         check_default_device()
@@ -115,7 +118,7 @@ class Segmenter:
             raise InputError(f"prompt_chunk is a whole number of at least 1, got {prompt_chunk!r:.60}")
         self.overlap, self.precision, self.prompt_chunk, self.exact = overlap, precision, prompt_chunk, exact
         self.memory = None if memory is None else parse_bytes(str(memory), "memory")
-        self.predictor: Predictor = ModelPredictor(self.model, autocast)
+        self.predictor: Predictor = (CompiledPredictor if compile else ModelPredictor)(self.model, autocast)
         if self.mirror:
             self.predictor = MirrorPredictor(self.predictor, self.mirror, processor.orientation)
         self.postprocess = asked_rules(postprocess, processor.postprocess)

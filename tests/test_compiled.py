@@ -1,0 +1,82 @@
+"""The compiled encoder: the same masks, weights that are shared, and an error where it cannot be compiled."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._pytree import tree_leaves
+
+from mome import create_model
+from mome.errors import InputError
+from mome.inference import Segmenter, compiled
+from mome.inference.predictor import ModelPredictor
+from mome.processing import MoMEProcessor
+from mome.volumes import Volume
+
+TINY = "unet(channels=[4, 8], depth=1)"
+
+
+def model_of(**parts):
+    torch.manual_seed(0)
+    return create_model("mome_ct_tiny", encoder=TINY, patch_size=[16, 16, 16], **parts).eval()
+
+
+def features_of(predictor, tile):
+    with torch.inference_mode():
+        return [each for each in tree_leaves(predictor.encode(tile, (0, 0, 0))) if isinstance(each, torch.Tensor)]
+
+
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.wide)])
+def test_features_are_those_of_the_model(backend, monkeypatch) -> None:
+    monkeypatch.setattr(compiled, "BACKEND", backend)
+    model = model_of()
+    predictor = compiled.CompiledPredictor(model)
+    assert predictor.model.encoder is not model.encoder and model.encoder._compiled_call_impl is None
+    assert next(predictor.model.parameters()) is next(model.parameters())
+    planes = torch.randn(1, 1, 16, 20, 24)
+    expected, found = (features_of(each, planes[..., 2:18, 3:19]) for each in (ModelPredictor(model), predictor))
+    assert len(expected) == len(found) > 0
+    for one, other in zip(expected, found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+def test_tiles_of_any_strides_are_compiled_once(monkeypatch) -> None:
+    seen = []
+
+    def backend(graph, inputs):
+        seen.append([tuple(each.stride()) for each in inputs if isinstance(each, torch.Tensor) and each.ndim == 5])
+        return graph
+
+    monkeypatch.setattr(compiled, "BACKEND", backend)
+    predictor = compiled.CompiledPredictor(model_of())
+    graphs = len(seen)
+    assert graphs > 0
+    with torch.inference_mode():
+        for side in (16, 19, 30):
+            predictor.encode(torch.zeros(1, 1, 16, side, side)[..., :16, :16], (0, 0, 0))
+    assert len(seen) == graphs
+
+
+def test_a_failed_compilation_is_refused(monkeypatch) -> None:
+    def backend(graph, inputs):
+        raise RuntimeError("no compiler here")
+
+    monkeypatch.setattr(compiled, "BACKEND", backend)
+    with pytest.raises(InputError, match="the encoder cannot be compiled here: .*no compiler here"):
+        compiled.CompiledPredictor(model_of())
+    model = model_of()
+    del model.encoder
+    with pytest.raises(InputError, match="no encoder that could be compiled"):
+        compiled._with_compiled_encoder(model)
+
+
+def test_a_segmenter_compiles_and_says_so(monkeypatch) -> None:
+    monkeypatch.setattr(compiled, "BACKEND", "eager")
+    model = model_of()
+    processor = MoMEProcessor(spacing=[4.0, 4.0, 4.0])
+    plain, fast = (Segmenter(model, processor, precision="fp32", compile=each) for each in (False, True))
+    assert plain.mask_settings() != fast.mask_settings()
+    volume = Volume(np.random.default_rng(0).normal(0, 300, (24, 20, 18)).astype("float32"), np.diag([4.0, 4, 4, 1]))
+    first, second = (each.segment(volume, ["mandible"]).masks["mandible"] for each in (plain, fast))
+    assert np.array_equal(first, second)
