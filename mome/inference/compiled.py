@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from mome.errors import InputError
 from mome.inference.predictor import ModelPredictor
 
-
 BACKEND = "inductor"
 
 

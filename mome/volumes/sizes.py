@@ -44,7 +44,8 @@ def check_size(
     Raises:
         InputError: The volume has more than `MOST_VOXELS` voxels or needs more memory than the machine has, or it is
             longer than `LONGEST_MM` or nowhere longer than `SHORTEST_MM`, has voxels longer than `LARGEST_VOXEL_MM` or
-            whose sides are all longer than `COARSEST_VOXEL_MM`, or lies farther than `FARTHEST_MM` from the origin. The message gives the numbers.
+            with all sides longer than `COARSEST_VOXEL_MM`, or lies farther than `FARTHEST_MM` from the origin. The
+            message gives the numbers.
     """
     voxels = math.prod(float(n) for n in shape)
     size = voxels * _BYTES_PER_VOXEL
