@@ -334,18 +334,6 @@ def test_scans_far_from_the_origin_are_refused(distance: float) -> None:
     assert FARTHEST_MM > 10_000
 
 
-def test_voxels_in_which_no_organ_can_be_seen_are_refused() -> None:
-    for sides in ((50.0, 50.0, 50.0), (41.0, 45.0, 60.0)):
-        with pytest.raises(InputError, match="in which no organ can be seen"):
-            checked_volume(Volume(patient_hu(), np.diag([*sides, 1.0])))
-
-
-def test_a_scan_of_one_plane_has_a_note() -> None:
-    notes = checked_volume(Volume(patient_hu()[:, :, :1], patient_affine())).notes
-    assert any(note.startswith("the scan has one plane of voxels") for note in notes)
-    assert not any("one plane" in note for note in checked_volume(Volume(patient_hu(), patient_affine())).notes)
-
-
 @pytest.mark.parametrize("spacing", [(400, 400, 400), (1, 1, LARGEST_VOXEL_MM + 1), (0, 1, 1), (-1, 1, 1)])
 def test_spacings_of_a_processor_that_hide_a_patient_are_refused(spacing: tuple[float, float, float]) -> None:
     with pytest.raises(InputError, match="network's voxels are .* limit is 100 mm"):

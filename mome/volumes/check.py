@@ -58,7 +58,6 @@ def checked_volume(volume: Volume, where: str | None = None, *, any_values: bool
         *_voxel_notes(affine),
         *_default_notes(array.shape, affine),
         *_extent_notes(array.shape, affine),
-        *(["the scan has one plane of voxels; what lies beside it is not known"] if min(array.shape) == 1 else []),
     ]
     spacing = Grid(array.shape, affine).spacing
     directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)

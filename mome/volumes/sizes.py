@@ -16,8 +16,6 @@ MOST_VOXELS = 2_000_000_000
 LONGEST_MM, SHORTEST_MM = 4_000.0, 1.0
 # Our choice: organs vanish in larger voxels.
 LARGEST_VOXEL_MM = 100.0
-# Our choice: voxels whose shortest side is longer show no organ, and the network grid of such a scan is huge.
-COARSEST_VOXEL_MM = 40.0
 # Our choice: the origin of coordinates is in the scanner's room or in an atlas.
 FARTHEST_MM = 1_000_000.0
 _BYTES_PER_VOXEL = 4  # float32
@@ -43,9 +41,8 @@ def check_size(
 
     Raises:
         InputError: The volume has more than `MOST_VOXELS` voxels or needs more memory than the machine has, or it is
-            longer than `LONGEST_MM` or nowhere longer than `SHORTEST_MM`, has voxels longer than `LARGEST_VOXEL_MM` or
-            with all sides longer than `COARSEST_VOXEL_MM`, or lies farther than `FARTHEST_MM` from the origin. The
-            message gives the numbers.
+            longer than `LONGEST_MM` or nowhere longer than `SHORTEST_MM`, has voxels longer than `LARGEST_VOXEL_MM`, or
+            lies farther than `FARTHEST_MM` from the origin. The message gives the numbers.
     """
     voxels = math.prod(float(n) for n in shape)
     size = voxels * _BYTES_PER_VOXEL
@@ -74,13 +71,6 @@ def check_size(
         raise InputError(
             f"{what} is {' × '.join(f'{length:,.4g}' for length in lengths)} mm large, with voxels of "
             f"{' × '.join(f'{length:,.4g}' for length in voxel)} mm; the limit is {LARGEST_VOXEL_MM:g} mm",
-            where=where,
-            hint="are the units or the voxel sizes in its header right?",
-        )
-    if voxel.min() > COARSEST_VOXEL_MM:
-        raise InputError(
-            f"{what} has voxels of {' × '.join(f'{length:,.4g}' for length in voxel)} mm, in which no organ can be "
-            f"seen; the shortest side is at most {COARSEST_VOXEL_MM:g} mm",
             where=where,
             hint="are the units or the voxel sizes in its header right?",
         )
