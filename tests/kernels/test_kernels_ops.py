@@ -279,3 +279,16 @@ def test_impossible_numbers_are_refused() -> None:
 def test_unknown_activation_is_refused() -> None:
     with pytest.raises(ValueError, match="activation is one of none, relu, silu, gelu, gelu_tanh, got 'swish'"):
         kernels.moe_mlp(*mlp_inputs(False, False, "uniform"), activation="swish")
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_blocks_of_bfloat16_have_few_sizes_and_the_same_values(gated: bool, monkeypatch) -> None:
+    x_TD, ids_TK, weights_TK, *parts = mlp_inputs(gated, True, "zipf")
+    inputs = [x_TD.bfloat16(), ids_TK, weights_TK.bfloat16(), *(part.bfloat16() for part in parts)]
+    sizes = {torch_experts._padded(count, inputs[0]) for count in range(1, 40_000)}
+    assert len(sizes) < 50 and all(torch_experts._padded(count, inputs[0]) >= count for count in (1, 64, 65, 39_999))
+    assert torch_experts._padded(77, x_TD) == 77  # float32 is not compiled for each size
+    with torch.inference_mode():
+        padded = kernels.moe_mlp(*inputs, gated=gated)
+        monkeypatch.setattr(torch_experts, "_padded", lambda count, _: count)
+        torch.testing.assert_close(padded, kernels.moe_mlp(*inputs, gated=gated), atol=0, rtol=0)

@@ -16,6 +16,7 @@ from .routing import ExpertBlocks
 from .scratch import Scratch
 
 _ALL = slice(None)
+_FEWEST_ROWS = 64
 
 
 class _GradientSum:
@@ -49,6 +50,18 @@ class _GradientSum:
 
     def result(self) -> Tensor:
         return self.total.to(self.dtype)
+
+
+def _padded(count: int, x: Tensor) -> int:
+    """The rows that a block of `count` rows is computed with: more where the library compiles products for every size.
+
+    oneDNN compiles a product of bfloat16 for every number of rows, which takes longer than the product itself, and
+    experts get another number in every tile. Four sizes between two powers of two are used again instead.
+    """
+    if x.dtype != torch.bfloat16 or x.device.type != "cpu":
+        return count
+    step = max(_FEWEST_ROWS, 1 << max(count.bit_length() - 3, 0))
+    return -(-count // step) * step
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
@@ -114,18 +127,23 @@ def mlp_forward(
         return x.new_zeros(x.shape[0], experts.out_width), kept
     blocks = ExpertBlocks(ids, experts.num_experts, experts.up_width * x.element_size())
     gates_N1 = _gates(weights, blocks.slots, x)
-    scratch, wide = Scratch(x, blocks.largest), Scratch(gates_N1, blocks.largest)
+    # what is kept for the backward pass has exactly the rows that there are
+    size_of = (lambda count, _: count) if keep_hidden else _padded
+    scratch, wide = Scratch(x, size_of(blocks.largest, x)), Scratch(gates_N1, blocks.largest)
     out_TD = blocks.new_output(gates_N1, experts.out_width)
     ups, downs = up.unbind(0), down.unbind(0)
     for e, rows, tokens, _ in blocks:
-        n = tokens.shape[0]
-        part = torch.index_select(x, 0, tokens, out=scratch.rows("x", n, x.shape[1]))
+        taken = tokens.shape[0]
+        n = size_of(taken, x)
+        part = scratch.rows("x", n, x.shape[1])
+        torch.index_select(x, 0, tokens, out=part[:taken])
+        part[taken:].zero_()
         halves = [half[rows] for half in _halves(kept, width, gated)] if keep_hidden else []
         first, value = _hidden(part, ups[e], _of(up_bias, e), width, gated, halves or _buffers(scratch, n, width))
         h = activate(first, activation, scratch.rows("h", n, width) if keep_hidden else first)
         if value is not None:
             h = torch.mul(h, value, out=scratch.rows("h", n, width))
-        y = _linear(h, downs[e], _of(down_bias, e), scratch.rows("y", n, down.shape[1]))
+        y = _linear(h, downs[e], _of(down_bias, e), scratch.rows("y", n, down.shape[1]))[:taken]
         blocks.add_rows(out_TD, tokens, _weigh(y, gates_N1[rows], wide))
     return out_TD.to(x.dtype), kept
 
