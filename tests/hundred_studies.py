@@ -63,7 +63,7 @@ def broken_studies() -> dict[str, tuple[Callable[[Path], None], str]]:
         "text.nii.gz": (lambda path: path.write_text("to be scanned next week\n" * 30) and None, "not a NIfTI file"),
         "4d.nii.gz": (four_dimensional, "--frame"),
         "magic.nii.gz": (lambda path: save_patient(path, magic=b"xyz") and None, "not a NIfTI file"),
-        "empty.nii": (lambda path: path.write_bytes(b"") and None, "not a NIfTI file"),
+        "empty.nii": (lambda path: path.write_bytes(b"") and None, "the file is empty"),
         "shape.mha": (shape_lies, "cannot hold"),
         "folder.nii.gz": (lambda path: path.mkdir(), "folder"),
         "bomb.zip": (bomb, "zip bomb"),
