@@ -35,6 +35,49 @@ def ct_data() -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a small random model for liver and spleen, on a grid of 4 mm."""
+    from small_models import liver_and_spleen
+
+    from mome.processing import MoMEProcessor
+
+    folder = tmp_path_factory.mktemp("model")
+    liver_and_spleen().save_pretrained(folder)
+    MoMEProcessor(spacing=[4, 4, 4]).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def scan(tmp_path: Path) -> Path:
+    """A NIfTI file of 12 × 14 × 10 voxels of 4 mm with noise of 80 HU."""
+    import nibabel as nib
+    import numpy as np
+
+    hu = np.random.default_rng(0).normal(0, 80, (12, 14, 10)).astype(np.int16)
+    path = tmp_path / "scan.nii.gz"
+    nib.save(nib.Nifti1Image(hu, np.diag([4.0, 4, 4, 1])), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def server() -> Any:
+    """The server that the tests of a process share; their module skips where its packages are absent."""
+    from server_process import shared_server
+
+    return shared_server()
+
+
+@pytest.fixture(scope="module")
+def ct() -> bytes:
+    """A compressed NIfTI file of a synthetic patient."""
+    import gzip
+
+    from small_scans import patient_bytes
+
+    return gzip.compress(patient_bytes(), 1)
+
+
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """Tensors that are too small for threads run many times faster without them."""

@@ -14,28 +14,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from small_models import liver_and_spleen
 
 from mome.cli.main import main
-from mome.processing import MoMEProcessor
 from mome.volumes import Grid, write_mask
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory) -> str:
-    """The folder of a small random model for liver and spleen."""
-    folder = tmp_path_factory.mktemp("model")
-    liver_and_spleen().save_pretrained(folder)
-    MoMEProcessor(spacing=[4, 4, 4]).save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.fixture
-def scan(tmp_path: Path) -> Path:
-    hu = np.random.default_rng(0).normal(0, 80, (12, 14, 10)).astype(np.int16)
-    path = tmp_path / "scan.nii.gz"
-    nib.save(nib.Nifti1Image(hu, np.diag([4.0, 4, 4, 1])), path)
-    return path
 
 
 @pytest.fixture

@@ -6,36 +6,17 @@ import json
 import zipfile
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pytest
 from dicom_series import along_z, series, write
-from small_models import liver_and_spleen
 
 from mome.cli.main import main
 from mome.errors import InputError
-from mome.processing import MoMEProcessor
 from mome.volumes import Grid, read_volume, write_mask
 from mome.volumes.dicom.read import read_dicom
 
 LIVER = {"id": 1, "name": "liver", "color": (1, 2, 3)}
 POSITIONS = along_z(np.arange(8) * 3.0)
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("model")
-    liver_and_spleen().save_pretrained(folder)
-    MoMEProcessor(spacing=[4, 4, 4]).save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.fixture
-def scan(tmp_path: Path) -> Path:
-    hu = np.random.default_rng(0).normal(0, 80, (12, 14, 10)).astype(np.int16)
-    path = tmp_path / "scan.nii.gz"
-    nib.save(nib.Nifti1Image(hu, np.diag([4.0, 4, 4, 1])), path)
-    return path
 
 
 def test_a_plan_needs_no_folder_for_masks(capsys, model_folder: str, scan: Path) -> None:

@@ -35,11 +35,11 @@ def unchanged(items: Iterable[Any]) -> Iterable[Any]:
 def test_the_first_process_tells_of_every_item_and_the_others_begin_after_it(monkeypatch) -> None:
     sent: list[str] = []
     monkeypatch.setattr(first_process, "_exchanged", lambda state: (sent.append(state), state)[1])
-    assert first_then_others(Processes(True), worked, unchanged) == 6  # type: ignore[arg-type]
+    assert first_then_others(Processes(True), worked, unchanged) == 6
     assert sent == ["goes on", "goes on", "goes on", "done"]
     heard = iter(sent)
     monkeypatch.setattr(first_process, "_exchanged", lambda state: next(heard))
-    assert first_then_others(Processes(False), worked, unchanged) == 6  # type: ignore[arg-type]
+    assert first_then_others(Processes(False), worked, unchanged) == 6
     assert list(heard) == []
 
 
@@ -52,11 +52,11 @@ def test_an_error_of_the_first_process_reaches_the_others(monkeypatch) -> None:
             raise InputError("case 'a' is broken")
 
     with pytest.raises(InputError, match="^case 'a' is broken"):
-        first_then_others(Processes(True), fails, unchanged)  # type: ignore[arg-type]
+        first_then_others(Processes(True), fails, unchanged)
     heard = iter(sent)
     monkeypatch.setattr(first_process, "_exchanged", lambda state: next(heard))
     with pytest.raises(FirstProcessFailed, match="could not prepare the data: case 'a' is broken"):
-        first_then_others(Processes(False), fails, unchanged)  # type: ignore[arg-type]
+        first_then_others(Processes(False), fails, unchanged)
 
 
 def test_two_builders_never_write_one_cache(tmp_path, monkeypatch) -> None:

@@ -42,7 +42,9 @@ def segmenter() -> Segmenter:
 
 
 SCAN = Volume(np.random.default_rng(0).normal(0, 60, (24, 20, 16)).astype(np.float32), np.diag([2.0, 2.0, 2.0, 1]))
-needs_memory_of_process = pytest.mark.skipif(not process_bytes(), reason="this system does not say")
+needs_memory_of_process = pytest.mark.skipif(
+    not process_bytes(), reason="this system does not say how much memory a process takes"
+)
 
 
 @needs_memory_of_process

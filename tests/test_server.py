@@ -14,7 +14,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from dicom_series import along_z, series, write
-from server_process import PATIENT, TOKEN, Server, form, shared_server
+from server_process import PATIENT, TOKEN, Server, form
 from small_scans import large_body, patient_bytes, patient_hu, save_mha, save_nrrd
 
 pytest.importorskip("fastapi", reason="the server needs mome[serve]")
@@ -23,18 +23,8 @@ pytest.importorskip("python_multipart", reason="the server needs mome[serve]")
 
 
 @pytest.fixture(scope="module")
-def server() -> Server:
-    return shared_server()
-
-
-@pytest.fixture(scope="module")
 def model(server: Server) -> Path:
     return server.folder.parent / "model"
-
-
-@pytest.fixture(scope="module")
-def ct() -> bytes:
-    return gzip.compress(patient_bytes(), 1)
 
 
 def test_a_wrong_token_gets_401_and_learns_nothing(server: Server, ct: bytes) -> None:

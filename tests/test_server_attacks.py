@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import gzip
 import random
 import socket
 import time
 from pathlib import Path
 
 import pytest
-from server_process import TOKEN, Server, form, shared_server
-from small_scans import patient_bytes
+from server_process import TOKEN, Server, form
 
 from mome.errors import InputError
 from mome.server.http_errors import HttpError
 
 for package in ("fastapi", "uvicorn", "python_multipart"):
     pytest.importorskip(package, reason="the server needs mome[serve]")
-
-
-@pytest.fixture(scope="module")
-def server() -> Server:
-    return shared_server()
-
-
-@pytest.fixture(scope="module")
-def ct() -> bytes:
-    return gzip.compress(patient_bytes(), 1)
 
 
 def raw(server: Server, request: bytes) -> bytes:

@@ -9,15 +9,10 @@ from pathlib import Path
 import pydicom
 import pytest
 from dicom_series import along_z, series, write
-from server_process import Server, shared_server
+from server_process import Server
 
 for package in ("fastapi", "uvicorn", "python_multipart", "highdicom"):
     pytest.importorskip(package, reason="the server needs mome[serve,dicom]")
-
-
-@pytest.fixture(scope="module")
-def server() -> Server:
-    return shared_server()
 
 
 def zipped(folder: Path, **changes: object) -> bytes:

@@ -13,23 +13,13 @@ from urllib.parse import quote_plus, urlencode
 
 import numpy as np
 import pytest
-from server_process import PATIENT, TOKEN, Answer, Server, form, shared_server
+from server_process import PATIENT, TOKEN, Answer, Server, form
 from small_scans import large_body, patient_affine, patient_bytes
 
 for package in ("fastapi", "uvicorn", "python_multipart"):
     pytest.importorskip(package, reason="the server needs mome[serve]")
 
 LIMIT = "----------lImIt_of_THE_fIle_eW_$"  # the boundary of Slicer's client
-
-
-@pytest.fixture(scope="module")
-def server() -> Server:
-    return shared_server()
-
-
-@pytest.fixture(scope="module")
-def ct() -> bytes:
-    return gzip.compress(patient_bytes(), 1)
 
 
 def as_slicer(server: Server, method: str, selector: str, params: dict[str, Any], **files: tuple[str, bytes]) -> Answer:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 from typing import Any
 
@@ -10,8 +9,7 @@ import numpy as np
 import pydicom
 import pytest
 from dicom_series import SAGITTAL, along_z, dataset, series, write
-from server_process import Answer, Server, form, shared_server
-from small_scans import patient_bytes
+from server_process import Answer, Server, form
 
 from mome.errors import InputError
 from mome.server.nrrd_map import map_ids
@@ -21,16 +19,6 @@ for package in ("fastapi", "uvicorn", "python_multipart"):
 
 # What the extension's MonaiLabelClient.infer adds to the options of the user.
 OHIF = {"result_extension": ".nrrd", "result_dtype": "uint8", "result_compress": False, "restore_label_idx": False}
-
-
-@pytest.fixture(scope="module")
-def server() -> Server:
-    return shared_server()
-
-
-@pytest.fixture(scope="module")
-def ct() -> bytes:
-    return gzip.compress(patient_bytes(), 1)
 
 
 def infer(server: Server, ct: bytes, output: str = "image", **params: Any) -> Answer:

@@ -9,16 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from driven_browser import DrivenBrowser
-from server_process import TOKEN, Server, shared_server
+from server_process import TOKEN, Server
 from small_scans import patient_bytes
 
 for package in ("fastapi", "uvicorn", "python_multipart"):
     pytest.importorskip(package, reason="the server needs mome[serve]")
-
-
-@pytest.fixture(scope="module")
-def server() -> Server:
-    return shared_server()
 
 
 @pytest.fixture

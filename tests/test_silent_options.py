@@ -16,14 +16,6 @@ from mome.processing import MoMEProcessor
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "4d" * 32 + "\nsize 12345\n"
 
 
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("model")
-    liver_and_spleen().save_pretrained(folder)
-    MoMEProcessor(spacing=[4, 4, 4]).save_pretrained(folder)
-    return str(folder)
-
-
 def ct(path: Path, seed: int = 0) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     hu = np.random.default_rng(seed).normal(0, 80, (12, 14, 10)).astype(np.int16)

@@ -14,47 +14,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from small_models import liver_and_spleen, small, volume
-from torch import nn
 from training_runs import RECIPE, write_cases
+from whole_model_helpers import CLASSES, SPACING, Net, model_with, rows, whole
 
-from mome import MoME, MoMEConfig, WholeModel, segment
+from mome import MoME, WholeModel, segment
 from mome.errors import InputError
 from mome.experts.exported import exported_model
 from mome.experts.whole_mome import whole_mome
 from mome.processing import MoMEProcessor
 from mome.training.config_file import load_run_config
 from mome.training.loop import train
-
-SPACING = [2.0, 2.0, 3.0]
-CLASSES = ["background", "liver", "Spleen"]
-
-
-class Net(nn.Module):
-    """A network of one convolution with a batch norm, whose statistics change if it is run in training mode."""
-
-    def __init__(self, classes: int = 3, seed: int = 0) -> None:
-        super().__init__()
-        torch.manual_seed(seed)
-        self.conv = nn.Conv3d(1, classes, 3, padding=1)
-        self.norm = nn.BatchNorm3d(classes)
-
-    def forward(self, x):
-        return 4 * self.norm(self.conv(x))
-
-
-def whole(network=None, classes=CLASSES, **settings) -> WholeModel:
-    return WholeModel(network or Net(), classes, **{"spacing": SPACING, **settings})
-
-
-def model_with(*experts: WholeModel, **overrides) -> MoME:
-    model = small(extra_experts=list(experts), **overrides)
-    model.text_bank.set(torch.randn(3, 12, generator=torch.Generator().manual_seed(5)))
-    return model
-
-
-def rows(model: MoME, names=("liver", "spleen", "aorta")) -> torch.Tensor:
-    return model.prompt_rows(model.text_bank.rows(list(names)), list(names))
-
 
 # -- the logits of a class -------------------------------------------------------------------------------------------
 
@@ -250,80 +219,6 @@ def test_bfloat16_and_autocast() -> None:
         half = model.bfloat16()
         assert half(volume(), rows(half).float()).logits.isfinite().all()
         assert next(half.extra_experts[0].expert.parameters()).dtype == torch.float32  # a frozen one keeps its type
-
-
-# -- refusals when built ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"classes": ["background", "heart", "lung"]}, "has none of the model's labels: its classes are heart"),
-        ({"classes": ["background", "liver"]}, r"returns \(1, 3, 16, 16, 16\) for a patch"),
-        ({"classes": ["background"]}, "hold nothing but the background"),
-        ({"classes": "liver"}, "classes is a list of names"),
-        ({"classes": ["background"] + ["liver"] * 255}, "at most 255 classes, got 256"),
-        ({"classes": ["liver", "liver", "liver"]}, "no class beside 'liver'"),
-        ({"spacing": [1, 2]}, "spacing of a whole-model expert is three positive numbers of mm"),
-        ({"activation": "softmx"}, "activation of a whole-model expert is softmax or sigmoid, got 'softmx', did you"),
-        ({"network": lambda x: [x]}, "returns list, not a tensor of maps"),
-        ({"network": lambda x: x[..., ::2].expand(-1, 3, -1, -1, -1)}, r"returns \(1, 3, 16, 16, 8\) for a patch"),
-        ({"network": nn.Conv3d(2, 3, 1)}, r"cannot segment a patch \(1, 1, 16, 16, 16\): RuntimeError"),
-        ({"network": lambda x: x, "frozen": False}, "a function has no weights that can be trained"),
-        ({"network": "net.pt2"}, r"a module or a function, got str(.|\n)*exported_model\(path"),
-    ],
-)
-def test_wrong_experts_are_refused_in_words(settings: dict, words: str) -> None:
-    with pytest.raises(InputError, match=words) as caught:
-        model_with(whole(**settings))
-    assert len(str(caught.value).splitlines()) <= 3
-
-
-def test_another_grid_is_refused(tmp_path: Path) -> None:
-    expert = whole(hu_window=[-100, 200])
-    model = model_with(expert)
-    for processor, words in (
-        (
-            MoMEProcessor(spacing=[1.5, 1.5, 1.5]),
-            "trained on voxels of 2 × 2 × 3 mm, the model's processor",
-        ),
-        (MoMEProcessor(spacing=SPACING, orientation="LPS"), "trained on axes RAS"),
-        (MoMEProcessor(spacing=SPACING), "trained on the HU window"),
-    ):
-        with pytest.raises(InputError, match=words):
-            model.processor = processor
-        with pytest.raises(InputError, match=words):
-            segment(np.zeros(1), ["liver"], model, processor)
-    model.processor = MoMEProcessor(spacing=SPACING, hu_window=[-100, 200])
-    model.save_pretrained(tmp_path)
-    MoMEProcessor(spacing=[1, 1, 1]).save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="the model's processor makes voxels of 1 × 1 × 1 mm"):
-        MoME.from_pretrained(tmp_path, extra_experts=[expert])
-
-
-@pytest.mark.parametrize("fusion", ["last", "gate(hidden=4)"])
-def test_a_fusion_that_cannot_leave_out_an_expert_is_refused(fusion: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    import throwaway_parts
-
-    throwaway_parts.register(monkeypatch)
-    with pytest.raises(InputError, match="reads the finest scale alone|cannot leave out an expert"):
-        model_with(whole(), fusion=fusion)
-
-
-@pytest.mark.parametrize(
-    "entry",
-    [
-        {"name": "object", "path": "/etc/passwd"},
-        "net.pt2",
-        {"name": "object", "class": "WholeModel", "sha256": "../../x", "kind": "module", "classes": ["liver"],
-         "spacing": [1, 1, 1], "frozen": True},
-        {"name": "object", "class": "WholeModel", "sha256": "0" * 16, "kind": "pickle", "classes": ["liver"],
-         "spacing": [1, 1, 1], "frozen": True},
-    ],
-)  # fmt: skip
-def test_a_config_can_name_no_file(entry: object) -> None:
-    with pytest.raises(InputError, match="is no reference of a whole-model expert|an extra expert is a WholeModel"):
-        MoMEConfig(labels=["liver"], extra_experts=[entry])
 
 
 # -- exported programs, and another MoME ------------------------------------------------------------------------------

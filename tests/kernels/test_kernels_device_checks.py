@@ -47,7 +47,10 @@ def test_a_session_goes_on_after_parts_that_fail_or_hang(tmp_path: Path, benchma
     scripts = {"fails": "raise SystemExit(3)", "hangs": "import time\ntime.sleep(60)", "works": done.format("works")}
     for name, text in {**scripts, "last": done.format("last")}.items():
         (tmp_path / f"{name}.py").write_text(text)
-    part = lambda name: session.Part(name, str(tmp_path / f"{name}.py"), (), 1.0)  # noqa: E731
+
+    def part(name: str) -> session.Part:
+        return session.Part(name, str(tmp_path / f"{name}.py"), (), 1.0)
+
     monkeypatch.setattr(session, "stages", lambda: [[part("works"), part("fails")], [part("hangs")], [part("last")]])
     monkeypatch.setattr(session, "_GRACE", -57.0)
     assert session.main(["--out", str(tmp_path / "out"), "--minutes", "5"]) == 0
