@@ -1,10 +1,11 @@
-"""The compiled encoder: the same masks, weights that are shared, and an error where it cannot be compiled."""
+"""The compiled encoder and head: the same masks, weights that are shared, and an error where it cannot be compiled."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
+from mome_kernels.torch_impl import head_compiled
 from torch.utils._pytree import tree_leaves
 
 from mome import create_model
@@ -72,8 +73,9 @@ def test_a_failed_compilation_is_refused(monkeypatch) -> None:
 
 
 def test_a_segmenter_compiles_and_says_so(monkeypatch) -> None:
-    monkeypatch.setattr(compiled, "BACKEND", "eager")
-    model = model_of()
+    for module in (compiled, head_compiled):
+        monkeypatch.setattr(module, "BACKEND", "eager")
+    model = model_of(head_channels=2)  # few, so that the compilation is short
     processor = MoMEProcessor(spacing=[4.0, 4.0, 4.0])
     plain, fast = (Segmenter(model, processor, precision="fp32", compile=each) for each in (False, True))
     assert plain.mask_settings() != fast.mask_settings()

@@ -1,11 +1,14 @@
-"""Compiles the encoder of a network, which then takes less time for every tile."""
+"""Compiles the encoder and the fusion head of a network, which then takes less time for every tile."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+from mome_kernels.dispatch import compiled_head
 from torch import Tensor, nn
 
 from mome.errors import InputError
@@ -15,10 +18,11 @@ BACKEND = "inductor"
 
 
 class CompiledPredictor(ModelPredictor):
-    """A `ModelPredictor` whose encoder went through `torch.compile`.
+    """A `ModelPredictor` whose encoder and whose fusion head on the CPU went through `torch.compile`.
 
-    Compilation takes a minute or two and happens here, with a tile of zeros. Inductor keeps what it compiled on this
-    machine, so that the next process is faster. Sums are rounded in another order than without compilation.
+    Compilation takes a minute or two. That of the encoder happens here, with a tile of zeros; that of the head with the
+    first tile. Inductor keeps what it compiled on this machine, so that the next process is faster. Sums are rounded in
+    another order than without compilation. `mome_kernels.torch_impl.head_compiled` says which heads are compiled.
 
     Args:
         model, autocast: As for `ModelPredictor`. The model itself is not changed.
@@ -30,21 +34,36 @@ class CompiledPredictor(ModelPredictor):
     def __init__(self, model: Any, autocast: torch.dtype | None = None) -> None:
         super().__init__(_with_compiled_encoder(model), autocast)
         tile = torch.zeros(1, model.config.in_channels, *self.patch_size, device=self.device)
-        try:
-            with torch.inference_mode():
-                self.encode(tile, (0, 0, 0))
-        except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            what = " ".join(lines[:2]) or type(error).__name__
-            raise InputError(
-                f"the encoder cannot be compiled here: {what:.200}",
-                hint="install a C++ compiler such as g++, or leave out --compile",
-            ) from error
+        with torch.inference_mode(), _refused("encoder"):
+            self.encode(tile, (0, 0, 0))
 
     def encode(self, tile_B1DHW: Tensor, origin: tuple[int, int, int]) -> Any:
         """Returns the model's features of a tile; see `Predictor.encode`."""
         # A tile is a view of the scan's planes. Its strides differ from scan to scan, and each would be compiled anew.
         return super().encode(tile_B1DHW.clone(memory_format=torch.contiguous_format), origin)
+
+    def decode(self, features: Any, text_PT: Tensor) -> Tensor:
+        """Returns the model's logits of a tile in float32; see `Predictor.decode`.
+
+        Raises:
+            InputError: This machine cannot compile the head.
+        """
+        with compiled_head(), _refused("head"):
+            return super().decode(features, text_PT)
+
+
+@contextlib.contextmanager
+def _refused(part: str) -> Iterator[None]:
+    """Turns a failed compilation into an `InputError`."""
+    try:
+        yield
+    except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        what = " ".join(lines[:2]) or type(error).__name__
+        raise InputError(
+            f"the {part} cannot be compiled here: {what:.200}",
+            hint="install a C++ compiler such as g++, or leave out --compile",
+        ) from error
 
 
 def _with_compiled_encoder(model: Any) -> Any:

@@ -62,7 +62,7 @@ class Segmenter:
         memory: The memory that the process may take, as in "4GB" or a number of bytes; what is free where None.
         mirror: Axes along which tiles are mirrored too, `lr`, `ap`, `si`, several with commas, or `all`; the logits are
             averaged (`mome.inference.mirror`). Each axis doubles the time.
-        compile: Compile the encoder first, which takes a minute or two; see `mome.inference.compiled`.
+        compile: Compile the encoder and the head, which takes a minute or two; see `mome.inference.compiled`.
         postprocess: Rules that change the masks: a config string such as `largest_component` for every mask,
             `spinal_cord=keep_near(mm=10)`, a list of these, `rules` or `none` (`mome.postprocess.rules.asked_rules`).
             None for the rules of the checkpoint's processor, of which there may be none.

@@ -260,7 +260,8 @@ def activations() -> Iterator[tuple[str, Result]]:
 def _head(scales: int, top_k: int, channels: int, slope: float, voxels: int) -> tuple[str, Result]:
     head.machine_of = lambda _: Machine("sm_90", 1)  # two programs, each of which computes several tiles
     inputs = head_inputs(scales, 2, 3, channels, voxels, torch.float32)
-    assert dispatch.head(inputs[0]).__name__ != "mome_kernels.torch_impl.head"
+    weights = HeadWeights(*inputs[1:], top_k, slope)
+    assert dispatch.head(inputs[0], weights).__name__ != "mome_kernels.torch_impl.head"
     case = compare(kernels.fusion_head, reference.fusion_head, inputs, top_k=top_k, negative_slope=slope)
     return f"head {scales} {top_k} {channels}", case
 

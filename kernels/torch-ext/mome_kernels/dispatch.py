@@ -11,17 +11,20 @@ import contextlib
 import importlib
 import os
 from collections.abc import Iterator
+from contextvars import ContextVar
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from . import torch_impl
+from .weights import HeadWeights
 
 # Read once, since Triton reads it when a kernel is defined.
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 _NOTHING: contextlib.AbstractContextManager[None] = contextlib.nullcontext()  # entering it takes no time
 _KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+_compiles_head: ContextVar[bool] = ContextVar("compiles_head", default=False)
 
 
 @torch.compiler.assume_constant_result  # `moe_mlp` calls this while it is traced
@@ -84,10 +87,22 @@ def grouped(x: Tensor) -> ModuleType:
     return _choose(x, "grouped", torch_impl.grouped)
 
 
-def head(features: Tensor) -> ModuleType:
+@contextlib.contextmanager
+def compiled_head() -> Iterator[None]:
+    """Lets the fusion head on the CPU run as a loop that torch compiles; heads that the loop lacks run as before."""
+    before = _compiles_head.set(True)
+    try:
+        yield
+    finally:
+        _compiles_head.reset(before)
+
+
+def head(features: Tensor, weights: HeadWeights) -> ModuleType:
     """The module of the fusion head; raises RuntimeError like `routing`."""
     if wants_kernels(features):
         kernels = _kernels("head")
         if kernels.supports(features):
             return kernels
+    if _compiles_head.get() and torch_impl.head_compiled.supports(features, weights):
+        return torch_impl.head_compiled
     return torch_impl.head

@@ -23,8 +23,9 @@ _HEAD = (
 )
 def fusion_head(features: Tensor, *head: Any) -> Tensor:
     """Logits (B, P, V)."""
+    weights = HeadWeights(*head)
     with dispatch.op_context(features):
-        return dispatch.head(features).forward(features, HeadWeights(*head))
+        return dispatch.head(features, weights).forward(features, weights)
 
 
 @fake(fusion_head)
@@ -39,8 +40,9 @@ def _(features: Tensor, *head: Any) -> Tensor:
 )
 def fusion_head_backward(grad: Tensor, features: Tensor, *head: Any) -> tuple[Tensor, ...]:
     """Gradients of the features and of the eight tensors of the head."""
+    weights = HeadWeights(*head)
     with dispatch.op_context(features):
-        return dispatch.head(features).backward(grad, features, HeadWeights(*head))
+        return dispatch.head(features, weights).backward(grad, features, weights)
 
 
 @fake(fusion_head_backward)
