@@ -19,7 +19,7 @@ import torch
 from neck_arms import recipe
 from stored_patches import drawn_batch, unpack
 from stored_texts import use_stored_texts
-from study_training import open_dataset, rate_at, slow_down
+from study_training import open_dataset, rate_at
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -36,13 +36,13 @@ from mome.training.text_rows import TextRows
 VOXELS = 8192
 SIDE = 64
 FUSIONS = {
-    "text-guided": "text_guided",
+    "text-guided": "started(start='random')",
     "uniform": "uniform",
     "without text": "voxel",
     "uniform start": "started(start='uniform')",
     "common start": "started(start='common')",
     "slow text": "started(start='random', slow=true)",
-    "uniform start, slow text": "started(start='uniform', slow=true)",
+    "uniform start, slow text": "text_guided",
     "common start, slow text": "started(start='common', slow=true)",
 }
 
@@ -79,7 +79,6 @@ def train(run: RunConfig, folder: Path, steps: int) -> list[float]:
     text = TextRows(model, list(run.labels), run.train.synonyms, 0)
     model.encoder.requires_grad_(False)
     optimizer, loss_function = build_optimizer(model, run.train), LOSSES.build(run.loss)
-    slow_down(optimizer, model)
     losses = []
     for step in range(steps):
         batch = torch.load(folder / f"{step:04d}.pt", weights_only=True)

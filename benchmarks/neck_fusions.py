@@ -22,7 +22,9 @@ class VoxelFusion(Fusion):
 
     def __init__(self, config: Config, *, channels: int, text_dim: int, scales: int) -> None:
         super().__init__()
-        self.scores = ScaleScores(32, channels=channels, text_dim=1, scales=scales)
+        self.scores = StartedScores(
+            StartedFusion.Config(start="random"), channels=channels, text_dim=1, scales=scales
+        )
 
     def forward(self, features_BSCV: Tensor, text_PT: Tensor) -> Tensor:
         return mix_by_dot_product(features_BSCV, self.dot_product(text_PT))
@@ -40,10 +42,10 @@ class StartedFusion(TextGuidedFusion):
         """Settings of `started`.
 
         Args:
-            start: `uniform` begins with queries of zero, so that all scales weigh alike; `common` with one random query
-                for all prompts, as `voxel` does; `random` with a random query per prompt, as `text_guided` does.
-            slow: Whether the learning rate of W_q is divided by √T. AdamW moves every weight by about the learning
-                rate, so that a row of T numbers of unit size moves a query by up to T times the learning rate.
+            start: `uniform` begins with queries of zero, so that all scales weigh alike, as `text_guided` does now;
+                `common` with one random query for all prompts, as `voxel` does; `random` with a random query per
+                prompt, as `text_guided` did when the study was made.
+            slow: Whether W_q has the lower learning rate of `text_guided`, which it did not have then.
         """
 
         start: str = "uniform"
@@ -53,20 +55,28 @@ class StartedFusion(TextGuidedFusion):
         super().__init__(config, channels=channels, text_dim=text_dim, scales=scales)
         if config.start not in ("uniform", "common", "random"):
             raise ValueError(f"start is uniform, common or random, not {config.start}")
+        self.scores = StartedScores(config, channels=channels, text_dim=text_dim, scales=scales)
+
+
+class StartedScores(ScaleScores):
+    """The scores of `StartedFusion`."""
+
+    def __init__(self, config: StartedFusion.Config, *, channels: int, text_dim: int, scales: int) -> None:
+        super().__init__(config.dim, channels=channels, text_dim=text_dim, scales=scales)
         self.start, self.slow = config.start, config.slow
 
     def rate_factors(self) -> dict[nn.Parameter, float]:
         """Returns the factors of the learning rates that are not one."""
-        weight = self.scores.query.weight
-        return {weight: weight.shape[1] ** -0.5} if self.slow else {}
+        return super().rate_factors() if self.slow else {}
 
     @torch.no_grad()
     def init_weights_(self, init: ModuleType, std: float) -> None:
-        """Replaces the queries that `ScaleScores` has filled."""
-        if self.start != "random":
-            init.zeros_(self.scores.query.weight)
+        """Fills the queries; see `StartedFusion.Config`."""
+        super().init_weights_(init, std)
+        if self.start == "random":
+            init.trunc_normal_(self.query.weight, std=self.query.weight.shape[1] ** -0.5)
         if self.start == "common":
-            init.trunc_normal_(self.scores.query.bias, std=1.0)
+            init.trunc_normal_(self.query.bias, std=1.0)
 
 
 def register_fusions() -> None:

@@ -13,11 +13,16 @@ ARMS: dict[str, tuple[str | None, dict[str, str]]] = {
     "no_text": ("mome_ct_tiny", {**SWIGLU, "fusion": "voxel"}),
     "segresnet": (None, {}),
 }
-# Other starts of the text-guided fusion; `all` trains them only where `--arms` names them.
+# Other starts of the text-guided fusion; `all` trains them only where `--arms` names them. `text_guided` began with a
+# random query per prompt and had one learning rate when the first study was made.
+_STARTS = {
+    "random": "started(start='random')",
+    "random_slow": "started(start='random', slow=true)",
+    "uniform_fast": "started(start='uniform')",
+    "common_slow": "started(start='common', slow=true)",
+}
 CANDIDATES: dict[str, tuple[str | None, dict[str, str]]] = {
-    "uniform_start": ("mome_ct_tiny", {**SWIGLU, "fusion": "started(start='uniform')"}),
-    "slow_text": ("mome_ct_tiny", {**SWIGLU, "fusion": "started(start='random', slow=true)"}),
-    "common_slow": ("mome_ct_tiny", {**SWIGLU, "fusion": "started(start='common', slow=true)"}),
-    "uniform_slow": ("mome_ct_tiny", {**SWIGLU, "fusion": "started(start='uniform', slow=true)"}),
+    "linear_random": ("mome_ct_tiny", {"experts": "linear", "fusion": _STARTS["random"]}),
+    **{f"swiglu_{name}": ("mome_ct_tiny", {**SWIGLU, "fusion": fusion}) for name, fusion in _STARTS.items()},
 }
 SEEDS = (0, 1)

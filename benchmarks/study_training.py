@@ -86,17 +86,6 @@ def rate_at(step: int, steps: int | None, config: TrainConfig) -> float:
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (2 * step / steps - 1)))
 
 
-def slow_down(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
-    """Moves the parameters whose learning rate the fusion scales into groups of their own; see `neck_fusions`."""
-    factors = getattr(getattr(model, "fusion", None), "rate_factors", dict)()
-    for parameter, factor in factors.items():
-        for group in list(optimizer.param_groups):
-            if any(parameter is other for other in group["params"]):
-                group["params"] = [other for other in group["params"] if other is not parameter]
-                rest = {name: value for name, value in group.items() if name != "params"}
-                optimizer.add_param_group({**rest, "params": [parameter], "rate_factor": factor})
-
-
 def open_dataset(run: RunConfig, patch: list[int]) -> tuple[PatchDataset, MoMEProcessor]:
     """Returns the training patches of a run and its processor."""
     processor = build_processor(run, MoMEProcessor.from_pretrained(run.init) if run.init else None)
@@ -150,7 +139,6 @@ def fit(
         model.to(memory_format=torch.channels_last_3d)
     model.train().to(device)
     optimizer = build_optimizer(model, config)
-    slow_down(optimizer, model)
     average = start_average(model, config.ema, accelerator)
     model, optimizer = accelerator.prepare(model, optimizer)
     bare = accelerator.unwrap_model(model)

@@ -14,6 +14,8 @@ from mome.layers import predict as module
 from mome.layers.predict import predict
 from mome.registry import FUSIONS, HEADS
 from mome.routers.fusion.base import Fusion
+from mome.training.config import TrainConfig
+from mome.training.optimizer import build_optimizer, set_learning_rate
 
 B, P, S, C, T, V = 2, 3, 3, 4, 5, 30
 NEW = ["gated(dim=6)", "pooled(dim=6)", "cross_attention(tokens=3, dim=6)"]
@@ -179,3 +181,19 @@ def test_an_absent_scale_gets_no_weight(spec: str) -> None:
 def test_impossible_arguments_are_refused(spec: str, words: str) -> None:
     with pytest.raises(InputError, match=words.replace("(", r"\(")):
         build(spec)
+
+
+@pytest.mark.parametrize("spec", ["text_guided(dim=8)", "gated(dim=8)", "pooled(dim=8)"])
+def test_a_new_model_weighs_scales_alike_and_text_moves_its_queries_slowly(spec: str) -> None:
+    """With the rate of the other weights, queries grew until one scale was left (the neck study)."""
+    model = small(fusion=spec)
+    maps, text = model.encode(volume()).scales_BSCDHW.flatten(3), torch.randn(2, 12)
+    weights = model.fusion.weights(maps, text)
+    torch.testing.assert_close(weights, torch.full_like(weights, 1 / maps.shape[1]))
+    model(volume(), text, torch.ones(1, 2, 16, 16, 16)).loss.backward()
+    query = model.fusion.scores.query.weight
+    assert query.grad.abs().max() > 0
+    optimizer = build_optimizer(model, TrainConfig(learning_rate=0.1, weight_decay=0.0))
+    set_learning_rate(optimizer, 0.1)
+    optimizer.step()
+    assert query.abs().max().item() == pytest.approx(0.1 / 12**0.5, rel=1e-2)  # AdamW's first step is the rate

@@ -27,9 +27,7 @@ def started(monkeypatch: pytest.MonkeyPatch):
     def build(**settings: object) -> tuple[Fusion, torch.Tensor, torch.Tensor]:
         torch.manual_seed(0)
         fusion = part(part.Config(**settings), channels=C, text_dim=T, scales=S)
-        nn.init.zeros_(fusion.scores.query.bias)
-        for module in (fusion.scores, fusion):
-            module.init_weights_(init, 0.02)
+        fusion.scores.init_weights_(init, 0.02)
         return fusion, torch.randn(2, S, C, V), torch.randn(P, T)
 
     return build
@@ -53,14 +51,11 @@ def test_the_common_start_weighs_by_voxel_and_alike_for_all_prompts(started) -> 
     assert fusion.scores.query.weight.grad.abs().min() > 0 and fusion.scores.key.weight_DC.grad.any()
 
 
-def test_the_projection_of_the_text_gets_a_lower_learning_rate(started, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    slow_down = importlib.import_module("study_training").slow_down
+def test_the_projection_of_the_text_gets_a_lower_learning_rate(started) -> None:
     for slow in (False, True):
         model = nn.Module()
         model.fusion, model.head = started(start="random", slow=slow)[0], nn.Linear(2, 2)
         optimizer = build_optimizer(model, TrainConfig(weight_decay=0.1))
-        slow_down(optimizer, model)
         set_learning_rate(optimizer, 0.4)
         groups = {p: (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
         assert set(groups) == set(model.parameters())

@@ -15,10 +15,12 @@ from mome.training.config import TrainConfig
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """Returns AdamW with weight decay for matrices and convolution kernels; other parameters do not decay.
 
-    Parameters without gradients are left out. With a `layer_decay` below 1, every layer of the encoder has groups of
-    its own, whose `rate_factor` scales the learning rate; see `layer_factors`.
+    Parameters without gradients are left out. Parameters with another `rate_factor`, which scales the learning rate,
+    have groups of their own; see `part_factors` and, for a `layer_decay` below 1, `layer_factors`.
     """
     factors = layer_factors(model, config.layer_decay)
+    for parameter, factor in part_factors(model).items():
+        factors[parameter] = factors.get(parameter, 1.0) * factor
     groups: list[dict[str, Any]] = []
     for factor in dict.fromkeys([1.0, *factors.values()]):
         members = [p for p in model.parameters() if p.requires_grad and factors.get(p, 1.0) == factor]
@@ -26,6 +28,18 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
             chosen = [parameter for parameter in members if (parameter.ndim >= 2) == matrices]
             groups.append({"params": chosen, "weight_decay": decay, "rate_factor": factor})
     return torch.optim.AdamW(groups, lr=config.learning_rate)
+
+
+def part_factors(model: nn.Module) -> dict[nn.Parameter, float]:
+    """Returns the factors of the learning rate that the parts of a model ask for.
+
+    A part has a method `rate_factors`, which returns them for its parameters.
+    """
+    factors: dict[nn.Parameter, float] = {}
+    for module in model.modules():
+        if hasattr(module, "rate_factors"):
+            factors |= module.rate_factors()
+    return factors
 
 
 def layer_factors(model: nn.Module, decay: float) -> dict[nn.Parameter, float]:
@@ -81,6 +95,6 @@ def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Sets the learning rate of every parameter group, scaled by the factor of its layer."""
+    """Sets the learning rate of every parameter group, scaled by its factor."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["rate_factor"]

@@ -55,7 +55,10 @@ class TextGuidedFusion(Fusion):
 
 
 class ScaleScores(nn.Module):
-    """Text rows (P, T) → queries (P, C) in the space of the features, and biases (P, S)."""
+    """Text rows (P, T) → queries (P, C) in the space of the features, and biases (P, S).
+
+    All scales weigh alike at first, and text moves the queries slowly (our choice; benchmarks/results/neck_study.md).
+    """
 
     def __init__(self, dim: int, *, channels: int, text_dim: int, scales: int) -> None:
         super().__init__()
@@ -67,10 +70,19 @@ class ScaleScores(nn.Module):
         query_PC = self.key(self.query(text_PT))
         return query_PC, self.bias_S.expand(text_PT.shape[0], -1)
 
+    def rate_factors(self) -> dict[nn.Parameter, float]:
+        """Returns 1/√T for W_q; see `mome.training.optimizer.part_factors`.
+
+        A step of AdamW moves every weight by about the learning rate, whatever its gradient, so that a row of T numbers
+        of unit size moves a query by up to T times the rate. Queries then grew until the softmax kept one scale.
+        """
+        return {self.query.weight: self.query.weight.shape[1] ** -0.5}
+
     @torch.no_grad()
     def init_weights_(self, init: ModuleType, std: float) -> None:
-        """Keeps the variance of queries and keys; every scale starts with the same bias."""
-        init.trunc_normal_(self.query.weight, std=self.query.weight.shape[1] ** -0.5)
+        """Starts with queries of zero and the same bias for every scale; keys keep their variance."""
+        init.zeros_(self.query.weight)
+        init.zeros_(self.query.bias)
         init.trunc_normal_(self.key.weight_DC, std=self.key.weight_DC.shape[1] ** -0.5)
         init.zeros_(self.bias_S)
 
