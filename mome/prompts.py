@@ -105,8 +105,8 @@ def embed_prompts(prompts: list[Prompt], model: MoME) -> Tensor:
         except InputError as error:
             # The advice of the class table, such as "ask for kidney_left and kidney_right", often needs no tower.
             advice = dict.fromkeys(p.resolved.warning for p in outside if p.resolved.warning)
-            models = [f"the bundled {model}" for p in outside if (model := bundled_model_of(p.name))]
-            hint = "; or ".join([*advice, *dict.fromkeys(models), *([error.hint] if error.hint else [])]) or None
+            others = [f"the bundled {other}" for p in outside if (other := bundled_model_of(p.name))]
+            hint = "; or ".join([*advice, *dict.fromkeys(others), *([error.hint] if error.hint else [])]) or None
             raise InputError(error.what, where=error.where, hint=hint) from error
         rows |= {p.name: row for p, row in zip(outside, encoded, strict=True)}
     return model.prompt_rows(torch.stack([rows[p.name] for p in prompts]), [p.name for p in prompts])
