@@ -151,3 +151,19 @@ def test_the_command_stores_a_segmentation(held: Archive, tmp_path: Path, one_th
     assert str(referenced.SeriesInstanceUID) == held.series
     assert [path.suffix for path in (tmp_path / "out").iterdir()] == [".dcm"]
     assert main([*arguments, "-p", "liver", "--store", "--writer", "nifti"]) == 2
+
+
+@pytest.mark.skipif("dicom_seg" not in WRITERS.names(), reason="there is no DICOM writer")
+def test_what_nothing_can_refer_to_is_refused_before_the_network_runs(
+    held: Archive, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from server_process import save_model
+
+    from mome.inference import Segmenter
+
+    twins = series(along_z(range(0, 36, 3)), FrameOfReferenceUID="1.2.3.9", SOPInstanceUID="1.2.7")
+    held.instances = [path.read_bytes() for path in write(tmp_path / "twins", twins).iterdir()]
+    monkeypatch.setattr(Segmenter, "segment", lambda *a, **k: pytest.fail("the network ran"))
+    arguments = ["dicomweb", held.url, "--study", held.study, "--series", held.series, "--store", "-p", "liver"]
+    assert main([*arguments, "-m", str(save_model(tmp_path / "model"))]) == 2
+    assert "have no SOPInstanceUID, or share one" in capsys.readouterr().err and not held.stored

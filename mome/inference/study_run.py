@@ -70,8 +70,12 @@ class StudyRun:
         self._memory.begin(study.name)
         if is_archive(study.scan):
             self._archive = self._opened.enter_context(unpacked(study.scan, self._out))
-        study.mask_writer().check_source(self._scan)
-        self._loaded = segmenter.load(self._scan, frame=study.frame, dicom=study.dicom, on_phase=self._begin)
+        writer = study.mask_writer()
+        writer.check_source(self._scan)
+        loaded = segmenter.load(self._scan, frame=study.frame, dicom=study.dicom, on_phase=self._begin)
+        self.phase = "read"
+        writer.check_volume(loaded.volume)
+        self._loaded = loaded
 
     def segment(
         self,
