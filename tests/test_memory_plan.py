@@ -204,6 +204,14 @@ def test_the_command_says_what_a_scan_will_take(tmp_path: Path, capsys, monkeypa
     assert [plan["name"] for plan in json.loads(capsys.readouterr().out)["plans"]] == ["inside_ct"]
     assert main([arguments[0], str(path / "inside"), *arguments[2:], "--memory", "1MB"]) == 2
     assert "of memory, one prompt at a time" in capsys.readouterr().out
+    coarse = np.diag([24.0, 24, 24, 1])
+    nib.save(nib.Nifti1Image(scan.array[8:16, 8:16, 8:16].astype(np.int16), coarse), tmp_path / "coarse.nii.gz")
+    command = [arguments[0], str(tmp_path / "coarse.nii.gz"), *arguments[2:]]
+    assert main([*command, "--json"]) == 0
+    (plan,) = json.loads(capsys.readouterr().out)["plans"]
+    assert plan["tiles"] > 500 and any("masks may be wrong" in note for note in plan["notes"])
+    assert main(command) == 0
+    assert "note: voxels are 24 × 24 × 24 mm large" in capsys.readouterr().out
     assert not out.exists()
 
 
