@@ -47,6 +47,11 @@ def test_help_and_list_are_light() -> None:
         assert done.stdout
 
 
+def test_serve_says_that_it_has_one_model(capsys) -> None:
+    assert main(["serve", "--help"]) == 0
+    assert "the one model that is served: " in " ".join(capsys.readouterr().out.split())
+
+
 def test_list_is_json_for_programs(capsys) -> None:
     assert main(["list", "experts", "sw*", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["experts"][0]["name"] == "swiglu"
