@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import json
+import math
 import os
+import shutil
 import subprocess
 import sys
 import weakref
@@ -201,7 +203,16 @@ def test_the_command_says_what_a_scan_will_take(tmp_path: Path, capsys, monkeypa
     path.rename(tmp_path / "scans" / "inside" / "ct.nii.gz")
     path = tmp_path / "scans"
     assert main([arguments[0], str(path), *arguments[2:], "--recursive", "--json"]) == 0
-    assert [plan["name"] for plan in json.loads(capsys.readouterr().out)["plans"]] == ["inside_ct"]
+    (alone,) = json.loads(capsys.readouterr().out)["plans"]
+    assert alone["name"] == "inside_ct" and "next scan" not in alone["bytes"]
+    shutil.copy(path / "inside" / "ct.nii.gz", path / "inside" / "two.nii.gz")
+    folder = [arguments[0], str(path / "inside"), *arguments[2:], "--json"]
+    assert main(folder) == 0  # while the first is segmented, the second is read, which takes a quarter more for checks
+    for plan in json.loads(capsys.readouterr().out)["plans"]:
+        assert plan["bytes"]["next scan"] == plan["bytes"]["scan"] * 5 // 4 + 4 * math.prod(plan["part"])
+    assert main([*folder, "--memory", "8GB"]) == 0  # with a limit, no scan is read ahead
+    assert all("next scan" not in plan["bytes"] for plan in json.loads(capsys.readouterr().out)["plans"])
+    (path / "inside" / "two.nii.gz").unlink()
     assert main([arguments[0], str(path / "inside"), *arguments[2:], "--memory", "1MB"]) == 2
     assert "of memory, one prompt at a time" in capsys.readouterr().out
     coarse = np.diag([24.0, 24, 24, 1])

@@ -38,11 +38,12 @@ def print_plans(segmenter: Segmenter, args: argparse.Namespace, dicom: DicomOpti
                 costs[len(prompts.names)] = measured_tile(segmenter, prompts)
     found: list[dict[str, Any]] = []
     base, failed = process_bytes(), 0
+    reads_ahead = len(studies) > 1 and segmenter.memory is None  # as `segment_folder` does
     for study in studies:
         prompts = prepared[study.prompts]
         try:
             volume = read_scan(study.scan, study.frame, study.dicom)
-            plan = plan_scan(segmenter, volume, prompts, costs[len(prompts.names)], base)
+            plan = plan_scan(segmenter, volume, prompts, costs[len(prompts.names)], base, read_ahead=reads_ahead)
         except InputError as error:
             failed += 1
             found.append({"name": study.name, "error": str(error)})

@@ -184,6 +184,11 @@ class StudyRun:
         self._opened.close()
 
     @property
+    def loaded(self) -> LoadedScan | None:
+        """What `load` has read, until `segment` takes it."""
+        return self._loaded
+
+    @property
     def _scan(self) -> Path:
         return self.study.scan if self._archive is None else self._archive.path
 
