@@ -9,9 +9,11 @@ import re
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from mome.errors import InputError, did_you_mean
+from mome.json_file import read_json_object
 from mome.patterns import Patterns, as_list, matching
 from mome.presets import BUNDLED, PRESETS, bundled_models, find_name
 
@@ -123,3 +125,21 @@ def bundled_folder(name: str) -> Path | None:
             return None
         bundled = PRETRAINED[preset][tag].folder
     return BUNDLED / bundled
+
+
+def bundled_labels() -> dict[str, frozenset[str]]:
+    """Returns the labels that each bundled checkpoint was trained on; they stand in its `labels.json`."""
+    return _read_labels(tuple(bundled_models()))
+
+
+def bundled_model_of(label: str) -> str | None:
+    """Returns a bundled checkpoint that was trained on a label, or None."""
+    return next((model for model, labels in bundled_labels().items() if label in labels), None)
+
+
+@lru_cache(maxsize=4)
+def _read_labels(models: tuple[str, ...]) -> dict[str, frozenset[str]]:
+    return {
+        model: frozenset(str(name) for name in read_json_object(BUNDLED / model / "labels.json").get("trained", []))
+        for model in models
+    }

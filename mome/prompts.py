@@ -13,6 +13,7 @@ from mome.encoders.text.base import check_width
 from mome.encoders.text.stored import StoredText
 from mome.errors import InputError
 from mome.labels import Resolved, load_table
+from mome.pretrained import bundled_model_of
 from mome.registry import TEXT_ENCODERS
 from mome.spec import brief
 
@@ -73,7 +74,9 @@ def understand(texts: list[str], model: MoME) -> list[Prompt]:
             if not trained:
                 known = ", ".join(model.config.trained_labels) or "nothing: its weights are random"
                 shown = "" if has_shown_labels else f"; it was trained on {known}"
-                notes.append(f"this model was not trained on {name!r}{shown}")
+                other = bundled_model_of(name)
+                better = f" (the bundled {other} was)" if other else ""
+                notes.append(f"this model was not trained on {name!r}{better}{shown}")
                 has_shown_labels = True
             prompts.append(Prompt(text, name, resolved, trained, "; ".join(notes) or None))
     # The first prompt of each label is kept, at the place of the last one.
@@ -102,7 +105,8 @@ def embed_prompts(prompts: list[Prompt], model: MoME) -> Tensor:
         except InputError as error:
             # The advice of the class table, such as "ask for kidney_left and kidney_right", often needs no tower.
             advice = dict.fromkeys(p.resolved.warning for p in outside if p.resolved.warning)
-            hint = "; or ".join([*advice, *([error.hint] if error.hint else [])]) or None
+            others = [f"the bundled {other}" for p in outside if (other := bundled_model_of(p.name))]
+            hint = "; or ".join([*advice, *dict.fromkeys(others), *([error.hint] if error.hint else [])]) or None
             raise InputError(error.what, where=error.where, hint=hint) from error
         rows |= {p.name: row for p, row in zip(outside, encoded, strict=True)}
     return model.prompt_rows(torch.stack([rows[p.name] for p in prompts]), [p.name for p in prompts])

@@ -28,6 +28,18 @@ def test_prompts_of_a_bank() -> None:
         model.text_bank.rows(["heart"])
 
 
+def test_a_bundled_model_that_knows_the_structure_is_named() -> None:
+    model = small(labels=["liver", "mandible", "femur_left"])
+    model.text_bank.set(torch.randn(3, 12))
+    liver, mandible, femur = [str(p.warning) for p in understand(["hepar", "mandible", "femur_left"], model)]
+    assert "not trained on 'liver' (the bundled mome-ct-torso-tiny was); it was trained on nothing" in liver
+    assert mandible.endswith("not trained on 'mandible' (the bundled mome-ct-tiny was)") and "bundled" not in femur
+    with pytest.raises(InputError, match="not among them") as caught:  # the bank lacks them, so the model cannot run
+        embed_prompts(understand(["kidneys", "brainstem"], model), model)
+    assert "the bundled mome-ct-torso-tiny; or the bundled mome-ct-tiny; or prompt one" in str(caught.value.hint)
+    assert len(str(caught.value).splitlines()) <= 3
+
+
 @pytest.mark.parametrize("encoder", ["learned", "none"])
 def test_one_hot_encoders_start_with_one_hot_rows(encoder: str) -> None:
     plain = {"head": "plain", "fusion": "last"} if encoder == "none" else {}

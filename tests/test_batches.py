@@ -17,6 +17,7 @@ from stand_in_models import Threshold
 
 from mome.errors import InputError, OutputError
 from mome.inference import Segmenter, segment_folder
+from mome.inference.memory_plan import MemoryPlan, Work
 from mome.inference.peak_memory import PeakMemory
 from mome.inference.problems import problems_of
 from mome.inference.study_run import StudyRun
@@ -182,6 +183,40 @@ def test_the_scan_that_is_read_meanwhile_is_counted(tmp_path: Path, monkeypatch)
     made.load, made.segment = slow, watched  # type: ignore[method-assign]
     segment_folder(made, scans(tmp_path / "in"), tmp_path / "out", ["liver"], read_ahead=True)
     assert seen[0][0] == seen[0][1] > 0 and seen[-1][0] == 0
+
+
+@pytest.mark.parametrize("has_room", [True, False])
+def test_a_scan_is_read_ahead_only_where_it_fits(tmp_path: Path, monkeypatch, has_room: bool) -> None:
+    made, given, steps = segmenter(), scans(tmp_path / "in", "ab"), []
+    first = made.load(given[0])
+    smallest = MemoryPlan(1, 1, half_sums=True).total(
+        Work(first.volume.shape, first.network.shape, made.predictor.patch_size, 1)
+    )
+    left = smallest + first.nbytes - (0 if has_room else 1)
+    with monkeypatch.context() as patched:
+        patched.setattr("mome.inference.scan_memory.budget", lambda limit, scan_bytes: left)
+        assert made.has_room_for_another(first, 1) is has_room
+    made.has_room_for_another = lambda loaded, prompts: has_room  # type: ignore[method-assign]
+    reading, real, segment = threading.Event(), made.load, made.segment
+
+    def load(scan: Path, **options: Any) -> Any:
+        if scan.name.startswith("b"):
+            steps.append("read b")
+            reading.set()
+        return real(scan, **options)
+
+    def segmented(scan: Path, *arguments: Any, **options: Any) -> Any:
+        if scan.name.startswith("a") and has_room:
+            assert reading.wait(30)
+        found = segment(scan, *arguments, **options)
+        steps.append(f"segmented {scan.name[0]}")
+        return found
+
+    made.load, made.segment = load, segmented  # type: ignore[method-assign]
+    entries = segment_folder(made, given, tmp_path / "out", ["liver"], read_ahead=True)
+    assert [entry["status"] for entry in entries] == ["done", "done"]
+    ahead = ["read b", "segmented a"] if has_room else ["segmented a", "read b"]
+    assert steps == [*ahead, "segmented b"]
 
 
 def test_problems_name_phase_reason_and_remedy_until_they_are_mended(tmp_path: Path) -> None:

@@ -47,6 +47,11 @@ def test_help_and_list_are_light() -> None:
         assert done.stdout
 
 
+def test_serve_says_that_it_has_one_model(capsys) -> None:
+    assert main(["serve", "--help"]) == 0
+    assert "the one model that is served: " in " ".join(capsys.readouterr().out.split())
+
+
 def test_list_is_json_for_programs(capsys) -> None:
     assert main(["list", "experts", "sw*", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["experts"][0]["name"] == "swiglu"
@@ -77,7 +82,23 @@ def test_notes_on_a_scan_are_said_for_every_scan(capsys, model_folder: str, tmp_
         nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / f"{name}.nii.gz")
     scans = [str(tmp_path / "a.nii.gz"), str(tmp_path / "b.nii.gz")]
     assert main(["segment", *scans, "-p", "liver", "-m", model_folder, "-o", str(tmp_path / "out")]) == 0
-    assert " ".join(capsys.readouterr().err.split()).count("normalised") == 2
+    printed = " ".join(capsys.readouterr().err.split())
+    assert printed.count("normalised") == 2 and "2 of 2 scans should be looked at" in printed
+
+
+def test_the_file_that_has_the_reasons_is_named(capsys, scan: Path, model_folder: str, tmp_path: Path) -> None:
+    (tmp_path / "broken.nii.gz").write_bytes(b"broken")
+    values = np.random.default_rng(0).random((8, 8, 8)).astype(np.float32)
+    nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / "doubtful.nii.gz")
+    arguments = ["-p", "liver", "-m", model_folder, "-o", str(tmp_path / "out")]
+    problems = f"{tmp_path}/out/problems.json says why\n"
+    assert main(["segment", str(tmp_path), *arguments]) == 2
+    assert f"1 of 3 scans failed, 1 of 3 scans should be looked at; {problems}" in capsys.readouterr().err
+    assert main(["segment", str(tmp_path / "doubtful.nii.gz"), *arguments, "--json"]) == 0  # stdout is JSON alone
+    assert f"the scan and its masks should be looked at; {problems}" in capsys.readouterr().err
+    (tmp_path / "out" / "report.json").unlink()
+    assert main(["segment", str(scan), *arguments, "--overwrite"]) == 0
+    assert "problems.json" not in capsys.readouterr().err and not (tmp_path / "out" / "problems.json").exists()
 
 
 def test_segment_writes_masks_and_says_what_it_was_not_trained_on(

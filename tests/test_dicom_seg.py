@@ -235,11 +235,18 @@ def test_what_cannot_be_referred_to_is_refused(tmp_path: Path) -> None:
         writer.check_source(nowhere)
     write(nowhere, series(along_z(REGULAR + 900), FrameOfReferenceUID=FRAME_OF_REFERENCE, SeriesInstanceUID="1.9"))
     writer.check_source(nowhere)  # another series has one; which is read is decided later
+    with pytest.raises(InputError, match="no FrameOfReferenceUID"):
+        writer.check_volume(read_volume(nowhere, dicom=DicomOptions(series="1.2.3.4")))
+    writer.check_volume(read_volume(nowhere, dicom=DicomOptions(series="1.9")))
+    with pytest.raises(InputError, match="this scan is none"):
+        writer.check_volume(array)
     twins = write(
         tmp_path / "twins", series(along_z(REGULAR), FrameOfReferenceUID=FRAME_OF_REFERENCE, SOPInstanceUID="1.2.7")
     )
     with pytest.raises(InputError, match="have no SOPInstanceUID, or share one"):
         wrote(twins, tmp_path)
+    with pytest.raises(InputError, match="have no SOPInstanceUID, or share one"):
+        writer.check_volume(read_volume(twins))
     assert not list(tmp_path.glob("*seg.dcm"))
     with pytest.raises(InputError, match="'kind' is one of auto, binary, got 'binery', did you mean 'binary'"):
         build_writer("dicom_seg(kind=binery)")

@@ -69,6 +69,24 @@ def test_refusals_name_the_way_out(scans: Path, tmp_path: Path, capsys: pytest.C
     assert all(name in listed for name in ("nifti", "dicom_seg", "rtstruct"))
 
 
+@pytest.mark.parametrize("writer", ["dicom_seg", "rtstruct"])
+def test_slices_that_share_a_uid_are_refused_before_the_network_runs(
+    scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, writer: str
+) -> None:
+    def network(*arguments: object, **options: object) -> None:
+        raise AssertionError("the network ran")
+
+    monkeypatch.setattr("mome.inference.segmenter.predict_within_memory", network)
+    for path in (scans / "series").iterdir():
+        image = pydicom.dcmread(path)
+        image.SOPInstanceUID = image.file_meta.MediaStorageSOPInstanceUID = "1.2.7"
+        (tmp_path / "twins").mkdir(exist_ok=True)
+        image.save_as(tmp_path / "twins" / path.name)
+    command = ["segment", str(tmp_path / "twins"), "-p", "liver", "-o", str(tmp_path / "out")]
+    assert main([*command, "-m", str(scans / "tiny"), "--writer", writer]) == 2
+    assert "have no SOPInstanceUID, or share one" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_nifti_of_a_dicom_series(scans: Path, tmp_path: Path) -> None:
     """One file per prompt, and one map of ids with its table; names of folders and of prompts stay whole."""
     command = ["segment", str(scans / "series"), "-p", "hepar", "-p", "spleen", "-m", str(scans / "tiny")]

@@ -151,3 +151,41 @@ def test_the_command_stores_a_segmentation(held: Archive, tmp_path: Path, one_th
     assert str(referenced.SeriesInstanceUID) == held.series
     assert [path.suffix for path in (tmp_path / "out").iterdir()] == [".dcm"]
     assert main([*arguments, "-p", "liver", "--store", "--writer", "nifti"]) == 2
+
+
+@pytest.mark.skipif("dicom_seg" not in WRITERS.names(), reason="there is no DICOM writer")
+def test_what_nothing_can_refer_to_is_refused_before_the_network_runs(
+    held: Archive, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from server_process import save_model
+
+    from mome.inference import Segmenter
+
+    twins = series(along_z(range(0, 36, 3)), FrameOfReferenceUID="1.2.3.9", SOPInstanceUID="1.2.7")
+    held.instances = [path.read_bytes() for path in write(tmp_path / "twins", twins).iterdir()]
+    monkeypatch.setattr(Segmenter, "segment", lambda *a, **k: pytest.fail("the network ran"))
+    arguments = ["dicomweb", held.url, "--study", held.study, "--series", held.series, "--store", "-p", "liver"]
+    assert main([*arguments, "-m", str(save_model(tmp_path / "model"))]) == 2
+    assert "have no SOPInstanceUID, or share one" in capsys.readouterr().err and not held.stored
+
+
+@pytest.mark.skipif("dicom_seg" not in WRITERS.names(), reason="there is no DICOM writer")
+@pytest.mark.parametrize(("prompt", "model"), [("hepar", "mome-ct-torso-tiny"), ("mandible", "mome-ct-tiny")])
+def test_without_a_model_the_prompts_choose_it(
+    held: Archive, capsys: pytest.CaptureFixture[str], one_thread: None, prompt: str, model: str
+) -> None:
+    assert main(["dicomweb", held.url, "--study", held.study, "--series", held.series, "-p", prompt, "--store"]) == 0
+    (stored,) = held.stored
+    algorithm = stored.SegmentSequence[-1].SegmentationAlgorithmIdentificationSequence[0]
+    assert algorithm.AlgorithmName == f"mome {model}"
+    printed = " ".join(capsys.readouterr().err.split())
+    assert ("the model is mome-ct-torso-tiny, which was trained on liver" in printed) == (prompt == "hepar")
+    assert "not trained on" not in printed
+
+
+def test_prompts_of_two_models_are_refused_before_anything_is_retrieved(
+    held: Archive, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["dicomweb", held.url, "--study", held.study, "--series", held.series, "--store"]
+    assert main([*arguments, "-p", "liver", "-p", "mandible"]) == 2
+    assert "no bundled model knows both 'mandible' and 'liver'" in capsys.readouterr().err and held.seen == []

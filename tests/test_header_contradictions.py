@@ -321,6 +321,7 @@ def test_unusual_voxels_are_noted() -> None:
     for steps in ((1, 1, 50), (0.08, 0.08, 0.08), (30, 30, 30)):
         notes = checked_volume(Volume(patient_hu(), np.diag([*steps, 1.0]))).notes
         assert len(notes) == 1 and "mm large, which is unusual" in notes[0]
+        assert ("masks may be wrong" in notes[0]) == (max(steps) > 12)
     for steps in ((0.5, 0.5, 0.6), (1, 1, 10), (4, 4, 4)):
         assert checked_volume(Volume(patient_hu(), np.diag([*steps, 1.0]))).notes == ()
 

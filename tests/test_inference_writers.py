@@ -35,6 +35,10 @@ class JsonWriter:
         if source is None or source.name.startswith("unfit"):
             raise InputError("this writer needs another scan")
 
+    def check_volume(self, volume: Volume) -> None:
+        if volume.shape[2] == 1:
+            raise InputError("this writer needs several planes")
+
     def write(self, path: Path, masks: MaskSet, *, multilabel: bool = False) -> None:
         counts = {entry["name"]: int(masks.masks[entry["name"]].sum()) for entry in masks.labels}
         assert counts == dict(masks.voxels) and not multilabel
@@ -54,9 +58,9 @@ def segmenter() -> Segmenter:
     return Segmenter(liver_and_spleen(), MoMEProcessor(spacing=[4, 4, 4]))
 
 
-def scan(folder: Path, name: str) -> Path:
+def scan(folder: Path, name: str, depth: int = 8) -> Path:
     path = folder / f"{name}.nii.gz"
-    hu = np.random.default_rng(0).normal(0, 80, (8, 8, 8)).astype(np.int16)
+    hu = np.random.default_rng(0).normal(0, 80, (8, 8, depth)).astype(np.int16)
     nib.save(nib.Nifti1Image(hu, np.diag([4.0, 4, 4, 1])), path)
     return path
 
@@ -93,6 +97,7 @@ def test_a_folder_run_with_another_writer(segmenter: Segmenter, counts_writer, t
     given.mkdir()
     for name in ("a", "b", "unfit"):
         scan(given, name)
+    scan(given, "unread", depth=1)
     segmented, calls = [], []
     real, embed = Segmenter.segment, Segmenter.prepare
     monkeypatch.setattr(
@@ -105,13 +110,14 @@ def test_a_folder_run_with_another_writer(segmenter: Segmenter, counts_writer, t
         return segment_folder(segmenter, [given], out, ["liver"], progress=lambda *t: progress.append(t), **options)
 
     entries = run(writer="counts")
-    assert [entry["status"] for entry in entries] == ["done", "done", "failed"]
+    assert [entry["status"] for entry in entries] == ["done", "done", "failed", "failed"]
+    assert [entry["failure"]["phase"] for entry in entries[2:]] == ["read", "read"]
     assert entries[0]["masks"] == ["a.json"] and entries[0]["writer"] == "counts"
-    assert segmented == ["a.nii.gz", "b.nii.gz"]  # the network did not run for the scan that the writer refuses
+    assert segmented == ["a.nii.gz", "b.nii.gz"]  # the network did not run for the scans that the writer refuses
     assert len(calls) == 1 and progress == [(1, 1), (1, 1)]  # prompts are embedded once for all scans
     again = run(writer="counts", resume=True)
-    assert [entry.get("skipped", False) for entry in again] == [True, True, False] and len(segmented) == 2
-    assert [entry["status"] for entry in run(resume=True)] == ["done"] * 3  # another writer, another request
+    assert [entry.get("skipped", False) for entry in again] == [True, True, False, False] and len(segmented) == 2
+    assert [entry["status"] for entry in run(resume=True)] == ["done"] * 4  # another writer, another request
     report = json.loads((out / "report.json").read_text())
     for entry in report["studies"]:
         del entry["writer"]  # as written before there were other writers than NIfTI

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import json
+import math
 import os
+import shutil
 import subprocess
 import sys
 import weakref
@@ -201,9 +203,26 @@ def test_the_command_says_what_a_scan_will_take(tmp_path: Path, capsys, monkeypa
     path.rename(tmp_path / "scans" / "inside" / "ct.nii.gz")
     path = tmp_path / "scans"
     assert main([arguments[0], str(path), *arguments[2:], "--recursive", "--json"]) == 0
-    assert [plan["name"] for plan in json.loads(capsys.readouterr().out)["plans"]] == ["inside_ct"]
+    (alone,) = json.loads(capsys.readouterr().out)["plans"]
+    assert alone["name"] == "inside_ct" and "next scan" not in alone["bytes"]
+    shutil.copy(path / "inside" / "ct.nii.gz", path / "inside" / "two.nii.gz")
+    folder = [arguments[0], str(path / "inside"), *arguments[2:], "--json"]
+    assert main(folder) == 0  # while the first is segmented, the second is read, which takes a quarter more for checks
+    for plan in json.loads(capsys.readouterr().out)["plans"]:
+        assert plan["bytes"]["next scan"] == plan["bytes"]["scan"] * 5 // 4 + 4 * math.prod(plan["part"])
+    assert main([*folder, "--memory", "8GB"]) == 0  # with a limit, no scan is read ahead
+    assert all("next scan" not in plan["bytes"] for plan in json.loads(capsys.readouterr().out)["plans"])
+    (path / "inside" / "two.nii.gz").unlink()
     assert main([arguments[0], str(path / "inside"), *arguments[2:], "--memory", "1MB"]) == 2
     assert "of memory, one prompt at a time" in capsys.readouterr().out
+    coarse = np.diag([24.0, 24, 24, 1])
+    nib.save(nib.Nifti1Image(scan.array[8:16, 8:16, 8:16].astype(np.int16), coarse), tmp_path / "coarse.nii.gz")
+    command = [arguments[0], str(tmp_path / "coarse.nii.gz"), *arguments[2:]]
+    assert main([*command, "--json"]) == 0
+    (plan,) = json.loads(capsys.readouterr().out)["plans"]
+    assert plan["tiles"] > 500 and any("masks may be wrong" in note for note in plan["notes"])
+    assert main(command) == 0
+    assert "note: voxels are 24 × 24 × 24 mm large" in capsys.readouterr().out
     assert not out.exists()
 
 

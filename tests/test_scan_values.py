@@ -52,6 +52,37 @@ def test_normalised_values_and_pictures_are_refused(name: str) -> None:
     assert "not HU" in checked_volume(values, any_values=True).notes[-1]  # `mome info` shows such files
 
 
+@pytest.mark.parametrize("scan", ["patient", "soft tissue", "padded"])
+@pytest.mark.parametrize("factor", [1e3, -1e3, 1e6, 1e30, -1e30])
+def test_values_far_beyond_hu_are_refused(factor: float, scan: str, tmp_path: Path) -> None:
+    array = {"patient": hu(), "soft tissue": PLAUSIBLE["inside an organ"], "padded": PLAUSIBLE["padding of -3024"]}
+    volume = Volume(array[scan] * factor, patient_affine())
+    with pytest.raises(InputError, match="not the values of a CT: .* beyond ±32,767, where no HU lie") as caught:
+        checked_volume(volume, "ct.nii.gz")
+    assert len(str(caught.value).splitlines()) == 3
+    path = save_patient(tmp_path / "a.nii", scl_slope=factor, scl_inter=0)
+    with pytest.raises(InputError, match="is the factor in the header right"):
+        read_volume(path)
+    assert any("beyond" in note for note in checked_volume(volume, any_values=True).notes)
+
+
+def test_an_offset_far_beyond_hu_is_refused() -> None:
+    for offset in (-1e6, 1e5, 1e9):
+        with pytest.raises(InputError, match="where no HU lie"):
+            checked_volume(Volume(hu() + offset, patient_affine()))
+    with pytest.raises(InputError, match="where no HU lie"):
+        checked_volume(Volume(np.where(hu() > -300, 1e30, -1e30), patient_affine()))
+
+
+@pytest.mark.parametrize("padding", [-1e5, -(2.0**31), 1e30])
+def test_one_value_of_padding_far_beyond_hu_is_none_of_the_scan(padding: float) -> None:
+    array = np.where(np.arange(24)[:, None, None] < 6, padding, hu())
+    volume = checked_volume(Volume(array, patient_affine()))
+    assert not any("where no HU lie" in note for note in volume.notes)
+    array[:, 0] = -array[:, 0]  # at the other end, too
+    checked_volume(Volume(array, patient_affine()))
+
+
 DOUBTFUL = {
     "offset 1024": (hu() + 1024, "offset of 1024"),
     "offset 1000": (hu() + 1100, "offset of 1024"),

@@ -5,11 +5,16 @@ from __future__ import annotations
 import io
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pydicom
 import pytest
 from dicom_series import along_z, series, write
 from server_process import Server
+
+from mome.errors import InputError
+from mome.server.worker import Worker
+from mome.volumes import read_volume
 
 for package in ("fastapi", "uvicorn", "python_multipart", "highdicom"):
     pytest.importorskip(package, reason="the server needs mome[serve,dicom]")
@@ -48,3 +53,14 @@ def test_a_series_that_nothing_can_refer_to_is_refused_in_words_of_the_form(serv
     job = server.wait(server.submit([("x.zip", study)], ["liver"], output="dicom_seg").json["id"])
     assert job["state"] == "failed" and "output=nifti" in job["error"]["hint"], job
     assert server.submit([("x.zip", study)], ["liver"], output="nifti").status == 202
+
+
+def test_slices_that_share_a_uid_are_refused_before_the_network_runs(tmp_path: Path) -> None:
+    study = zipped(tmp_path / "series", FrameOfReferenceUID="1.2.3.9", SOPInstanceUID="1.2.7")
+    (tmp_path / "job" / "input").mkdir(parents=True)
+    (tmp_path / "job" / "input" / "x.zip").write_bytes(study)
+    worker = Worker({"model": "none"}, io.BytesIO())
+    worker._segmenter = SimpleNamespace(load=lambda scan, **options: SimpleNamespace(volume=read_volume(scan)))
+    message = {"job": "1", "folder": str(tmp_path / "job"), "source": "x.zip", "prompts": ["liver"], "options": {}}
+    with pytest.raises(InputError, match="have no SOPInstanceUID, or share one"):  # the stand-in cannot segment
+        worker._run({**message, "outputs": ["dicom_seg"]})

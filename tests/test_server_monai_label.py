@@ -105,13 +105,16 @@ def test_slicer_segments_an_image_that_it_uploads(server: Server, ct: bytes, exp
     params, filename, image = parts_of(answer)
     assert filename.endswith(".nrrd") and params["label_names"] == {"spleen": 1, "liver": 2}
     check_map(image, params["label_names"], expected, tmp_path)
+    assert params["warnings"] == list(expected.warnings)  # those of the command
     assert any("not trained on 'spleen'" in warning for warning in params["warnings"])
     again = as_slicer(server, "PUT", f"/datastore/?image={name}", {}, file=file)
     assert again.status == 200 and len(list((server.data / "images").iterdir())) == 1  # the first one was replaced
     assert "Eisenbart" not in server.log.read_text()
     assert "Eisenbart" not in " ".join(map(str, server.data.rglob("*")))
     assert as_slicer(server, "POST", "/infer/model?image=unknown", {}).status == 404
-    assert as_slicer(server, "POST", "/infer/other?image=unknown", {}).status == 404
+    other = as_slicer(server, "POST", "/infer/mome-ct-torso-tiny?image=unknown", {})
+    assert other.status == 404 and other.json["hint"].startswith("/infer/model,")
+    assert other.json["what"] == "this server has one model, 'model', and not 'mome-ct-torso-tiny'"
     assert as_slicer(server, "POST", "/infer/model?image=", {}).json["what"] == "no image was given"
 
 

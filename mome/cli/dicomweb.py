@@ -80,10 +80,14 @@ def run(args: argparse.Namespace) -> int:
         with console.status("retrieving the series"):
             count = retrieve_series(client, study, series, folder)
         console.print(f"retrieved {count} images", highlight=False)
-        build_writer(writer).check_source(folder)  # before the network runs, which takes longer
         with console.status("segmenting"):
             dicom = DicomOptions(allow_gaps=args.allow_gaps, allow_damaged=args.allow_damaged)
-            result = segmenter.segment(folder, prepared, dicom=dicom)
+            chosen_writer = build_writer(writer)
+            chosen_writer.check_source(folder)  # before the network runs, which takes longer
+            loaded = segmenter.load(folder, dicom=dicom)
+            chosen_writer.check_volume(loaded.volume)
+            result = segmenter.segment(folder, prepared, dicom=dicom, loaded=loaded)
+            del loaded
         out = Path(temporary) / "result" if args.out is None else args.out
         files = result.save(out, file_part(series), writer=writer)
         _print(result, console)

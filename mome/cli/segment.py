@@ -86,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
     from mome.inference import Segmenter, segment_folder, segment_jobs
     from mome.inference.choose_model import Choice, choose_model
     from mome.inference.jobs import job_prompts
+    from mome.inference.problems import PROBLEMS_FILE, problems_of
     from mome.volumes.dicom import DicomOptions
 
     quiet_libraries()
@@ -144,10 +145,18 @@ def run(args: argparse.Namespace) -> int:
             with contextlib.suppress(OSError):
                 args.out.rmdir()
         raise InputError(failed[0]["error"])
-    if failed:
-        report = printable(str(args.out / "report.json"))
-        print(f"{len(failed)} of {len(entries)} scans failed; {report} says why", file=sys.stderr)
+    if problems := problems_of(entries):
+        file = printable(str(args.out / PROBLEMS_FILE))
+        print(f"{_in_words(len(failed), len(problems) - len(failed), len(entries))}; {file} says why", file=sys.stderr)
     return 2 if failed else 0
+
+
+def _in_words(failed: int, doubtful: int, scans: int) -> str:
+    """Returns what is wrong with a run, as in "1 of 3 scans failed, 1 of 3 scans should be looked at"."""
+    if scans == 1:  # one that fails alone has no list of problems
+        return "the scan and its masks should be looked at"
+    counts = ((failed, "failed"), (doubtful, "should be looked at"))
+    return ", ".join(f"{count} of {scans} scans {what}" for count, what in counts if count)
 
 
 def _print_study(entry: dict[str, Any], out: Path, console: Any, printed: set[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mome.printable import printable
 
@@ -36,21 +36,24 @@ def print_plans(segmenter: Segmenter, args: argparse.Namespace, dicom: DicomOpti
             prepared[study.prompts] = prompts = segmenter.prepare(list(study.prompts))
             if len(prompts.names) not in costs:
                 costs[len(prompts.names)] = measured_tile(segmenter, prompts)
-    base, found, failed = process_bytes(), [], 0
+    found: list[dict[str, Any]] = []
+    base, failed = process_bytes(), 0
+    reads_ahead = len(studies) > 1 and segmenter.memory is None  # as `segment_folder` does
     for study in studies:
         prompts = prepared[study.prompts]
         try:
             volume = read_scan(study.scan, study.frame, study.dicom)
-            plan = plan_scan(segmenter, volume, prompts, costs[len(prompts.names)], base)
+            plan = plan_scan(segmenter, volume, prompts, costs[len(prompts.names)], base, read_ahead=reads_ahead)
         except InputError as error:
             failed += 1
             found.append({"name": study.name, "error": str(error)})
             if not args.json:
                 print(f"{printable(study.name)}\n  cannot be segmented: {printable(str(error), keep=chr(10))}")
             continue
-        found.append({"name": study.name, **plan.as_dict()})
+        found.append({"name": study.name, **plan.as_dict(), "notes": list(volume.notes)})
         if not args.json:
-            print("\n  ".join([printable(study.name), *plan.lines()]))
+            notes = [f"note: {printable(note)}" for note in volume.notes]
+            print("\n  ".join([printable(study.name), *plan.lines(), *notes]))
     if args.json:
         print(json.dumps({"plans": found}, indent=1))
     return 2 if failed else 0

@@ -10,7 +10,12 @@ from mome.threads import check_threads
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the command."""
-    parser.add_argument("-m", "--model", default="mome-ct-tiny", help="folder, bundled name or Hub id")
+    parser.add_argument(
+        "-m",
+        "--model",
+        default="mome-ct-tiny",
+        help="the one model that is served: folder, bundled name or Hub id; default: %(default)s",
+    )
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen at; default: this machine only")
     parser.add_argument("--port", type=int, default=8000, help="the TCP port; 0 for a free one")
     parser.add_argument("--token-file", type=given_path, help="file with the token; else the variable MOME_TOKEN")

@@ -38,7 +38,7 @@ class Batch:
         resume: Skip what is finished, and share the studies with other processes that resume in the same folder.
         part: (index, number) of this process among those that share the studies; it begins with every
             `number`-th study.
-        read_ahead: Use the threads that read and write.
+        read_ahead: Use the threads that read and write. A scan is read ahead only where memory suffices for it.
         progress, on_done, debug: See `segment_folder`.
     """
 
@@ -112,7 +112,7 @@ class Batch:
                     return
             run, loading = current
             loaded = self._attempt(run, loading.result)
-            if reader is not None:
+            if reader is not None and (not loaded or self._has_room_beside(run)):
                 ahead = self._load_next(reader)
             is_reading = ahead is not None and not ahead[1].done()
             if loaded and self._segment(run, read_ahead=is_reading):
@@ -134,6 +134,11 @@ class Batch:
         """Takes the next study and begins to read it; None where there is none that is free."""
         run = self._next(wait=wait)
         return None if run is None else (run, _submit(reader, run.load, self._segmenter))
+
+    def _has_room_beside(self, run: StudyRun) -> bool:
+        """Says whether the next scan may be read while this one is segmented; it is taken to be as large."""
+        prompts = len(self._understood[run.study.prompts])
+        return run.loaded is not None and self._segmenter.has_room_for_another(run.loaded, prompts)
 
     def _next(self, *, wait: bool) -> StudyRun | None:
         """Returns the next study that this process may segment.

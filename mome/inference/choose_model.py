@@ -1,18 +1,13 @@
-"""Chooses the bundled checkpoint for prompts where no model was named; no model is loaded for that.
-
-The labels that a checkpoint was trained on stand in its `labels.json`.
-"""
+"""Chooses the bundled checkpoint for prompts where no model was named; no model is loaded for that."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 from mome.errors import InputError
-from mome.json_file import read_json_object
 from mome.labels import load_table
-from mome.presets import BUNDLED, bundled_models
+from mome.pretrained import bundled_labels
 
 DEFAULT_MODEL = "mome-ct-tiny"
 
@@ -32,7 +27,8 @@ class Choice:
 
 def known_labels() -> dict[str, frozenset[str]]:
     """Returns the labels that each bundled checkpoint was trained on; the default checkpoint comes first."""
-    return _read_labels(tuple(sorted(bundled_models(), key=lambda name: name != DEFAULT_MODEL)))
+    found = bundled_labels()
+    return {model: found[model] for model in sorted(found, key=lambda name: name != DEFAULT_MODEL)}
 
 
 def choose_model(prompts: str | Sequence[str]) -> Choice:
@@ -64,11 +60,3 @@ def choose_model(prompts: str | Sequence[str]) -> Choice:
     if model == DEFAULT_MODEL:
         return Choice(model, None)
     return Choice(model, f"the model is {model}, which was trained on {', '.join(found[model])}")
-
-
-@lru_cache(maxsize=4)
-def _read_labels(models: tuple[str, ...]) -> dict[str, frozenset[str]]:
-    return {
-        model: frozenset(str(name) for name in read_json_object(BUNDLED / model / "labels.json").get("trained", []))
-        for model in models
-    }

@@ -74,8 +74,8 @@ def segment_folder(
         frame: The volume to take from 4-D files, from 0.
         dicom: Which DICOM series are read and what is accepted.
         read_ahead: Read the next scan, and write the last masks, while the network is at work. This needs the memory of
-            one more scan: 4 bytes per voxel, and as much for each voxel of its network grid. None stands for yes,
-            unless the segmenter has a memory limit.
+            one more scan: 5 bytes per voxel, and 4 for each voxel of its network grid; where they are not free, the
+            next scan is read afterwards. None stands for yes, unless the segmenter has a memory limit.
         part: (index, number) of this process among processes that share the studies with `resume`.
         progress: Called with (tiles done, number of tiles) of the current scan.
         on_done: Called with each entry, in the order in which the studies were begun.

@@ -11,6 +11,7 @@ import torch
 
 from mome.inference.above import AboveThreshold
 from mome.inference.body_mask import BodyMask, body_mask
+from mome.inference.loaded_scan import reading_bytes
 from mome.inference.memory_plan import MemoryPlan, Work, budget, fitting_plan, gpu_bytes
 from mome.inference.mirror import MirrorPredictor
 from mome.inference.network import wait_for
@@ -116,7 +117,13 @@ class ScanPlan:
 
 
 def plan_scan(
-    segmenter: Segmenter, volume: Volume, prompts: PreparedPrompts, cost: TileCost, base_bytes: int
+    segmenter: Segmenter,
+    volume: Volume,
+    prompts: PreparedPrompts,
+    cost: TileCost,
+    base_bytes: int,
+    *,
+    read_ahead: bool = False,
 ) -> ScanPlan:
     """Measures some planes of a mask, and says what a scan will take.
 
@@ -126,6 +133,7 @@ def plan_scan(
         prompts: The prompts.
         cost: What `measured_tile` returned for them.
         base_bytes: Memory of the process before the scan was read.
+        read_ahead: Count the next scan, too, which is read meanwhile. It is taken to be as large as this one.
 
     Raises:
         InputError: The scan does not fit into memory.
@@ -138,13 +146,18 @@ def plan_scan(
     tiles = len(wanted_tiles(part.shape, patch, segmenter.overlap, wanted))
     device = segmenter.predictor.device
     work = Work(volume.shape, part.shape, patch, len(prompts.names), cost.network_bytes, device.type == "cuda")
+    next_scan = reading_bytes(volume.array.nbytes, 4 * int(np.prod(part.shape))) if read_ahead else 0
+    left = budget(segmenter.memory, volume.array.nbytes)
     memory = fitting_plan(
         work,
-        budget(segmenter.memory, volume.array.nbytes),
+        left,
         chunk=segmenter.decoded_at_once,
+        reserved=next_scan,
         gpu_budget=gpu_bytes(device),
         exact=segmenter.exact,
     )
+    fits = next_scan and memory.total(work) <= left - next_scan  # else it is not read ahead
+    parts = {"next scan": next_scan} if fits else {}
     passes = -(-len(prompts.names) // memory.group)
     decode_s = cost.decode_s / cost.chunk * len(prompts.names)
     voxels = float(np.prod(volume.shape)) * len(prompts.names)
@@ -158,7 +171,7 @@ def plan_scan(
         memory=memory,
         network_s=tiles * (passes * cost.encode_s + decode_s),
         masks_s=voxels * _seconds_per_voxel(part, volume.grid),
-        bytes_by_part=memory.bytes_of(work),
+        bytes_by_part=memory.bytes_of(work) | parts,
         base_bytes=base_bytes,
     )
 

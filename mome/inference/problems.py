@@ -10,7 +10,7 @@ from typing import Any
 
 from mome.atomic import atomic_write
 
-_FILE = "problems.json"
+PROBLEMS_FILE = "problems.json"
 _LOOK = "look at the scan and its masks"
 
 
@@ -36,7 +36,7 @@ def write_problems(folder: Path, entries: Iterable[dict[str, Any]]) -> None:
     Raises:
         OutputError: It cannot be written.
     """
-    path, problems = folder / _FILE, problems_of(entries)
+    path, problems = folder / PROBLEMS_FILE, problems_of(entries)
     if not problems:
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)

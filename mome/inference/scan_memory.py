@@ -43,6 +43,15 @@ class ScanMemory:
         self._chunk, self._exact, self._reserved = chunk, exact, reserved
         self._where = None if source is None else str(source)
 
+    def leaves_reserved(self, network_bytes: int = 0) -> bool:
+        """Says whether some plan leaves free what is reserved.
+
+        Args:
+            network_bytes: As for `plan`.
+        """
+        work, smallest = replace(self._work, network_bytes=network_bytes), MemoryPlan(1, 1, half_sums=not self._exact)
+        return smallest.total(work) <= self._budget - self._reserved
+
     def plan(self, network_bytes: int = 0) -> MemoryPlan:
         """Returns the fastest plan that fits.
 

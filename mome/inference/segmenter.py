@@ -164,6 +164,25 @@ class Segmenter:
             scan, self.processor, patch=patch, overlap=self.overlap, frame=frame, dicom=dicom, on_phase=on_phase
         )
 
+    def has_room_for_another(self, loaded: LoadedScan, prompts: int) -> bool:
+        """Says whether memory suffices to read a scan as large as another one while that is segmented.
+
+        Args:
+            loaded: The other scan.
+            prompts: Number of its prompts.
+        """
+        memory = ScanMemory(
+            loaded,
+            self.predictor,
+            prompts,
+            limit=self.memory,
+            chunk=self.decoded_at_once,
+            exact=self.exact,
+            reserved=loaded.nbytes,
+            source=None,
+        )
+        return memory.leaves_reserved(self.network_bytes or 0)
+
     def understand(self, prompts: str | Sequence[str]) -> list[Prompt]:
         """Returns the prompts as the model understands them, each once; no network runs.
 

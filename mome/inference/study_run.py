@@ -70,8 +70,12 @@ class StudyRun:
         self._memory.begin(study.name)
         if is_archive(study.scan):
             self._archive = self._opened.enter_context(unpacked(study.scan, self._out))
-        study.mask_writer().check_source(self._scan)
-        self._loaded = segmenter.load(self._scan, frame=study.frame, dicom=study.dicom, on_phase=self._begin)
+        writer = study.mask_writer()
+        writer.check_source(self._scan)
+        loaded = segmenter.load(self._scan, frame=study.frame, dicom=study.dicom, on_phase=self._begin)
+        self.phase = "read"
+        writer.check_volume(loaded.volume)
+        self._loaded = loaded
 
     def segment(
         self,
@@ -178,6 +182,11 @@ class StudyRun:
         """Removes what was unpacked and drops what was read."""
         self._loaded = self._result = self._volume = None
         self._opened.close()
+
+    @property
+    def loaded(self) -> LoadedScan | None:
+        """What `load` has read, until `segment` takes it."""
+        return self._loaded
 
     @property
     def _scan(self) -> Path:

@@ -123,8 +123,9 @@ async def infer(
     `result_dtype` is `uint8` or `uint16`; OHIF reads the voxels as the type that it has asked for.
     """
     queue = queue_of(request)
-    if model != queue.worker.able["model"]:
-        raise HttpError(404, "there is no such model", where="the path", hint=f"/infer/{queue.worker.able['model']}")
+    if model != (served := queue.worker.able["model"]):
+        what = f"this server has one model, {served!r}, and not {model[:60]!r}"
+        raise HttpError(404, what, where="the path", hint=f"/infer/{served}, or a server with that model (-m)")
     if output not in OUTPUTS:
         raise HttpError(422, f"there is no output {output[:40]!r}", where="output", hint=", ".join(OUTPUTS))
     async with queue.place():

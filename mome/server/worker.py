@@ -19,13 +19,16 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mome.errors import InputError, OutputError
 from mome.server.client_words import in_client_words
 from mome.server.http_errors import error_body
 from mome.server.log import place_of
 from mome.server.results import check_formats, formats, write_results, writer_of
+
+if TYPE_CHECKING:
+    from mome.volumes import Volume
 
 _PROGRESS_EVERY_S = 0.25
 _ABSOLUTE_PATH = re.compile(r"(?<![\w./:])/[^\s'\",;]+")
@@ -130,13 +133,16 @@ class Worker:
             folder = message["folder"]
             return {"error": public_error(error, None if folder is None else Path(folder)), "names": []}
 
-    def _check_writers(self, outputs: list[str], source: Path) -> None:
-        """Asks every writer whether it can write masks of this scan."""
+    def _check_writers(self, outputs: list[str], source: Path, volume: Volume | None = None) -> None:
+        """Asks every writer whether it can write masks of this scan, by its path, or by what was read of it."""
         from mome.volumes.writers.base import build_writer
 
         for name in outputs:
             if (writer := writer_of(name)) is not None:
-                build_writer(writer).check_source(source)
+                if volume is None:
+                    build_writer(writer).check_source(source)
+                else:
+                    build_writer(writer).check_volume(volume)
 
     def _run(self, message: dict[str, Any]) -> dict[str, Any]:
         """Segments a scan and writes its results; returns the summary."""
@@ -167,14 +173,18 @@ class Worker:
                 archive = stack.enter_context(unpacked(scan, scan.parent))
                 scan, notes = archive.path, archive.notes
             self._check_writers(message["outputs"], scan)
+            loaded = self._segmenter.load(scan, frame=options.get("frame"), dicom=dicom)
+            self._check_writers(message["outputs"], scan, loaded.volume)
             result = self._segmenter.segment(
                 scan,
                 message["prompts"],
                 frame=options.get("frame"),
                 dicom=dicom,
+                loaded=loaded,
                 progress=progress,
                 statistics=bool(options.get("statistics")),
             )
+            del loaded  # results are written without it
             self._stop_if_cancelled(job)
             self.send(kind="progress", job=job, phase="write", done=0, total=0)
             result.notes = (*notes, *result.notes)

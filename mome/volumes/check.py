@@ -183,7 +183,10 @@ def _voxel_notes(affine: np.ndarray) -> list[str]:
     if _SMALLEST_VOXEL_MM <= sizes.min() and sizes.max() <= _LARGEST_VOXEL_MM:
         return []
     shown = " × ".join(f"{size:.4g}" for size in sizes)
-    return [f"voxels are {shown} mm large, which is unusual: is the header right? Small structures may be missed"]
+    unusual = f"voxels are {shown} mm large, which is unusual: is the header right?"
+    if sizes.max() > _LARGEST_VOXEL_MM:
+        return [f"{unusual} Models are trained on far smaller ones: masks may be wrong, and small structures missed"]
+    return [f"{unusual} Small structures may be missed"]
 
 
 def _default_notes(shape: tuple[int, ...], affine: np.ndarray) -> list[str]:

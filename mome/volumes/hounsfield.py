@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mome.volumes.beyond_hu import beyond_hu
 from mome.volumes.value_sample import SortedValues, ValueSample
 from mome.volumes.voxel_order import Differences, is_noise
 
@@ -71,6 +72,8 @@ def doubt_about(
     low, high = known.low, known.high
     enough = values.size >= _FEWEST_VOXELS and low < high
     between = f"values lie in [{low:.3g}, {high:.3g}]"
+    if values.size >= _FEWEST_VOXELS and (what := beyond_hu(known)):
+        return Doubt(what, is_hopeless=True)
     if low == high and values.size >= _FEWEST_VOXELS:
         return Doubt(f"all voxels have the value {low:.5g}: there is no patient in this scan")
     if low >= 0 and high <= 1:

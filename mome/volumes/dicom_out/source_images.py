@@ -16,6 +16,7 @@ from mome.volumes.dicom.files import folder_files
 from mome.volumes.dicom.quiet import quiet_decoders
 from mome.volumes.dicom.slices import Slice
 from mome.volumes.dicom.source import SOURCE_KEY, SourceSlices
+from mome.volumes.grid import Volume
 from mome.volumes.mask_set import MaskSet
 from mome.volumes.scan_files import has_dicom_prefix, scan_ending
 
@@ -71,6 +72,23 @@ def check_is_series(source: Path | None, what: str) -> None:
             return
     if missing:
         raise _without_uid(missing, source)
+
+
+def check_can_be_referred_to(volume: Volume, what: str) -> None:
+    """Checks that the slices of a scan, which was read, have the UIDs by which a derived object refers to them.
+
+    Args:
+        volume: The scan.
+        what: The format in messages, as in "a DICOM SEG".
+
+    Raises:
+        InputError: The scan was not read from DICOM, a UID is missing, or slices share one.
+    """
+    source = volume.header.get(SOURCE_KEY)
+    if not isinstance(source, SourceSlices):
+        raise _no_series(None, what)
+    source_header(source)
+    instance_uids(source)
 
 
 def missing_uid(header: Dataset) -> str:

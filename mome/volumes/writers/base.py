@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Protocol
 
 from mome.errors import InputError
 from mome.spec import canonical
+from mome.volumes.grid import Volume
 from mome.volumes.mask_set import MaskSet
 from mome.volumes.writers import WRITERS
 
@@ -33,6 +34,17 @@ class MaskWriter(Protocol):
 
         Raises:
             InputError: The format needs something that this scan lacks, such as a DICOM series.
+        """
+        ...
+
+    def check_volume(self, volume: Volume) -> None:
+        """Checks, once the scan was read and before the network runs, that masks of it can be written.
+
+        Args:
+            volume: The scan; its files are still there.
+
+        Raises:
+            InputError: The format needs something that the files which were read lack, such as UIDs.
         """
         ...
 

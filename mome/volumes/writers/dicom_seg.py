@@ -9,8 +9,9 @@ from typing import ClassVar, Literal
 from mome.atomic import atomic_write
 from mome.volumes.dicom_out.layers import layers_of
 from mome.volumes.dicom_out.segmentation import make_segmentation
-from mome.volumes.dicom_out.source_images import check_is_series, resampled_note
+from mome.volumes.dicom_out.source_images import check_can_be_referred_to, check_is_series, resampled_note
 from mome.volumes.dicom_out.unpacked_source import readable_slices
+from mome.volumes.grid import Volume
 from mome.volumes.mask_set import MaskSet
 
 _WHAT = "a DICOM SEG"
@@ -45,6 +46,10 @@ class DicomSegWriter:
     def check_source(self, source: Path | None) -> None:
         """Accepts DICOM series; see `MaskWriter.check_source`."""
         check_is_series(source, _WHAT)
+
+    def check_volume(self, volume: Volume) -> None:
+        """Accepts slices to which another file can refer; see `MaskWriter.check_volume`."""
+        check_can_be_referred_to(volume, _WHAT)
 
     def write(self, path: Path, masks: MaskSet, *, multilabel: bool = False) -> list[str]:
         """Writes the masks; see `MaskWriter.write`.

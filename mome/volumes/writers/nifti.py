@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from mome.volumes.grid import Volume
 from mome.volumes.mask_file import write_mask
 from mome.volumes.mask_set import MaskSet
 
@@ -29,6 +30,9 @@ class NiftiWriter:
         pass
 
     def check_source(self, source: Path | None) -> None:
+        """Accepts every scan."""
+
+    def check_volume(self, volume: Volume) -> None:
         """Accepts every scan."""
 
     def write(self, path: Path, masks: MaskSet, *, multilabel: bool = False) -> None:

@@ -8,9 +8,10 @@ from typing import ClassVar
 
 from mome.atomic import atomic_write
 from mome.volumes.dicom.quiet import quiet_decoders
-from mome.volumes.dicom_out.source_images import check_is_series, resampled_note
+from mome.volumes.dicom_out.source_images import check_can_be_referred_to, check_is_series, resampled_note
 from mome.volumes.dicom_out.structure_set import make_structure_set
 from mome.volumes.dicom_out.unpacked_source import readable_slices
+from mome.volumes.grid import Volume
 from mome.volumes.mask_set import MaskSet
 
 _WHAT = "an RT Structure Set"
@@ -37,6 +38,10 @@ class RtStructWriter:
     def check_source(self, source: Path | None) -> None:
         """Accepts DICOM series; see `MaskWriter.check_source`."""
         check_is_series(source, _WHAT)
+
+    def check_volume(self, volume: Volume) -> None:
+        """Accepts slices to which another file can refer; see `MaskWriter.check_volume`."""
+        check_can_be_referred_to(volume, _WHAT)
 
     def write(self, path: Path, masks: MaskSet, *, multilabel: bool = False) -> list[str]:
         """Writes the contours; see `MaskWriter.write`.
