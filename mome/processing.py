@@ -178,7 +178,8 @@ class MoMEProcessor(ImageProcessingMixin):
         """Returns the network grid that covers `grid`.
 
         It keeps the rotation of a scan that is turned by up to 10°, so that voxels are interpolated once and the grids
-        are parallel. A scan that is turned more is put upright, because networks know patients along the axes.
+        are parallel. A scan that is turned more is put upright, because networks know patients along the axes;
+        `mome.inference.scan_grid` then cuts the grid to the patient.
 
         Raises:
             InputError: It is larger than `mome.volumes` allows.

@@ -15,7 +15,9 @@ from stand_in_models import Contrast
 from mome.errors import InputError
 from mome.inference import Segmenter
 from mome.inference.above import AboveThreshold
+from mome.inference.loaded_scan import load_scan
 from mome.inference.planes import SlantedStream, plane_stream
+from mome.inference.scan_grid import scan_grid
 from mome.inference.scan_tiles import tiles_of_scan
 from mome.inference.stream import wanted_tiles
 from mome.processing import MoMEProcessor
@@ -145,3 +147,58 @@ def test_tiles_beside_the_scan_are_left_out_and_change_nothing(monkeypatch) -> N
     wanted = tiles_of_scan(network, scan.grid)
     assert wanted is not None and len(wanted_tiles(network.shape, (16,) * 3, 0.5, wanted)) == found.tiles[0]
     assert tiles_of_scan(network_grid(scan.grid, spacing=(2, 2, 2)), scan.grid) is None
+
+
+def patient_in_air(degrees: float = 25.0, noise: float = 20.0, lung: float = -860.0) -> tuple[Volume, np.ndarray]:
+    """A cylinder in noisy air, of water and at one end a lung that nothing covers; turned. And where it is."""
+    i, j, k = np.meshgrid(*map(np.arange, (100, 90, 60)), indexing="ij")
+    inside = (((i - 55) / 20) ** 2 + ((j - 40) / 14) ** 2 < 1) & (k > 8) & (k < 50)
+    hu = np.random.default_rng(0).normal(-1000, noise, inside.shape).astype(np.float32)
+    hu[inside] = np.where(k > 35, lung, 40)[inside]
+    return Volume(hu, turned(np.diag([4.0, 4.0, 4.0, 1.0]), hu.shape, degrees)), inside
+
+
+def test_the_grid_of_a_turned_scan_is_around_the_patient() -> None:
+    processor = MoMEProcessor(spacing=[4, 4, 4])
+    scan, inside = patient_in_air()
+    whole, found = processor.network_grid(scan.grid), scan_grid(scan, processor)
+    assert np.prod(found.shape) < 0.3 * np.prod(whole.shape)
+    # Its voxels are those of the whole grid.
+    start = (np.linalg.inv(whole.affine) @ found.affine)[:3, 3]
+    assert np.allclose(found.affine[:3, :3], whole.affine[:3, :3]) and np.allclose(start, start.round(), atol=1e-6)
+    # The patient is in it, with what is 12 mm around, and no more than 24 mm are.
+    to_found = np.linalg.inv(found.affine) @ scan.affine
+    at = np.argwhere(inside) @ to_found[:3, :3].T + to_found[:3, 3]
+    for beside in (at.min(axis=0), np.asarray(found.shape) - 1 - at.max(axis=0)):
+        assert (beside >= 12 / 4).all() and (beside <= 24 / 4).all()
+    # Both modes use it.
+    assert load_scan(scan, processor).network.same_as(found)
+    default = load_scan(scan, processor, patch=(16, 16, 16))
+    assert default.whole.same_as(found) and np.prod(default.network.shape) <= np.prod(found.shape)
+
+
+def test_a_turned_scan_keeps_its_whole_grid_where_no_patient_is_found() -> None:
+    processor = MoMEProcessor(spacing=[4, 4, 4])
+    for noise in (0.0, 400.0):  # with such noise, air is one piece that is denser than air
+        scan, inside = patient_in_air(noise=noise)
+        if not noise:
+            scan.array[inside] = -1000
+        assert scan_grid(scan, processor).same_as(processor.network_grid(scan.grid))
+    straight, _ = patient_in_air(degrees=9)
+    assert scan_grid(straight, processor).same_as(network_grid(straight.grid, spacing=(4, 4, 4)))
+
+
+def test_masks_around_the_patient_are_those_of_the_whole_grid(monkeypatch) -> None:
+    """A network that looks at one voxel has the same masks on both grids, of a lung that nothing covers, too."""
+    scan, inside = patient_in_air()
+    model = Contrast(("liver", "lung_left"), (0.8, 0.06))  # above 40 − 220 HU and above −934 HU
+    segmenter = Segmenter(model, MoMEProcessor(spacing=[4, 4, 4], hu_window=[-1000, 100]), exact=True)
+    found = segmenter.segment(scan, ["liver", "lung_left"])
+    monkeypatch.setattr(
+        "mome.inference.loaded_scan.scan_grid", lambda scan, processor: processor.network_grid(scan.grid)
+    )
+    every = segmenter.segment(scan, ["liver", "lung_left"])
+    assert found.tiles[0] < 0.7 * every.tiles[0]
+    for name in found.masks:
+        assert np.array_equal(found.masks[name], every.masks[name]) and found.masks[name].any()
+    assert (found.masks["lung_left"].astype(bool) & inside).sum() > 0.95 * inside.sum()

@@ -1,6 +1,6 @@
-"""Masks of a turned or tilted scan on a network grid that is turned with it, and on an upright one.
+"""Masks of a turned or tilted scan on a network grid that is turned with it, and on an upright one around the patient.
 
-`python tests/turned_runs.py SCAN --out turned_scans.json` turns a scan by several angles, segments it with the bundled
+`python tests/turned_runs.py SCAN --out turned_scans.json` turns a scan by several angles, segments it with a bundled
 model on both grids, and adds the Dice with the masks of the scan as it is to a JSON file. A shift by half a voxel says
 how much of a difference is that of interpolating the scan once more. `LARGEST_ROTATION_DEG` is chosen from these.
 """
@@ -30,12 +30,13 @@ def main() -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scan", type=Path)
+    parser.add_argument("--model", default="mome-ct-tiny")
     parser.add_argument("--angles", type=float, nargs="+", default=ANGLES)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     image = nib.load(args.scan)
     array, affine = np.asarray(image.get_fdata(), dtype=np.float32), image.affine
-    segmenter = Segmenter("mome-ct-tiny")
+    segmenter = Segmenter(args.model)
     prompts = segmenter.prepare(sorted(segmenter.model.config.trained_labels))
     plain = segmenter.segment(Volume(array, affine), prompts)
     names = [name for name in plain.masks if plain.masks.voxels[name] >= FEWEST_VOXELS]

@@ -178,9 +178,10 @@ def _scan_record(ct: Path | None) -> dict[str, Any]:
 
 def _expected_time(segmenter: Any, volume: Any) -> str:
     """Returns the time that the network will take, from the number of its tiles."""
+    from mome.inference.scan_grid import scan_grid
     from mome.inference.tiles import tile_starts
 
-    grid = segmenter.processor.network_grid(volume.grid)
+    grid = scan_grid(volume, segmenter.processor)
     patch = segmenter.predictor.patch_size
     tiles = 1
     for size, side in zip(grid.shape, patch, strict=True):

@@ -21,7 +21,7 @@ _TISSUE_HU = -300.0
 # Voxels of the coarse mask. A table or a hand is larger than the smallest piece that is kept.
 _COARSE_MM, _SMALLEST_PIECE_ML = 4.0, 50.0
 # Around the patient, so that skin and what is near it is inside.
-_MARGIN_MM = 12.0
+MARGIN_MM = 12.0
 
 
 @dataclass(frozen=True)
@@ -73,19 +73,11 @@ def body_mask(volume: Volume, network: Grid, patch: tuple[int, int, int], overla
         patch: Voxels (D, H, W) of a tile.
         overlap: The share of a tile that its neighbour covers too.
     """
-    steps = [max(1, int(_COARSE_MM / step)) for step in volume.spacing]
-    tissue = volume.array[:: steps[0], :: steps[1], :: steps[2]] > _TISSUE_HU
-    coarse_mm = np.asarray(volume.spacing) * steps
-    pieces, count = ndimage.label(tissue)
-    if count:
-        sizes = np.bincount(pieces.ravel())
-        sizes[0] = 0
-        kept = sizes >= min(_SMALLEST_PIECE_ML * 1000 / float(np.prod(coarse_mm)), sizes.max())
-        tissue = kept[pieces]
+    tissue, to_volume = coarse_mask(volume, _TISSUE_HU)
     if not tissue.any():
         return None
-    reach = tuple(max(1, int(np.ceil(_MARGIN_MM / step))) for step in coarse_mm)
-    to_volume = np.diag([*map(float, steps), 1.0])
+    coarse_mm = np.asarray(volume.spacing) * to_volume.diagonal()[:3]
+    reach = tuple(max(1, int(np.ceil(MARGIN_MM / step))) for step in coarse_mm)
     coarse_to_network = np.linalg.inv(network.affine) @ volume.affine @ to_volume
     box = _box(tissue, reach, coarse_to_network, network.shape, patch, overlap)
     grid = network
@@ -93,6 +85,30 @@ def body_mask(volume: Volume, network: Grid, patch: tuple[int, int, int], overla
         grid = grid.crop(axis, first, last)
     affine = np.linalg.inv(volume.affine @ to_volume) @ grid.affine
     return BodyMask(box, grid, tissue, reach, affine)
+
+
+def coarse_mask(volume: Volume, above_hu: float) -> tuple[np.ndarray, np.ndarray]:
+    """Returns where every few voxels of a scan are denser than a value, in pieces of at least 50 ml.
+
+    The largest piece is kept where all are smaller.
+
+    Args:
+        volume: The scan in HU.
+        above_hu: What is kept is denser than this.
+
+    Returns:
+        Bool on a coarse grid, and the affine (4, 4) from its voxels to those of the scan.
+    """
+    steps = [max(1, int(_COARSE_MM / step)) for step in volume.spacing]
+    mask = volume.array[:: steps[0], :: steps[1], :: steps[2]] > above_hu
+    pieces, count = ndimage.label(mask)
+    if count:
+        sizes = np.bincount(pieces.ravel())
+        sizes[0] = 0
+        voxel_ml = float(np.prod(np.asarray(volume.spacing) * steps)) / 1000
+        kept = sizes >= min(_SMALLEST_PIECE_ML / voxel_ml, sizes.max())
+        mask = kept[pieces]
+    return mask, np.diag([*map(float, steps), 1.0])
 
 
 def _filled(tissue: np.ndarray) -> np.ndarray:

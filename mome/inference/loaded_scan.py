@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mome.errors import InputError
 from mome.inference.body_mask import BodyMask, body_mask
+from mome.inference.scan_grid import scan_grid
 from mome.inference.scan_tiles import tiles_of_scan
 from mome.inference.stream import Box
 from mome.volumes import Grid, Volume, checked_volume, read_volume
@@ -29,8 +30,8 @@ class LoadedScan:
     Attributes:
         volume: The scan on its own grid, in HU.
         array: (1, 1, D, H, W), windowed HU in [0, 1] on the network grid.
-        network: The network grid, or the part of it around the patient.
-        whole: The network grid of the whole scan.
+        network: `whole`, or the part of it around the patient.
+        whole: The network grid of the scan (`mome.inference.scan_grid`).
         body: Where the patient is; None where tiles are laid over the whole scan.
         seconds: Wall time of `read` and `resample` in seconds.
     """
@@ -92,7 +93,7 @@ def load_scan(
     volume = checked_volume(scan) if isinstance(scan, Volume) else read_scan(Path(scan), frame, dicom)
     read = time.perf_counter()
     tell("resample")
-    whole = processor.network_grid(volume.grid)
+    whole = scan_grid(volume, processor)
     body = None if patch is None else body_mask(volume, whole, patch, overlap)
     array, network = processor.to_network(volume, whole if body is None else body.grid)
     seconds = {"read": read - began, "resample": time.perf_counter() - read}

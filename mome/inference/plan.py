@@ -17,6 +17,7 @@ from mome.inference.mirror import MirrorPredictor
 from mome.inference.network import wait_for
 from mome.inference.packed import PackedMasks
 from mome.inference.prepared import PreparedPrompts
+from mome.inference.scan_grid import scan_grid
 from mome.inference.scan_tiles import tiles_of_scan
 from mome.inference.stream import wanted_tiles
 from mome.memory import as_text, process_bytes, reset_peak
@@ -138,7 +139,7 @@ def plan_scan(
     Raises:
         InputError: The scan does not fit into memory.
     """
-    network = segmenter.processor.network_grid(volume.grid)
+    network = scan_grid(volume, segmenter.processor)
     patch = segmenter.predictor.patch_size
     body: BodyMask | None = None if segmenter.exact else body_mask(volume, network, patch, segmenter.overlap)
     part = network if body is None else body.grid

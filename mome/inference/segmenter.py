@@ -58,7 +58,8 @@ class Segmenter:
         precision: `fp32`, `bf16` or `fp16` inside the network, or `auto`; see `mome.inference.precision`.
         prompt_chunk: Prompts that are decoded at once; a smaller number needs less memory.
         exact: Look at the whole scan, and keep sums of logits in float32. Otherwise tiles without a part of the patient
-            are left out: what lies in air is background without a look (`mome.inference.body_mask`).
+            are left out: what lies in air is background without a look (`mome.inference.body_mask`). Of a turned scan,
+            air beside the patient is left out either way (`mome.inference.scan_grid`).
         memory: The memory that the process may take, as in "4GB" or a number of bytes; what is free where None.
         mirror: Axes along which tiles are mirrored too, `lr`, `ap`, `si`, several with commas, or `all`; the logits are
             averaged (`mome.inference.mirror`). Each axis doubles the time.
@@ -138,7 +139,7 @@ class Segmenter:
             "exact": self.exact,
             "predictor": predictor_settings(self.predictor, self.model),
             "processor": self.processor.settings(),
-            "grid": f"upright where the scan is turned by more than {LARGEST_ROTATION_DEG:g} degrees",
+            "grid": f"upright around the patient where turned by more than {LARGEST_ROTATION_DEG:g} degrees",
             **({"postprocess": self.postprocess} if self.postprocess else {}),
         }
 

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from mome.errors import InputError
 from mome.inference.prepared import PreparedPrompts
+from mome.inference.scan_grid import scan_grid
 from mome.inference.segmenter import Segmenter
 from mome.inspection.recording import SeenRouting, TileRecorder
 from mome.inspection.regions import BODY, SCAN, Regions
@@ -71,7 +72,7 @@ def inspect(
     prepared = segmenter.prepare(prompts)
     volume = read_volume(scan, frame=frame, dicom=dicom)
     result = segmenter.segment(volume, prepared, progress=progress)
-    array, network = segmenter.processor.to_network(volume)
+    array, network = segmenter.processor.to_network(volume, scan_grid(volume, segmenter.processor))
     recording = _Recording(segmenter, prepared, Regions(array[0, 0], network, result.masks, volume.grid))
     recording.views = list(plan_views(volume, result.masks, network))
     recording.run(array, progress)
