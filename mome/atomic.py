@@ -117,5 +117,18 @@ def atomic_write(path: str | Path, what: str = "the file") -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         if path.is_dir() and temporary.is_dir():
-            shutil.rmtree(path)
+            _replace_folder(temporary, path)
+        else:
+            os.replace(temporary, path)
+
+
+def _replace_folder(temporary: Path, path: Path) -> None:
+    """Replaces a folder. The old one is moved away first: removing it may fail half way, and would take long."""
+    old = temporary_path(path)
+    os.replace(path, old)
+    try:
         os.replace(temporary, path)
+    except BaseException:
+        os.replace(old, path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
+from mome import atomic
 from mome.atomic import atomic_write, check_output_folder
 from mome.errors import InputError, OutputError
 
@@ -68,3 +71,28 @@ def test_a_full_disk_as_safetensors_reports_it(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="the model could not be written: I/O error"):
         with atomic_write(tmp_path / "model", "the model"):
             raise SafetensorError("I/O error: No space left on device")
+
+
+def test_a_folder_that_cannot_be_replaced_stays_whole(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "model"
+    path.mkdir()
+    (path / "weights").write_text("old")
+    real = os.replace
+
+    def replace(source: Path, target: Path) -> None:
+        if target == path and (Path(source) / "weights").read_text() == "new":
+            raise OSError(errno.EIO, "Input/output error")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(OutputError, match="could not be written"), atomic_write(path) as part:
+        part.mkdir()
+        (part / "weights").write_text("new")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model"] and (path / "weights").read_text() == "old"
+    # What cannot be removed is left for the next run, and the new folder is in place.
+    monkeypatch.setattr(os, "replace", real)
+    monkeypatch.setattr(atomic.shutil, "rmtree", lambda path, ignore_errors: None)
+    with atomic_write(path) as part:
+        part.mkdir()
+        (part / "weights").write_text("new")
+    assert (path / "weights").read_text() == "new"

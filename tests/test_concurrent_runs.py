@@ -16,7 +16,8 @@ from training_runs import losses, write_recipe
 
 from mome.errors import InputError
 from mome.inference import segment_folder
-from mome.inference.report import Report
+from mome.inference.fingerprint import scan_identity
+from mome.inference.report import Report, changed_masks, read_report
 from mome.processing import MoMEProcessor
 from mome.temporary_names import remove_stale_parts, temporary_path
 
@@ -101,6 +102,24 @@ def test_masks_of_another_scan_are_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a mask of this scan"):
         segment_folder(segmenter(), [two], out, ["spleen"])
     assert (out / "ct_spleen.nii.gz").read_bytes() == b"somebody's own"
+
+
+def test_masks_that_another_run_makes_meanwhile_are_not_replaced(tmp_path: Path) -> None:
+    """Both runs began with an empty folder, so that neither met the other's masks at its start."""
+    out, scans = tmp_path / "out", [ct(tmp_path / f"{name}.nii.gz") for name in "abcd"]
+    others = [ct(tmp_path / "2" / f"{name}.nii.gz") for name in "abcd"]
+    np.copyto(hu := np.asanyarray(nib.load(others[3]).dataobj).copy(), 7)
+    nib.save(nib.Nifti1Image(hu, np.diag([2.0, 2, 2, 1])), others[3])
+
+    def other_run(entry: dict[str, object]) -> None:
+        if entry["name"] == "a":
+            segment_folder(segmenter(), others[3:], out, ["liver"])
+
+    with pytest.raises(InputError, match="another run has meanwhile written other masks of 'd'"):
+        segment_folder(segmenter(), scans, out, ["liver"], on_done=other_run)
+    (entry,) = [entry for entry in read_report(out / "report.json").values() if entry["name"] == "d"]
+    assert entry["status"] == "done" and changed_masks(entry, out) == []
+    assert entry["scan"] == scan_identity(others[3]) and not [p for p in out.iterdir() if p.name.startswith(".")]
 
 
 # -- killed at random times ---------------------------------------------------------------------------------------

@@ -208,3 +208,26 @@ def test_labels_of_a_run_are_known(capsys, tmp_path: Path) -> None:
     refused(
         capsys, "did you mean 'mandible'", "train", "--config", recipe, "labels=[mandibel]", f"train.out={tmp_path}/r"
     )
+
+
+FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+
+
+@FULL
+@pytest.mark.parametrize("arguments", [["--help"], ["list", "heads"]])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_cannot_be_written_is_said(arguments: list[str], unbuffered: str) -> None:
+    """Not at the interpreter's exit, where Python would print an error of its own and end with 120."""
+    code = "import sys; from mome.cli.main import main; sys.exit(main())"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            check=False,
+        )
+    lines = done.stderr.strip().splitlines()
+    assert done.returncode == 1 and len(lines) == 2, done.stderr
+    assert lines[0].endswith("No space left on device") and "write" in lines[0].replace("written", "write")

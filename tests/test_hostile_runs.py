@@ -292,3 +292,18 @@ def test_runs_sweep_the_folder_they_write(tmp_path: Path, run_folder: Path, caps
     stale.mkdir()
     train_in(run_folder, capsys, 0, "", *SHORT)
     assert not stale.exists()
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, capsys) -> None:
+    """The loss of the last step is that of the weights before it."""
+    write_recipe(tmp_path)
+    wild = ("train.weight_decay=1e29", "train.learning_rate=1e20", "train.steps=1", "train.ema=0")
+    printed = train_in(tmp_path, capsys, 2, "the weights are not finite after step 1", *SHORT, *wild)
+    assert "the step's cases are c" in printed
+    assert sorted(path.name for path in (tmp_path / "r").iterdir()) == ["log.jsonl", "run.json", "validation.jsonl"]
+
+
+@pytest.mark.parametrize("setting", ["learning_rate", "weight_decay"])
+def test_a_rate_that_float32_cannot_hold(tmp_path: Path, capsys, setting: str) -> None:
+    write_recipe(tmp_path)
+    train_in(tmp_path, capsys, 2, f"train.{setting} is", *SHORT, f"train.{setting}=3e38")

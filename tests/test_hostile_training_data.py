@@ -12,6 +12,8 @@ import pytest
 from hostile_helpers import SHORT, train_in
 from training_runs import write_recipe
 
+from mome.cli.main import main
+
 
 def relabel(folder: Path, name: str, edit) -> None:
     path = folder / "data" / "labels" / f"{name}.nii.gz"
@@ -117,3 +119,31 @@ def test_an_index_of_another_form(tmp_path: Path, capsys) -> None:
         assert "index.json" in train_in(tmp_path, capsys, 2, "", *SHORT, "train.steps=1")
     path.write_text(json.dumps(whole)[:-20])
     train_in(tmp_path, capsys, 2, "index.json", *SHORT, "train.steps=1")
+
+
+def test_what_the_reader_says_of_a_scan_is_said(tmp_path: Path, capsys) -> None:
+    write_recipe(tmp_path)
+    path = tmp_path / "data" / "images" / "c1.nii.gz"
+    image = nib.load(path)
+    hu = np.asanyarray(image.dataobj).astype(np.float32)
+    hu[2, 2, 2] = np.inf
+    nib.save(nib.Nifti1Image(hu, image.affine), path)
+    train_in(tmp_path, capsys, 0, "case 'c1': 1 voxels were NaN or infinite", *SHORT)
+
+
+def test_a_patient_in_two_splits_is_refused(tmp_path: Path, capsys) -> None:
+    write_recipe(tmp_path)
+    rows = ["case,image,labels,annotated,patient,split"]
+    for i, (split, patient) in enumerate((("train", "p0"), ("val", "p1"), ("val", "p0"))):
+        rows.append(
+            f"n{i},data/images/c{i}.nii.gz,data/labels/c{i}.nii.gz,mandible parotid_gland_left,{patient},{split}"
+        )
+    (tmp_path / "list.csv").write_text("\n".join(rows) + "\n")
+    source = f"{{kind: cases, folder: {tmp_path / 'list.csv'}, layout: manifest, dataset: openkbp, part: train}}"
+    printed = train_in(
+        tmp_path, capsys, 2, "patient 'p0' is in train and, with case 'n2', in val", f"sources=[{source}]"
+    )
+    assert "c2.nii.gz" in printed and "mome data check" in printed and not (tmp_path / "cache").exists()
+    arguments = ["prepare", str(tmp_path / "list.csv"), "--layout", "manifest", "--dataset", "openkbp"]
+    assert main(["data", *arguments, "-o", str(tmp_path / "prepared")]) == 2
+    assert "patient 'p0' is in train" in capsys.readouterr().err and not (tmp_path / "prepared").exists()

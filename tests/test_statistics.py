@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import nibabel as nib
@@ -13,7 +14,7 @@ from scipy import ndimage
 from stand_in_models import Threshold
 
 from mome.inference import Segmenter, segment_folder
-from mome.inference.statistics import CSV_NAME
+from mome.inference.statistics import CSV_NAME, write_statistics, write_table
 from mome.processing import MoMEProcessor
 from mome.volumes import Grid
 from mome.volumes.boxed import BoxedArray
@@ -112,3 +113,15 @@ def test_a_folder_run_writes_json_and_one_table(tmp_path: Path) -> None:
     again = segment_folder(segmenter, [given], out, ["liver"], statistics=True, resume=True)
     assert [entry.get("skipped", False) for entry in again] == [True, False, True]  # =b, a, empty
     assert all(entry["skipped"] for entry in segment_folder(segmenter, [given], out, ["liver"], resume=True))
+
+
+def test_names_that_are_not_utf_8_are_written(tmp_path: Path) -> None:
+    """A file name of another encoding, and one of UTF-8 that was read in an ASCII locale."""
+    cube = np.ones((2, 2, 2), bool)
+    found = {"liver": measured(cube, cube * 40.0, Grid(cube.shape, np.eye(4)))}
+    latin, utf8 = os.fsdecode(b"pati\xebnt"), "pati\udcc3\udcabnt"
+    for i, name in enumerate((latin, utf8)):
+        write_statistics(tmp_path / f"{i}.json", name, found)
+    write_table(tmp_path, ["0.json", "1.json"])
+    rows = (tmp_path / "statistics.csv").read_text(encoding="utf-8").splitlines()
+    assert rows[1].startswith("pati\\xebnt,liver") and rows[2].startswith("patiënt,liver")

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_text_models import save_tiny
 
 from mome import MoME, MoMEConfig
 from mome.errors import InputError
-from mome.training.config import RunConfig
+from mome.training.config import RunConfig, TrainConfig
 from mome.training.setup import build_model
-from mome.training.text_rows import TextRows
+from mome.training.text_rows import TextRows, text_rows
 
 LABELS = ["liver", "spleen", "aorta"]
 
@@ -61,4 +62,49 @@ def test_an_empty_bank_gets_one_hot_rows(text_encoder: str) -> None:
 def test_more_labels_than_columns_are_refused() -> None:
     with pytest.raises(InputError, match="3 labels do not fit one-hot rows of width 2") as caught:
         TextRows(small("bank(width=2)"), LABELS, 0.0, seed=0)
+    assert len(str(caught.value).splitlines()) <= 3
+
+
+@pytest.fixture
+def tuned_offline(tmp_path: Path) -> Path:
+    """A checkpoint whose text tower made the rows of its three labels and is gone."""
+    tower = save_tiny("bert", tmp_path / "tower")
+    model = small(f"hf(model={tower!r}, width=16)")
+    TextRows(model, LABELS, 0.0, seed=0)
+    model.save_pretrained(tmp_path / "first")
+    (tmp_path / "tower").rename(tmp_path / "elsewhere")
+    return tmp_path / "first"
+
+
+def test_kept_rows_need_no_tower(tuned_offline: Path) -> None:
+    run = RunConfig(
+        init=str(tuned_offline), labels=("spleen", "liver"), bank="trained", processor={"spacing": [4, 4, 4]}
+    )
+    model, _ = build_model(run)
+    stored, scale = model.text_bank.rows(["spleen", "liver"]).clone(), model.text_bank.scale.clone()
+    text = text_rows(model, run)
+    assert torch.equal(text.at(0), stored) and torch.equal(text.at(5), stored) and text.notes == []
+    assert torch.equal(model.text_bank.rows_LT, stored) and torch.equal(model.text_bank.scale, scale)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"train": TrainConfig(synonyms=0.5)}, "or train.synonyms=0, which trains without a text tower"),
+        ({"text_rows": "new"}, "or text_rows=kept, which trains without"),
+        ({"bank": "table"}, "or bank=trained, which trains without"),  # the class table's other labels have no rows
+        ({"labels": ("liver", "heart")}, "use known labels only"),  # no setting makes up for the missing row
+    ],
+)
+def test_a_missing_tower_names_the_settings_that_need_none(tuned_offline: Path, settings: dict, words: str) -> None:
+    run = RunConfig(
+        **{
+            "init": str(tuned_offline), "labels": ("liver",), "bank": "trained",
+            "processor": {"spacing": [4, 4, 4]}, **settings,
+        }
+    )  # fmt: skip
+    model, _ = build_model(run)
+    with pytest.raises(InputError, match="cannot be loaded") as caught:
+        text_rows(model, run)
+    assert str(caught.value).split("; ")[-1].startswith(words) or str(caught.value).endswith(words)
     assert len(str(caught.value).splitlines()) <= 3

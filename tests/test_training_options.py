@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -17,7 +19,7 @@ from training_runs import losses, write_recipe
 
 from mome import MoME
 from mome.cli.train import main
-from mome.errors import InputError
+from mome.errors import InputError, OutputError
 from mome.training import find_batch, launch, loop, trackers
 from mome.training.config import RunConfig, TrainConfig
 from mome.training.config_file import load_run_config
@@ -286,3 +288,20 @@ def test_a_memory_format_that_gives_wrong_gradients_is_refused(tmp_path: Path, m
     config = run_of(tmp_path, "train.channels_last=true", "train.mixed_precision=bf16", "train.cpu=true").train
     with pytest.raises(InputError, match="wrong gradients on a CPU"):
         build_accelerator(config)
+
+
+def test_a_tracker_that_cannot_write_is_named(tmp_path: Path) -> None:
+    for number, hint in ((errno.ENOSPC, "free some disk space"), (errno.ECONNREFUSED, "train.tracker=none")):
+        with pytest.raises(OutputError, match="the tracker's log could not be written") as caught:
+            with trackers.tracker_errors(tmp_path):
+                raise OSError(number, os.strerror(number))
+        assert str(caught.value).splitlines()[2].startswith(f"  try: {hint}") and str(tmp_path) in str(caught.value)
+
+
+def test_a_tracker_on_a_full_disk_ends_the_run(tmp_path: Path, monkeypatch) -> None:
+    def full(self: object, *values: object, **more: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("accelerate.Accelerator.log", full)
+    with pytest.raises(OutputError, match="the tracker's log could not be written"):
+        loop.train(run_of(tmp_path, "train.steps=2", "train.log_every=1"))

@@ -41,6 +41,22 @@ def guarded(run: Callable[[], int | None], *, debug: bool = False) -> int:
     Returns:
         The exit code.
     """
+    code = _guarded(run, debug)
+    # What is still buffered is written here: at the interpreter's exit a failure could not be told.
+    try:
+        if sys.stdout is not None and not sys.stdout.closed:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_stdout()
+        return code or 1
+    except OSError as error:
+        _drop_stdout()
+        _say(_red(f"the output could not be written: {error.strerror}\n  in: standard output"))
+        return code or 1
+    return code
+
+
+def _guarded(run: Callable[[], int | None], debug: bool) -> int:
     _print_whatever_the_locale()
     try:
         with _sigterm_raises():
@@ -48,7 +64,7 @@ def guarded(run: Callable[[], int | None], *, debug: bool = False) -> int:
     except SystemExit as stop:  # raised by argparse for --help
         return stop.code if isinstance(stop.code, int) else int(bool(stop.code))
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_stdout()
         return 1
     except Terminated:
         _say("stopped by SIGTERM")
@@ -75,7 +91,10 @@ def describe(error: Exception) -> tuple[int, list[str]]:
         from mome.atomic import NO_SPACE  # here, because `mome --help` needs none of what it imports
 
         lines = [printable(error.strerror or str(error))]
-        lines += [f"  in: {printable(_text(error.filename))}"] if error.filename else []
+        if error.filename:
+            lines += [f"  in: {printable(_text(error.filename))}"]
+        elif error.errno in NO_SPACE:
+            lines = [f"a write failed: {lines[0]}", "  try: free some disk space; is the output redirected to a file?"]
         # A path that is missing or may not be used can be mended; a full or broken disk is no mistake of the user.
         mendable = error.filename is not None and error.errno is not None and error.errno not in NO_SPACE
         return (2 if mendable else 1), lines
@@ -103,6 +122,12 @@ def _cut(line: str) -> str:
 
 def _text(name: object) -> str:
     return os.fsdecode(name) if isinstance(name, bytes) else str(name)
+
+
+def _drop_stdout() -> None:
+    """Lets the interpreter's last flush of stdout succeed, which would else print an error of its own."""
+    with contextlib.suppress(OSError, ValueError):  # a stream that was replaced has no descriptor
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say(text: str) -> None:

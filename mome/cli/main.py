@@ -33,18 +33,18 @@ COMMANDS = {
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(_help())
-        return 0 if arguments else 2
-    if arguments[0] in ("-V", "--version"):
-        print(f"mome {__version__}")
-        return 0
     return guarded(lambda: _dispatch(arguments), debug="--debug" in arguments)
 
 
 def _dispatch(arguments: list[str]) -> int | None:
     """Imports the module of a subcommand and runs it; only this module's imports are paid for."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_help())
+        return 0 if arguments else 2
     name = arguments[0]
+    if name in ("-V", "--version"):
+        print(f"mome {__version__}")
+        return 0
     if name not in COMMANDS:
         raise InputError(
             f"unknown command '{name}'{did_you_mean(name, COMMANDS)}", hint="commands: " + ", ".join(COMMANDS)

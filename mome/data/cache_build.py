@@ -292,6 +292,7 @@ def cache_case_folder(
             volume = case.read_image()
             check_image(volume.array, case.name, case.image)
             masks, notes = case.read_masks(volume.grid)
+            notes += [f"case {case.name!r}: {note}" for note in volume.notes]
             if not set(case.annotated) & set(names):
                 notes.append(f"case {case.name!r}: none of the trained structures is annotated")
             return LoadedCase(volume.array, volume.grid, masks, tuple(notes))

@@ -23,13 +23,22 @@ def part_of(cases: Sequence[Case], part: str, held_out: float) -> list[Case]:
         held_out: Share of the patients that are held out for validation.
 
     Raises:
-        InputError: There is no such part.
+        InputError: There is no such part, or a patient's cases are not all in one.
     """
     if part not in PARTS:
         raise InputError(f"a part is all, train or val, got {part!r:.60}")
     if part == "all":
         return list(cases)
-    return [case for case in cases if (case.split or _split(case.patient, held_out)) == part]
+    parts = [case.split or _split(case.patient, held_out) for case in cases]
+    first: dict[str, str] = {}
+    for case, own in zip(cases, parts, strict=True):
+        if (other := first.setdefault(case.patient, own)) != own:  # a validation would score what was trained on
+            raise InputError(
+                f"patient {case.patient!r:.60} is in {other} and, with case {case.name!r:.60}, in {own}",
+                where=str(case.image),
+                hint="move the patient's cases together; mome data check lists all of them",
+            )
+    return [case for case, own in zip(cases, parts, strict=True) if own == part]
 
 
 def _split(patient: str, held_out: float) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+from mome.errors import InputError
 from mome.inference.claims import Claims
 from mome.inference.fingerprint import scan_identity
 from mome.inference.peak_memory import PeakMemory
@@ -36,6 +37,7 @@ class Batch:
         requests: What determines the masks.
         report: The report in the folder of the masks.
         resume: Skip what is finished, and share the studies with other processes that resume in the same folder.
+        overwrite: Replace masks that another run writes meanwhile.
         part: (index, number) of this process among those that share the studies; it begins with every
             `number`-th study.
         read_ahead: Use the threads that read and write. A scan is read ahead only where memory suffices for it.
@@ -51,6 +53,7 @@ class Batch:
         report: Report,
         *,
         resume: bool,
+        overwrite: bool = False,
         part: tuple[int, int] = (0, 1),
         read_ahead: bool = True,
         progress: Callable[[int, int], None] | None = None,
@@ -59,7 +62,8 @@ class Batch:
     ) -> None:
         self._segmenter, self._studies, self._understood = segmenter, studies, understood
         self._requests, self._report, self._out = requests, report, report.path.parent
-        self._resume, self._progress, self._on_done, self._debug = resume, progress, on_done, debug
+        self._resume, self._overwrite, self._debug = resume, overwrite, debug
+        self._progress, self._on_done = progress, on_done
         self._threaded = read_ahead and len(studies) > 1
         own = list(studies[part[0] :: part[1]])
         names = {study.name for study in own}
@@ -80,7 +84,7 @@ class Batch:
         After Ctrl-C or SIGTERM the study that is being written is finished; nothing else is.
 
         Raises:
-            InputError: A prompt cannot be embedded.
+            InputError: A prompt cannot be embedded, or another run writes other masks of the same studies.
             OutputError: A mask or the report cannot be written.
         """
         if self._resume:
@@ -235,8 +239,29 @@ class Batch:
         if self._resume and self._was_finished_meanwhile(run):
             self._close(run)
             return
+        if not (self._resume or self._overwrite):
+            self._refuse_masks_made_meanwhile(run)
         self._attempt(run, run.write)
         self._record(run)
+
+    def _refuse_masks_made_meanwhile(self, run: StudyRun) -> None:
+        """Checks that no other run has written other masks of this study since this one began.
+
+        Raises:
+            InputError: One has: its masks would be replaced. The rest of this run would meet it, too.
+        """
+        self._report.refresh()
+        name, structures = run.study.name, [prompt.name for prompt in self._understood[run.study.prompts]]
+        entry = self._report.entries.get(name, {})
+        is_new = entry.get("status") == "done" and entry.get("ended") != self._earlier.get(name)
+        shares = {path.name for path in run.study.masks(self._out, structures)} & set(entry.get("masks") or ())
+        asks = {key: value for key, value in run.request.items() if key != "prompts"}
+        if is_new and shares and any(entry.get(key) != value for key, value in asks.items()):
+            raise InputError(
+                f"another run has meanwhile written other masks of {name!r:.60} into this folder",
+                where=str(self._out),
+                hint="another folder, or --overwrite (in Python overwrite=True)",
+            )
 
     def _was_finished_meanwhile(self, run: StudyRun) -> bool:
         """Says whether a process that claims no studies finished this one meanwhile; then its result is kept."""

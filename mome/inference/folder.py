@@ -166,6 +166,7 @@ def segment_studies(
         requests,
         report,
         resume=resume,
+        overwrite=overwrite,
         part=part,
         read_ahead=read_ahead,
         progress=progress,

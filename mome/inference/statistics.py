@@ -97,5 +97,9 @@ def _row(study: str, structure: str, found: dict[str, Any]) -> list[Any]:
 
 
 def spreadsheet_text(text: str) -> str:
-    """Returns a text that a spreadsheet does not take for a formula."""
+    """Returns a text that a spreadsheet does not take for a formula, and that UTF-8 can hold.
+
+    Names of files may hold bytes that the locale could not read: UTF-8 becomes text, other bytes escapes.
+    """
+    text = text.encode(errors="surrogateescape").decode(errors="backslashreplace")
     return f"'{text}" if text[:1] in ("=", "+", "@", "-", "\t", "\r") else text

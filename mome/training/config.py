@@ -13,6 +13,8 @@ from mome.threads import check_threads
 from mome.training.trackers import NONE, TRACKERS
 from mome.typed import check_range
 
+_LARGEST_RATE = 1e30  # far beyond sense; float32 must hold it after AdamW's corrections
+
 
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig:
@@ -142,15 +144,15 @@ class TrainConfig:
             raise InputError(f"train.layer_decay is above 0 and at most 1, got {self.layer_decay}")
         if not 0 <= self.ema < 1:  # 1 would keep the weights of the first step
             raise InputError(f"train.ema is from 0 to 1, without 1 itself, got {self.ema}", hint="train.ema=0.995")
-        for name, top in (("warmup", 1), ("synonyms", 1), ("weight_decay", math.inf)):
+        for name, top in (("warmup", 1), ("synonyms", 1), ("weight_decay", _LARGEST_RATE)):
             if not 0 <= getattr(self, name) <= top:
                 raise InputError(f"train.{name} is from 0 to {top}, got {getattr(self, name)}")
         check_range("train", 0, 2**31, seed=self.seed, samples=self.samples, steps=self.steps or 1)
         check_range("train", 1, 2**16, batch_size=self.batch_size, gradient_accumulation=self.gradient_accumulation)
         check_threads(self.threads, "train.threads")
         check_threads(self.workers, "train.workers")
-        if not 0 < self.learning_rate < math.inf:
-            raise InputError(f"train.learning_rate is above 0, got {self.learning_rate}")
+        if not 0 < self.learning_rate <= _LARGEST_RATE:
+            raise InputError(f"train.learning_rate is above 0 and at most {_LARGEST_RATE:g}, got {self.learning_rate}")
         if not 0 <= self.clip_norm < math.inf:
             raise InputError(f"train.clip_norm is at least 0, got {self.clip_norm}")
         for name, choices in (("mixed_precision", ("no", "bf16", "fp16")), ("tracker", (*TRACKERS, NONE))):

@@ -45,14 +45,14 @@ from mome.training.setup import build_model
 from mome.training.sources import open_all_sources, patch_dataset
 from mome.training.step import optimizer_step
 from mome.training.text_rows import TextRows, text_rows
-from mome.training.trackers import missing_note, start_tracker
+from mome.training.trackers import missing_note, start_tracker, tracker_errors
 from mome.training.validation import validate
 from mome.training.validation_history import ValidationHistory
 from mome.training.weight_average import averaged_model, save_model, start_average
 
 
 class LossNotFinite(InputError, FloatingPointError):
-    """The loss became NaN or infinite: the training diverged."""
+    """The loss or a weight became NaN or infinite: the training diverged."""
 
 
 def train(run: RunConfig, *, resume: bool = True, profile: int = 0) -> Path:
@@ -70,7 +70,7 @@ def train(run: RunConfig, *, resume: bool = True, profile: int = 0) -> Path:
     Raises:
         InputError: The configuration, the data or the training state cannot be used, or another process trains in
             this folder.
-        LossNotFinite: The loss is NaN or infinite; an `InputError` and a `FloatingPointError`.
+        LossNotFinite: The loss or a weight is NaN or infinite; an `InputError` and a `FloatingPointError`.
         OutputError: A checkpoint or the model cannot be written.
     """
     config, out = run.train, Path(run.train.out)
@@ -128,7 +128,8 @@ def _train(run: RunConfig, accelerator: Accelerator, resume: bool, profile: int)
         profiler = StepProfiler(out / "profile", profile if accelerator.is_main_process else 0)
         _run_steps(state, run, processor, loss_function, text, dataset, start, steps, profiler)
         save_model(accelerator, averaged_model(accelerator, model, average), processor, out / "model", adapters)
-        accelerator.end_training()
+        with tracker_errors(out):
+            accelerator.end_training()
     return out / "model"
 
 
@@ -146,7 +147,7 @@ def _run_steps(
     """Trains from step `start` to `steps`, with checkpoints and validations on the way, and saves the last state.
 
     Raises:
-        LossNotFinite: The loss is NaN or infinite.
+        LossNotFinite: The loss or a weight is NaN or infinite.
         OutputError: A checkpoint cannot be written.
     """
     config, out = run.train, Path(run.train.out)
@@ -186,8 +187,12 @@ def _run_steps(
             profiler.step()
             done = step + 1
             reporter.step(done, losses, rate, statistics.read(accelerator) if reporter.is_logged(done) else None)
+            validates = bool(config.validate_every) and (done % config.validate_every == 0 or done == steps)
+            saves = done == steps or bool(config.checkpoint_every and done % config.checkpoint_every == 0)
+            if validates or saves:
+                _check_weights(state, dataset, done, out)
             # A validation comes before the checkpoint of its step, so that a resumed run makes up for a lost one.
-            if config.validate_every and (done % config.validate_every == 0 or done == steps):
+            if validates:
                 scored = averaged_model(accelerator, model, average)
                 with says_that_validation_is_too_large(accelerator.device):
                     scores = validate(scored, run, processor, accelerator)
@@ -196,7 +201,7 @@ def _run_steps(
                     save_model(accelerator, scored, processor, out / "best", state.adapters)
                 history.add(done, scores)
                 reporter.validation(done, scores)
-            if config.checkpoint_every and done % config.checkpoint_every == 0 and done < steps:
+            if saves and done < steps:
                 save_checkpoint(state, checkpoints, done, config.keep_checkpoints)
     if profiler.steps:
         accelerator.print(profiler.table or "the run was too short to be profiled: two steps come first")
@@ -205,6 +210,23 @@ def _run_steps(
     if history.best is not None:
         step, score = history.best
         accelerator.print(f"the best validation, mean Dice {score:.3f} after {step} steps, is {out / 'best'}")
+
+
+def _check_weights(state: TrainingState, dataset: PatchDataset, done: int, out: Path) -> None:
+    """Checks the weights before they are saved: the loss of a step is that of the weights before it.
+
+    Raises:
+        LossNotFinite: A weight is NaN or infinite; what was saved before is whole.
+    """
+    model = state.accelerator.unwrap_model(state.model)
+    bad = next((name for name, value in model.named_parameters() if not torch.isfinite(value).all()), None)
+    if bad is not None:
+        raise LossNotFinite(
+            f"the weights are not finite after step {done} ({bad:.80}): the training diverged; the step's cases are "
+            + printable(", ".join(dataset.cases_at(done - 1)[:4])),
+            where=str(out),
+            hint="a lower train.learning_rate, and train.mixed_precision=no if it is fp16",
+        )
 
 
 def _ends_early(history: ValidationHistory, run: RunConfig, accelerator: Accelerator) -> bool:

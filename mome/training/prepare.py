@@ -77,6 +77,7 @@ def prepare(
     out, folder = Path(out), Path(folder)
     cases = open_cases(folder, layout, dataset)
     _check_annotated(labels, cases, folder)
+    val, train = (part_of(cases, part, held_out) for part in ("val", "train"))
     found = fingerprint(cases, progress)
     if found.problems and not skip_broken:
         name, reason = next(iter(found.problems.items()))
@@ -89,8 +90,6 @@ def prepare(
     if not names:
         raise InputError("no case annotates a structure with a voxel", where=str(folder), hint="mome data check")
     plan = _plan(found, preset, len(names), memory_bytes)
-    val = part_of(cases, "val", held_out)
-    train = part_of(cases, "train", held_out)
     if not train:
         raise InputError(
             f"none of the {len(cases)} cases is left for training", where=str(folder), hint="a smaller --held-out"

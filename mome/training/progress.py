@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from mome.atomic import atomic_write, output_errors
 from mome.text_file import read_text
 from mome.training.router_statistics import flat
+from mome.training.trackers import tracker_errors
 
 
 class StepLog:
@@ -66,7 +67,7 @@ class StepReporter:
     """
 
     def __init__(self, accelerator: Accelerator, out: Path, start: int, steps: int, every: int) -> None:
-        self.accelerator, self.steps, self.every = accelerator, steps, every
+        self.accelerator, self.out, self.steps, self.every = accelerator, out, steps, every
         self.log = StepLog(out / "log.jsonl", start) if accelerator.is_main_process else None
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self.bar = Progress(*columns, disable=not accelerator.is_main_process)
@@ -104,11 +105,13 @@ class StepReporter:
         if self.is_logged(done):
             if not self.bar.console.is_terminal:
                 self.accelerator.print(f"step {done}/{self.steps}: loss {losses['loss']:.4f}", flush=True)
-            self.accelerator.log({**losses, "learning_rate": rate, **flat(statistics)}, step=done)
+            with tracker_errors(self.out):
+                self.accelerator.log({**losses, "learning_rate": rate, **flat(statistics)}, step=done)
 
     def validation(self, done: int, scores: dict[str, float]) -> None:
         """Reports the scores of a validation after `done` steps."""
-        self.accelerator.log(scores, step=done)
+        with tracker_errors(self.out):
+            self.accelerator.log(scores, step=done)
         if self.accelerator.is_main_process:
             self.bar.console.print(
                 f"step {done}: " + "  ".join(f"{name} {score:.3f}" for name, score in scores.items())

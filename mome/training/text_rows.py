@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,7 +30,8 @@ class TextRows:
 
     With a text tower, the rows are embeddings of the labels' names and synonyms, and the model's bank is filled with
     the embeddings of the names. Without a tower, the rows are those of the model's bank; an empty bank is first filled
-    from the text encoder's file, or with one-hot rows where it has none.
+    from the text encoder's file, or with one-hot rows where it has none. A tower is opened only where something must be
+    embedded: kept rows of names alone are read from the bank.
 
     A model trained on one wording of a label gives other masks for other wordings. Training on synonyms makes the masks
     agree. Our choice.
@@ -48,7 +50,8 @@ class TextRows:
 
     Raises:
         InputError: The bank or the file has no row for one of the labels, the bank is too narrow for one-hot rows, or
-            the text encoder gives rows of another width than the model reads, or other rows than the kept ones.
+            the text encoder gives rows of another width than the model reads, or other rows than the kept ones, or its
+            tower is needed and cannot be loaded.
     """
 
     def __init__(
@@ -64,9 +67,11 @@ class TextRows:
         self.seed, self.templates = seed, templates
         self.notes: list[str] = []
         encoder = TEXT_ENCODERS.build(model.config.text_encoder)
-        if encoder.needs_tower:
+        without_tower = _settings_without_tower(model, names, synonyms, templates, keep)
+        if encoder.needs_tower and without_tower != []:
             self.probability = synonyms
-            self.wordings = _embed_wordings(model, encoder, names, ["{}"])
+            with _says_what_needs_no_tower(without_tower):
+                self.wordings = _embed_wordings(model, encoder, names, ["{}"])
             # For each wording of a label, the rows of all sentences one after the other.
             self.sentences = _embed_wordings(model, encoder, names, list(prompt_templates())) if templates else []
             if keep and not model.text_bank.is_empty:
@@ -79,7 +84,7 @@ class TextRows:
             if not keep or model.text_bank.is_empty:
                 _fill_bank(model, encoder, names, self.names_PT)
         else:
-            without = {"train.synonyms": synonyms, "sampling.templates": templates}
+            without = {"train.synonyms": synonyms, "sampling.templates": templates}  # both 0 for a tower left closed
             if unused := [key for key, probability in without.items() if probability]:
                 self.notes.append(
                     f"{' and '.join(unused)}: without effect, as text_encoder {brief(model.config.text_encoder)} has "
@@ -134,6 +139,40 @@ def text_rows(model: MoME, run: RunConfig) -> TextRows:
     keep = run.init is not None and run.text_rows == "kept"
     settings = run.train.synonyms, run.train.seed, run.sampling.templates
     return TextRows(model, list(run.labels), *settings, keep=keep)
+
+
+def _settings_without_tower(
+    model: MoME, names: list[str], synonyms: float, templates: float, keep: bool
+) -> list[str] | None:
+    """Returns the changes of settings with which a run needs no text tower.
+
+    Returns:
+        None if only a tower can give the rows; an empty list if the run needs none as it is.
+    """
+    known = model.text_bank.known()
+    if not all(name in known for name in names):
+        return None
+    changes = {
+        "text_rows=kept": not keep,
+        "train.synonyms=0": synonyms > 0,
+        "sampling.templates=0": templates > 0,
+        "bank=trained": not all(label in known for label in model.config.labels),
+    }
+    return [setting for setting, is_needed in changes.items() if is_needed]
+
+
+@contextlib.contextmanager
+def _says_what_needs_no_tower(settings: list[str] | None) -> Iterator[None]:
+    """Adds to an error of the text tower the settings that train without one, if there are any."""
+    try:
+        yield
+    except InputError as error:
+        if settings is None:
+            raise
+        hint = f"{' '.join(settings)}, which trains without a text tower"
+        raise InputError(
+            error.what, where=error.where, hint=f"{error.hint}; or {hint}" if error.hint else hint
+        ) from error
 
 
 def _check_kept(model: MoME, encoder: Any) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mome.errors import InputError
+from mome.atomic import NO_SPACE
+from mome.errors import InputError, OutputError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -47,6 +50,24 @@ def is_installed(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
 
 
+@contextlib.contextmanager
+def tracker_errors(out: Path) -> Iterator[None]:
+    """Says that it was the tracker which could not write, on a full disk or over the network.
+
+    Args:
+        out: Folder of the run.
+
+    Raises:
+        OutputError: The operating system refused what the block wrote.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or (str(error).splitlines() or [type(error).__name__])[0][:200]
+        hint = "free some disk space, or train.tracker=none" if error.errno in NO_SPACE else "train.tracker=none"
+        raise OutputError(f"the tracker's log could not be written: {reason}", where=str(out), hint=hint) from error
+
+
 def start_tracker(accelerator: Accelerator, name: str, out: Path, settings: dict[str, Any]) -> None:
     """Starts the tracker of a run on the main process.
 
@@ -55,6 +76,9 @@ def start_tracker(accelerator: Accelerator, name: str, out: Path, settings: dict
         name: The tracker.
         out: Folder of the run; a tracker that writes files writes them there.
         settings: What it stores of the run's settings, as flat scalars.
+
+    Raises:
+        OutputError: The disk is full, or the like.
     """
     if tracker_to_use(name) is None:
         return
@@ -63,4 +87,5 @@ def start_tracker(accelerator: Accelerator, name: str, out: Path, settings: dict
         "mlflow": {"run_name": out.name},
         "trackio": {"name": out.name},
     }
-    accelerator.init_trackers("mome", config=settings, init_kwargs={name: own.get(name, {})})
+    with tracker_errors(out):
+        accelerator.init_trackers("mome", config=settings, init_kwargs={name: own.get(name, {})})

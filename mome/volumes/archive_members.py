@@ -158,5 +158,6 @@ def _check_sizes(members: list[ArchiveMember], archive_bytes: int, archive: Path
         hint = _DISTRUST
     elif total > free_bytes:
         what = f"unpacked, the archive has {total / 1e9:,.3g} GB, and the disk has {free_bytes / 1e9:,.3g} GB free"
+        hint = "free some disk space, or choose another folder"
     if what is not None:
         raise InputError(what, where=str(archive), hint=hint)
