@@ -50,9 +50,11 @@ from mome.training.validation import validate
 from mome.training.validation_history import ValidationHistory
 from mome.training.weight_average import averaged_model, save_model, start_average
 
+_DIVERGED = "a lower train.learning_rate, and train.mixed_precision=no if it is fp16"
+
 
 class LossNotFinite(InputError, FloatingPointError):
-    """The loss became NaN or infinite: the training diverged."""
+    """The loss or a weight became NaN or infinite: the training diverged."""
 
 
 def train(run: RunConfig, *, resume: bool = True, profile: int = 0) -> Path:
@@ -70,7 +72,7 @@ def train(run: RunConfig, *, resume: bool = True, profile: int = 0) -> Path:
     Raises:
         InputError: The configuration, the data or the training state cannot be used, or another process trains in
             this folder.
-        LossNotFinite: The loss is NaN or infinite; an `InputError` and a `FloatingPointError`.
+        LossNotFinite: The loss or a weight is NaN or infinite; an `InputError` and a `FloatingPointError`.
         OutputError: A checkpoint or the model cannot be written.
     """
     config, out = run.train, Path(run.train.out)
@@ -125,7 +127,8 @@ def _train(run: RunConfig, accelerator: Accelerator, resume: bool, profile: int)
         start = _load_newest(state, out, steps)
         if accelerator.is_main_process:
             save_run_settings(out, run)
-        profiler = StepProfiler(out / "profile", profile if accelerator.is_main_process else 0)
+        profiled = profile if accelerator.is_main_process else 0
+        profiler = StepProfiler(out / "profile", profiled, accelerator.device)
         _run_steps(state, run, processor, loss_function, text, dataset, start, steps, profiler)
         save_model(accelerator, averaged_model(accelerator, model, average), processor, out / "model", adapters)
         accelerator.end_training()
@@ -146,7 +149,7 @@ def _run_steps(
     """Trains from step `start` to `steps`, with checkpoints and validations on the way, and saves the last state.
 
     Raises:
-        LossNotFinite: The loss is NaN or infinite.
+        LossNotFinite: The loss, or a weight that would be saved, is NaN or infinite.
         OutputError: A checkpoint cannot be written.
     """
     config, out = run.train, Path(run.train.out)
@@ -179,7 +182,7 @@ def _run_steps(
                     f"the loss is {losses['loss']} at step {step + 1}: the training diverged; the step's cases are "
                     + printable(", ".join(dataset.cases_at(step)[:4])),
                     where=str(out),
-                    hint="a lower train.learning_rate, and train.mixed_precision=no if it is fp16",
+                    hint=_DIVERGED,
                 )
             if average is not None:
                 average.update_parameters(accelerator.unwrap_model(model))
@@ -197,14 +200,30 @@ def _run_steps(
                 history.add(done, scores)
                 reporter.validation(done, scores)
             if config.checkpoint_every and done % config.checkpoint_every == 0 and done < steps:
+                _check_weights(model, done, out)
                 save_checkpoint(state, checkpoints, done, config.keep_checkpoints)
     if profiler.steps:
         accelerator.print(profiler.table or "the run was too short to be profiled: two steps come first")
     if done > start:
+        _check_weights(model, done, out)
         save_checkpoint(state, checkpoints, done, config.keep_checkpoints)
     if history.best is not None:
         step, score = history.best
         accelerator.print(f"the best validation, mean Dice {score:.3f} after {step} steps, is {out / 'best'}")
+
+
+def _check_weights(model: nn.Module, done: int, out: Path) -> None:
+    """Checks the weights before they are saved: gradients may be infinite where the loss of their step was not.
+
+    Raises:
+        LossNotFinite: A weight is NaN or infinite. Earlier checkpoints stay.
+    """
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters()):
+        raise LossNotFinite(
+            f"weights are NaN or infinite after {done} steps: the training diverged, and they are not saved",
+            where=str(out),
+            hint=_DIVERGED,
+        )
 
 
 def _ends_early(history: ValidationHistory, run: RunConfig, accelerator: Accelerator) -> bool:
