@@ -25,9 +25,10 @@ from mome.inference.packed import PackedMasks
 from mome.labels import load_dataset
 from mome.metrics.evaluate import Score, summarise
 from mome.metrics.overlap import dice
-from mome.metrics.surface import bounding_box, hausdorff95, normalized_surface_dice
+from mome.metrics.surface import hausdorff95, normalized_surface_dice
 from mome.postprocess.run import PostProcessing
 from mome.volumes import Volume, read_label_map
+from mome.volumes.boxes import bounding_box
 from mome.volumes.case_list import read_case_list
 
 HERE = Path(__file__).parent / "results"

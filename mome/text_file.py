@@ -56,11 +56,13 @@ def read_json(path: str | Path, what: str, *, hint: str | None = None) -> dict[s
         hint: What to do about a file that is not valid.
 
     Raises:
-        InputError: The file cannot be read, is not JSON, or its value is not an object.
+        InputError: The file cannot be read, is not JSON, an object has a key twice, or its value is not an object.
     """
     text = read_text(path, what)
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=without_repeated_keys)
+    except RepeatedKeyError as error:
+        raise InputError(f"{what} has the key {error.args[0]!r:.80} twice", where=str(path), hint=hint) from error
     except RecursionError as error:
         raise InputError(f"{what} nests too deeply", where=str(path), hint=hint) from error
     except ValueError as error:  # also for a number of more digits than Python converts

@@ -109,7 +109,7 @@ def test_odd_sizes_give_masks_of_their_own_size(shape: tuple[int, int, int], spa
 def test_probabilities_agree_with_masks() -> None:
     noise = np.random.default_rng(0).normal(-20, 40, (30, 28, 26)).astype(np.float32)
     scan = Volume(noise, np.diag([2.0, 2.0, 2.0, 1.0]))
-    result = segmenter().segment(scan, ["liver", "lung_left"], probabilities=["liver"])
+    result = segmenter().segment(scan, ["liver", "lung_left"], probabilities=["liver", "liver"])
     values, mask = result.probabilities["liver"], result.masks["liver"].astype(bool)
     assert list(result.probabilities) == ["liver"] and values.dtype == np.uint8
     assert (values[mask] >= 128).all() and (values[~mask] <= 127).all() and 0 < values[~mask].max()

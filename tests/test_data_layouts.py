@@ -182,6 +182,38 @@ def test_bids(tmp_path: Path) -> None:
     assert len(open_cases(tmp_path, "bids(pipeline='manual')", "lits")) == 1
 
 
+def test_bids_files_that_cannot_be_told_apart_are_refused(tmp_path: Path) -> None:
+    for name in ("sub-01_ct", "sub-01_ce-venous_ct"):
+        save(tmp_path / "sub-01" / "ct" / f"{name}.nii.gz", scan())
+    labels = tmp_path / "derivatives" / "manual" / "sub-01" / "sub-01_dseg.nii.gz"
+    save(labels, liver_map())
+    labels.with_name("sub-01_dseg.tsv").write_text("index\tname\n1\tliver\n3\tLiver\n")
+    with pytest.raises(InputError, match="two files differ by none of sub, ses, acq and run: sub-01_ce-venous_ct"):
+        open_cases(tmp_path, "bids")
+    (tmp_path / "sub-01" / "ct" / "sub-01_ce-venous_ct.nii.gz").unlink()
+    with pytest.raises(InputError, match="the table names liver twice"):
+        open_cases(tmp_path, "bids")
+    save(labels.with_name("sub-01_desc-second_dseg.nii.gz"), liver_map())
+    with pytest.raises(InputError, match="two files differ by none"):
+        open_cases(tmp_path, "bids")
+
+
+@pytest.mark.parametrize("value", [1.5, True, [], "one", [1, None]])
+def test_a_value_of_dataset_json_that_is_no_whole_number_is_refused(tmp_path: Path, value: object) -> None:
+    with pytest.raises(InputError, match="dataset.json gives 'liver' the value"):
+        open_cases(nnunet(tmp_path, {"x": liver_map()}, {"background": 0, "liver": value}), "nnunet")
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    folder = nnunet(tmp_path, {"x": liver_map()})
+    (folder / "dataset.json").write_text('{"labels": {"liver": 1, "liver": 2}}')
+    with pytest.raises(InputError, match="dataset.json has the key 'liver' twice"):
+        open_cases(folder, "nnunet")
+    (folder / "list.json").write_text('[{"image": "a", "image": "b"}]')
+    with pytest.raises(InputError, match="a case has the key 'image' twice"):
+        open_cases(folder / "list.json", "manifest", "lits")
+
+
 def test_openkbp_csv(tmp_path: Path) -> None:
     place = tmp_path / "pt_7"
     place.mkdir()
@@ -197,6 +229,12 @@ def test_openkbp_csv(tmp_path: Path) -> None:
     (place / "Brainstem.csv").write_text(",data\n99999999,\n")
     with pytest.raises(InputError, match="outside a volume of 128"):
         case.read_masks(volume.grid)
+    (place / "Brainstem.csv").write_text(",data\ninf,\n")
+    with pytest.raises(InputError, match="cannot be read"):
+        case.read_masks(volume.grid)
+    (place / "ct.csv").write_text(",data\n0,nan\n")
+    with pytest.raises(InputError, match="NaN or infinite"):
+        case.read_image()
 
 
 def test_manifest(tmp_path: Path) -> None:

@@ -146,6 +146,15 @@ def test_overlaps_are_stored_as_bits_per_structure(tmp_path: Path, rows: int) ->
     )
 
 
+def test_the_note_counts_every_voxel_of_an_overlap_once(tmp_path: Path) -> None:
+    """The third mask overlaps the first alone, and lies in the layer of the second."""
+    folder = write(tmp_path / "ct", series(along_z(REGULAR), FrameOfReferenceUID=FRAME_OF_REFERENCE))
+    masks = {name: np.zeros(read_volume(folder).shape) for name in ("liver", "spleen", "stomach")}
+    masks["liver"][2:8, 2:8, 2:6] = masks["spleen"][2:4, 2:8, 2:6] = masks["stomach"][6:8, 2:8, 2:4] = 1
+    _, notes = wrote(folder, tmp_path, **masks)
+    assert f"{2 * 6 * 4 + 2 * 6 * 2} voxels lie in more than one mask" in notes[0]
+
+
 def test_one_map_of_overlapping_structures_if_asked(tmp_path: Path) -> None:
     folder = write(tmp_path / "ct", series(along_z(REGULAR), FrameOfReferenceUID=FRAME_OF_REFERENCE))
     bodies, volume = overlapping(folder), read_volume(folder)

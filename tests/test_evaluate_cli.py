@@ -56,6 +56,12 @@ def test_the_table_is_whole_at_80_columns(capsys, monkeypatch) -> None:
         assert set(numbers_of(row)) <= set(re.findall(r"[\d.]+", out))
 
 
+def test_the_table_says_how_many_cases_have_a_score(capsys) -> None:
+    scores = [Score(f"c{i}", "liver", *((float("nan"),) * 3 if i else (0.5, 0.5, 3.0))) for i in range(4)]
+    _show(summarise(scores), 2.0)
+    assert re.search(r"liver\s+1 of 4\s+0\.500", capsys.readouterr().out)
+
+
 def test_through_a_pipe_each_structure_is_one_whole_line(capsys, monkeypatch) -> None:
     monkeypatch.delenv("COLUMNS", raising=False)
     _show(rows(), 2.0)

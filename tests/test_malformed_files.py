@@ -136,9 +136,9 @@ BAD_YAML = {
 def test_configurations_of_another_form(capsys, tmp_path: Path, kind: str) -> None:
     recipe = tmp_path / "run.yaml"
     recipe.write_bytes(BAD_YAML[kind])
-    began = time.monotonic()
+    began = time.process_time()
     refused(capsys, "", "train", "--config", recipe, f"train.out={tmp_path / 'r'}")
-    assert time.monotonic() - began < 20 and not (tmp_path / "r").exists()
+    assert time.process_time() - began < 20 and not (tmp_path / "r").exists()
 
 
 def _bomb(levels: int, key: str, merge: bool = False) -> str:
@@ -156,9 +156,9 @@ def test_anchor_bombs_are_bounded(capsys, tmp_path: Path, key: str, merge: bool)
     recipe.write_text(_bomb(30, key, merge))
     tracemalloc.start()
     try:
-        began = time.monotonic()
+        began = time.process_time()
         refused(capsys, "stands for more than", "train", "--config", recipe)
-        assert time.monotonic() - began < 10 and tracemalloc.get_traced_memory()[1] < 50e6
+        assert time.process_time() - began < 10 and tracemalloc.get_traced_memory()[1] < 50e6
     finally:
         tracemalloc.stop()
 

@@ -200,6 +200,7 @@ def test_what_a_request_means() -> None:
         ("largest_components", "did you mean 'largest_component'"),
         ("rule", "did you mean 'rules'"),
         ("largest_component(n=0)", "at least 1"),
+        ("minimum_size(share=5)", "minimum_size.share is from 0 to 1, got 5"),
         ("largest_component(k=2)", "k"),
         ("liver=", "config string|unknown"),
         ("inside", "organ"),

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -157,6 +158,34 @@ def test_leftovers_and_space(tmp_path: Path) -> None:
         Folders(tmp_path, free_bytes=10**18).check_space()
     with pytest.raises(ValueError):
         folders.job("../../etc")
+
+
+def test_a_folder_that_cannot_be_removed_is_logged_by_its_id(tmp_path: Path, monkeypatch, caplog) -> None:
+    folders = Folders(tmp_path, 0)
+    upload_id, path = folders.new_upload()
+    monkeypatch.setattr("mome.server.folders.shutil.rmtree", lambda *_, **__: None)
+    folders.remove(path)
+    assert caplog.messages == [f"uploads/{upload_id} could not be removed"]
+
+
+@pytest.mark.parametrize(("stops", "status"), [(False, 409), (True, 503)])
+def test_an_inference_whose_job_was_deleted_does_not_say_that_the_server_stops(stops: bool, status: int) -> None:
+    pytest.importorskip("fastapi")
+    from mome.server.monai_label_answers import answer
+
+    async def nothing(*_: object) -> None:
+        return None
+
+    async def ask() -> None:
+        stopping = asyncio.Event()
+        if stops:
+            stopping.set()
+        queue = SimpleNamespace(wait=nothing, stopping=stopping, cancel=print, delete=lambda _: None)
+        await answer(SimpleNamespace(is_disconnected=nothing), queue, SimpleNamespace(id="a"), "all", "nrrd")
+
+    with pytest.raises(HttpError) as caught:
+        asyncio.run(ask())
+    assert caught.value.status == status
 
 
 def test_kinds_are_told_by_content(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_an_empty_mask_and_pieces() -> None:
     assert bounding_box(mask) == (slice(1, 7), slice(1, 7), slice(1, 7))
 
 
-def test_a_folder_run_writes_json_and_one_table(tmp_path: Path) -> None:
+def test_a_folder_run_writes_json_and_one_table(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     segmenter = Segmenter(Threshold(0.5), MoMEProcessor(spacing=[2, 2, 2], hu_window=[-100, 100]))
     given, out = tmp_path / "in", tmp_path / "out"
     given.mkdir()
@@ -112,6 +112,10 @@ def test_a_folder_run_writes_json_and_one_table(tmp_path: Path) -> None:
     (out / "a_statistics.json").unlink()
     again = segment_folder(segmenter, [given], out, ["liver"], statistics=True, resume=True)
     assert [entry.get("skipped", False) for entry in again] == [True, False, True]  # =b, a, empty
+    # The file of a study of an earlier run is damaged; the table lacks the study, and a warning says so.
+    (out / "a_statistics.json").write_text("{}")
+    segment_folder(segmenter, [given / "empty.nii.gz"], out, ["liver"], statistics=True, resume=True)
+    assert "a_statistics.json is missing or damaged" in caplog.text and "\na," not in (out / CSV_NAME).read_text()
     assert all(entry["skipped"] for entry in segment_folder(segmenter, [given], out, ["liver"], resume=True))
 
 

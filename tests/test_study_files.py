@@ -17,6 +17,7 @@ from mome import create_model
 from mome.errors import InputError
 from mome.inference import Segmenter, segment_folder
 from mome.inference.disagreement import RouterWatch, on_scan, relative_entropy, watched_routers
+from mome.inference.fingerprint import scan_identity
 from mome.inference.mirror import MirrorPredictor
 from mome.inference.predictor import ModelPredictor
 from mome.inference.stream import stream_logits
@@ -123,6 +124,31 @@ def test_disagreement_is_the_mean_entropy_of_the_routers() -> None:
     assert torch.allclose(both.result(), expected, atol=1e-5)
     grid = Grid(patch, np.eye(4))
     assert np.array_equal(on_scan(expected, grid, grid), np.rint(expected.numpy() * 255).astype(np.uint8))
+
+
+def test_a_tile_that_is_computed_again_counts_once_in_the_disagreement() -> None:
+    network = sparse_model()
+    depth, height, width = network.config.patch_size
+    tiles = torch.rand(2, 1, depth, height, width, generator=torch.Generator().manual_seed(0))
+    found = []
+    for repeats in (1, 3):
+        with RouterWatch(ModelPredictor(network), network, (depth, height, width * 3 // 2)) as watch:
+            for _ in range(repeats):
+                watch.encode(tiles[:1], (0, 0, 0))
+            watch.encode(tiles[1:], (0, 0, width // 2))
+        found.append(watch.result())
+    assert torch.equal(found[0], found[1])
+
+
+def test_files_beside_the_slices_are_no_part_of_the_scan(tmp_path: Path) -> None:
+    (tmp_path / "1.dcm").write_bytes(b"a slice")
+    before = scan_identity(tmp_path)
+    written = "liver.nii.gz report.json problems.json statistics.csv volumes.csv ct.html ct_preview.png"
+    for name in written.split():
+        (tmp_path / name).write_text("x")
+    assert scan_identity(tmp_path) == before
+    (tmp_path / "2.dcm").write_bytes(b"another")
+    assert scan_identity(tmp_path) != before
 
 
 def test_models_without_routers_are_refused(tmp_path: Path) -> None:

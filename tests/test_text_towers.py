@@ -260,6 +260,26 @@ def test_pickles_are_read_as_weights_only(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut"])
+def test_damaged_torch_files(content: bytes, tmp_path: Path) -> None:
+    save_tiny("bert", tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "pytorch_model.bin").write_bytes(content)
+    with pytest.raises(InputError, match="cannot be loaded"):
+        build("hf", str(tmp_path)).encode(["liver"])
+
+
+def test_damaged_weights_in_the_cache(tmp_path: Path, monkeypatch) -> None:
+    """A pinned commit is read from the cache alone, where a download may have left a part of a file."""
+    folder = tmp_path / "tower"
+    save_tiny("bert", folder)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    monkeypatch.setattr(hub_tower.HubTower, "_is_cached", lambda self: True)
+    with pytest.raises(InputError, match="cannot be loaded"):
+        build("hf", str(folder)).encode(["liver"])
+
+
 def test_a_changed_tower_has_another_fingerprint(tmp_path: Path, towers: dict[str, str]) -> None:
     first = build("hf", towers["bert"]).fingerprint()
     assert first == build("hf", towers["bert"]).fingerprint() and len(first) == 64

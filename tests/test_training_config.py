@@ -120,3 +120,13 @@ def test_a_mistyped_override_ends_with_code_2(tmp_path: Path, capsys) -> None:
     assert main(["--config", str(recipe), "train.stepz=1"]) == 2
     printed = capsys.readouterr().err
     assert len(printed.strip().splitlines()) <= 3 and "did you mean" in printed
+
+
+@pytest.mark.parametrize(
+    "text", ["train: {steps: 5}\nlabels: [liver]\ntrain: {seed: 1}\n", "sources: [{count: 1, count: 2}]\n"]
+)
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match="the key '(train|count)' twice"):
+        load_run_config(path, [])

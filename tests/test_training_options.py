@@ -27,6 +27,7 @@ from mome.training.find_batch import find_batch_size
 from mome.training.launch import build_accelerator
 from mome.training.optimizer import build_optimizer, layer_factors, set_learning_rate
 from mome.training.out_of_memory import StepOutOfMemory, remedies, says_what_to_lower
+from mome.training.profiling import StepProfiler
 from mome.training.run_settings import _fixed_settings, check_same_run, tracker_settings
 from mome.training.setup import build_model
 from mome.training.trackers import missing_note, tracker_to_use
@@ -244,6 +245,36 @@ def test_a_profile_of_some_steps(tmp_path: Path, capsys) -> None:
     table = (tmp_path / "p" / "profile" / "table.txt").read_text()
     assert "conv" in table and "ms of CPU a step" in table and table.splitlines()[1] in capsys.readouterr().out
     assert json.loads((tmp_path / "p" / "profile" / "trace.json").read_text())["traceEvents"]
+
+
+def test_a_profile_on_the_cpu_of_a_machine_with_a_gpu(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    profiler = StepProfiler(tmp_path, 2, torch.device("cpu"))
+    with profiler:
+        for _ in range(4):
+            torch.ones(64, 64) @ torch.ones(64, 64)
+            profiler.step()
+    assert "ms of CPU a step" in profiler.table and "aten::mm" in profiler.table
+
+
+@pytest.mark.parametrize("last", [2, 4])
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, monkeypatch, last: int) -> None:
+    """Gradients may be infinite in a step whose loss is finite; the next loss would say so, after a checkpoint."""
+    real = loop.optimizer_step
+    steps = iter(range(1, 5))
+
+    def breaking(accelerator, model, *arguments):
+        found = real(accelerator, model, *arguments)
+        if next(steps) == last:
+            torch.nn.init.constant_(next(model.parameters()), float("inf"))
+        return found
+
+    monkeypatch.setattr(loop, "optimizer_step", breaking)
+    run = run_of(tmp_path, "train.steps=4", "train.checkpoint_every=2", "train.validate_every=0")
+    with pytest.raises(loop.LossNotFinite, match=f"the weights are not finite after step {last} "):
+        loop.train(run)
+    saved = sorted(path.name for path in (tmp_path / "r").glob("checkpoints/step_*"))
+    assert saved == (["step_00000002"] if last == 4 else []) and not (tmp_path / "r" / "model").exists()
 
 
 def test_the_batch_that_fits(tmp_path: Path, monkeypatch) -> None:

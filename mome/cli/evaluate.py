@@ -138,8 +138,14 @@ def _table(rows: list[dict[str, Any]], tolerance: float, separator: str) -> Tabl
     for row in rows:
         style = "bold" if row["structure"] == "mean" else None
         cells = [_cell(row[metric], digits, separator) for metric, digits in (("dice", 3), ("nsd", 3), ("hd95", 1))]
-        table.add_row(escape(printable(row["structure"])), str(row["n"]), *cells, style=style)
+        table.add_row(escape(printable(row["structure"])), _cases(row), *cells, style=style)
     return table
+
+
+def _cases(row: dict[str, Any]) -> str:
+    """Number of cases of a structure; "6 of 10" where four have no score, because both masks are empty."""
+    is_mean = row["structure"] == "mean"  # its metrics count structures
+    return str(row["n"]) if is_mean or row["dice"]["n"] == row["n"] else f"{row['dice']['n']} of {row['n']}"
 
 
 def _cell(value: dict[str, float], digits: int, separator: str) -> str:

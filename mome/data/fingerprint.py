@@ -66,7 +66,7 @@ class Fingerprint:
         return tuple(float(v) for v in np.median([case.extent for case in self.cases], axis=0))
 
     def hu_range(self, low: float = 0.5, high: float = 99.5) -> tuple[float, float]:
-        """Returns two percentiles of the HU inside annotated structures; every case counts equally.
+        """Returns two percentiles of the HU inside annotated structures, of up to 5,000 voxels of every case.
 
         Raises:
             InputError: No case has a voxel of a structure.

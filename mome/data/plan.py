@@ -43,9 +43,9 @@ class Plan:
 def make_plan(found: Fingerprint, memory_bytes: float, bytes_per_voxel: float, divisor: Sequence[int]) -> Plan:
     """Chooses the settings.
 
-    The voxel size is the median one, where slices are thick that of the slices. The patch has the proportions of the
-    median scan and as many voxels as the memory allows; where it would show less than a third of the scan, voxels are
-    made larger, up to 6 mm. The HU window holds 99 % of the annotated voxels, and fat and soft tissue.
+    The voxel size along each axis is the median one. The patch has the proportions of the median scan and as many
+    voxels as the memory allows; where it would show less than a third of the scan, voxels are made larger, up to 6 mm.
+    The HU window holds 99 % of the annotated voxels, and fat and soft tissue.
 
     Args:
         found: The fingerprint.

@@ -1,4 +1,4 @@
-"""Checks of what is given to a Segmenter: the scan and the prepared prompts."""
+"""Checks of what is given to a Segmenter: numbers, the scan and the prepared prompts."""
 
 from __future__ import annotations
 
@@ -10,6 +10,18 @@ from mome.inference.prepared import PreparedPrompts
 from mome.module_objects import weights_sha256
 from mome.volumes import Volume
 from mome.volumes.dicom import DEFAULT_DICOM, DicomOptions
+
+
+def check_numbers(overlap: Any, prompt_chunk: Any) -> None:
+    """Checks the numbers of a Segmenter.
+
+    Raises:
+        InputError: One is of another type or out of range.
+    """
+    if not isinstance(overlap, int | float) or not 0 <= overlap <= 0.9:
+        raise InputError(f"overlap is from 0 to 0.9, got {overlap!r:.60}")
+    if not isinstance(prompt_chunk, int) or isinstance(prompt_chunk, bool) or prompt_chunk < 1:
+        raise InputError(f"prompt_chunk is a whole number of at least 1, got {prompt_chunk!r:.60}")
 
 
 def check_scan(scan: Any, frame: int | None, dicom: DicomOptions) -> None:

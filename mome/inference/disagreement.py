@@ -60,7 +60,7 @@ class RouterWatch:
     """A predictor that also sums the entropy of the routers, for one volume; logits are those of `inner`.
 
     Use it as a context manager: inside the block it watches the routers. Of mirrored copies of a tile, the tile itself
-    is watched.
+    is watched. A tile that is computed again, as where memory was not enough at first, counts once.
 
     Args:
         inner: The predictor.
@@ -78,6 +78,7 @@ class RouterWatch:
         self._sum, self._weight = torch.zeros(sides), torch.zeros(sides)
         self._window = gaussian_window(inner.patch_size)
         self._seen: list[tuple[str, Tensor]] = []
+        self._counted: set[tuple[int, int, int]] = set()  # first voxels of tiles
         self._hooks: list[Any] = []
 
     @property
@@ -106,7 +107,8 @@ class RouterWatch:
         features = self.inner.encode(tile_B1DHW, origin)
         copies = len(self.inner.flips) if isinstance(self.inner, MirrorPredictor) else 1
         maps = [entropy for _, entropy in self._seen[: len(self._seen) // copies]]
-        if maps:
+        if maps and origin not in self._counted:
+            self._counted.add(origin)
             place = tuple(slice(o, o + p) for o, p in zip(origin, self.patch_size, strict=True))
             self._sum[place] += torch.stack(maps).mean(dim=0) * self._window
             self._weight[place] += self._window

@@ -176,6 +176,6 @@ def segment_studies(
     entries = batch.run()
     if any(study.statistics for study in studies):
         report.refresh()
-        done = [entry for entry in report.entries.values() if entry.get("statistics") and entry["status"] == "done"]
+        done = [entry for entry in report.entries.values() if entry.get("statistics") and entry.get("status") == "done"]
         write_table(out, [statistics_name(file_part(entry["name"])) for entry in done])
     return entries

@@ -3,14 +3,46 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from mome.errors import InputError
+from mome.processing import MoMEProcessor, processor_of
 
 _FLOAT16_NOTE = "float16 is about ten times slower than float32 on a CPU, so the network computes in float32"
+
+
+def network_and_processor(
+    model: Any, processor: MoMEProcessor | None, device: torch.device | None
+) -> tuple[Any, MoMEProcessor]:
+    """Returns the network of a model, on its device, and the processor that makes its input.
+
+    Args:
+        model: A MoME, one inside a wrapper (see `unwrapped`), or what `MoME.from_pretrained` accepts.
+        processor: The processor; None for the model's own, or the one saved with it.
+        device: Where the network computes; None where it stays.
+
+    Raises:
+        InputError: The model is no MoME, cannot be loaded or has no values; or there is no processor, or another one
+            than the model was trained with.
+    """
+    if isinstance(model, str | Path):
+        from mome.modeling import MoME
+
+        # The model is loaded first, so that an error in the model is reported before one in its processor.
+        network: Any = MoME.from_pretrained(model)
+        processor = processor or MoMEProcessor.from_pretrained(model)
+    else:
+        network = unwrapped(model)
+        processor = processor or processor_of(network)
+    if hasattr(network, "check_processor"):  # a predictor's model may be of another class
+        network.check_processor(processor)
+    if device is not None:
+        nn.Module.to(network, device)
+    return network, processor
 
 
 def unwrapped(model: Any) -> Any:

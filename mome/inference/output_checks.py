@@ -9,7 +9,7 @@ from mome.errors import InputError
 from mome.inference.fingerprint import scan_identity
 from mome.inference.report import Report, changed_masks
 from mome.inference.study import Requests, Study
-from mome.volumes.mask_names import file_part, refuse_to_overwrite
+from mome.volumes.mask_names import check_different_names, refuse_to_overwrite
 from mome.volumes.scan_files import scan_ending
 
 
@@ -19,16 +19,7 @@ def check_names(studies: Sequence[Study]) -> None:
     Raises:
         InputError: The masks of two studies would have the same name.
     """
-    owners: dict[str, Study] = {}
-    for study in studies:
-        part = file_part(study.name)
-        other = owners.setdefault(part, study)
-        if other is not study:
-            raise InputError(
-                f"the masks of two scans would both be named {part!r}",
-                where=f"{other.scan} and {study.scan}",
-                hint="rename one",
-            )
+    check_different_names((study.name, study.scan) for study in studies)
 
 
 def check_outputs(studies: Sequence[Study], structures: Sequence[list[str]], out: Path) -> dict[Path, Study]:

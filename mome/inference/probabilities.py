@@ -59,7 +59,7 @@ class ProbabilityMaps(Mapping[str, np.ndarray]):
 
 
 def asked_names(asked: bool | Sequence[str], names: Sequence[str]) -> list[str]:
-    """Returns the names of the prompts whose probabilities are asked.
+    """Returns the names of the prompts whose probabilities are asked, each once.
 
     Args:
         asked: True for all, False for none, or names.
@@ -77,7 +77,7 @@ def asked_names(asked: bool | Sequence[str], names: Sequence[str]) -> list[str]:
                 f"probabilities are asked of {name!r:.60}, which is no prompt here",
                 hint="names of prompts, as in " + ", ".join(names[:5]),
             )
-    return chosen
+    return list(dict.fromkeys(chosen))
 
 
 def quantised(logits: Tensor) -> Tensor:

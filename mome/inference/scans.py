@@ -11,7 +11,7 @@ from pathlib import Path
 from mome.errors import InputError
 from mome.volumes import read_label_table
 from mome.volumes.archives import is_archive
-from mome.volumes.mask_names import file_part, safe_characters
+from mome.volumes.mask_names import check_different_names, safe_characters
 from mome.volumes.other_files import series_hint
 from mome.volumes.scan_files import DICOM_ENDINGS, ENDINGS_HINT, is_dicom_folder, is_nifti, listed, scans_in, stem
 
@@ -58,7 +58,7 @@ def find_named_scans(
             found += _below(given, leave_out)
         else:
             found += [NamedScan(stem(path), path) for path in _with_archives(given)]
-    _check_names(found)
+    check_different_names((scan.name, scan.path) for scan in found)
     return found
 
 
@@ -77,22 +77,8 @@ def find_scans(inputs: Sequence[str | Path]) -> list[Path]:
     scans: list[Path] = []
     for given in map(Path, inputs):
         scans += _scans_of_folder(given) if given.is_dir() else [given]
-    _check_names([NamedScan(stem(scan), scan) for scan in scans])
+    check_different_names((stem(scan), scan) for scan in scans)
     return scans
-
-
-def _check_names(scans: Sequence[NamedScan]) -> None:
-    """Checks that no two scans have masks of one name."""
-    owners: dict[str, Path] = {}
-    for scan in scans:
-        part = file_part(scan.name)
-        other = owners.setdefault(part, scan.path)
-        if other is not scan.path:
-            raise InputError(
-                f"the masks of two scans would both be named {part!r}",
-                where=f"{other} and {scan.path}",
-                hint="rename one",
-            )
 
 
 def _with_archives(folder: Path) -> list[Path]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mome.errors import InputError
-from mome.inference.check_arguments import check_prepared, check_scan
+from mome.inference.check_arguments import check_numbers, check_prepared, check_scan
 from mome.inference.compiled import CompiledPredictor
 from mome.inference.decoded_at_once import decoded_at_once
 from mome.inference.disagreement import RouterWatch, on_scan
@@ -20,7 +20,7 @@ from mome.inference.first_tile import FirstTile
 from mome.inference.loaded_scan import LoadedScan, load_scan
 from mome.inference.memory_plan import MemoryPlan
 from mome.inference.mirror import MirrorPredictor, read_axes, with_mirrored_rows
-from mome.inference.network import check_default_device, checked_device, unwrapped, without_float16
+from mome.inference.network import check_default_device, checked_device, network_and_processor, without_float16
 from mome.inference.phases import Phases
 from mome.inference.precision import PRECISIONS, chosen_precision, limit_compiled_products
 from mome.inference.predictor import ModelPredictor, Predictor
@@ -34,7 +34,7 @@ from mome.inference.within_memory import predict_within_memory
 from mome.memory import parse_bytes
 from mome.postprocess.rules import are_asked_by_name, asked_rules
 from mome.postprocess.run import PostProcessing
-from mome.processing import LARGEST_ROTATION_DEG, MoMEProcessor, processor_of
+from mome.processing import LARGEST_ROTATION_DEG, MoMEProcessor
 from mome.processor_settings import implausible_settings
 from mome.prompts import Prompt, embed_prompts, understand
 from mome.volumes import Volume
@@ -93,30 +93,15 @@ class Segmenter:
         postprocess: str | Sequence[str] | None = None,
     ) -> None:
         check_default_device()
+        check_numbers(overlap, prompt_chunk)
         limit_compiled_products()
         self.mirror = read_axes(mirror) if mirror else ()
         chosen = None if device is None else checked_device(device)  # before the model is loaded, which takes longer
-        if isinstance(model, str | Path):
-            from mome.modeling import MoME
-
-            # The model is loaded first, so that an error in the model is reported before one in its processor.
-            network = MoME.from_pretrained(model)
-            processor = processor or MoMEProcessor.from_pretrained(model)
-        else:
-            network = unwrapped(model)
-            processor = processor or processor_of(network)
-        if hasattr(network, "check_processor"):  # a predictor's model may be of another class
-            network.check_processor(processor)
-        if not isinstance(overlap, int | float) or not 0 <= overlap <= 0.9:
-            raise InputError(f"overlap is from 0 to 0.9, got {overlap!r:.60}")
-        if chosen is not None:
-            torch.nn.Module.to(network, chosen)
+        network, processor = network_and_processor(model, processor, chosen)
         place = ModelPredictor(network).device
         precision = chosen_precision(precision, network, place)
         network, autocast, notes = without_float16(network, place, PRECISIONS[precision])
         self.model, self.processor = network.eval(), processor
-        if not isinstance(prompt_chunk, int) or isinstance(prompt_chunk, bool) or prompt_chunk < 1:
-            raise InputError(f"prompt_chunk is a whole number of at least 1, got {prompt_chunk!r:.60}")
         self.overlap, self.precision, self.prompt_chunk, self.exact = overlap, precision, prompt_chunk, exact
         self.memory = None if memory is None else parse_bytes(str(memory), "memory")
         self.predictor: Predictor = (CompiledPredictor if compile else ModelPredictor)(self.model, autocast)

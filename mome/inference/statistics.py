@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from mome.text_file import read_json
 from mome.volumes import Volume
 from mome.volumes.boxed import BoxedArray
 from mome.volumes.statistics import structure_statistics
+
+logger = logging.getLogger(__name__)
 
 CSV_NAME = "statistics.csv"
 _NUMBERS = ("voxels", "volume_ml", "mean_hu", "median_hu", "sd_hu", "p5_hu", "p95_hu")
@@ -61,7 +64,7 @@ def write_table(folder: Path, files: Iterable[str]) -> None:
 
     Args:
         folder: The folder of the files and the table.
-        files: Names of the JSON files. One that is missing or damaged is left out.
+        files: Names of the JSON files. One that is missing or damaged is left out, with a warning.
 
     Raises:
         OutputError: The table cannot be written.
@@ -79,6 +82,7 @@ def _rows(path: Path) -> list[list[Any]]:
         content = read_json(path, "the statistics", hint="segment the scan again")
         return [_row(content["study"], name, found) for name, found in content["structures"].items()]
     except (InputError, KeyError, TypeError, AttributeError):
+        logger.warning("%s is missing or damaged: %s has no rows of this study", path.name, CSV_NAME)
         return []
 
 

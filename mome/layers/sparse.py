@@ -17,7 +17,7 @@ from mome.routers.routing import Routing
 
 
 def places(count: int, spec: dict[str, Any], owner: str) -> list[int]:
-    """The blocks or stages that get a sparse layer: every n-th one, so that the first one comes last.
+    """The blocks or stages that get a sparse layer: the n-th one and every n-th one after it.
 
     With `every=2` these are blocks 1, 3, 5, … counted from 0. GShard (Lepikhin et al. 2020, arXiv 2006.16668) replaces
     every other feed-forward layer too.

@@ -17,8 +17,9 @@ from mome.errors import InputError
 from mome.labels import load_dataset, load_table
 from mome.metrics.files import Files, find_masks, is_map_without_table, open_masks, pair_files
 from mome.metrics.overlap import dice
-from mome.metrics.surface import bounding_box, hausdorff95, normalized_surface_dice
+from mome.metrics.surface import hausdorff95, normalized_surface_dice
 from mome.volumes import Volume
+from mome.volumes.boxes import bounding_box
 from mome.volumes.case_list import read_case_list
 
 logger = logging.getLogger(__name__)

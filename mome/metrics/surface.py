@@ -14,6 +14,7 @@ import numpy as np
 from scipy import ndimage
 
 from mome.metrics.overlap import as_binary_pair
+from mome.volumes.boxes import bounding_box
 
 
 def normalized_surface_dice(
@@ -59,13 +60,6 @@ def hausdorff95(prediction: np.ndarray, reference: np.ndarray, spacing: tuple[fl
         return float("nan") if empty == "both" else diagonal
     to_reference, area_p, to_prediction, area_r = _distances(prediction, reference, spacing)
     return max(_percentile(to_reference, area_p), _percentile(to_prediction, area_r))
-
-
-def bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
-    """Slices of the smallest box that contains all voxels of a mask, which must not be empty."""
-    axes = range(mask.ndim)
-    spans = [np.flatnonzero(mask.any(axis=tuple(other for other in axes if other != axis))) for axis in axes]
-    return tuple(slice(int(span[0]), int(span[-1]) + 1) for span in spans)
 
 
 def _which_are_empty(prediction: np.ndarray, reference: np.ndarray) -> str | None:

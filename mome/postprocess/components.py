@@ -12,8 +12,8 @@ from mome.postprocess.base import MaskPlace, Processed, millilitres
 def label_pieces(mask_IJK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Numbers the pieces of a mask from the largest to the smallest.
 
-    Of two pieces of the same size, the one whose first voxel comes first in C order has the lower number. cc3d labels
-    them where it is installed (`mome[postprocess]`), else scipy; the result is the same.
+    Of two pieces of the same size, the one whose first voxel comes first in C order has the lower number. The package
+    `connected-components-3d` labels them where it is installed, else scipy; the result is the same.
 
     Args:
         mask_IJK: Bool.

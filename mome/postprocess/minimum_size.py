@@ -9,6 +9,7 @@ import numpy as np
 from mome.postprocess.base import MaskPlace, PostProcessor, Processed
 from mome.postprocess.components import keep_pieces, label_pieces
 from mome.registry import at_least
+from mome.typed import check_range
 
 
 class MinimumSize(PostProcessor):
@@ -32,7 +33,8 @@ class MinimumSize(PostProcessor):
     config: Config
 
     def __init__(self, config: Config) -> None:
-        at_least(0, "minimum_size", ml=config.ml, share=config.share)
+        at_least(0, "minimum_size", ml=config.ml)
+        check_range("minimum_size", 0, 1, share=config.share)  # above 1, no piece would be kept
         super().__init__(config)
 
     def apply(self, mask_IJK: np.ndarray, place: MaskPlace) -> Processed:

@@ -21,6 +21,7 @@ from mome.atomic import check_output_folder
 from mome.errors import InputError
 from mome.folder_lock import folder_lock
 from mome.server.http_errors import HttpError
+from mome.server.log import LOGGER
 from mome.temporary_names import remove_stale_parts, temporary_path
 
 
@@ -70,8 +71,10 @@ class Folders:
             raise HttpError(507, "the server's disk is nearly full", hint="try again later", retry_s=60)
 
     def remove(self, path: Path) -> None:
-        """Removes a folder and what is in it."""
+        """Removes a folder and what is in it. What cannot be removed is logged, because it may be of a patient."""
         shutil.rmtree(path, ignore_errors=True)
+        if os.path.lexists(path):
+            LOGGER.error("%s could not be removed", path.relative_to(self.root))
 
     def remove_leftovers(self, jobs: set[str], images: set[str]) -> int:
         """Removes unfinished uploads, and folders of jobs and images that the database does not know.

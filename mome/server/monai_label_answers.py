@@ -37,10 +37,12 @@ async def answer(
         kind: The format of the job's result.
 
     Raises:
-        HttpError: The job failed or was cancelled, or the server stops.
+        HttpError: The job failed, was cancelled or was deleted, or the server stops.
     """
     try:
         ended = await _wait(request, queue, job.id)
+        if ended is None and not queue.stopping.is_set():
+            raise HttpError(409, "the job was deleted")
         if ended is None:
             raise HttpError(503, "the server stops", hint="try again later", retry_s=30)
         if ended.state == "failed" and ended.error is not None:

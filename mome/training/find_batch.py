@@ -12,13 +12,12 @@ from mome.errors import InputError
 from mome.memory import as_text, available_bytes, is_out_of_memory
 from mome.training.adapters import Adapters
 from mome.training.config import RunConfig
-from mome.training.memory import bytes_per_voxel
+from mome.training.memory import BYTES_PER_WEIGHT, bytes_per_voxel
 from mome.training.optimizer import build_optimizer
 from mome.training.setup import build_model
 from mome.training.text_rows import text_rows
 
 _SPARE = 0.9  # share of the memory that a batch may take; allocators lose some to fragments (our choice)
-_BYTES_PER_WEIGHT = 16  # weight, gradient and two moments of Adam, in float32
 _MOST = 4096
 
 
@@ -79,7 +78,7 @@ def _estimated(run: RunConfig) -> FoundBatch:
     model, _ = build_model(run)
     if run.train.gradient_checkpointing:
         model.gradient_checkpointing_enable()
-    weights = _BYTES_PER_WEIGHT * sum(parameter.numel() for parameter in model.parameters())
+    weights = BYTES_PER_WEIGHT * sum(parameter.numel() for parameter in model.parameters())
     prompts = min(run.sampling.prompts or len(run.labels), len(run.labels))
     per_patch = bytes_per_voxel(model, prompts) * math.prod(model.config.patch_size)
     size = int(max(0.0, min(_SPARE * memory - weights, 1e15)) / per_patch)

@@ -50,6 +50,8 @@ from mome.training.validation import validate
 from mome.training.validation_history import ValidationHistory
 from mome.training.weight_average import averaged_model, save_model, start_average
 
+_DIVERGED = "a lower train.learning_rate, and train.mixed_precision=no if it is fp16"
+
 
 class LossNotFinite(InputError, FloatingPointError):
     """The loss or a weight became NaN or infinite: the training diverged."""
@@ -125,7 +127,8 @@ def _train(run: RunConfig, accelerator: Accelerator, resume: bool, profile: int)
         start = _load_newest(state, out, steps)
         if accelerator.is_main_process:
             save_run_settings(out, run)
-        profiler = StepProfiler(out / "profile", profile if accelerator.is_main_process else 0)
+        profiled = profile if accelerator.is_main_process else 0
+        profiler = StepProfiler(out / "profile", profiled, accelerator.device)
         _run_steps(state, run, processor, loss_function, text, dataset, start, steps, profiler)
         save_model(accelerator, averaged_model(accelerator, model, average), processor, out / "model", adapters)
         with tracker_errors(out):
@@ -180,7 +183,7 @@ def _run_steps(
                     f"the loss is {losses['loss']} at step {step + 1}: the training diverged; the step's cases are "
                     + printable(", ".join(dataset.cases_at(step)[:4])),
                     where=str(out),
-                    hint="a lower train.learning_rate, and train.mixed_precision=no if it is fp16",
+                    hint=_DIVERGED,
                 )
             if average is not None:
                 average.update_parameters(accelerator.unwrap_model(model))
@@ -225,7 +228,7 @@ def _check_weights(state: TrainingState, dataset: PatchDataset, done: int, out: 
             f"the weights are not finite after step {done} ({bad:.80}): the training diverged; the step's cases are "
             + printable(", ".join(dataset.cases_at(done - 1)[:4])),
             where=str(out),
-            hint="a lower train.learning_rate, and train.mixed_precision=no if it is fp16",
+            hint=_DIVERGED,
         )
 
 

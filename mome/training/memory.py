@@ -11,6 +11,9 @@ import torch
 if TYPE_CHECKING:
     from mome.modeling import MoME
 
+BYTES_PER_WEIGHT = 16
+"""A weight, its gradient and the two moments of Adam, in float32."""
+
 
 def bytes_per_voxel(model: MoME, prompts: int, device: torch.device | str = "cpu") -> float:
     """Returns the bytes that forward and backward pass keep, per voxel of a patch and case of the batch.
@@ -19,7 +22,7 @@ def bytes_per_voxel(model: MoME, prompts: int, device: torch.device | str = "cpu
     voxels. A half is added for what exists for a moment (our choice; a test compares it with a real step).
 
     Args:
-        model: The model, in training mode or not; its gradients are cleared.
+        model: The model, in training mode or not; its mode stays.
         prompts: Prompts of a step.
         device: Where the step is run.
     """

@@ -20,15 +20,13 @@ from mome.data.layouts import open_cases
 from mome.data.plan import Plan, make_plan
 from mome.data.splits import part_of
 from mome.errors import InputError, did_you_mean
-from mome.processing import MoMEProcessor
 from mome.threads import container_cpus
 from mome.training.config import RunConfig, SourceConfig
 from mome.training.config_file import load_run_config
-from mome.training.memory import bytes_per_voxel
+from mome.training.memory import BYTES_PER_WEIGHT, bytes_per_voxel
+from mome.training.setup import build_processor
 from mome.training.sources import open_source
 
-# Adam keeps two numbers per weight; weights and gradients are two more.
-_BYTES_PER_WEIGHT = 16
 EARLIER = "run.before.yaml"
 
 
@@ -141,8 +139,7 @@ def _fill(
     workers: int,
     progress: Callable[[Iterable[Any]], Iterable[Any]],
 ) -> CaseCache:
-    processor = MoMEProcessor(**run.processor)
-    return open_source(source, run, processor, progress, skip_broken=skip_broken, workers=workers)
+    return open_source(source, run, build_processor(run, None), progress, skip_broken=skip_broken, workers=workers)
 
 
 def _plan(found: Fingerprint, preset: str, prompts: int, memory_bytes: float) -> Plan:
@@ -151,7 +148,7 @@ def _plan(found: Fingerprint, preset: str, prompts: int, memory_bytes: float) ->
 
     torch.manual_seed(0)
     model = create_model(preset, labels=list(found.structures), text_encoder="bank(width=32)", text_dim=None)
-    weights = sum(parameter.numel() for parameter in model.parameters()) * _BYTES_PER_WEIGHT
+    weights = sum(parameter.numel() for parameter in model.parameters()) * BYTES_PER_WEIGHT
     return make_plan(found, memory_bytes - weights, bytes_per_voxel(model, prompts), model.encoder.size_divisor)
 
 

@@ -23,6 +23,7 @@ class StepProfiler:
     Args:
         folder: Where the trace and the table are written.
         steps: Steps to record; 0 records none.
+        device: Where the steps run. On a GPU, the table has the time of the GPU, else that of the CPU.
 
     Attributes:
         table: The table; empty until the steps are recorded.
@@ -31,14 +32,15 @@ class StepProfiler:
         OutputError: The trace cannot be written.
     """
 
-    def __init__(self, folder: Path, steps: int) -> None:
+    def __init__(self, folder: Path, steps: int, device: torch.device) -> None:
         self.folder, self.steps, self.table = folder, steps, ""
+        self._on_gpu = device.type == "cuda"  # a machine with a GPU may train on its CPU
         self.profiler: profile | None = None
 
     def __enter__(self) -> StepProfiler:
         if self.steps:
             activities = [ProfilerActivity.CPU]
-            activities += [ProfilerActivity.CUDA] if torch.cuda.is_available() else []
+            activities += [ProfilerActivity.CUDA] if self._on_gpu else []
             self.profiler = profile(
                 activities=activities,
                 schedule=schedule(wait=_WAIT, warmup=_WARMUP, active=self.steps, repeat=1),
@@ -64,14 +66,13 @@ class StepProfiler:
         """Writes the trace and the table of the recorded steps."""
         with atomic_write(self.folder / "trace.json", "the trace") as part:
             recorded.export_chrome_trace(str(part))
-        self.table = _table(recorded, self.steps)
+        self.table = _table(recorded, self.steps, self._on_gpu)
         with atomic_write(self.folder / "table.txt", "the table of the profile") as part:
             part.write_text(self.table)
 
 
-def _table(recorded: profile, steps: int) -> str:
+def _table(recorded: profile, steps: int, on_gpu: bool) -> str:
     """Returns the operations with most time of their own, per step."""
-    on_gpu = torch.cuda.is_available()
     events = recorded.key_averages()
 
     def own(event: object) -> float:

@@ -49,8 +49,8 @@ def read_yaml(text: str, where: str | None = None) -> Any:
 
     Raises:
         NotYaml: The text is not YAML.
-        InputError: It is too long, nests too deeply, its aliases stand for too many values, or it holds what is
-            neither text, finite number, boolean nor null.
+        InputError: It is too long, nests too deeply, its aliases stand for too many values, a mapping has a key twice,
+            or it holds what is neither text, finite number, boolean nor null.
     """
     if len(text) > LONGEST:
         raise InputError(f"a configuration of {len(text):,} characters is too long", where=where)
@@ -61,6 +61,7 @@ def read_yaml(text: str, where: str | None = None) -> Any:
         if node is None:
             return None
         _count_nodes(node, {}, where)
+        _check_keys(node, where)
         value = loader.construct_document(node)
     except InputError:
         raise
@@ -110,6 +111,29 @@ def _count_nodes(node: yaml.Node, counted: dict[int, int], where: str | None, de
         )
     counted[id(node)] = total
     return total
+
+
+def _check_keys(node: yaml.Node, where: str | None) -> None:
+    """Checks the keys of a graph of nodes, which `_count_nodes` has found to be small; PyYAML keeps the last of equals.
+
+    Raises:
+        InputError: A mapping has a key twice.
+    """
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise InputError(
+                        f"the configuration has the key {key.value!r:.60} twice in one mapping",
+                        where=where,
+                        hint="keep one of them: the values of the other would be lost",
+                    )
+                seen.add(key.value)
+            _check_keys(value, where)
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _check_keys(item, where)
 
 
 def _plain(value: Any, where: str | None) -> Any:

@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 
 from mome.volumes import Grid, Volume, network_grid, resample
+from mome.volumes.boxes import bounding_box
 from mome.volumes.orientation import closest_axes
 
 # A page of this many voxels is about 20 MB large, which browsers open at once (our choice).
@@ -138,7 +139,7 @@ def _enclosing(grid: Grid) -> Grid:
 
 def _in_box(mask: np.ndarray, scan: Grid, grid: Grid) -> tuple[tuple[slice, slice, slice], np.ndarray]:
     """A mask on another grid: the box there that holds it, and the mask inside this box. Only the box is resampled."""
-    source = _box(mask)
+    source = bounding_box(mask)
     if any(part.start == part.stop for part in source):
         return (slice(0, 0),) * 3, np.zeros((0, 0, 0), dtype=bool)
     if grid.same_as(scan):
@@ -161,13 +162,3 @@ def _in_box(mask: np.ndarray, scan: Grid, grid: Grid) -> tuple[tuple[slice, slic
     cut = mask[tuple(slice(*sides) for sides in wide)]
     inside = resample(cut, part_of_scan, part_of_page).numpy() > 0.5
     return (slice(low[0], high[0]), slice(low[1], high[1]), slice(low[2], high[2])), inside
-
-
-def _box(inside: np.ndarray) -> tuple[slice, slice, slice]:
-    """The bounding box of a mask; an empty one where the mask is empty."""
-    planes: np.ndarray = np.any(inside, axis=0)
-    held = [np.any(inside, axis=(1, 2)), planes.any(axis=1), planes.any(axis=0)]
-    slices = []
-    for along in map(np.flatnonzero, held):
-        slices.append(slice(int(along[0]), int(along[-1]) + 1) if len(along) else slice(0, 0))
-    return slices[0], slices[1], slices[2]

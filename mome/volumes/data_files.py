@@ -13,6 +13,9 @@ from mome.volumes.metaimage import read_metaimage_header
 from mome.volumes.nrrd import read_nrrd_header
 from mome.volumes.scan_files import METAIMAGE_ENDINGS, NRRD_ENDINGS, listed, scan_ending
 
+# Endings of what a run may write into the folder of a DICOM series.
+_BESIDE = (".json", ".csv", ".html", ".png")
+
 
 def files_of_scan(scan: str | Path) -> list[Path]:
     """Returns the files of a scan: itself, the data files that its header names, or all files of a folder.
@@ -34,7 +37,8 @@ def files_of_scan(scan: str | Path) -> list[Path]:
 
 
 def _is_written_beside(path: Path) -> bool:
-    return scan_ending(path) is not None or path.suffix == ".json"
+    """Says whether a file beside slices is none of them: a mask, a report, a table, a page or a preview."""
+    return scan_ending(path) is not None or path.suffix.lower() in _BESIDE
 
 
 def identity(scan: str | Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mome.errors import InputError
@@ -104,6 +104,27 @@ def split_mask_name(name: str, structures: Sequence[str], scans: Sequence[str] =
     if owner is not None and scan not in scans:
         return owner, name[len(owner) + 1 :]
     return scan, structure
+
+
+def check_different_names(scans: Iterable[tuple[str, Path]]) -> None:
+    """Checks that no two scans have masks of one name.
+
+    Args:
+        scans: (name, path) of each.
+
+    Raises:
+        InputError: Two names give one part of file names, or one gives none.
+    """
+    owners: dict[str, Path] = {}
+    for name, path in scans:
+        part = file_part(name)
+        if part in owners:
+            raise InputError(
+                f"the masks of two scans would both be named {part!r}",
+                where=f"{owners[part]} and {path}",
+                hint="rename one",
+            )
+        owners[part] = path
 
 
 def refuse_to_overwrite(scans: Sequence[Path], masks: Sequence[Path]) -> None:

@@ -49,14 +49,18 @@ class MaskSet:
         """
         ids = {entry["name"]: entry["id"] for entry in self.labels}
         array = np.zeros(self.grid.shape, dtype=np.uint16 if max(ids.values()) > 255 else np.uint8, order="F")
-        overlap = 0
+        several: np.ndarray | None = None  # where more than one mask is; made where two overlap
         for name in sorted(ids, key=lambda name: -self.voxels[name]):
             boxed = self.boxed(name)
             mask = boxed.values.view(bool)
-            part = array[tuple(slice(at, at + side) for at, side in zip(boxed.first, mask.shape, strict=True))]
-            overlap += int(np.count_nonzero((part > 0) & mask))
+            region = tuple(slice(at, at + side) for at, side in zip(boxed.first, mask.shape, strict=True))
+            part = array[region]
+            claimed = (part > 0) & mask
+            if claimed.any():
+                several = np.zeros_like(array, dtype=bool) if several is None else several
+                several[region] |= claimed
             np.copyto(part, ids[name], where=mask, casting="unsafe")
-        return array, overlap
+        return array, 0 if several is None else int(np.count_nonzero(several))
 
     def boxed(self, structure: str) -> BoxedArray:
         """Returns a mask as an array that is zero outside of its box, where the mapping knows boxes.

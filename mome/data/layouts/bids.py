@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -43,8 +44,8 @@ class Bids(Layout):
 
     def cases(self, folder: Path, dataset: LabelMap | None) -> list[Case]:
         root = self._derivatives(folder)
-        scans = {_key(path): path for path in sorted(folder.glob("sub-*/**/*.nii*")) if _suffix(path) in ("ct", "CT")}
-        maps = {_key(path): path for path in sorted(root.glob("sub-*/**/*_dseg.nii*")) if is_nifti(path)}
+        scans = _by_key(path for path in sorted(folder.glob("sub-*/**/*.nii*")) if _suffix(path) in ("ct", "CT"))
+        maps = _by_key(path for path in sorted(root.glob("sub-*/**/*_dseg.nii*")) if is_nifti(path))
         found = []
         for key, labels in maps.items():
             if key not in scans:
@@ -70,6 +71,24 @@ class Bids(Layout):
         return chosen[0]
 
 
+def _by_key(paths: Iterable[Path]) -> dict[str, Path]:
+    """Returns files by their keys; see `_key`.
+
+    Raises:
+        InputError: Two files have one key, so that scan and label map could be of different reconstructions.
+    """
+    found: dict[str, Path] = {}
+    for path in paths:
+        other = found.setdefault(_key(path), path)
+        if other != path:
+            raise InputError(
+                f"two files differ by none of sub, ses, acq and run: {other.name} and {path.name}",
+                where=str(path.parent),
+                hint="keep one of them, or list the cases in a file: layout manifest",
+            )
+    return found
+
+
 def _suffix(path: Path) -> str:
     return stem(path).rpartition("_")[2]
 
@@ -84,7 +103,7 @@ def _rules(labels: Path, root: Path) -> dict[str, StructureRule]:
     """Returns the rules of the table that belongs to a label map.
 
     Raises:
-        InputError: There is no table, or it has no columns `index` and `name`.
+        InputError: There is no table, it has no columns `index` and `name`, or two rows name one structure.
     """
     beside = labels.with_name(f"{stem(labels)}.tsv")
     above = [parent / "dseg.tsv" for parent in labels.parents if parent == root or root in parent.parents]
@@ -96,8 +115,12 @@ def _rules(labels: Path, root: Path) -> dict[str, StructureRule]:
     rows = list(csv.DictReader(read_text(table, "the table").splitlines(), delimiter="\t"))
     rules: dict[str, StructureRule] = {}
     for row in rows:
-        if not {"index", "name"} <= set(row) or not str(row["index"]).strip().isdigit():
+        if not {"index", "name"} <= set(row) or not str(row["index"]).strip().isdecimal():
             raise InputError("the table has no columns 'index' (a whole number) and 'name'", where=str(table))
-        if int(row["index"]) > 0:
-            rules[table_name(str(row["name"]).replace("_", " "), table)] = StructureRule((int(row["index"]),))
+        if int(row["index"]) == 0:
+            continue
+        structure = table_name(str(row["name"]).replace("_", " "), table)
+        if structure in rules:
+            raise InputError(f"the table names {structure} twice", where=str(table), hint="name a data set instead")
+        rules[structure] = StructureRule((int(row["index"]),))
     return rules

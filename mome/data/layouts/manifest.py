@@ -16,7 +16,7 @@ from mome.data.case import Case
 from mome.data.layouts.base import Layout, rules_of
 from mome.errors import InputError, did_you_mean
 from mome.labels import LabelMap
-from mome.text_file import read_text
+from mome.text_file import RepeatedKeyError, read_text, without_repeated_keys
 from mome.volumes.scan_files import stem
 
 _KEYS = ("image", "labels", "case", "annotated", "patient", "split")
@@ -79,7 +79,9 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     if path.suffix.lower() == ".csv":
         return [dict(row) for row in csv.DictReader(text.splitlines())]
     try:
-        rows = json.loads(text)
+        rows = json.loads(text, object_pairs_hook=without_repeated_keys)
+    except RepeatedKeyError as error:
+        raise InputError(f"a case has the key {error.args[0]!r:.80} twice", where=str(path)) from error
     except (ValueError, RecursionError) as error:
         raise InputError("the list of cases is not valid JSON", where=str(path), hint=Manifest.shape) from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):

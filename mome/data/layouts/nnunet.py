@@ -84,14 +84,18 @@ def _pairs(path: Path) -> list[tuple[str, list[int]]]:
     for key, value in _labels_of(path).items():
         name, numbers = (value, [key]) if isinstance(value, str) and key.isdigit() else (key, value)
         numbers = numbers if isinstance(numbers, list) else [numbers]
-        try:
-            values = [int(number) for number in numbers]
-        except (TypeError, ValueError) as error:
+        if not numbers or not all(_is_whole(number) for number in numbers):
             raise InputError(
                 f"dataset.json gives {name!r:.60} the value {value!r:.60}", where=str(path), hint='{"liver": 1}'
-            ) from error
-        pairs.append((str(name), values))
+            )
+        pairs.append((str(name), [int(number) for number in numbers]))
     return pairs
+
+
+def _is_whole(number: Any) -> bool:
+    """Says whether a value of `dataset.json` is a whole number, or the digits of one."""
+    digits = isinstance(number, str) and number.isdecimal() and len(number) < 10
+    return digits or (isinstance(number, int) and not isinstance(number, bool))
 
 
 def _rules(path: Path) -> dict[str, StructureRule]:

@@ -117,11 +117,15 @@ def _read(path: Path, columns: int) -> tuple[np.ndarray, np.ndarray]:
             rows = [line.strip().split(",") for line in file][1:]  # the first line names the columns
         index = np.array([int(float(row[0])) for row in rows if row[0]], dtype=np.int64)
         values = np.array([float(row[1]) for row in rows if row[0]] if columns == 2 else [], dtype=np.float32)
-    except (OSError, ValueError, IndexError) as error:
+    except (OSError, ValueError, OverflowError, IndexError) as error:
         first = (str(error).splitlines() or ["a row is too short"])[0][:120]
         raise InputError(f"the file cannot be read: {first}", where=str(path), hint="copy it again") from error
     if index.size and not (0 <= index.min() and index.max() < np.prod(SHAPE)):
         raise InputError(
-            f"an index lies outside a volume of 128 × 128 × 128: {index.max()}", where=str(path), hint="copy it again"
+            f"an index lies outside a volume of 128 × 128 × 128: {index.min() if index.min() < 0 else index.max()}",
+            where=str(path),
+            hint="copy it again",
         )
+    if not np.isfinite(values).all():
+        raise InputError("a value is NaN or infinite", where=str(path), hint="copy it again")
     return index, values

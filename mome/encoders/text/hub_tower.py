@@ -24,6 +24,8 @@ _VOCABULARIES = (
     "tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model",
 )  # fmt: skip
 _BATCH = 32
+# What transformers raises of files that are missing, damaged or of another model.
+_UNREADABLE = (OSError, ValueError, RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError)
 
 
 class HubTower(TextTower):
@@ -150,13 +152,13 @@ class HubTower(TextTower):
         if self._is_cached():
             # A commit never changes, so the cached files are used without asking the Hub.
             # `local_files_only` alone lets transformers ask the Hub for an adapter.
-            with contextlib.suppress(OSError, ValueError), _offline():
+            with contextlib.suppress(*_UNREADABLE), _offline():
                 return factory.from_pretrained(**wanted, local_files_only=True)
         is_local = Path(self.model_id).is_dir()
         try:
             with contextlib.nullcontext() if is_local or hub_answers() else _offline():
                 return factory.from_pretrained(**wanted)
-        except (OSError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
+        except _UNREADABLE as error:
             raise InputError(
                 f"the text tower {self.model_id!r} (revision {self.revision}) cannot be loaded: "
                 + (str(error).splitlines() or [type(error).__name__])[0][:120],

@@ -8,6 +8,7 @@ import numpy as np
 
 from mome.errors import InputError
 from mome.volumes.dicom.geometry import Layout
+from mome.volumes.sizes import MOST_VOXELS
 
 AIR = -1024.0
 # A gap of up to this many mm, or of a little more than twice the typical step, is interpolated (our choice): one
@@ -18,7 +19,6 @@ _GAP_STEPS = 2.05
 _FINEST = 5
 # Planes that lie this close, in mm, to a slice are copies of it.
 _ON_SLICE = 0.06
-MOST_VOXELS = 2_000_000_000
 
 
 def largest_small_gap(layout: Layout) -> float:

@@ -19,20 +19,14 @@ from mome.volumes.dicom.kinds import reason_not_hu, series_doubts
 from mome.volumes.dicom.options import DEFAULT_DICOM, DicomOptions
 from mome.volumes.dicom.phases import check_one_acquisition, one_per_place
 from mome.volumes.dicom.pixels import read_pixels
-from mome.volumes.dicom.planes import (
-    MOST_VOXELS,
-    large_gaps,
-    largest_small_gap,
-    layout_notes,
-    regular_step,
-    resample_planes,
-)
+from mome.volumes.dicom.planes import large_gaps, largest_small_gap, layout_notes, regular_step, resample_planes
 from mome.volumes.dicom.slices import Slice
 from mome.volumes.dicom.source import SOURCE_KEY, SourceSlices
 from mome.volumes.dicom.stacks import choose_stack, stacks_of
 from mome.volumes.grid import Volume
 from mome.volumes.other_files import no_scan_in, other_kind
 from mome.volumes.scan_files import ENDINGS_HINT, is_dicom_folder, listed
+from mome.volumes.sizes import MOST_VOXELS
 
 _MOST_NAMED = 5
 # The share of padding above which its value is doubted; a round field of view leaves 21 % of a square (our choice).

@@ -18,14 +18,18 @@ class Layers:
     Attributes:
         arrays: Per layer (slices, rows, columns), uint8 or uint16: 0, or the number of a structure in its layer.
         members: Per layer the structures by their indices in `MaskSet.labels`; number n is the member n − 1.
-        overlap: The number of voxels, counted per structure, that another structure had claimed before.
         empty: Names of structures whose masks have voxels, and none at a source slice.
     """
 
     arrays: list[np.ndarray] = field(default_factory=list)
     members: list[list[int]] = field(default_factory=list)
-    overlap: int = 0
     empty: list[str] = field(default_factory=list)
+
+    @property
+    def overlap(self) -> int:
+        """Returns the number of voxels that are in several layers, which are those in more than one mask."""
+        planes = zip(*self.arrays, strict=True)
+        return sum(int(np.count_nonzero(sum((p > 0).astype(int) for p in plane) > 1)) for plane in planes)
 
 
 def layers_of(masks: MaskSet, source: SourceSlices, *, flat: bool = False) -> Layers:
@@ -50,9 +54,8 @@ def layers_of(masks: MaskSet, source: SourceSlices, *, flat: bool = False) -> La
         mask = mask_at_slices(masks, names[index], source)
         if masks.voxels[names[index]] and not mask.array.size:
             found.empty.append(names[index])
-        clashes = [int(np.count_nonzero(array[mask.region][mask.array])) for array in found.arrays]
-        found.overlap += clashes[0] if flat else min(clashes, default=0)
-        layer = 0 if flat else next((k for k, clash in enumerate(clashes) if clash == 0), len(clashes))
+        free = (k for k, array in enumerate(found.arrays) if flat or not array[mask.region][mask.array].any())
+        layer = next(free, len(found.arrays))
         if layer == len(found.arrays):
             found.arrays.append(np.zeros((slices, rows, columns), kind))
             found.members.append([])

@@ -130,7 +130,7 @@ def _observation(number: int, codes: Any) -> Dataset:
 def _contours(mask: SlicedMask, source: SourceSlices, references: list[Dataset]) -> list[Dataset]:
     """Returns the contours of a mask, slice by slice, in LPS mm."""
     items: list[Dataset] = []
-    smallest = min(float(np.min(image.pixel_spacing)) for image in source.slices[:1])  # type: ignore[arg-type]
+    smallest = float(np.min(source.slices[0].pixel_spacing))  # type: ignore[arg-type]  # all slices have one spacing
     digits = max(3, 3 - math.floor(math.log10(smallest)))  # a thousandth of a pixel, and of a mm
     slices, rows, columns = mask.region
     for index, plane in zip(range(slices.start, slices.stop), mask.array, strict=True):
