@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from types import ModuleType
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mome.registry import FUSIONS
 from mome.routers.fusion.base import DotProduct, Fusion, mix_by_dot_product
@@ -22,9 +22,7 @@ class VoxelFusion(Fusion):
 
     def __init__(self, config: Config, *, channels: int, text_dim: int, scales: int) -> None:
         super().__init__()
-        self.scores = StartedScores(
-            StartedFusion.Config(start="random"), channels=channels, text_dim=1, scales=scales
-        )
+        self.scores = StartedScores(StartedFusion.Config(start="random"), channels=channels, text_dim=1, scales=scales)
 
     def forward(self, features_BSCV: Tensor, text_PT: Tensor) -> Tensor:
         return mix_by_dot_product(features_BSCV, self.dot_product(text_PT))
@@ -65,7 +63,7 @@ class StartedScores(ScaleScores):
         super().__init__(config.dim, channels=channels, text_dim=text_dim, scales=scales)
         self.start, self.slow = config.start, config.slow
 
-    def rate_factors(self) -> dict[nn.Parameter, float]:
+    def rate_factors(self) -> dict[Tensor, float]:
         """Returns the factors of the learning rates that are not one."""
         return super().rate_factors() if self.slow else {}
 

@@ -26,6 +26,8 @@ import torch
 from mome.cli.exit_codes import guarded
 from mome.cli.quiet import quiet_libraries
 from mome.inference import Segmenter, segment_folder, segment_jobs
+from mome.inference.choose_model import Choice, choose_model
+from mome.inference.jobs import job_prompts
 from mome.inference.volumes_table import write_volumes
 
 
@@ -35,7 +37,9 @@ def main() -> int:
     parser.add_argument("--jobs", help="a JSON file of scans, each with its own prompts, in place of inputs")
     parser.add_argument("-p", "--prompt", action="append", default=[], help="a structure; may be repeated")
     parser.add_argument("-o", "--out", required=True, help="folder for the masks")
-    parser.add_argument("-m", "--model", default="mome-ct-tiny", help="folder, bundled name or Hub id")
+    parser.add_argument(
+        "-m", "--model", help="folder, bundled name or Hub id; default: the bundled model that knows the prompts"
+    )
     parser.add_argument("--recursive", action="store_true", help="also search the folders inside of a folder")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads of each process")
     args = parser.parse_args()
@@ -55,7 +59,11 @@ def main() -> int:
             # One write with its line end: torchrun starts Python with -u, and lines of two processes would join.
             print(f"[{rank}] {entry['name']}: {entry['status']}\n", end="", flush=True)
 
-    segmenter = Segmenter(args.model, device=device)
+    prompts = job_prompts(args.jobs, args.prompt) if args.jobs else args.prompt
+    chosen = Choice(args.model, None) if args.model else choose_model(prompts)
+    if chosen.note and rank == 0:
+        print(f"{chosen.note}\n", end="", file=sys.stderr)
+    segmenter = Segmenter(chosen.model, device=device)
     # With resume=True processes claim studies before they segment them, and skip what is finished.
     options = {"resume": True, "part": (rank, processes), "on_done": on_done}
     if args.jobs:

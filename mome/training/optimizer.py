@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mome.training.config import TrainConfig
 
@@ -30,19 +30,20 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=config.learning_rate)
 
 
-def part_factors(model: nn.Module) -> dict[nn.Parameter, float]:
+def part_factors(model: nn.Module) -> dict[Tensor, float]:
     """Returns the factors of the learning rate that the parts of a model ask for.
 
     A part has a method `rate_factors`, which returns them for its parameters.
     """
-    factors: dict[nn.Parameter, float] = {}
+    factors: dict[Tensor, float] = {}
     for module in model.modules():
-        if hasattr(module, "rate_factors"):
-            factors |= module.rate_factors()
+        asked = getattr(module, "rate_factors", None)
+        if callable(asked):
+            factors |= asked()
     return factors
 
 
-def layer_factors(model: nn.Module, decay: float) -> dict[nn.Parameter, float]:
+def layer_factors(model: nn.Module, decay: float) -> dict[Tensor, float]:
     """Returns the factor of the learning rate of every parameter of the encoder: decay^(L − l) in layer l of L.
 
     Layer-wise decay of BEiT (Bao et al. 2022, arXiv 2106.08254, appendix) and ELECTRA, here for any encoder. Its
@@ -57,7 +58,7 @@ def layer_factors(model: nn.Module, decay: float) -> dict[nn.Parameter, float]:
     if encoder is None or decay == 1:
         return {}
     layers = list(_layers(encoder))
-    factors = dict.fromkeys(encoder.parameters(), decay ** len(layers))
+    factors: dict[Tensor, float] = dict.fromkeys(encoder.parameters(), decay ** len(layers))
     for number, layer in enumerate(layers):
         factors |= dict.fromkeys(layer.parameters(), decay ** (len(layers) - number))
     return factors

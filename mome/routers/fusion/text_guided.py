@@ -70,7 +70,7 @@ class ScaleScores(nn.Module):
         query_PC = self.key(self.query(text_PT))
         return query_PC, self.bias_S.expand(text_PT.shape[0], -1)
 
-    def rate_factors(self) -> dict[nn.Parameter, float]:
+    def rate_factors(self) -> dict[Tensor, float]:
         """Returns 1/√T for W_q; see `mome.training.optimizer.part_factors`.
 
         A step of AdamW moves every weight by about the learning rate, whatever its gradient, so that a row of T numbers
