@@ -40,7 +40,7 @@ class StartedFusion(TextGuidedFusion):
         """Settings of `started`.
 
         Args:
-            start: `uniform` begins with queries of zero, so that all scales weigh alike, as `text_guided` does now;
+            start: `uniform` begins with queries of zero, so that all scales weigh alike, nearly as `text_guided` does;
                 `common` with one random query for all prompts, as `voxel` does; `random` with a random query per
                 prompt, as `text_guided` did when the study was made.
             slow: Whether W_q has the lower learning rate of `text_guided`, which it did not have then.
@@ -71,6 +71,7 @@ class StartedScores(ScaleScores):
     def init_weights_(self, init: ModuleType, std: float) -> None:
         """Fills the queries; see `StartedFusion.Config`."""
         super().init_weights_(init, std)
+        init.zeros_(self.query.weight)
         if self.start == "random":
             init.trunc_normal_(self.query.weight, std=self.query.weight.shape[1] ** -0.5)
         if self.start == "common":

@@ -171,7 +171,7 @@ def test_terminal_escapes_are_written_out(capsys, model_folder: str, tmp_path: P
     from mome.cli.evaluate import _table
     from mome.cli.segment import _print_study
 
-    score = {"mean": 1.0, "median": 1.0}
+    score = {"n": 1, "mean": 1.0, "median": 1.0}
     row = {"structure": f"{bad}[red]x[/red]", "n": 1, "dice": score, "nsd": score, "hd95": score}
     Console(stderr=True, width=200).print(_table([row], 2.0, " "))
     structure = {"name": bad, "volume_ml": 1.0, "warning": f"{bad} is odd"}

@@ -189,11 +189,12 @@ def test_a_new_model_weighs_scales_alike_and_text_moves_its_queries_slowly(spec:
     model = small(fusion=spec)
     maps, text = model.encode(volume()).scales_BSCDHW.flatten(3), torch.randn(2, 12)
     weights = model.fusion.weights(maps, text)
-    torch.testing.assert_close(weights, torch.full_like(weights, 1 / maps.shape[1]))
+    torch.testing.assert_close(weights, torch.full_like(weights, 1 / maps.shape[1]), atol=0.02, rtol=0)
     model(volume(), text, torch.ones(1, 2, 16, 16, 16)).loss.backward()
     query = model.fusion.scores.query.weight
-    assert query.grad.abs().max() > 0
+    before = query.detach().clone()
+    assert query.grad.abs().max() > 0 and model.fusion.scores.key.weight_DC.grad.abs().max() > 0
     optimizer = build_optimizer(model, TrainConfig(learning_rate=0.1, weight_decay=0.0))
     set_learning_rate(optimizer, 0.1)
     optimizer.step()
-    assert query.abs().max().item() == pytest.approx(0.1 / 12**0.5, rel=1e-2)  # AdamW's first step is the rate
+    assert (query - before).abs().max().item() == pytest.approx(0.1 / 12**0.5, rel=1e-2)  # AdamW's first step is the rate

@@ -157,13 +157,15 @@ def test_adapters_train_save_load_and_merge(name: str, tmp_path: Path) -> None:
     assert trained and all(p.grad is not None and p.grad.abs().sum() > 0 for p in trained.values()), [
         key for key, p in trained.items() if p.grad is None or not p.grad.abs().sum() > 0
     ]
-    torch.optim.SGD(trained.values(), lr=0.1).step()
+    torch.optim.SGD(trained.values(), lr=1e-4).step()  # larger steps gave logits of 1e21
     second = logits(wrapped)
     assert torch.isfinite(output.loss) and not torch.equal(second, first)
     wrapped.save_pretrained(tmp_path)
     peft = pytest.importorskip("peft")
     torch.testing.assert_close(logits(peft.PeftModel.from_pretrained(with_bank(), tmp_path)), second)
-    torch.testing.assert_close(logits(wrapped.merge_and_unload()), second, rtol=1e-4, atol=1e-5)
+    # Random adapters make logits of some hundreds, and sums of them may lie near zero.
+    allowed = 1e-5 * max(1.0, float(second.abs().max()))
+    torch.testing.assert_close(logits(wrapped.merge_and_unload()), second, rtol=1e-4, atol=allowed)
 
 
 def test_adapters_reach_the_experts_of_other_models() -> None:

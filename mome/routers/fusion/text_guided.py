@@ -16,6 +16,8 @@ from mome.errors import InputError
 from mome.registry import at_least
 from mome.routers.fusion.base import DotProduct, Fusion, mix_by_dot_product
 
+_FIRST_QUERY = 0.02  # standard deviation of a new model's queries, for text rows of numbers of unit size
+
 
 class TextGuidedFusion(Fusion):
     """weight(p, v, s) = softmax over s of ⟨W_q text_p, W_k f_s(v)⟩ / √d + b_s.
@@ -57,7 +59,8 @@ class TextGuidedFusion(Fusion):
 class ScaleScores(nn.Module):
     """Text rows (P, T) → queries (P, C) in the space of the features, and biases (P, S).
 
-    All scales weigh alike at first, and text moves the queries slowly (our choice; benchmarks/results/neck_study.md).
+    All scales weigh nearly alike at first, and text moves the queries slowly (our choice;
+    benchmarks/results/neck_study.md).
     """
 
     def __init__(self, dim: int, *, channels: int, text_dim: int, scales: int) -> None:
@@ -80,8 +83,9 @@ class ScaleScores(nn.Module):
 
     @torch.no_grad()
     def init_weights_(self, init: ModuleType, std: float) -> None:
-        """Starts with queries of zero and the same bias for every scale; keys keep their variance."""
-        init.zeros_(self.query.weight)
+        """Starts with small queries and the same bias for every scale; keys keep their variance."""
+        # Not zero, since keys would have no gradient in the first step.
+        init.trunc_normal_(self.query.weight, std=_FIRST_QUERY * self.query.weight.shape[1] ** -0.5)
         init.zeros_(self.query.bias)
         init.trunc_normal_(self.key.weight_DC, std=self.key.weight_DC.shape[1] ** -0.5)
         init.zeros_(self.bias_S)
