@@ -197,4 +197,6 @@ def test_a_new_model_weighs_scales_alike_and_text_moves_its_queries_slowly(spec:
     optimizer = build_optimizer(model, TrainConfig(learning_rate=0.1, weight_decay=0.0))
     set_learning_rate(optimizer, 0.1)
     optimizer.step()
-    assert (query - before).abs().max().item() == pytest.approx(0.1 / 12**0.5, rel=1e-2)  # AdamW's first step is the rate
+    assert (query - before).abs().max().item() == pytest.approx(
+        0.1 / 12**0.5, rel=1e-2
+    )  # AdamW's first step is the rate
