@@ -12,6 +12,7 @@ has a process of its own, and the sides run in turn.
 - `exact`: `Segmenter` in float32, every tile computed.
 - `default`: `Segmenter` with its default settings, which is bfloat16 where the processor has it.
 - `default_fp32`: these with float32 in the network.
+- `compiled`: the default settings with `--compile`; compilation is not in the seconds. Only where `--sides` names it.
 - `monai`: `monai.inferers.sliding_window_inference` with one window at a time (`--windows`), then trilinear
   interpolation of all logits by torch and a threshold. MONAI's `SpatialResample` gives the same in twice the time.
 - `konfai`: KonfAI's prediction workflow; see `konfai_side.py`. Without `--konfai` it is left out.
@@ -40,7 +41,7 @@ from processes import commit_of, in_turns, machine, medians, packages_of, probe,
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 PROMPTS = 32
-OURS = ("exact", "default", "default_fp32")
+OURS = ("exact", "default", "default_fp32", "compiled")
 KONFAI = {"konfai": None, "konfai_streamed": "1GiB"}  # memory budget
 
 
@@ -92,7 +93,7 @@ def run_side(side: str, scan: Path, masks: Path, windows: int) -> dict[str, Any]
     segmenter = Segmenter(MODEL, **MODES[side if side in OURS else "exact"])
     prepared = segmenter.prepare(list(segmenter.model.config.labels[:PROMPTS]))
     patch, text_PT, processor = segmenter.predictor.patch_size, prepared.text_PT, segmenter.processor
-    network = NetworkTime(segmenter.model)
+    network = NetworkTime(segmenter.predictor.model)
 
     logits = tile_logits(segmenter, text_PT)
 
@@ -215,7 +216,7 @@ def main() -> None:
 
     work = args.work.resolve()
     torso_at_2_mm(Path(args.data), work)
-    sides = args.sides or [*OURS, "monai", *(KONFAI if args.konfai else [])]
+    sides = args.sides or [*OURS[:-1], "monai", *(KONFAI if args.konfai else [])]
     header = {"commit": commit_of(CHECKOUT), "machine": machine(), "rounds": args.rounds, "windows": args.windows}
     script = [str(Path(__file__).resolve()), "--work", str(work), "--windows", str(args.windows), "--probe"]
 

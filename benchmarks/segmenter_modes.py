@@ -24,4 +24,5 @@ MODES: dict[str, dict[str, Any]] = {
     "bf16": {**exact_settings(), "precision": "bf16"},
     "default": {},
     "default_fp32": {"precision": "fp32"},
+    "compiled": {"compile": True},
 }

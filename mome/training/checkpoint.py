@@ -35,7 +35,8 @@ from mome.training.random_state import load_random_state, save_random_state
 from mome.training.tensor_file import check_like, read_tensors, write_tensors
 
 _NAME = re.compile(r"step_(\d{8,12})")
-_FORMAT = 1
+# 2: parameters with a learning rate of their own have groups of their own, which changes the positions in the file.
+_FORMAT = 2
 _RESTART = "move it away, or --restart to start again"
 
 
