@@ -110,9 +110,9 @@ def test_a_damaged_state_is_refused(run_folder: Path, capsys, name: str, damage:
         "[]",
         "null",
         "{}",
-        '{"format": 2}',
+        '{"format": 1}',
         "[" * 100_000,
-        '{"format": 1, "step": 4, "processes": [], "sha256": 3}',
+        '{"format": 2, "step": 4, "processes": [], "sha256": 3}',
     ],
 )
 def test_a_state_json_of_another_form(run_folder: Path, capsys, content: str) -> None:
