@@ -28,7 +28,7 @@ from mome.inference import Segmenter
 from mome.inference import within_memory as within
 from mome.inference.memory_plan import MemoryPlan, Work, fitting_plan
 from mome.inference.plan import measured_tile, plan_scan
-from mome.inference.precision import limit_compiled_products
+from mome.inference.precision import limit_compiled_products, multiplies_bfloat16
 from mome.inference.stream import stream_planes
 from mome.memory import as_text, available_bytes, is_out_of_memory, parse_bytes, process_bytes, reset_peak
 from mome.processing import MoMEProcessor
@@ -306,6 +306,7 @@ def test_few_compiled_products_are_kept(monkeypatch) -> None:
 
 
 @pytest.mark.wide
+@pytest.mark.skipif(not multiplies_bfloat16(), reason="the processor emulates bfloat16, which takes minutes")
 def test_memory_does_not_grow_with_the_tiles_in_bfloat16() -> None:
     """A process of its own, since oneDNN reads its limits once. Without the limit, eight tiles took 120 MB more."""
     script = """
