@@ -196,7 +196,7 @@ def test_a_scan_is_read_ahead_only_where_it_fits(tmp_path: Path, monkeypatch, ha
     with monkeypatch.context() as patched:
         patched.setattr("mome.inference.scan_memory.budget", lambda limit, scan_bytes: left)
         assert made.has_room_for_another(first, 1) is has_room
-    made.has_room_for_another = lambda loaded, prompts: has_room  # type: ignore[method-assign]
+    monkeypatch.setattr(made, "has_room_for_another", lambda loaded, prompts: has_room)
     reading, real, segment = threading.Event(), made.load, made.segment
 
     def load(scan: Path, **options: Any) -> Any:
@@ -212,7 +212,8 @@ def test_a_scan_is_read_ahead_only_where_it_fits(tmp_path: Path, monkeypatch, ha
         steps.append(f"segmented {scan.name[0]}")
         return found
 
-    made.load, made.segment = load, segmented  # type: ignore[method-assign]
+    monkeypatch.setattr(made, "load", load)
+    monkeypatch.setattr(made, "segment", segmented)
     entries = segment_folder(made, given, tmp_path / "out", ["liver"], read_ahead=True)
     assert [entry["status"] for entry in entries] == ["done", "done"]
     ahead = ["read b", "segmented a"] if has_room else ["segmented a", "read b"]
