@@ -215,6 +215,7 @@ def test_messages_about_large_values_are_short() -> None:
         ("validation=[]", "there are no validation cases"),
         ("sampling={foreground: 7}", "sampling.foreground is from 0 to 1"),
         ("sampling={jitter: -1}", "sampling.jitter is from 0"),
+        ("sampling={beyond: 1.5}", "sampling.beyond is from 0"),
         ("augmentation={noise: -1}", "augmentation.noise is from 0 to 1"),
         ("augmentation={zoom: 5}", "augmentation.zoom is from 0"),
         ("sources=[{kind: phantom, count: 1, seed: -5}]", "a source.seed is from 0"),

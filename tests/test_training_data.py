@@ -18,7 +18,7 @@ from mome.data.case_folder import CaseFolder
 from mome.data.label_codes import prompt_masks
 from mome.data.mapped_pages import release_pages
 from mome.data.patch_box import patch_start, read_box
-from mome.data.sampling import PatchDataset
+from mome.data.sampling import PatchDataset, SamplingConfig
 from mome.errors import InputError
 from mome.processing import MoMEProcessor
 from mome.training.config import RunConfig, SourceConfig
@@ -161,6 +161,31 @@ def test_crop_stays_inside_or_pads() -> None:
     assert np.array_equal(padded[:, :, 2:5], (array + 1)[3:7, 3:7]) and not padded[:, :, :2].any()
     beyond = read_box(array + 1, (-3, 8, 20), (5, 5, 2))
     assert beyond.shape == (5, 5, 2) and not beyond.any()
+
+
+def test_patches_reach_beyond_the_scan_only_if_asked(cached) -> None:
+    patch = (12, 12, 12)
+
+    def dataset(**sampling: float) -> PatchDataset:
+        return PatchDataset([cached], [1.0], NAMES, patch, 200, seed=3, sampling=SamplingConfig(**sampling))
+
+    def outside(patches: PatchDataset) -> list[float]:
+        found = []
+        for number in range(200):
+            place = patches.place(number)
+            shape = cached.index[place.case]["shape"]
+            inside = patch_start(shape, place.centre, patch)
+            start = patches.read(number)["origin"].tolist()
+            assert start == patch_start(shape, place.centre, patch, place.beyond)
+            moved = max(abs(a - b) for a, b in zip(start, inside, strict=True))
+            assert moved <= round(place.beyond * 12) <= 3
+            found.append(moved)
+        return found
+
+    never, sometimes, often = (outside(dataset(beyond=share)) for share in (0.0, 0.3, 1.0))
+    assert not any(never) and np.count_nonzero(sometimes) < np.count_nonzero(often)
+    assert max(often) == 3
+    assert [dataset().place(n).centre for n in range(50)] == [dataset(beyond=1.0).place(n).centre for n in range(50)]
 
 
 def test_bad_case_folders(tmp_path: Path) -> None:

@@ -8,12 +8,23 @@ from typing import Any
 import numpy as np
 
 
-def patch_start(shape: Sequence[int], centre: Sequence[int], patch: Sequence[int]) -> list[int]:
-    """The first voxel of the patch around `centre`, shifted to lie inside; negative on axes shorter than the patch."""
-    return [
-        min(max(middle - side // 2, 0), size - side) if size >= side else (size - side) // 2
-        for middle, side, size in zip(centre, patch, shape, strict=True)
-    ]
+def patch_start(shape: Sequence[int], centre: Sequence[int], patch: Sequence[int], beyond: float = 0.0) -> list[int]:
+    """Returns the first voxel of the patch around `centre`, shifted until it lies inside.
+
+    On axes shorter than the patch it is negative, and the case lies in the middle of the patch.
+
+    Args:
+        shape: Voxels of the case.
+        centre: Voxel in the middle of the patch.
+        patch: Voxels of the patch.
+        beyond: Share of the patch's side by which it may lie outside.
+    """
+    start = []
+    for middle, side, size in zip(centre, patch, shape, strict=True):
+        low, high = (0, size - side) if size >= side else ((size - side) // 2,) * 2
+        reach = round(beyond * side)
+        start.append(min(max(middle - side // 2, low - reach), high + reach))
+    return start
 
 
 def read_box(array: Any, start: Sequence[int], size: Sequence[int]) -> np.ndarray:

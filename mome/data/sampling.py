@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from mome.typed import check_range
 
 # Patches of a step whose contents decide its prompts; every process looks at all of them.
 _MOST_LOOKED_AT = 64
+_LARGEST_BEYOND = 0.25  # below a half, so that every patch shows a part of its case
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,8 @@ class SamplingConfig:
         foreground: Share of the patches that are centred near a voxel of an annotated structure. Every structure is
             chosen equally often, so that small and rarely annotated ones are seen. Our choice.
         jitter: Largest distance of such a centre from the voxel, as a share of the patch's side.
+        beyond: Probability that a patch may reach beyond the scan, by a random share of up to a quarter of its side.
+            Air lies there. Without it, a model knows no patient with more air around than the training scans have.
         structures: Structure → how often it is chosen relative to the others, which have 1, as in `{larynx: 2}`.
         balance: 0 draws sources by their weights alone; 1 multiplies the weights by the numbers of cases, so that every
             case is seen equally often; 0.5 lies between.
@@ -47,6 +50,7 @@ class SamplingConfig:
 
     foreground: float = 0.8
     jitter: float = 0.25
+    beyond: float = 0.0
     structures: dict[str, float] = field(default_factory=dict)
     balance: float = 0.0
     prompts: int = 0
@@ -55,7 +59,8 @@ class SamplingConfig:
     templates: float = 0.0
 
     def __post_init__(self) -> None:
-        check_range("sampling", 0, 1, foreground=self.foreground, balance=self.balance, templates=self.templates)
+        check_range("sampling", 0, 1, foreground=self.foreground, beyond=self.beyond, balance=self.balance)
+        check_range("sampling", 0, 1, templates=self.templates)
         check_range("sampling", 0, 10, jitter=self.jitter)
         check_range("sampling", 0, 2**16, prompts=self.prompts)
         check_range("sampling", 0, 1, positive=self.positive, hard_negative=self.hard_negative)
@@ -78,12 +83,14 @@ class PatchPlace:
         case: Index of the case in it.
         centre: Voxel in the middle of the patch; it may lie outside of the case.
         focus: The structure near which the centre lies, or None.
+        beyond: Share of the patch's side by which it may lie outside of the case.
     """
 
     source: int
     case: int
     centre: tuple[int, ...]
     focus: str | None
+    beyond: float = 0.0
 
 
 class PatchDataset(Dataset):
@@ -156,7 +163,11 @@ class PatchDataset(Dataset):
 
     def place(self, number: int) -> PatchPlace:
         """Returns where a patch is cut out."""
-        return self._draw(np.random.default_rng([self.seed, number]))
+        rng = np.random.default_rng([self.seed, number])
+        place = self._draw(rng)
+        if self.sampling.beyond and rng.random() < self.sampling.beyond:
+            place = replace(place, beyond=rng.uniform(0, _LARGEST_BEYOND))
+        return place
 
     def read(self, number: int) -> dict[str, Tensor]:
         """Reads one sample as it is stored; `finish` makes a batch of them ready.
@@ -168,7 +179,7 @@ class PatchDataset(Dataset):
         place = self.place(number)
         case = self.caches[place.source][place.case]
         margin = (0, 0, 0) if self.augmentation is None else self.augmentation.margin(self.patch)
-        start = patch_start(case.volume.shape, place.centre, self.patch)
+        start = patch_start(case.volume.shape, place.centre, self.patch, place.beyond)
         low = [first - more for first, more in zip(start, margin, strict=True)]
         size = [side + 2 * more for side, more in zip(self.patch, margin, strict=True)]
         codes = read_box(case.labels, low, size)
@@ -260,7 +271,7 @@ class PatchDataset(Dataset):
         place = self.place(number)
         cache = self.caches[place.source]
         entry = cache.index[place.case]
-        start = patch_start(entry["shape"], place.centre, self.patch)
+        start = patch_start(entry["shape"], place.centre, self.patch, place.beyond)
         blocks = cache.places(place.case).blocks
         present = structures_in(blocks, entry["shape"], entry["annotated"], start, self.patch)
         contents = PatchContents(present, frozenset(entry["annotated"]) - present, place.focus)
