@@ -11,7 +11,7 @@ The processes share the studies: each study is segmented by one of them, and the
 Nothing passes between the processes but the output folder, so that they need no process group and none waits for one
 that has died. Whatever is killed, the same command goes on: finished studies are kept, and the others are taken over.
 In the end `volumes.csv` in the output folder has the volume of every structure of every study. Where studies failed,
-the first process ends with the exit code 2, which the launchers report as a failure.
+the first process ends with the exit code 2, or 1 where one failed by a bug; the launchers report that as a failure.
 """
 
 from __future__ import annotations
@@ -72,11 +72,12 @@ def main() -> int:
         entries = segment_folder(segmenter, args.inputs, args.out, args.prompt, recursive=args.recursive, **options)
     # Each process is here only once all studies are finished, and writes the same table.
     write_volumes(Path(args.out))
-    failed = sum(entry["status"] == "failed" for entry in entries)
+    failed = [entry for entry in entries if entry["status"] == "failed"]
     if failed and rank == 0:
-        print(f"{failed} of {len(entries)} studies failed; {args.out}/problems.json says why", file=sys.stderr)
+        print(f"{len(failed)} of {len(entries)} studies failed; {args.out}/problems.json says why", file=sys.stderr)
     # Launchers end the other processes after a code other than 0. All studies are finished by then, so nothing is lost.
-    return 2 if failed and rank == 0 else 0
+    code = 1 if any(entry.get("failure", {}).get("bug") for entry in failed) else 2
+    return code if failed and rank == 0 else 0
 
 
 if __name__ == "__main__":

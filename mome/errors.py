@@ -37,6 +37,16 @@ class OutputError(OSError):
         super().__init__(_message(what, where, hint))
 
 
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error says that the machine's memory is not enough, from Python or from torch on the CPU."""
+    return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+
+
+def is_bug(error: BaseException) -> bool:
+    """Whether an error is a mistake of this package: no bad input, no error of the system, and no lack of memory."""
+    return not (isinstance(error, InputError | OSError | UnicodeEncodeError) or lacks_memory(error))
+
+
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """Returns `, did you mean 'x'?` for the choice that is spelled most like `word`; an empty string if none is."""
     close = difflib.get_close_matches(word, list(choices), n=1)

@@ -17,6 +17,7 @@ from mome.atomic import check_output_folder
 from mome.cli.exit_codes import describe
 from mome.cli.main import main
 from mome.errors import InputError, OutputError
+from mome.inference import Segmenter
 from mome.printable import printable
 
 DEEP = "[" * 100_000
@@ -91,6 +92,33 @@ def test_errors_of_the_system() -> None:
     for error in (InputError("a", where="b\nc\x1b[31m", hint="d\ne"), OSError(13, "no", "a\nb\x1b]0;x")):
         lines = describe(error)[1]
         assert len(lines) <= 3 and not any("\x1b" in line or "\n" in line for line in lines)
+
+
+def test_a_bug_in_a_study_ends_with_1(capsys, monkeypatch, scan: Path, model_folder: str, tmp_path: Path) -> None:
+    real = Segmenter.segment
+    other = scan.with_name("other.nii.gz")
+    other.write_bytes(scan.read_bytes())
+
+    def stumble(self: Segmenter, given: Path, *rest: object, **options: object) -> object:
+        if given.name == scan.name:
+            raise RuntimeError("something odd")
+        return real(self, given, *rest, **options)
+
+    def run(*scans: Path) -> int:
+        return main(["segment", *map(str, scans), "-p", "liver", "-m", model_folder, "-o", str(tmp_path / "o")])
+
+    monkeypatch.setattr(Segmenter, "segment", stumble)
+    assert run(scan) == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines == [
+        "RuntimeError: something odd",
+        "  this is a bug in mome: run again with --debug and report the traceback",
+    ]
+    assert run(scan, other) == 1 and run(other) == 0
+    capsys.readouterr()
+    broken = scan.with_name("broken.nii.gz")
+    broken.write_bytes(b"no scan")
+    assert run(other, broken) == 2
 
 
 # -- signals and locales ------------------------------------------------------------------------------------------

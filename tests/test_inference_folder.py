@@ -188,9 +188,17 @@ def test_any_error_of_one_study_is_recorded_and_passed_over(tmp_path: Path, monk
     monkeypatch.setattr(Segmenter, "segment", stumble)
     entries = segment_folder(made, scans, out, ["liver"])
     assert [entry["status"] for entry in entries] == ["done", "failed", "done"]
-    assert entries[1]["error"] == "RuntimeError: something odd"
+    assert entries[1]["error"] == "RuntimeError: something odd" and entries[1]["failure"]["bug"]
     with pytest.raises(RuntimeError, match="something odd"):
         segment_folder(made, scans, out, ["liver"], debug=True)
+    for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes")):
+
+        def lack(*arguments: object, error: Exception = error, **options: object) -> None:
+            raise error
+
+        monkeypatch.setattr(Segmenter, "segment", lack)
+        (entry,) = segment_folder(made, scans[:1], tmp_path / "lack", ["liver"])
+        assert not entry["failure"]["bug"] and "memory" in entry["error"] and "--debug" not in entry["error"]
     for error in (OutputError("full"), KeyboardInterrupt()):
 
         def stop(*arguments: object, error: BaseException = error, **options: object) -> None:

@@ -20,7 +20,7 @@ import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-from mome.errors import InputError, OutputError
+from mome.errors import InputError, OutputError, lacks_memory
 from mome.printable import printable
 
 INTERRUPTED, TERMINATED = 130, 143
@@ -104,7 +104,7 @@ def describe(error: Exception) -> tuple[int, list[str]]:
             f"  in: {printable(error.object[:120])}",
             "  try: set the environment variable PYTHONUTF8=1",
         ]
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+    if lacks_memory(error):
         found = re.search(r"allocate (\d+) bytes", str(error))
         size = f": {int(found[1]) / 1e9:,.0f} GB at once" if found else ""
         return 2, [f"the memory of this machine is not enough{size}", "  try: a smaller model, patch or scan"]

@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the command and returns its exit code, 2 if a study failed."""
+    """Runs the command and returns its exit code: 2 if a study failed, 1 if one failed by a bug."""
     if args.jobs is not None and (args.inputs or args.recursive):
         raise InputError("--jobs names the scans itself", hint="leave out the other scans and --recursive")
     if args.jobs is None and not args.inputs:
@@ -140,15 +140,20 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"studies": entries}, indent=1))
     failed = [entry for entry in entries if entry["status"] == "failed"]
+    has_bug = any(entry.get("failure", {}).get("bug") for entry in failed)
     if len(entries) == 1 and failed:
         if is_new:  # an archive was unpacked in it
             with contextlib.suppress(OSError):
                 args.out.rmdir()
+        if has_bug:
+            print(printable(failed[0]["error"]), file=sys.stderr)
+            print("  this is a bug in mome: run again with --debug and report the traceback", file=sys.stderr)
+            return 1
         raise InputError(failed[0]["error"])
     if problems := problems_of(entries):
         file = printable(str(args.out / PROBLEMS_FILE))
         print(f"{_in_words(len(failed), len(problems) - len(failed), len(entries))}; {file} says why", file=sys.stderr)
-    return 2 if failed else 0
+    return 1 if has_bug else 2 if failed else 0
 
 
 def _in_words(failed: int, doubtful: int, scans: int) -> str:

@@ -87,10 +87,11 @@ def segment_folder(
 
     Returns:
         The entries of this run: `name`, `status` (`done` or `failed`), `masks`, `structures`, `seconds`, `phases`
-        (phase → seconds of work), `notes`, `error`, `failure` (`phase`, `reason`, `remedy`), `peak_memory_bytes`
-        (of the process while the study was in work; see `mome.inference.peak_memory`), `versions`, `ended`, and what
-        determines the masks: `prompts`, `multilabel`, `writer`, `model`, `settings`,
-        `scan`. `skipped` is true where the entry is that of an earlier run or another process.
+        (phase → seconds of work), `notes`, `error`, `failure` (`phase`, `reason`, `remedy`, and whether it is a
+        `bug` of ours), `peak_memory_bytes` (of the process while the study was in work; see
+        `mome.inference.peak_memory`), `versions`, `ended`, and what determines the masks: `prompts`, `multilabel`,
+        `writer`, `model`, `settings`, `scan`. `skipped` is true where the entry is that of an earlier run or another
+        process.
 
     Raises:
         InputError: Before any scan is segmented: the folder cannot be written, the report cannot be read, there is no

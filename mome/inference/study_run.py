@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from mome.errors import InputError, OutputError
+from mome.errors import InputError, OutputError, is_bug, lacks_memory
 from mome.inference.loaded_scan import LoadedScan
 from mome.inference.peak_memory import PeakMemory
 from mome.inference.phases import Phases
@@ -170,11 +170,15 @@ class StudyRun:
             first_line = (str(error).strip().splitlines() or [""])[0][:200]
             text = reason = f"{type(error).__name__}: {first_line}"
             remedy = "run this study alone with --debug and report the traceback"
+            if lacks_memory(error):
+                reason = "the memory of this machine is not enough"
+                remedy = "a smaller scan, fewer prompts, or fewer programs beside this one"
+                text = str(InputError(reason, hint=remedy))
         self.entry = {
             **self.request,
             "status": "failed",
             "error": text,
-            "failure": {"phase": self.phase, "reason": reason, "remedy": remedy},
+            "failure": {"phase": self.phase, "reason": reason, "remedy": remedy, "bug": is_bug(error)},
             **self._circumstances(),
         }
 

@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from mome.errors import InputError, OutputError
+from mome.errors import InputError, OutputError, lacks_memory
 from mome.server.client_words import in_client_words
 from mome.server.http_errors import error_body
 from mome.server.log import place_of
@@ -208,7 +208,7 @@ def public_error(error: Exception, folder: Path | None) -> dict[str, Any]:
     if isinstance(error, InputError | OutputError):
         what, where, hint = (_without(folder, text) for text in (error.what, error.where, error.hint))
         return error_body(what or "", where, in_client_words(hint) if isinstance(error, InputError) else _DISK_HINT)
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+    if lacks_memory(error):
         return error_body("the memory of the server is not enough for this scan", hint="a smaller scan, fewer prompts")
     return error_body(f"this is a bug in mome: {place_of(error)}", hint="report it, with the version and this line")
 
