@@ -15,7 +15,6 @@ from transformers.utils import logging
 
 from mome.atomic import check_output_folder, output_errors
 from mome.changed_files import refuse_changes
-from mome.checksums import ChangedFile
 from mome.configuration import MoMEConfig
 from mome.errors import InputError
 from mome.expert_parallel import (
@@ -40,9 +39,10 @@ from mome.loading import (
 )
 from mome.model_size import check_memory
 from mome.processing import MoMEProcessor
+from mome.processor_settings import PROCESSOR_FILE
 from mome.saved_files import AUTO_MAP, move_files, save_files
 from mome.upcycling import upcycle as upcycled
-from mome.weights_file import check_tensors, shapes_on_meta
+from mome.weights_file import check_tensors, find_file, shapes_on_meta
 
 logger = logging.get_logger(__name__)
 
@@ -77,8 +77,9 @@ class SavedModel(PreTrainedModel):
             name: As in "runs/a/model", "mome-ct-tiny", "org/mome-ct", "hf-hub:org/mome-ct@v1" or "local-dir:a/model".
                 None takes the weights from `state_dict` and the architecture from `config`.
             allow_missing: Whether the checkpoint may lack tensors; they are then initialised, and a warning names them.
-            allow_damaged: Whether tensors may hold NaN, infinite numbers, or zeros where a new model has none, and
-                whether files may differ from their checksums.
+            allow_damaged: Whether tensors may hold NaN, infinite numbers, or zeros where a new model has none, whether
+                files may differ from their checksums, and whether a preprocessor_config.json that cannot be used is
+                left out.
             upcycle: Whether the saved model is dense, and experts that the overrides add start as its dense layers; see
                 `mome.upcycling.upcycle`.
             kwargs: Values of the config override the saved ones, as in `experts="swiglu(n=8)"`: weights whose
@@ -163,11 +164,10 @@ class SavedModel(PreTrainedModel):
             processor = None
             try:
                 processor = MoMEProcessor.from_pretrained(place, **hub)
-            except ChangedFile:
-                if not allow_damaged:
+            except InputError:
+                # A model may be saved without a processor. One that is there and cannot be used is damaged.
+                if not allow_damaged and find_file(place, PROCESSOR_FILE, hub) is not None:
                     raise
-            except InputError:  # the model was saved without a processor
-                pass
             model.loaded_processor = processor
         if revision is not None:  # a processor that is loaded later must be of the same revision
             model.config.name_or_path = f"hf-hub:{place}@{revision}"

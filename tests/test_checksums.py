@@ -128,6 +128,17 @@ def test_files_of_another_checkpoint_are_refused(folder: Path, tmp_path: Path) -
     assert MoME.from_pretrained(folder).loaded_processor.spacing == [2.0, 2.0, 2.0]
 
 
+@pytest.mark.parametrize("text", ['{"spacing": [2', "[]", '{"spacing": [0, 1, 1]}', '{"spacin": [1, 1, 1]}', ""])
+def test_a_model_is_not_loaded_without_its_damaged_processor(folder: Path, tmp_path: Path, text: str) -> None:
+    """Before, it was loaded as if it had none, and saving it again lost the settings."""
+    (folder / PROCESSOR).write_text(text)
+    with pytest.raises(InputError, match="preprocessor_config|spacing"):
+        MoME.from_pretrained(folder)
+    assert MoME.from_pretrained(folder, allow_damaged=True).loaded_processor is None
+    (folder / PROCESSOR).unlink()
+    assert MoME.from_pretrained(folder).loaded_processor is None
+
+
 def test_what_does_not_change_a_mask_is_no_change(folder: Path) -> None:
     edit(folder / "config.json", lambda c: c.update(transformers_version="9.9", architectures=["Other"], _x=1))
     edit(folder / PROCESSOR, lambda c: c.update(spacing=[8, 9, 10], image_processor_type="Other"))
