@@ -1,4 +1,4 @@
-# The server of `mome serve` with the bundled model. Build and run:
+# The server of `mome serve` with the bundled models. Build and run:
 #   docker build -t mome .
 #   docker run --read-only --tmpfs /tmp --stop-timeout 30 -v mome-data:/data -e MOME_TOKEN -p 127.0.0.1:8000:8000 mome
 # It listens at all addresses of its container, and therefore needs a token. A running job may take 20 s to finish at a

@@ -13,6 +13,7 @@ from dicom_series import along_z, series, write
 from server_process import Server
 
 from mome.errors import InputError
+from mome.server.served_models import ServedModels
 from mome.server.worker import Worker
 from mome.volumes import read_volume
 
@@ -59,8 +60,12 @@ def test_slices_that_share_a_uid_are_refused_before_the_network_runs(tmp_path: P
     study = zipped(tmp_path / "series", FrameOfReferenceUID="1.2.3.9", SOPInstanceUID="1.2.7")
     (tmp_path / "job" / "input").mkdir(parents=True)
     (tmp_path / "job" / "input" / "x.zip").write_bytes(study)
-    worker = Worker({"model": "none"}, io.BytesIO())
-    worker._segmenter = SimpleNamespace(load=lambda scan, **options: SimpleNamespace(volume=read_volume(scan)))
+    worker = Worker({"models": ["none"]}, io.BytesIO())
+    reader = SimpleNamespace(
+        load=lambda scan, **options: SimpleNamespace(volume=read_volume(scan)),
+        model=SimpleNamespace(config=SimpleNamespace(trained_labels=[])),
+    )
+    worker._models = ServedModels({"none": reader})
     message = {"job": "1", "folder": str(tmp_path / "job"), "source": "x.zip", "prompts": ["liver"], "options": {}}
     with pytest.raises(InputError, match="have no SOPInstanceUID, or share one"):  # the stand-in cannot segment
         worker._run({**message, "outputs": ["dicom_seg"]})

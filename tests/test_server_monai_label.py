@@ -114,7 +114,7 @@ def test_slicer_segments_an_image_that_it_uploads(server: Server, ct: bytes, exp
     assert as_slicer(server, "POST", "/infer/model?image=unknown", {}).status == 404
     other = as_slicer(server, "POST", "/infer/mome-ct-torso-tiny?image=unknown", {})
     assert other.status == 404 and other.json["hint"].startswith("/infer/model,")
-    assert other.json["what"] == "this server has one model, 'model', and not 'mome-ct-torso-tiny'"
+    assert other.json["what"] == "this server has no model 'mome-ct-torso-tiny'"
     assert as_slicer(server, "POST", "/infer/model?image=", {}).json["what"] == "no image was given"
 
 

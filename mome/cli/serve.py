@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from mome.cli.parser import given_path
+from mome.presets import bundled_models
 from mome.threads import check_threads
 
 
@@ -13,8 +14,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-m",
         "--model",
-        default="mome-ct-tiny",
-        help="the one model that is served: folder, bundled name or Hub id; default: %(default)s",
+        action="append",
+        help="a model that is served: folder, bundled name or Hub id; may be repeated; default: all bundled models",
     )
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen at; default: this machine only")
     parser.add_argument("--port", type=int, default=8000, help="the TCP port; 0 for a free one")
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         connect(args.dicomweb, insecure=args.insecure)  # before the model is loaded; nothing is sent
     serve(
         ServerSettings(
-            model=args.model,
+            models=tuple(args.model or bundled_models()),
             host=args.host,
             port=args.port,
             token=read_token(args.token_file),

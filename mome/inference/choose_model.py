@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from mome.errors import InputError
@@ -40,12 +40,34 @@ def choose_model(prompts: str | Sequence[str]) -> Choice:
     Raises:
         InputError: Two checkpoints each know a structure that the other does not know.
     """
+    model, found = best_model(prompts, known_labels(), "bundled model", "segment twice, with -m {} and with -m {}")
+    if model == DEFAULT_MODEL:
+        return Choice(model, None)
+    return Choice(model, chosen_note(model, found))
+
+
+def best_model(
+    prompts: str | Sequence[str], known: Mapping[str, Collection[str]], kind: str, hint: str
+) -> tuple[str, list[str]]:
+    """Returns the model that knows most of the structures that the prompts name, the first of equals.
+
+    Args:
+        prompts: Texts.
+        known: Model → labels that it was trained on.
+        kind: What the models are called in an error, as in "bundled model".
+        hint: What to do where no model suffices, with two `{}` for the names of models.
+
+    Returns:
+        Its name, and the asked structures that it knows.
+
+    Raises:
+        InputError: Two models each know a structure that the other does not know.
+    """
     table = load_table()
     wanted: list[str] = []
     for prompt in [prompts] if isinstance(prompts, str) else list(prompts or ()):
         if isinstance(prompt, str):  # anything else is refused where prompts are understood
             wanted += table.resolve(prompt).names or (prompt.strip(),)
-    known = known_labels()
     found = {model: [name for name in dict.fromkeys(wanted) if name in labels] for model, labels in known.items()}
     model = max(found, key=lambda name: len(found[name]))  # max keeps the first of equals
     for other, names in found.items():
@@ -53,10 +75,13 @@ def choose_model(prompts: str | Sequence[str]) -> Choice:
         if missing:
             own = next(name for name in found[model] if name not in known[other])
             raise InputError(
-                f"no bundled model knows both {own!r} and {missing[0]!r}",
+                f"no {kind} knows both {own!r} and {missing[0]!r}",
                 where=f"{model} knows {own}, {other} knows {missing[0]}",
-                hint=f"segment twice, with -m {model} and with -m {other}",
+                hint=hint.format(model, other),
             )
-    if model == DEFAULT_MODEL:
-        return Choice(model, None)
-    return Choice(model, f"the model is {model}, which was trained on {', '.join(found[model])}")
+    return model, found[model]
+
+
+def chosen_note(model: str, found: Sequence[str]) -> str:
+    """Returns the sentence that says which model was chosen, and which of the asked structures it knows."""
+    return f"the model is {model}, which was trained on {', '.join(found)}"

@@ -44,7 +44,7 @@ def create_app(queue: JobQueue) -> Any:
 
     @app.get("/capabilities", tags=["server"])
     async def capabilities() -> dict[str, Any]:
-        """Returns the model, its labels, the formats of results, and the limits."""
+        """Returns the models, their labels, the formats of results, and the limits."""
         settings = queue.settings
         return {
             "mome": version("mome"),

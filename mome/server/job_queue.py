@@ -136,14 +136,22 @@ class JobQueue:
         finally:
             self.uploading -= 1
 
-    async def check(self, prompts: list[str], outputs: list[str], upload: Upload | None = None) -> list[str]:
+    async def check(
+        self, prompts: list[str], outputs: list[str], upload: Upload | None = None, model: str | None = None
+    ) -> list[str]:
         """Returns the names of the masks that a request makes.
+
+        Args:
+            prompts: The prompts.
+            outputs: The formats.
+            upload: The upload; None while it is not complete.
+            model: The model that the client has named, if any.
 
         Raises:
             HttpError: The request cannot be served; status 422, or 503 while the worker starts.
         """
         folder, source = (None, None) if upload is None else (upload.folder, upload.source)
-        return await self._runner.check(prompts, outputs, folder, source)
+        return await self._runner.check(prompts, outputs, folder, source, model)
 
     def submit(self, upload: Upload, prompts: list[str], outputs: list[str], options: dict[str, Any]) -> Job:
         """Accepts a job: its files move into its folder, and it is stored before the client hears of it.

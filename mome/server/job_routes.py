@@ -20,7 +20,7 @@ from mome.server.upload import Fields, Upload, receive_upload
 router = APIRouter(tags=["jobs"])
 
 _SWITCHES = ("allow_gaps", "allow_damaged", "statistics")
-_FIELDS = ("prompt", "output", "frame", "series", *_SWITCHES)
+_FIELDS = ("prompt", "model", "output", "frame", "series", *_SWITCHES)
 _MOST_PROMPTS = 500
 _LONGEST_PROMPT = 500
 
@@ -34,6 +34,7 @@ _UPLOAD_FORM = {
                     "required": ["prompt", "file"],
                     "properties": {
                         "prompt": {"type": "array", "items": {"type": "string"}, "description": "a structure"},
+                        "model": {"type": "string", "description": "of GET /capabilities; else chosen by the prompts"},
                         "output": {"type": "array", "items": {"type": "string"}, "description": "a format"},
                         "frame": {"type": "integer", "description": "the volume of a 4-D file, from 0"},
                         "series": {"type": "string", "description": "the DICOM series: its number or UID"},
@@ -70,7 +71,8 @@ async def submit(request: Request) -> JSONResponse:
 
         async def before_file(fields: Fields) -> None:
             if "prompt" in fields:
-                await queue.check(_prompts(fields), check_formats(fields.get("output", [])))
+                outputs = check_formats(fields.get("output", []))
+                await queue.check(_prompts(fields), outputs, model=_model(fields))
 
         upload = await receive_upload(
             request,
@@ -101,7 +103,7 @@ async def accept(queue: JobQueue, upload: Upload, prompts_of: Any, fields: Field
     try:
         prompts, outputs = prompts_of(fields), check_formats(fields.get("output", []))
         options = {**_options(fields), **more}
-        await queue.check(prompts, outputs, upload)
+        await queue.check(prompts, outputs, upload, options["model"])
         return queue.submit(upload, prompts, outputs, options)
     except BaseException:
         queue.folders.remove(upload.folder)
@@ -213,13 +215,17 @@ def _prompts(fields: Fields) -> list[str]:
     return check_prompts(fields.get("prompt", []))
 
 
+def _model(fields: Fields) -> str | None:
+    return fields["model"][-1] if "model" in fields else None
+
+
 def _options(fields: Fields) -> dict[str, Any]:
-    """Returns how the scan is read.
+    """Returns how the scan is read, and the model.
 
     Raises:
         InputError: A value is of another type.
     """
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"model": _model(fields)}
     for name in _SWITCHES:
         value = fields.get(name, ["false"])[-1].lower()
         if value not in ("true", "false", "1", "0"):

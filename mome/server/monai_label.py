@@ -1,7 +1,7 @@
 """The routes of MONAI Label (0.8.5) that its client in 3D Slicer and its extension of OHIF call.
 
 Written from the requests that these clients make (Project-MONAI/MONAILabel, plugins/slicer/MONAILabel/MONAILabelLib/
-client.py and plugins/ohifv3/extensions/monai-label). There is one model of type `segmentation`. Training, active
+client.py and plugins/ohifv3/extensions/monai-label). All models are of type `segmentation`. Training, active
 learning, scribbles and stored labels do not exist here; the clients hide what `/info/` does not list.
 """
 
@@ -35,22 +35,24 @@ _EXTENSION = ".nrrd"
 @router.get("/info", include_in_schema=False)
 @router.get("/info/")
 async def info(request: Request) -> dict[str, Any]:
-    """Describes the model as MONAI Label does. Slicer offers `prompts` of the config as an option of the model."""
+    """Describes the models as MONAI Label does. Slicer offers `prompts` of the config as an option of a model."""
     able = queue_of(request).worker.able
-    labels = _ids(able)
-    model = {
-        "type": "segmentation",
-        "labels": labels,
-        "dimension": 3,
-        "description": "Text-prompted CT segmentation; prompts are separated by commas",
-        "config": {"prompts": ""},
+    models = {
+        name: {
+            "type": "segmentation",
+            "labels": _ids(each),
+            "dimension": 3,
+            "description": "Text-prompted CT segmentation; prompts are separated by commas",
+            "config": {"prompts": ""},
+        }
+        for name, each in able["models"].items()
     }
     return {
         "name": "mome",
         "description": "Text-prompted CT segmentation. Research software, not a medical device.",
         "version": version("mome"),
-        "labels": list(labels),
-        "models": {able["model"]: model},
+        "labels": list(_ids(able)),
+        "models": models,
         "trainers": {},
         "strategies": {},
         "scoring": {},
@@ -123,9 +125,10 @@ async def infer(
     `result_dtype` is `uint8` or `uint16`; OHIF reads the voxels as the type that it has asked for.
     """
     queue = queue_of(request)
-    if model != (served := queue.worker.able["model"]):
-        what = f"this server has one model, {served!r}, and not {model[:60]!r}"
-        raise HttpError(404, what, where="the path", hint=f"/infer/{served}, or a server with that model (-m)")
+    models = queue.worker.able["models"]
+    if model not in models:
+        hint = ", ".join([*(f"/infer/{name}" for name in models), "or a server with that model (-m)"])
+        raise HttpError(404, f"this server has no model {model[:60]!r}", where="the path", hint=hint)
     if output not in OUTPUTS:
         raise HttpError(422, f"there is no output {output[:40]!r}", where="output", hint=", ".join(OUTPUTS))
     async with queue.place():
@@ -134,8 +137,8 @@ async def infer(
         )
         try:
             params = _params(upload.fields)
-            nrrd = _map_options(params, queue.worker.able)
-            prompts = _prompts(params, queue.worker.able)
+            nrrd = _map_options(params, models[model])
+            prompts = _prompts(params, models[model])
             if not upload.source:
                 stored = await stored_image(request, image, session_id)
                 fields = upload.fields
@@ -145,7 +148,8 @@ async def infer(
             queue.folders.remove(upload.folder)
             raise
         kind = "dicom_seg" if output == "dicom_seg" else "nrrd"
-        job = await accept(queue, upload, lambda fields: prompts, {"output": [kind]}, nrrd=nrrd)
+        asked = {"output": [kind], "model": [model]}
+        job = await accept(queue, upload, lambda fields: prompts, asked, nrrd=nrrd)
     return await answer(request, queue, job, output, kind)
 
 
@@ -214,5 +218,5 @@ def _prompts_of_ids(given: Any, able: dict[str, Any]) -> list[str]:
 
 
 def _ids(able: dict[str, Any]) -> dict[str, int]:
-    """Returns the structures that `/info/` lists, with their ids."""
+    """Returns the structures that `/info/` lists of a model, with their ids."""
     return {name: number for number, name in enumerate(able["trained_labels"] or able["labels"], 1)}

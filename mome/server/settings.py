@@ -5,10 +5,11 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mome.errors import InputError
+from mome.presets import bundled_models
 
 _SIZES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _SECONDS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
@@ -21,7 +22,7 @@ class ServerSettings:
     """Settings of one server.
 
     Attributes:
-        model: The folder, bundled name or Hub id of the model.
+        models: Folders, bundled names or Hub ids of the models; all that are bundled if not given.
         host: The address to listen at.
         port: The TCP port; 0 for a free one.
         token: What clients send as `Authorization: Bearer TOKEN`; None for no token.
@@ -41,7 +42,7 @@ class ServerSettings:
         insecure: Allow http to a DICOMweb server elsewhere.
     """
 
-    model: str = "mome-ct-tiny"
+    models: tuple[str, ...] = field(default_factory=lambda: tuple(bundled_models()))
     host: str = "127.0.0.1"
     port: int = 8000
     token: str | None = None

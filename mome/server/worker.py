@@ -1,4 +1,4 @@
-"""The worker: a child process that holds the model and runs one job at a time.
+"""The worker: a child process that holds the models and runs one job at a time.
 
     python -P -m mome.server.worker
 
@@ -42,10 +42,10 @@ class Cancelled(Exception):
 
 
 class Worker:
-    """Runs jobs with one model.
+    """Runs jobs with one or several models.
 
     Args:
-        settings: `model`, `device`, `precision` and `threads`.
+        settings: `models`, `device`, `precision` and `threads`.
         output: Where answers go.
     """
 
@@ -55,10 +55,10 @@ class Worker:
         self._jobs: queue.Queue[dict[str, Any]] = queue.Queue()
         self._requests: queue.Queue[dict[str, Any]] = queue.Queue()
         self._cancelled: set[str] = set()
-        self._segmenter: Any = None
+        self._models: Any = None
 
     def load(self) -> dict[str, Any]:
-        """Loads the model and returns what it can do."""
+        """Loads the models and returns what they can do."""
         import torch
 
         from mome.cli.quiet import quiet_libraries, quiet_readers
@@ -67,19 +67,11 @@ class Worker:
         quiet_readers([Path("scan.mha")])
         if self._settings["threads"]:
             torch.set_num_threads(self._settings["threads"])
-        from mome.inference import Segmenter
+        from mome.server.served_models import ServedModels
 
-        self._segmenter = Segmenter(
-            self._settings["model"], device=self._settings["device"], precision=self._settings["precision"]
-        )
-        config = self._segmenter.model.config
-        return {
-            "model": Path(str(self._settings["model"])).name,
-            "labels": list(config.labels),
-            "trained_labels": list(config.trained_labels),
-            "formats": formats(),
-            "spacing_mm": list(self._segmenter.processor.spacing),
-        }
+        names = ("device", "precision")
+        self._models = ServedModels.load(self._settings["models"], **{name: self._settings[name] for name in names})
+        return {**self._models.able(), "formats": formats()}
 
     def send(self, **message: Any) -> None:
         """Sends an answer."""
@@ -121,9 +113,10 @@ class Worker:
                 self._cancelled.discard(job)
 
     def _check(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Checks the prompts and formats of a request before it is accepted."""
+        """Checks the model, prompts and formats of a request before it is accepted."""
         try:
-            prepared = self._segmenter.prepare(message["prompts"])
+            model, _ = self._models.choose(message["prompts"], message["model"])
+            prepared = self._models[model].prepare(message["prompts"])
             check_formats(message["outputs"])
             source = message["source"]
             if source is not None and not source.endswith(".zip"):
@@ -173,9 +166,11 @@ class Worker:
                 archive = stack.enter_context(unpacked(scan, scan.parent))
                 scan, notes = archive.path, archive.notes
             self._check_writers(message["outputs"], scan)
-            loaded = self._segmenter.load(scan, frame=options.get("frame"), dicom=dicom)
+            model, chosen = self._models.choose(message["prompts"], options.get("model"))
+            segmenter = self._models[model]
+            loaded = segmenter.load(scan, frame=options.get("frame"), dicom=dicom)
             self._check_writers(message["outputs"], scan, loaded.volume)
-            result = self._segmenter.segment(
+            result = segmenter.segment(
                 scan,
                 message["prompts"],
                 frame=options.get("frame"),
@@ -187,10 +182,9 @@ class Worker:
             del loaded  # results are written without it
             self._stop_if_cancelled(job)
             self.send(kind="progress", job=job, phase="write", done=0, total=0)
-            result.notes = (*notes, *result.notes)
+            result.notes = (*notes, *((chosen,) if chosen else ()), *result.notes)
             how = {"frame": options.get("frame"), "dicom": dicom, "nrrd": options.get("nrrd") or {}}
-            name = Path(str(self._settings["model"])).name
-            return write_results(result, scan, folder / "result", message["outputs"], name, how)
+            return write_results(result, scan, folder / "result", message["outputs"], model, how)
 
     def _stop_if_cancelled(self, job: str) -> None:
         if job in self._cancelled:
@@ -226,7 +220,7 @@ def _without(folder: Path | None, text: str | None) -> str | None:
 
 
 def main() -> None:
-    """Reads the settings from the first line of the input, loads the model, and runs jobs."""
+    """Reads the settings from the first line of the input, loads the models, and runs jobs."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's; it ends this process by closing the input
     _end_with_parent()
     # Libraries print to standard output; what they print must not mix with the answers.

@@ -38,7 +38,7 @@ class WorkerProcess:
     """One worker process; after its death, `start` makes another.
 
     Attributes:
-        able: What the worker said of its model when it was ready; empty before.
+        able: What the worker said of its models when it was ready; empty before.
     """
 
     def __init__(self, settings: ServerSettings) -> None:
@@ -77,9 +77,8 @@ class WorkerProcess:
             limit=_LONGEST_LINE,
             start_new_session=True,
         )
-        names = ("model", "device", "precision", "threads")
-        settings = {name: getattr(self._settings, name) for name in names}
-        self._send({**settings, "model": str(settings["model"])})
+        names = ("models", "device", "precision", "threads")
+        self._send({name: getattr(self._settings, name) for name in names})
         self._reader = asyncio.create_task(self._read(self._process))
         message = await self._answer(self._ready)
         if message["kind"] == "broken":
@@ -88,7 +87,7 @@ class WorkerProcess:
         self.able = {key: value for key, value in message.items() if key != "kind"}
 
     async def check(
-        self, prompts: list[str], outputs: list[str], folder: Path | None, source: str | None
+        self, prompts: list[str], outputs: list[str], folder: Path | None, source: str | None, model: str | None
     ) -> dict[str, Any]:
         """Asks whether a request can be served; returns `error`, None if it can, and `names` of the masks.
 
@@ -97,6 +96,7 @@ class WorkerProcess:
             outputs: The formats.
             folder: The folder of the upload; None while it is not complete.
             source: The scan inside the folder's `input`.
+            model: The model that the client has named, if any.
 
         Raises:
             WorkerDied: The worker ended before it answered.
@@ -109,6 +109,7 @@ class WorkerProcess:
                 {
                     "kind": "check",
                     "request": number,
+                    "model": model,
                     "prompts": prompts,
                     "outputs": outputs,
                     "folder": path,
