@@ -117,7 +117,9 @@ def test_bfloat16_is_inside_the_network_only() -> None:
             logits[dtype] = predictor.decode(predictor.encode(tile, (0, 0, 0)), text)
         expected = model(tile, text).logits
     assert seen == [torch.float32, torch.bfloat16, torch.float32]
-    assert torch.equal(logits[None], expected) and logits[torch.bfloat16].dtype == torch.float32
+    assert logits[torch.bfloat16].dtype == torch.float32
+    # oneDNN computes the predictor's small convolutions, in another order of sums than the model's own.
+    torch.testing.assert_close(logits[None], expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(logits[torch.bfloat16], expected, rtol=0.1, atol=0.1)
 
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from mome.inference.onednn_convolutions import OneDnnConvolutions
+
 if TYPE_CHECKING:
     from mome.modeling import MoME
 
@@ -82,7 +84,7 @@ class ModelPredictor:
         """Returns the model's features of a tile; see `Predictor.encode`."""
         # On the CPU: a copy to a GPU would wait for it at every tile, and few routers read the place.
         origin_B3 = torch.tensor([origin] * tile_B1DHW.shape[0])
-        with self._precision():
+        with self._precision(), self._convolutions():
             return self.model.encode(tile_B1DHW, origin_B3)
 
     def decode(self, features: Any, text_PT: Tensor) -> Tensor:
@@ -92,3 +94,6 @@ class ModelPredictor:
 
     def _precision(self) -> AbstractContextManager[None]:
         return nullcontext() if self.autocast is None else torch.autocast(self.device.type, self.autocast)
+
+    def _convolutions(self) -> AbstractContextManager[Any]:
+        return OneDnnConvolutions()
