@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -120,6 +123,31 @@ def test_masks_that_another_run_makes_meanwhile_are_not_replaced(tmp_path: Path)
     (entry,) = [entry for entry in read_report(out / "report.json").values() if entry["name"] == "d"]
     assert entry["status"] == "done" and changed_masks(entry, out) == []
     assert entry["scan"] == scan_identity(others[3]) and not [p for p in out.iterdir() if p.name.startswith(".")]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "is_refused"),
+    [
+        ({"statistics": True, "files": ["preview"]}, {}, False),  # what lies beside the masks changes none of them
+        ({"prompts": ["liver", "spleen"]}, {}, False),
+        ({"multilabel": True}, {"multilabel": True}, False),
+        ({"multilabel": True, "prompts": ["spleen"]}, {"multilabel": True}, True),  # the map would lose the liver
+    ],
+)
+def test_equal_masks_that_another_run_makes_meanwhile_are_replaced(
+    tmp_path: Path, one: dict[str, Any], other: dict[str, Any], is_refused: bool
+) -> None:
+    out, scans = tmp_path / "out", [ct(tmp_path / f"{name}.nii.gz") for name in "abcd"]
+
+    def run(scans: list[Path], *, prompts: Sequence[str] = ("liver",), **options: Any) -> list[dict[str, Any]]:
+        return segment_folder(segmenter(), scans, out, prompts, **options)
+
+    def other_run(entry: dict[str, Any]) -> None:
+        if entry["name"] == "a":
+            run(scans[3:], **other)
+
+    with pytest.raises(InputError, match="other masks of 'd'") if is_refused else contextlib.nullcontext():
+        assert [entry["status"] for entry in run(scans, on_done=other_run, **one)] == ["done"] * 4
 
 
 # -- killed at random times ---------------------------------------------------------------------------------------

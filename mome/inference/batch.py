@@ -22,6 +22,7 @@ from mome.inference.segmenter import Segmenter
 from mome.inference.study import Requests, Study
 from mome.inference.study_run import StudyRun
 from mome.prompts import Prompt
+from mome.volumes.writers.base import one_file_per_structure
 
 # How often studies that other processes hold are asked for.
 _POLL_S = 0.3
@@ -251,14 +252,16 @@ class Batch:
             InputError: One has: its masks would be replaced. The rest of this run would meet it, too.
         """
         self._report.refresh()
-        name, structures = run.study.name, [prompt.name for prompt in self._understood[run.study.prompts]]
-        entry = self._report.entries.get(name, {})
-        is_new = entry.get("status") == "done" and entry.get("ended") != self._earlier.get(name)
-        shares = {path.name for path in run.study.masks(self._out, structures)} & set(entry.get("masks") or ())
-        asks = {key: value for key, value in run.request.items() if key != "prompts"}
-        if is_new and shares and any(entry.get(key) != value for key, value in asks.items()):
+        study, structures = run.study, [prompt.name for prompt in self._understood[run.study.prompts]]
+        entry = self._report.entries.get(study.name, {})
+        is_new = entry.get("status") == "done" and entry.get("ended") != self._earlier.get(study.name)
+        shares = {path.name for path in study.masks(self._out, structures)} & set(entry.get("masks") or ())
+        decisive = ["scan", "model", "settings"]
+        if not one_file_per_structure(study.mask_writer(), multilabel=study.multilabel):
+            decisive += ["prompts", "multilabel", "writer"]  # else structures of the other file would be lost
+        if is_new and shares and any(entry.get(key) != run.request[key] for key in decisive):
             raise InputError(
-                f"another run has meanwhile written other masks of {name!r:.60} into this folder",
+                f"another run has meanwhile written other masks of {study.name!r:.60} into this folder",
                 where=str(self._out),
                 hint="another folder, or --overwrite (in Python overwrite=True)",
             )
