@@ -7,7 +7,9 @@ import json
 import multiprocessing
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from mome.errors import InputError
 from mome.inference import segment_folder
 from mome.inference.fingerprint import scan_identity
 from mome.inference.report import Report, changed_masks, read_report
+from mome.inference.study_run import StudyRun
 from mome.processing import MoMEProcessor
 from mome.temporary_names import remove_stale_parts, temporary_path
 
@@ -148,6 +151,27 @@ def test_equal_masks_that_another_run_makes_meanwhile_are_replaced(
 
     with pytest.raises(InputError, match="other masks of 'd'") if is_refused else contextlib.nullcontext():
         assert [entry["status"] for entry in run(scans, on_done=other_run, **one)] == ["done"] * 4
+
+
+def test_two_runs_do_not_write_one_mask_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has written its masks before the other has an entry, where nothing keeps them apart."""
+    out, one, two = tmp_path / "out", ct(tmp_path / "1" / "a.nii.gz"), tmp_path / "2" / "a.nii.gz"
+    ct(two.with_name("other.nii.gz")).rename(two)
+    write, both = StudyRun.write, threading.Barrier(2)
+
+    def write_and_wait(run: StudyRun) -> None:
+        write(run)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(1)
+
+    monkeypatch.setattr(StudyRun, "write", write_and_wait)
+    with ThreadPoolExecutor() as threads:
+        runs = {scan: threads.submit(segment_folder, segmenter(), [scan], out, ["liver"]) for scan in (one, two)}
+    refused = [scan for scan, run in runs.items() if isinstance(run.exception(), InputError)]
+    (entry,) = read_report(out / "report.json").values()
+    assert len(refused) == 1 and entry["scan"] == scan_identity(two if refused == [one] else one)
+    assert changed_masks(entry, out) == []
+    assert sorted(path.name for path in out.iterdir()) == ["a_liver.nii.gz", "report.json"]
 
 
 # -- killed at random times ---------------------------------------------------------------------------------------
