@@ -157,6 +157,8 @@ def test_two_runs_do_not_write_one_mask_at_once(tmp_path: Path, monkeypatch: pyt
     """Each has written its masks before the other has an entry, where nothing keeps them apart."""
     out, one, two = tmp_path / "out", ct(tmp_path / "1" / "a.nii.gz"), tmp_path / "2" / "a.nii.gz"
     ct(two.with_name("other.nii.gz")).rename(two)
+    out.mkdir()
+    (out / ".b.writing").touch()  # as a run leaves it that was killed
     write, both = StudyRun.write, threading.Barrier(2)
 
     def write_and_wait(run: StudyRun) -> None:
