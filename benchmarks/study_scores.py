@@ -17,10 +17,24 @@ from mome.inference import Segmenter
 from mome.metrics import evaluate_folder
 
 RESULTS = Path(__file__).parent / "results"
+# Pairs that are compared where both were trained with the same seeds. `swiglu` and `linear` had random queries first.
 PAIRS = [
-    ("universal", "plain"), ("swiglu", "universal"), ("linear", "universal"), ("swiglu", "linear"),
-    ("swiglu", "uniform"), ("swiglu", "no_text"), ("swiglu", "segresnet"),
-    *((arm, other) for arm in CANDIDATES for other in ("swiglu", "uniform", "no_text", "universal")),
+    ("universal", "plain"),
+    *(
+        (f"{one}{start}", f"linear{start}" if other == "linear" else other)
+        for start in ("", "_random")
+        for one, other in (
+            ("swiglu", "universal"), ("linear", "universal"), ("swiglu", "linear"),
+            ("swiglu", "uniform"), ("swiglu", "no_text"), ("swiglu", "segresnet"),
+        )
+    ),
+    ("swiglu", "swiglu_random"),
+    ("linear", "linear_random"),
+    *(
+        (arm, other)
+        for arm in CANDIDATES if not arm.endswith("_random")
+        for other in ("swiglu", "uniform", "no_text", "universal")
+    ),
 ]  # fmt: skip
 WHAT = [
     "Fourteen trainings on the 170 training patients of OpenKBP, side by side on one H100, scored once on the 33",
@@ -149,10 +163,14 @@ def compare(runs: dict[str, dict[int, dict[str, Any]]]) -> dict[str, Any]:
             },
             "trainings": [run["training"] for run in seeds.values()],
         }
-    for one, other in PAIRS:
-        if one in values and other in values:
-            result["differences"].append({"one": one, "other": other, **_difference(values[one], values[other])})
+    for one, other in compared({arm: set(seeds) for arm, seeds in runs.items()}):
+        result["differences"].append({"one": one, "other": other, **_difference(values[one], values[other])})
     return result
+
+
+def compared(seeds: dict[str, set[int]]) -> list[tuple[str, str]]:
+    """Returns the pairs of arms that have the same seeds, from the seeds of every arm that was trained."""
+    return [(one, other) for one, other in PAIRS if one in seeds and seeds[one] == seeds.get(other)]
 
 
 def _difference(one: dict[str, Any], other: dict[str, Any]) -> dict[str, float]:

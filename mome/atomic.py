@@ -14,8 +14,8 @@ from mome.temporary_names import temporary_path
 
 
 def _remove(path: Path) -> None:
-    """Removes a file or a folder if it is there."""
-    if path.is_dir():
+    """Removes a file, a folder or a symbolic link if it is there."""
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         with contextlib.suppress(OSError):  # the folder around it may not exist, or be a file
@@ -123,7 +123,10 @@ def atomic_write(path: str | Path, what: str = "the file") -> Iterator[Path]:
 
 
 def _replace_folder(temporary: Path, path: Path) -> None:
-    """Replaces a folder. The old one is moved away first: removing it may fail half way, and would take long."""
+    """Replaces a folder. The old one is moved away first: removing it may fail half way, and would take long.
+
+    Of a symbolic link to a folder, the link is replaced, as that to a file is; what it leads to stays.
+    """
     old = temporary_path(path)
     os.replace(path, old)
     try:
@@ -131,4 +134,4 @@ def _replace_folder(temporary: Path, path: Path) -> None:
     except BaseException:
         os.replace(old, path)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    _remove(old)

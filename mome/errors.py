@@ -38,8 +38,10 @@ class OutputError(OSError):
 
 
 def lacks_memory(error: BaseException) -> bool:
-    """Whether an error says that the machine's memory is not enough, from Python or from torch on the CPU."""
-    return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+    """Whether an error says that memory is not enough, on the CPU or on a GPU, from Python or from torch."""
+    names = {kind.__name__ for kind in type(error).__mro__}  # torch is not imported for this
+    texts = ("DefaultCPUAllocator", "can't allocate memory")
+    return bool(names & {"MemoryError", "OutOfMemoryError"}) or any(text in str(error) for text in texts)
 
 
 def is_bug(error: BaseException) -> bool:

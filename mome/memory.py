@@ -81,11 +81,3 @@ def give_back_freed() -> None:
     """Gives memory that was freed back to the system, where the C library is that of GNU."""
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Says whether an error means that memory was not enough, on the CPU or on a GPU."""
-    names = {kind.__name__ for kind in type(error).__mro__}  # torch is not imported for this
-    return bool(names & {"MemoryError", "OutOfMemoryError"}) or (
-        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
-    )

@@ -96,3 +96,16 @@ def test_a_folder_that_cannot_be_replaced_stays_whole(tmp_path: Path, monkeypatc
         part.mkdir()
         (part / "weights").write_text("new")
     assert (path / "weights").read_text() == "new"
+
+
+def test_a_link_to_a_folder_is_replaced_and_what_it_leads_to_stays(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "weights").write_text("old")
+    path = tmp_path / "here" / "model"
+    path.parent.mkdir()
+    path.symlink_to(tmp_path / "elsewhere")
+    with atomic_write(path) as part:
+        part.mkdir()
+        (part / "weights").write_text("new")
+    assert (path / "weights").read_text() == "new" and (tmp_path / "elsewhere" / "weights").read_text() == "old"
+    assert [entry.name for entry in path.parent.iterdir()] == ["model"] and not path.is_symlink()

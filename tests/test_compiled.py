@@ -80,5 +80,17 @@ def test_a_segmenter_compiles_and_says_so(monkeypatch) -> None:
     plain, fast = (Segmenter(model, processor, precision="fp32", compile=each) for each in (False, True))
     assert plain.mask_settings() != fast.mask_settings()
     volume = Volume(np.random.default_rng(0).normal(0, 300, (24, 20, 18)).astype("float32"), np.diag([4.0, 4, 4, 1]))
-    first, second = (each.segment(volume, ["mandible"]).masks["mandible"] for each in (plain, fast))
-    assert np.array_equal(first, second)
+    heads, forward = [], head_compiled.forward
+    monkeypatch.setattr(head_compiled, "forward", lambda *given: (heads.append(None), forward(*given))[1])
+    first = plain.segment(volume, ["mandible"]).masks["mandible"]
+    assert not heads
+    second = fast.segment(volume, ["mandible"]).masks["mandible"]
+    assert np.array_equal(first, second) and heads
+
+    def backend(graph, inputs):
+        raise RuntimeError("no compiler here")
+
+    monkeypatch.setattr(head_compiled, "BACKEND", backend)
+    with pytest.raises(InputError, match="the head cannot be compiled here: .*no compiler here") as caught:
+        fast.segment(volume, ["mandible"])
+    assert len(str(caught.value).splitlines()) <= 3

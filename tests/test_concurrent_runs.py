@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import subprocess
 import sys
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -18,6 +23,7 @@ from mome.errors import InputError
 from mome.inference import segment_folder
 from mome.inference.fingerprint import scan_identity
 from mome.inference.report import Report, changed_masks, read_report
+from mome.inference.study_run import StudyRun
 from mome.processing import MoMEProcessor
 from mome.temporary_names import remove_stale_parts, temporary_path
 
@@ -120,6 +126,54 @@ def test_masks_that_another_run_makes_meanwhile_are_not_replaced(tmp_path: Path)
     (entry,) = [entry for entry in read_report(out / "report.json").values() if entry["name"] == "d"]
     assert entry["status"] == "done" and changed_masks(entry, out) == []
     assert entry["scan"] == scan_identity(others[3]) and not [p for p in out.iterdir() if p.name.startswith(".")]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "is_refused"),
+    [
+        ({"statistics": True, "files": ["preview"]}, {}, False),  # what lies beside the masks changes none of them
+        ({"prompts": ["liver", "spleen"]}, {}, False),
+        ({"multilabel": True}, {"multilabel": True}, False),
+        ({"multilabel": True, "prompts": ["spleen"]}, {"multilabel": True}, True),  # the map would lose the liver
+    ],
+)
+def test_equal_masks_that_another_run_makes_meanwhile_are_replaced(
+    tmp_path: Path, one: dict[str, Any], other: dict[str, Any], is_refused: bool
+) -> None:
+    out, scans = tmp_path / "out", [ct(tmp_path / f"{name}.nii.gz") for name in "abcd"]
+
+    def run(scans: list[Path], *, prompts: Sequence[str] = ("liver",), **options: Any) -> list[dict[str, Any]]:
+        return segment_folder(segmenter(), scans, out, prompts, **options)
+
+    def other_run(entry: dict[str, Any]) -> None:
+        if entry["name"] == "a":
+            run(scans[3:], **other)
+
+    with pytest.raises(InputError, match="other masks of 'd'") if is_refused else contextlib.nullcontext():
+        assert [entry["status"] for entry in run(scans, on_done=other_run, **one)] == ["done"] * 4
+
+
+def test_two_runs_do_not_write_one_mask_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has written its masks before the other has an entry, where nothing keeps them apart."""
+    out, one, two = tmp_path / "out", ct(tmp_path / "1" / "a.nii.gz"), tmp_path / "2" / "a.nii.gz"
+    ct(two.with_name("other.nii.gz")).rename(two)
+    out.mkdir()
+    (out / ".b.writing").touch()  # as a run leaves it that was killed
+    write, both = StudyRun.write, threading.Barrier(2)
+
+    def write_and_wait(run: StudyRun) -> None:
+        write(run)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(1)
+
+    monkeypatch.setattr(StudyRun, "write", write_and_wait)
+    with ThreadPoolExecutor() as threads:
+        runs = {scan: threads.submit(segment_folder, segmenter(), [scan], out, ["liver"]) for scan in (one, two)}
+    refused = [scan for scan, run in runs.items() if isinstance(run.exception(), InputError)]
+    (entry,) = read_report(out / "report.json").values()
+    assert len(refused) == 1 and entry["scan"] == scan_identity(two if refused == [one] else one)
+    assert changed_masks(entry, out) == []
+    assert sorted(path.name for path in out.iterdir()) == ["a_liver.nii.gz", "report.json"]
 
 
 # -- killed at random times ---------------------------------------------------------------------------------------

@@ -10,13 +10,14 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from refusals import refused
 from training_runs import NAMES, write_recipe
 
 from mome.atomic import check_output_folder
 from mome.cli.exit_codes import describe
 from mome.cli.main import main
-from mome.errors import InputError, OutputError
+from mome.errors import InputError, OutputError, is_bug
 from mome.inference import Segmenter
 from mome.printable import printable
 
@@ -87,6 +88,9 @@ def test_errors_of_the_system() -> None:
     assert describe(OSError(28, "No space left on device", "/a"))[0] == 1
     assert describe(OutputError("full"))[0] == 1 and describe(InputError("x"))[0] == 2
     assert describe(KeyError("x"))[0] == 1 and describe(MemoryError())[0] == 2
+    # As where a model does not fit a GPU: no error of ours, and the user can mend it.
+    on_gpu = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    assert describe(on_gpu) == describe(MemoryError()) and not is_bug(on_gpu)
     code, lines = describe(UnicodeEncodeError("ascii", "é", 0, 1, "ordinal not in range"))
     assert code == 2 and len(lines) == 3
     for error in (InputError("a", where="b\nc\x1b[31m", hint="d\ne"), OSError(13, "no", "a\nb\x1b]0;x")):

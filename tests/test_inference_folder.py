@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -191,14 +192,16 @@ def test_any_error_of_one_study_is_recorded_and_passed_over(tmp_path: Path, monk
     assert entries[1]["error"] == "RuntimeError: something odd" and entries[1]["failure"]["bug"]
     with pytest.raises(RuntimeError, match="something odd"):
         segment_folder(made, scans, out, ["liver"], debug=True)
-    for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes")):
+    too_little = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes")
+    for error in (MemoryError(), too_little, OSError(errno.EIO, "Input/output error", str(scans[0]))):
 
         def lack(*arguments: object, error: Exception = error, **options: object) -> None:
             raise error
 
         monkeypatch.setattr(Segmenter, "segment", lack)
         (entry,) = segment_folder(made, scans[:1], tmp_path / "lack", ["liver"])
-        assert not entry["failure"]["bug"] and "memory" in entry["error"] and "--debug" not in entry["error"]
+        assert not entry["failure"]["bug"] and "--debug" not in entry["error"] + entry["failure"]["remedy"]
+        assert ("memory" in entry["error"]) == (not isinstance(error, OSError))
     for error in (OutputError("full"), KeyboardInterrupt()):
 
         def stop(*arguments: object, error: BaseException = error, **options: object) -> None:

@@ -23,14 +23,14 @@ from stand_in_models import Contrast
 
 from mome import memory
 from mome.cli.main import main
-from mome.errors import InputError
+from mome.errors import InputError, lacks_memory
 from mome.inference import Segmenter
 from mome.inference import within_memory as within
 from mome.inference.memory_plan import MemoryPlan, Work, fitting_plan
 from mome.inference.plan import measured_tile, plan_scan
 from mome.inference.precision import limit_compiled_products, multiplies_bfloat16
 from mome.inference.stream import stream_planes
-from mome.memory import as_text, available_bytes, is_out_of_memory, parse_bytes, process_bytes, reset_peak
+from mome.memory import as_text, available_bytes, parse_bytes, process_bytes, reset_peak
 from mome.processing import MoMEProcessor
 from mome.threads import container_cpus
 from mome.volumes import Volume
@@ -125,7 +125,7 @@ def test_every_plan_gives_the_same_masks() -> None:
     [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: not enough")],
 )
 def test_too_little_memory_after_all_is_said_and_mended(error: Exception, monkeypatch) -> None:
-    assert is_out_of_memory(error) and not is_out_of_memory(RuntimeError("another"))
+    assert lacks_memory(error) and not lacks_memory(RuntimeError("another"))
     real, groups = within.predict_masks, []
 
     def fails_for_many(*arguments: object, **options: object):

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from mome.errors import InputError
-from mome.inference.claims import Claims
+from mome.inference.claims import TO_WRITE, Claims
 from mome.inference.fingerprint import scan_identity
 from mome.inference.peak_memory import PeakMemory
 from mome.inference.prepared import PreparedPrompts
@@ -22,9 +22,12 @@ from mome.inference.segmenter import Segmenter
 from mome.inference.study import Requests, Study
 from mome.inference.study_run import StudyRun
 from mome.prompts import Prompt
+from mome.volumes.writers.base import one_file_per_structure
 
 # How often studies that other processes hold are asked for.
 _POLL_S = 0.3
+# Another run writes the masks of one study in seconds, where the disk answers.
+_WRITE_WAIT_S = 300.0
 
 
 class Batch:
@@ -71,7 +74,7 @@ class Batch:
         self._pending = own + [study for study in reversed(studies) if study.name not in names]
         self._asked: dict[str, dict[str, Any]] = {}
         self._earlier = {name: entry.get("ended") for name, entry in report.entries.items()}
-        self._claims, self._memory = Claims(self._out), PeakMemory()
+        self._claims, self._writes, self._memory = Claims(self._out), Claims(self._out, TO_WRITE), PeakMemory()
         self._prepared: dict[tuple[str, ...], PreparedPrompts] = {}
         self._entries: dict[str, dict[str, Any]] = {}
         self._begun: list[str] = []  # names in the order in which `on_done` is called
@@ -87,8 +90,8 @@ class Batch:
             InputError: A prompt cannot be embedded, or another run writes other masks of the same studies.
             OutputError: A mask or the report cannot be written.
         """
-        if self._resume:
-            self._claims.remove_stale()
+        self._claims.remove_stale()
+        self._writes.remove_stale()
         try:
             with contextlib.ExitStack() as stack:
                 reader = stack.enter_context(_thread("read")) if self._threaded else None
@@ -235,14 +238,18 @@ class Batch:
         return self._attempt(run, run.segment, self._segmenter, self._prepared[prompts], self._progress, read_ahead)
 
     def _write(self, run: StudyRun) -> None:
-        """Writes the masks of a study, and adds it to the report."""
-        if self._resume and self._was_finished_meanwhile(run):
-            self._close(run)
-            return
-        if not (self._resume or self._overwrite):
-            self._refuse_masks_made_meanwhile(run)
-        self._attempt(run, run.write)
-        self._record(run)
+        """Writes the masks of a study, and adds it to the report.
+
+        No other run writes this study meanwhile: it would not know of masks that are no entry yet.
+        """
+        with self._writes.held(run.study.name, _WRITE_WAIT_S):
+            if self._resume and self._was_finished_meanwhile(run):
+                self._close(run)
+                return
+            if not (self._resume or self._overwrite):
+                self._refuse_masks_made_meanwhile(run)
+            self._attempt(run, run.write)
+            self._record(run)
 
     def _refuse_masks_made_meanwhile(self, run: StudyRun) -> None:
         """Checks that no other run has written other masks of this study since this one began.
@@ -251,14 +258,16 @@ class Batch:
             InputError: One has: its masks would be replaced. The rest of this run would meet it, too.
         """
         self._report.refresh()
-        name, structures = run.study.name, [prompt.name for prompt in self._understood[run.study.prompts]]
-        entry = self._report.entries.get(name, {})
-        is_new = entry.get("status") == "done" and entry.get("ended") != self._earlier.get(name)
-        shares = {path.name for path in run.study.masks(self._out, structures)} & set(entry.get("masks") or ())
-        asks = {key: value for key, value in run.request.items() if key != "prompts"}
-        if is_new and shares and any(entry.get(key) != value for key, value in asks.items()):
+        study, structures = run.study, [prompt.name for prompt in self._understood[run.study.prompts]]
+        entry = self._report.entries.get(study.name, {})
+        is_new = entry.get("status") == "done" and entry.get("ended") != self._earlier.get(study.name)
+        shares = {path.name for path in study.masks(self._out, structures)} & set(entry.get("masks") or ())
+        decisive = ["scan", "model", "settings"]
+        if not one_file_per_structure(study.mask_writer(), multilabel=study.multilabel):
+            decisive += ["prompts", "multilabel", "writer"]  # else structures of the other file would be lost
+        if is_new and shares and any(entry.get(key) != run.request[key] for key in decisive):
             raise InputError(
-                f"another run has meanwhile written other masks of {name!r:.60} into this folder",
+                f"another run has meanwhile written other masks of {study.name!r:.60} into this folder",
                 where=str(self._out),
                 hint="another folder, or --overwrite (in Python overwrite=True)",
             )

@@ -96,7 +96,8 @@ def segment_folder(
     Raises:
         InputError: Before any scan is segmented: the folder cannot be written, the report cannot be read, there is no
             such writer, a mask would overwrite a scan, another scan's mask or a file of unknown origin, or a prompt
-            cannot be embedded.
+            cannot be embedded. Later: without `resume` and `overwrite`, a mask would replace another one that another
+            run has written meanwhile; the studies before it are finished.
         OutputError: A mask or the report cannot be written.
     """
     check_output_folder(out)

@@ -53,15 +53,16 @@ class ScanPlan:
 
     Attributes:
         scan: The scan's grid.
-        network: The whole network grid.
+        network: The network grid of the scan (`mome.inference.scan_grid`).
         part: The part of the network grid that tiles are laid over.
-        tiles_of_all: Tiles over the whole network grid.
+        tiles_of_all: Tiles over all of the network grid.
         tiles: Tiles that will be computed, once for every pass.
         passes: Groups of prompts that are computed one after the other.
         memory: How prompts are grouped.
         network_s: Seconds of the network that are expected.
         masks_s: Seconds of resampling and packing masks at most, as if all masks filled the scan.
-        bytes_by_part: Bytes that are expected at most, by part; `MemoryPlan.bytes_of`.
+        bytes_by_part: Bytes that are expected at most, by part: `MemoryPlan.bytes_of`, and `next scan` where one is
+            read meanwhile.
         base_bytes: Memory of the process with the model, before the scan is read.
     """
 
@@ -85,7 +86,7 @@ class ScanPlan:
     def lines(self) -> list[str]:
         """Returns the plan in words, one line each."""
         tiles = f"{self.tiles} tiles at most" + (
-            f"; {self.tiles_of_all} over the whole scan, air included" if self.tiles != self.tiles_of_all else ""
+            f"; {self.tiles_of_all} over all of this grid, air included" if self.tiles != self.tiles_of_all else ""
         )
         together = "1 prompt" if self.memory.chunk == 1 else f"{self.memory.chunk} prompts"
         passes = f", {self.passes} passes over them" if self.passes > 1 else ""

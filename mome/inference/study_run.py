@@ -169,8 +169,10 @@ class StudyRun:
             logger.debug("%s failed", self.study.scan, exc_info=error)
             first_line = (str(error).strip().splitlines() or [""])[0][:200]
             text = reason = f"{type(error).__name__}: {first_line}"
-            remedy = "run this study alone with --debug and report the traceback"
-            if lacks_memory(error):
+            remedy = "look at the file and its disk, then run the same command with --resume"
+            if is_bug(error):
+                remedy = "run this study alone with --debug and report the traceback"
+            elif lacks_memory(error):
                 reason = "the memory of this machine is not enough"
                 remedy = "a smaller scan, fewer prompts, or fewer programs beside this one"
                 text = str(InputError(reason, hint=remedy))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mome.errors import InputError
+from mome.errors import InputError, lacks_memory
 from mome.inference.first_tile import AnotherPlan, FirstTile
 from mome.inference.masks import NotFinite, predict_masks
 from mome.inference.memory_plan import MemoryPlan
@@ -18,7 +18,6 @@ from mome.inference.phases import Phases
 from mome.inference.predictor import Predictor
 from mome.inference.prepared import PreparedPrompts
 from mome.inference.probabilities import ProbabilityMaps
-from mome.memory import is_out_of_memory
 from mome.volumes import Grid
 
 
@@ -67,7 +66,7 @@ def predict_within_memory(
             plan, exact = replace(plan, half_sums=False), True
         except (MemoryError, RuntimeError) as error:
             smaller = plan.smaller(exact)
-            if not is_out_of_memory(error):
+            if not lacks_memory(error):
                 raise
             if smaller is None:
                 raise InputError(

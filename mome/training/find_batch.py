@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from mome.errors import InputError
-from mome.memory import as_text, available_bytes, is_out_of_memory
+from mome.errors import InputError, lacks_memory
+from mome.memory import as_text, available_bytes
 from mome.training.adapters import Adapters
 from mome.training.config import RunConfig
 from mome.training.memory import BYTES_PER_WEIGHT, bytes_per_voxel
@@ -110,7 +110,7 @@ def _bytes_of_step(run: RunConfig, size: int, device: torch.device) -> float | N
         _two_steps(run, size, device)
         return float(torch.cuda.max_memory_reserved(device))
     except RuntimeError as error:
-        if not is_out_of_memory(error):
+        if not lacks_memory(error):
             raise
         return None
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from mome.errors import InputError
-from mome.memory import as_text, is_out_of_memory, process_bytes
+from mome.errors import InputError, lacks_memory
+from mome.memory import as_text, process_bytes
 from mome.training.config import TrainConfig
 
 
@@ -33,7 +33,7 @@ def says_that_validation_is_too_large(device: torch.device) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+        if not lacks_memory(error):
             raise
         raise ValidationOutOfMemory(
             "the memory is not enough to segment a whole validation case during training",
@@ -58,7 +58,7 @@ def says_what_to_lower(config: TrainConfig, patch_size: Sequence[int], device: t
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if isinstance(error, StepOutOfMemory | ValidationOutOfMemory) or not is_out_of_memory(error):
+        if isinstance(error, StepOutOfMemory | ValidationOutOfMemory) or not lacks_memory(error):
             raise
         sides = "×".join(map(str, patch_size))
         raise StepOutOfMemory(

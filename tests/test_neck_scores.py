@@ -1,0 +1,25 @@
+"""The comparison of the neck study's arms: the code gives the pairs that the results show."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+def test_the_pairs_of_the_results_are_those_that_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    scores = importlib.import_module("study_scores")
+    assert len(set(scores.PAIRS)) == len(scores.PAIRS)
+    names = importlib.import_module("neck_names")
+    assert {arm for pair in scores.PAIRS for arm in pair} == {*names.ARMS, *names.CANDIDATES}
+    result = json.loads((BENCHMARKS / "results" / "neck_study.json").read_text())
+    seeds = {arm: set(entry["seeds"]) for arm, entry in result["arms"].items()}
+    shown = [(entry["one"], entry["other"]) for entry in result["differences"]]
+    assert scores.compared(seeds) == shown and ("swiglu_random", "universal") in shown
+    assert seeds["swiglu"] != seeds["uniform"]  # which has one more, so that they are no pair
+    assert scores.table(result) == (BENCHMARKS / "results" / "neck_study.md").read_text()
