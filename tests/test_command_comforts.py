@@ -27,6 +27,30 @@ def test_a_plan_needs_no_folder_for_masks(capsys, model_folder: str, scan: Path)
     assert "-o out" in capsys.readouterr().err
 
 
+def test_a_plan_says_how_prompts_are_understood(capsys, model_folder: str, scan: Path, tmp_path: Path) -> None:
+    """A typo that is corrected and a structure that was not trained must be known before hours of a cohort."""
+    (tmp_path / "b").mkdir()
+    for name in ("one", "two"):
+        (tmp_path / "b" / f"{name}.nii.gz").write_bytes(scan.read_bytes())
+    arguments = ["segment", str(tmp_path / "b"), "-p", "lvier", "-p", "spleen", "-m", model_folder, "--plan"]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("  warning: 'lvier' is read as 'liver', the closest label") == 1
+    assert printed.count("  warning: this model was not trained on 'spleen'") == 1
+    assert main([*arguments, "--json"]) == 0
+    for plan in json.loads(capsys.readouterr().out)["plans"]:
+        assert [(p["name"], p["understood"], p["trained"]) for p in plan["prompts"]] == [
+            ("liver", "close", True),
+            ("spleen", "exact", False),
+        ]
+        assert all(p["warning"] for p in plan["prompts"])
+
+
+def test_a_plan_names_the_model_that_the_prompts_choose(capsys, scan: Path) -> None:
+    assert main(["segment", str(scan), "-p", "liver", "--plan"]) == 0
+    assert "note: the model is mome-ct-torso-tiny" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("option", ["-m", "--mirror", "--writer", "--memory", "--device", "--series"])
 def test_an_empty_option_is_no_default(capsys, scan: Path, tmp_path: Path, option: str) -> None:
     """`-m "$MODEL"` with an unset variable took the default model without a word."""
@@ -54,6 +78,16 @@ def test_a_scan_that_fails_leaves_no_empty_folder(capsys, model_folder: str, tmp
     out = tmp_path / "o"
     assert main(["segment", str(tmp_path / "a.zip"), "-p", "liver", "-m", model_folder, "-o", str(out)]) == 2
     assert "holds no scan" in capsys.readouterr().err and not out.exists()
+
+
+def test_a_scan_that_fails_leaves_no_table_without_a_row(capsys, model_folder: str, scan: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.nii.gz").write_bytes(scan.read_bytes()[:200])
+    out = tmp_path / "o"
+    assert (
+        main(["segment", str(tmp_path / "a.nii.gz"), "-p", "liver", "-m", model_folder, "-o", str(out), "--statistics"])
+        == 2
+    )
+    assert not out.exists()
 
 
 def test_info_lists_what_a_folder_holds(capsys, scan: Path, tmp_path: Path) -> None:

@@ -165,3 +165,19 @@ def test_a_folder_in_the_layout_of_nnunet_needs_no_options(tmp_path: Path) -> No
     assert main(["data", "check", str(folder)]) == 0
     (folder / "dataset.json").unlink()
     assert main(["data", "check", str(folder)]) == 2
+
+
+def test_structures_without_a_voxel_in_any_case_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are left out of the configuration, or trained on their absence alone: a user would miss them only later."""
+    labels = {"background": 0, "liver": [1, 2], "spleen": 3}
+    folder = nnunet(tmp_path / "data", {"a": liver_map(), "b": liver_map()}, labels)
+    arguments = ["data", "prepare", str(folder), "--layout", "nnunet", "--memory", "1500MB", "--held-out", "0"]
+    assert main([*arguments, "-o", str(tmp_path / "all")]) == 0
+    said = "annotated, but without a voxel in any case: spleen; "
+    assert said + "run.yaml does not train them" in capsys.readouterr().out
+    assert load_run_config(tmp_path / "all" / "run.yaml", []).labels == ("liver",)
+    assert main([*arguments, "-o", str(tmp_path / "asked"), "-p", "liver", "-p", "spleen"]) == 0
+    assert said + "only their absence is trained" in capsys.readouterr().out
+    assert load_run_config(tmp_path / "asked" / "run.yaml", []).labels == ("liver", "spleen")
+    assert main([*arguments, "-o", str(tmp_path / "one"), "-p", "liver"]) == 0
+    assert "without a voxel" not in capsys.readouterr().out

@@ -12,11 +12,24 @@ from small_scans import SHAPE, patient_affine, patient_hu
 
 from mome.errors import InputError
 from mome.metrics.evaluate import evaluate_folder
-from mome.volumes import Volume, checked_volume
+from mome.volumes import Volume, checked_volume, read_volume
 
 
 def notes_of(array: np.ndarray) -> str:
     return " ".join(checked_volume(Volume(array, patient_affine())).notes)
+
+
+def test_label_maps_of_large_numbers_are_refused(ct_data: Path) -> None:
+    """Numbers above 255, as of FreeSurfer or the Chest Imaging Platform, were segmented with a note on missing fat."""
+    array = np.zeros(SHAPE, np.float32)
+    for number, label in enumerate((2, 41, 512, 1002, 2035)):
+        array[number : number + 6, 2:8, 2:8] = label
+    for high in (2035, 512):
+        with pytest.raises(InputError, match=f"{high:,}.* looks like a label map"):
+            checked_volume(Volume(np.where(array > high, 0, array), np.diag([4.0, 4.0, 4.0, 1.0])))
+    with pytest.raises(InputError, match="782.* looks like a label map"):
+        read_volume(ct_data / "formats" / "cip_lm-64.nrrd")
+    assert read_volume(ct_data / "formats" / "cip_lm-64.nrrd", any_values=True).array.max() == 782
 
 
 def test_planes_without_their_intercept_are_noted() -> None:

@@ -275,6 +275,23 @@ def test_bad_places_and_grids(folders: tuple[Path, Path], tmp_path: Path) -> Non
         assert len(str(caught.value).splitlines()) <= 3
 
 
+def test_masks_at_the_same_places_in_another_order_of_voxels_are_compared(tmp_path: Path) -> None:
+    """Other programs store the masks of an LPS scan as RAS or LAS; a voxel has the same place by its affine."""
+    mask = np.zeros((12, 14, 10), np.uint8)
+    mask[2:7, 3:6, 1:8] = 1
+    affine = np.array([[-2.0, 0, 0, 40], [0, -1.5, 0, 60], [0, 0, 3, -20], [0, 0, 0, 1]])
+    write_mask(tmp_path / "p_liver.nii.gz", mask, Grid(mask.shape, affine))
+    turned = np.ascontiguousarray(mask.transpose(2, 1, 0)[:, ::-1, ::-1])
+    turn = np.array([[0, 0, -1.0, 11], [0, -1, 0, 13], [1, 0, 0, 0], [0, 0, 0, 1]])  # from new to old indices
+    write_mask(tmp_path / "r_liver.nii.gz", turned, Grid(turned.shape, affine @ turn))
+    (score,) = evaluate_folder(tmp_path / "p_liver.nii.gz", tmp_path / "r_liver.nii.gz")
+    assert (score.dice, score.nsd, score.hd95) == (1.0, 1.0, 0.0)
+    mirrored = affine @ np.diag([-1.0, 1, 1, 1])  # the same array elsewhere is no other order
+    write_mask(tmp_path / "r_liver.nii.gz", mask, Grid(mask.shape, mirrored))
+    with pytest.raises(InputError, match="axes run to LPS and RPS"):
+        evaluate_folder(tmp_path / "p_liver.nii.gz", tmp_path / "r_liver.nii.gz")
+
+
 def test_the_bootstrap_interval_is_that_of_a_mean() -> None:
     values = np.random.default_rng(0).normal(0.8, 0.05, 60)
     rows = summarise([Score(f"c{i}", "liver", v, 1.0, 2.0) for i, v in enumerate(values)])

@@ -71,6 +71,7 @@ def test_masks_are_found_in_other_words(model_folder: Path) -> None:
     assert list(result.masks) == ["liver", "spleen"]
     np.testing.assert_array_equal(result.masks["lien"], result.masks["spleen"])
     assert result.volume_ml("Liver") == result.volume_ml("liver")
+    assert f"liver {result.volume_ml('liver'):.1f} ml" in repr(result) and len(repr(result)) < 200
     assert "spleen" in result.masks and not any(key in result.masks for key in ("mandible", 3, "-", "", None, "livver"))
     for find in (result.masks.__getitem__, result.volume_ml):
         with pytest.raises(KeyError, match="no mask of 'mandible', only of liver, spleen"):

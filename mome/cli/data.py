@@ -122,14 +122,24 @@ def _prepare(args: argparse.Namespace) -> int:
             items, "reading", console=error, transient=True, disable=args.json or not error.is_terminal
         ),
     )
+    found = json.loads((path.parent / "fingerprint.json").read_text())
+    without = found["without_voxels"]
     if args.json:
-        print(json.dumps({"configuration": str(path), **dataclasses.asdict(plan)}, indent=1))
+        plan_values = {"configuration": str(path), **dataclasses.asdict(plan), "without_voxels": without}
+        print(json.dumps(plan_values, indent=1))
         return 0
     sides = " × ".join(f"{side:g}" for side in plan.spacing)
     patch = " × ".join(map(str, plan.patch_size))
     print(f"voxels of {sides} mm, window {plan.hu_window[0]:g} to {plan.hu_window[1]:g} HU")
     print(f"{plan.batch_size} patches of {patch} voxels a step, {plan.step_bytes / 1e9:.1f} GB expected")
-    left_out = json.loads((path.parent / "fingerprint.json").read_text())["problems"]
+    asked = [name for name in without if name in labels]
+    for names, effect in (
+        ([] if labels else without, "run.yaml does not train them"),
+        (asked, "only their absence is trained"),
+    ):
+        if names:
+            print(printable(f"annotated, but without a voxel in any case: {', '.join(names)}; {effect}"))
+    left_out = found["problems"]
     if left_out:
         print(
             printable(

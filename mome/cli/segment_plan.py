@@ -37,6 +37,7 @@ def print_plans(segmenter: Segmenter, args: argparse.Namespace, dicom: DicomOpti
             if len(prompts.names) not in costs:
                 costs[len(prompts.names)] = measured_tile(segmenter, prompts)
     found: list[dict[str, Any]] = []
+    printed: set[str] = set()
     base, failed = process_bytes(), 0
     reads_ahead = len(studies) > 1 and segmenter.memory is None  # as `segment_folder` does
     for study in studies:
@@ -50,10 +51,17 @@ def print_plans(segmenter: Segmenter, args: argparse.Namespace, dicom: DicomOpti
             if not args.json:
                 print(f"{printable(study.name)}\n  cannot be segmented: {printable(str(error), keep=chr(10))}")
             continue
-        found.append({"name": study.name, **plan.as_dict(), "notes": list(volume.notes)})
+        notes = list(dict.fromkeys((*segmenter.notes, *volume.notes)))
+        understood = [
+            {"prompt": p.text, "name": p.name, "understood": p.resolved.how, "trained": p.trained, "warning": p.warning}
+            for p in prompts.prompts
+        ]
+        found.append({"name": study.name, **plan.as_dict(), "prompts": understood, "notes": notes})
         if not args.json:
-            notes = [f"note: {printable(note)}" for note in volume.notes]
-            print("\n  ".join([printable(study.name), *plan.lines(), *notes]))
+            warnings = [f"warning: {p.warning}" for p in prompts.prompts if p.warning]
+            said = [f"note: {note}" for note in notes] + [line for line in warnings if line not in printed]
+            printed.update(warnings)
+            print("\n  ".join([printable(study.name), *plan.lines(), *map(printable, dict.fromkeys(said))]))
     if args.json:
         print(json.dumps({"plans": found}, indent=1))
     return 2 if failed else 0

@@ -57,6 +57,12 @@ class Fingerprint:
         found = (name for case in self.cases for name, volume in case.volumes_ml.items() if volume > 0)
         return list(dict.fromkeys(found))
 
+    @property
+    def without_voxels(self) -> list[str]:
+        """The structures that cases annotate, and that have no voxel in any of them."""
+        annotated = (name for case in self.cases for name in case.volumes_ml)
+        return [name for name in dict.fromkeys(annotated) if name not in self.structures]
+
     def median_spacing(self) -> tuple[float, ...]:
         """Returns the median voxel size (x, y, z) in mm."""
         return tuple(float(v) for v in np.median([case.spacing for case in self.cases], axis=0))
@@ -79,7 +85,7 @@ class Fingerprint:
     def summary(self) -> dict[str, Any]:
         """Returns the fingerprint as JSON values, without the samples of HU."""
         cases = [{key: value for key, value in asdict(case).items() if key != "hu"} for case in self.cases]
-        return {"cases": cases, "problems": self.problems}
+        return {"cases": cases, "problems": self.problems, "without_voxels": self.without_voxels}
 
 
 def fingerprint(

@@ -20,7 +20,7 @@ from mome.inference.output_checks import (
 from mome.inference.report import Report
 from mome.inference.scans import find_named_scans
 from mome.inference.segmenter import Segmenter
-from mome.inference.statistics import statistics_name, write_table
+from mome.inference.statistics import CSV_NAME, statistics_name, write_table
 from mome.inference.study import Requests, Study
 from mome.inference.study_files import checked_kinds
 from mome.temporary_names import remove_stale_parts
@@ -179,5 +179,6 @@ def segment_studies(
     if any(study.statistics for study in studies):
         report.refresh()
         done = [entry for entry in report.entries.values() if entry.get("statistics") and entry.get("status") == "done"]
-        write_table(out, [statistics_name(file_part(entry["name"])) for entry in done])
+        if done or (out / CSV_NAME).is_file():  # a run that failed leaves no table without a row
+            write_table(out, [statistics_name(file_part(entry["name"])) for entry in done])
     return entries

@@ -56,6 +56,11 @@ class Segmentation:
     doubts: tuple[str, ...] = ()
     disagreement: np.ndarray | None = None
 
+    def __repr__(self) -> str:
+        volumes = ", ".join(f"{prompt.name} {self.volume_ml(prompt.name):.1f} ml" for prompt in self.prompts)
+        scan = "" if self.source is None else f"{self.source.name}: "
+        return f"Segmentation({scan}{volumes})"
+
     @property
     def warnings(self) -> list[str]:
         """All notes and warnings for the user, one sentence each."""

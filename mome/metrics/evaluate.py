@@ -21,6 +21,7 @@ from mome.metrics.surface import hausdorff95, normalized_surface_dice
 from mome.volumes import Volume
 from mome.volumes.boxes import bounding_box
 from mome.volumes.case_list import read_case_list
+from mome.volumes.reordered import reordered
 
 logger = logging.getLogger(__name__)
 _HINT_PARTIAL = "evaluate -p NAME scores a structure alone, --partial what was predicted"
@@ -211,10 +212,12 @@ def _score(case: str, structure: str, prediction: Volume, reference: Volume, tol
     Raises:
         InputError: They are on different grids.
     """
+    difference = prediction.grid.difference(reference.grid)
+    if not prediction.grid.same_as(reference.grid, tolerance=0.01):  # other programs turn axes: as LAS, a scan of LPS
+        prediction = reordered(prediction, reference.grid)
     if not prediction.grid.same_as(reference.grid, tolerance=0.01):
         raise InputError(
-            f"prediction and reference of {structure!r} in {case!r} are on different grids: "
-            + prediction.grid.difference(reference.grid),
+            f"prediction and reference of {structure!r} in {case!r} are on different grids: {difference}",
             hint="mome segment keeps the scan's grid; was the reference resampled?",
         )
     p, r, spacing = prediction.array, reference.array, reference.spacing

@@ -11,6 +11,7 @@ import numpy as np
 from mome.errors import InputError
 from mome.volumes.doubtful_air import doubtful_air
 from mome.volumes.doubtful_axes import doubtful_axes
+from mome.volumes.doubtful_front import doubtful_front
 from mome.volumes.doubtful_planes import doubtful_planes
 from mome.volumes.doubtful_regions import doubtful_regions
 from mome.volumes.fast_gzip import deflate_library
@@ -86,7 +87,7 @@ def checked_volume(volume: Volume, where: str | None = None, *, any_values: bool
         notes += doubtful_regions(array, spacing)
         notes += doubtful_air(array, known if values is array else None)
         if not in_planes:
-            notes += doubtful_axes(array, affine)
+            notes += doubtful_axes(array, affine) or doubtful_front(array, affine)
     # What is let pass with a note here is refused where values must be HU.
     checksum = _checksum(array, affine) if doubt is None or not doubt.is_hopeless else None
     return replace(volume, array=array, affine=affine, notes=tuple(dict.fromkeys(notes)), checksum=checksum)

@@ -194,6 +194,11 @@ def _has_offset(sample: SortedValues, low: float) -> bool:
 def _by_missing_air(sample: SortedValues, high: float, enough: bool) -> Doubt | None:
     """Judges values of which none is below 0."""
     low, middle = float(sample.values[0]), float(np.median(sample.values))
+    if enough and low == 0 and sample.share(0, 0) >= 0.05 and _is_label_map(sample):
+        return Doubt(
+            f"values lie in [0, {high:,.0f}], and few different ones occur: this looks like a label map, not HU",
+            is_hopeless=True,
+        )
     if enough and high <= 900 and middle < 600 and not _has_peak_at_lowest(sample, low, 15):
         return None  # a crop of vessels and organs
     if enough and (likely := _likely(sample)):
@@ -206,6 +211,12 @@ def _by_missing_air(sample: SortedValues, high: float, enough: bool) -> Doubt | 
     if high > 900:
         return Doubt("no value is below 0: HU may be stored with an offset of 1024 that the file does not give")
     return Doubt(f"values lie in [0, {high:.3g}], so no voxel is air or fat: are they HU?")
+
+
+def _is_label_map(sample: SortedValues) -> bool:
+    """Says whether few different values occur, all of them whole numbers. Noise gives a CT hundreds."""
+    found = np.unique(sample.values)
+    return found.size < _FEWEST_VALUES and bool((found == np.rint(found)).all())
 
 
 def _by_peaks(sample: SortedValues, low: float, high: float) -> Doubt | None:
