@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mome.data.case import Case
+from mome.data.masks_in_air import masks_in_air
 from mome.data.training_labels import check_image
 from mome.errors import InputError
 
@@ -41,8 +42,8 @@ def check_cases(
     """Reads every case and returns what is wrong with it.
 
     Found are: files that cannot be read, a label map on another grid, values that the data set does not name, values
-    that are no whole numbers, annotated structures without a voxel, HU that is not HU, sides that cannot be told apart,
-    the same scan twice, and a patient in two splits.
+    that are no whole numbers, annotated structures without a voxel, masks of solid structures that lie in air, HU that
+    is not HU, sides that cannot be told apart, the same scan twice, and a patient in two splits.
 
     Args:
         cases: The cases.
@@ -67,7 +68,7 @@ def _check_case(case: Case) -> list[Finding]:
     except InputError as error:
         where = error.where or str(case.image)
         return [Finding(case.name, True, error.what, where, error.hint or "")]
-    del masks
+    notes = [*notes, *masks_in_air(volume.array, masks)]
     doubts = [Finding(case.name, False, note, str(case.image)) for note in volume.notes]
     prefix = f"case {case.name!r}: "
     return doubts + [
