@@ -51,6 +51,20 @@ def test_a_plan_names_the_model_that_the_prompts_choose(capsys, scan: Path) -> N
     assert "note: the model is mome-ct-torso-tiny" in capsys.readouterr().out
 
 
+def test_a_plan_refuses_what_the_writer_would_refuse(capsys, model_folder: str, scan: Path, tmp_path: Path) -> None:
+    ready = write(tmp_path / "ready", series(POSITIONS, FrameOfReferenceUID="1.2.3.9"))
+    shared = write(tmp_path / "shared", series(POSITIONS, FrameOfReferenceUID="1.2.3.9", SOPInstanceUID="1.2.7"))
+    arguments = ["-p", "liver", "-m", model_folder, "--plan", "--writer", "dicom_seg"]
+    assert main(["segment", str(ready), *arguments]) == 0
+    assert "cannot be segmented" not in capsys.readouterr().out
+    for given, words in ((scan, "DICOM"), (shared, "SOPInstanceUID")):
+        assert main(["segment", str(given), *arguments]) == 2
+        printed = capsys.readouterr().out
+        assert "cannot be segmented" in printed and words in printed
+        assert main(["segment", str(given), *arguments[:-2]]) == 0
+        capsys.readouterr()
+
+
 @pytest.mark.parametrize("option", ["-m", "--mirror", "--writer", "--memory", "--device", "--series"])
 def test_an_empty_option_is_no_default(capsys, scan: Path, tmp_path: Path, option: str) -> None:
     """`-m "$MODEL"` with an unset variable took the default model without a word."""

@@ -27,6 +27,7 @@ def print_plans(segmenter: Segmenter, args: argparse.Namespace, dicom: DicomOpti
     from mome.inference.plan import TileCost, measured_tile, plan_scan
     from mome.inference.prepared import PreparedPrompts
     from mome.memory import process_bytes
+    from mome.volumes.archives import is_archive
 
     studies = _studies(args, dicom)
     prepared: dict[tuple[str, ...], PreparedPrompts] = {}
@@ -43,7 +44,11 @@ def print_plans(segmenter: Segmenter, args: argparse.Namespace, dicom: DicomOpti
     for study in studies:
         prompts = prepared[study.prompts]
         try:
+            writer = study.mask_writer()
+            if not is_archive(study.scan):  # a run asks about what it has unpacked
+                writer.check_source(study.scan)
             volume = read_scan(study.scan, study.frame, study.dicom)
+            writer.check_volume(volume)
             plan = plan_scan(segmenter, volume, prompts, costs[len(prompts.names)], base, read_ahead=reads_ahead)
         except InputError as error:
             failed += 1
@@ -74,6 +79,7 @@ def _studies(args: argparse.Namespace, dicom: DicomOptions) -> list[Study]:
     from mome.inference.study import Study
 
     if args.jobs is not None:
-        return read_jobs(args.jobs, job_defaults(args.prompt, frame=args.frame, dicom=dicom))
+        return read_jobs(args.jobs, job_defaults(args.prompt, writer=args.writer, frame=args.frame, dicom=dicom))
     scans = find_named_scans(args.inputs, recursive=args.recursive, leave_out=args.out)
-    return [Study(scan.name, scan.path, tuple(args.prompt), frame=args.frame, dicom=dicom) for scan in scans]
+    how: dict[str, Any] = {"writer": args.writer, "frame": args.frame, "dicom": dicom}
+    return [Study(scan.name, scan.path, tuple(args.prompt), **how) for scan in scans]
