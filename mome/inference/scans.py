@@ -17,6 +17,8 @@ from mome.volumes.scan_files import DICOM_ENDINGS, ENDINGS_HINT, is_dicom_folder
 
 # A search of a whole disk by mistake should end (our choices).
 _DEEPEST, _MOST_ENTRIES = 16, 2_000_000
+# In TotalSegmentator's data set, every subject's folder has this scan, and beside it a folder of its masks.
+_TOTALSEGMENTATOR_SCAN, _TOTALSEGMENTATOR_MASKS = "ct.nii.gz", "segmentations"
 # The longest name of a scan that is made of the folders it lies in.
 _LONGEST_NAME = 100
 
@@ -43,7 +45,8 @@ def find_named_scans(
         inputs: Files and folders.
         recursive: Also search the folders inside of a folder, except hidden ones and symbolic links. Every folder of
             DICOM files is a scan. A scan is named by its path below the folder that was given, as in
-            `patient1_study2_series3`, so that scans of one name in different folders have different masks.
+            `patient1_study2_series3`, so that scans of one name in different folders have different masks. A folder
+            `segmentations` beside a `ct.nii.gz` holds the masks of TotalSegmentator's data set and is not searched.
         leave_out: A folder that is not searched, such as that of the masks.
 
     Raises:
@@ -137,10 +140,14 @@ def _folders(folder: Path, leave_out: Path | None) -> Iterator[Path]:
                 where=str(folder),
                 hint="give the folders that hold the scans",
             )
+        masks = _TOTALSEGMENTATOR_MASKS if _TOTALSEGMENTATOR_SCAN in files else None
         folders[:] = sorted(
             name
             for name in folders
-            if not name.startswith(".") and not (path / name).is_symlink() and os.path.realpath(path / name) != excluded
+            if not name.startswith(".")
+            and name != masks
+            and not (path / name).is_symlink()
+            and os.path.realpath(path / name) != excluded
         )
         if os.path.realpath(path) != excluded or path == folder:
             yield path
