@@ -237,6 +237,23 @@ def test_openkbp_csv(tmp_path: Path) -> None:
         case.read_image()
 
 
+@pytest.mark.parametrize("orientation", ["LAS", "IPR"])
+def test_labels_whose_voxels_are_stored_in_another_order(tmp_path: Path, orientation: str) -> None:
+    """Such a pair was refused as lying on different grids; nothing has to be resampled for it."""
+    folder = nnunet(tmp_path, {"a": liver_map()})
+    (case,) = open_cases(folder, "nnunet", "lits")
+    grid = case.read_image().grid
+    expected, _ = case.read_masks(grid)
+    path = folder / "labelsTr" / "a.nii.gz"
+    image = nib.load(path)
+    there = nib.orientations.axcodes2ornt(tuple(orientation))
+    turned = image.as_reoriented(nib.orientations.ornt_transform(nib.io_orientation(image.affine), there))
+    assert "".join(nib.aff2axcodes(turned.affine)) == orientation
+    nib.save(turned, path)
+    found, _ = case.read_masks(grid)
+    assert all(np.array_equal(found[name], mask) and mask.any() for name, mask in expected.items())
+
+
 def test_manifest(tmp_path: Path) -> None:
     nnunet(tmp_path, {"a": liver_map(), "b": liver_map()})
     rows = ["image,labels,annotated,patient,split"]

@@ -12,6 +12,7 @@ from mome.errors import InputError
 from mome.labels.dataset import StructureRule
 from mome.volumes import Grid, Volume, read_label_map, read_volume
 from mome.volumes.label_map import listed_values, unnamed_values
+from mome.volumes.reordered import reordered
 from mome.volumes.structure_masks import structure_mask
 
 _OTHER_GRID = "resample the label map to the image's grid, by nearest neighbour"
@@ -69,7 +70,7 @@ class Case:
         A structure whose sides cannot be told apart is left out, with a note: it is unknown in this case.
 
         Args:
-            grid: The scan's grid, on which the masks must lie.
+            grid: The scan's grid, on which the masks must lie; their voxels may be stored in another order.
 
         Returns:
             Structure → bool (i, j, k), and notes on values without a name and on structures without a voxel.
@@ -96,8 +97,7 @@ class Case:
         return masks, notes
 
     def _from_label_map(self, path: Path, grid: Grid) -> tuple[dict[str, np.ndarray], list[str], list[int]]:
-        labels = read_label_map(path)
-        _check_grid(labels, grid, path)
+        labels = _on_grid(read_label_map(path), grid, path)
         masks, notes = dict[str, np.ndarray](), list[str]()
         unknown = unnamed_values(labels.array, self.named_values)
         ignored = int(np.isin(labels.array, list(self.ignored_values)).sum()) if self.ignored_values else 0
@@ -122,9 +122,7 @@ class Case:
         for name in self.annotated:
             union = np.zeros(grid.shape, dtype=bool)
             for path in self.masks[name]:
-                mask = read_label_map(path)
-                _check_grid(mask, grid, path)
-                union |= mask.array != 0
+                union |= _on_grid(read_label_map(path), grid, path).array != 0
             masks[name] = union
         return masks
 
@@ -133,15 +131,17 @@ class Case:
         return "" if rule is None else " + ".join(map(str, rule.values))
 
 
-def _check_grid(labels: Volume, grid: Grid, path: Path) -> None:
-    """Checks that a label map lies on the scan's grid.
+def _on_grid(labels: Volume, grid: Grid, path: Path) -> Volume:
+    """Returns a label map with its voxels in the order of the scan's, as where one is stored as LAS and one as LPS.
 
     Raises:
-        InputError: It does not.
+        InputError: It lies on another grid. Nothing is resampled.
     """
+    labels = reordered(labels, grid)
     if not grid.same_as(labels.grid, tolerance=0.01):
         raise InputError(
             "image and label map are on different grids: " + grid.difference(labels.grid),
             where=str(path),
             hint=_OTHER_GRID,
         )
+    return labels
