@@ -69,6 +69,8 @@ done
 ## Torso: scans of three subjects that mome-ct-torso-tiny has not seen
 {torso}
 
+{torso_held_out}
+
 ## Post-processing on OpenKBP
 {postprocess}
 
@@ -165,6 +167,7 @@ def main() -> None:
     storm = json.loads((HERE / "results" / "server_stress.json").read_text())
     text = TEXT.format(
         torso=torso,
+        torso_held_out=(HERE / "results" / "torso_held_out.md").read_text().strip(),
         neck_study=(HERE / "results" / "neck_study.md").read_text().partition("\n")[2].strip(),
         checked=sum(bool(step.get("ok")) for step in json.loads(CHECKS.read_text())["steps"].values()),
         postprocess=postprocess,
