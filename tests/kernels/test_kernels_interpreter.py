@@ -20,6 +20,7 @@ TIERS = [
 ]
 
 
+@pytest.mark.timeout(1200)  # the interpreter is slow, and other programs may keep the processors busy
 @pytest.mark.parametrize(("tier", "count"), TIERS)
 def test_kernels_agree_with_float64_and_reruns_are_bit_equal(tier: str, count: int) -> None:
     cases = Path(__file__).with_name("interpreted_cases.py")
