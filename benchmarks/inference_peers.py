@@ -46,9 +46,20 @@ KONFAI = {"konfai": None, "konfai_streamed": "1GiB"}  # memory budget
 
 
 def tile_logits(segmenter: Any, text_PT: Any) -> Any:
-    """A function from tiles (B, 1, D, H, W) to logits (B, P, D, H, W) of the segmenter's network."""
+    """A function from tiles (B, 1, D, H, W) to logits (B, P, D, H, W) of the segmenter's network.
+
+    It calls the network itself: what our predictor does on top, such as oneDNN for small convolutions, is ours.
+    """
+    import torch
+
     predictor = segmenter.predictor
-    return lambda tiles: predictor.decode(predictor.encode(tiles, (0, 0, 0)), text_PT)
+    model, kind = predictor.model, predictor.device.type
+
+    def logits(tiles: Any) -> Any:
+        with torch.autocast(kind, predictor.autocast, enabled=predictor.autocast is not None):
+            return model.decode(model.encode(tiles), text_PT).float()
+
+    return logits
 
 
 def monai_masks(segmenter: Any, prepared: Any, volume: Any, windows: int) -> dict[str, Any]:

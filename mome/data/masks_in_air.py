@@ -23,7 +23,8 @@ _HOLD_AIR = (
     "skull",
 )
 _AIR_HU = -300.0
-# In 170 training patients of OpenKBP, 1 % is the most; in the one whose contours are misplaced, it is 29 %. Our choice.
+# Of a brainstem, parotid gland or mandible of OpenKBP at most 3 % lies in air, and of misplaced ones 27 % and more; a
+# spinal cord of which 19 % does lies in a part of the scan that is blank. Our choice.
 _MOST = 0.1
 _FEWEST_VOXELS = 20
 
