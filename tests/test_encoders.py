@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import copy
 import importlib.util
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -354,3 +355,18 @@ def test_an_encoder_that_joins_maps_stays_on_one_device() -> None:
     """The compact U-Net may be split between its stages, which are units of their own."""
     classes = {ENCODERS.part_class(name).__name__ for name in ENCODERS.names()} - {"UNet"}
     assert classes <= set(MoME._no_split_modules)
+
+
+def test_the_decoder_frees_a_stage_once_it_is_joined_with_the_upsampled_map():
+    encoder = MoME(MoMEConfig(encoder="unet(channels=[4, 8, 8])", labels=["liver"])).encoder
+    joined: list[bool] = []
+
+    def finest_stage_is_freed(*_: object) -> None:
+        joined.append(finest() is None)
+
+    with torch.inference_mode():
+        stages = [torch.ones(1, 4, 8, 8, 8), torch.ones(1, 8, 4, 4, 4), torch.ones(1, 8, 2, 2, 2)]
+        finest = weakref.ref(stages[0])
+        encoder.decoder.fuse[-1].register_forward_pre_hook(finest_stage_is_freed)
+        encoder.decoder(stages)
+    assert joined == [True]

@@ -107,7 +107,8 @@ class Timm(Encoder):
             stages = self.pyramid(stages[-1])
         if self.stem is not None:
             stages = [self.stem(x_BCDHW), *stages]
-        return Pyramid(self.decoder(stages), stages[-1])
+        bottleneck = stages[-1]
+        return Pyramid(self.decoder(stages), bottleneck)
 
     def features(self, x_BCDHW: Tensor) -> list[Tensor]:
         """The network's features of a volume, fine to coarse, each (B, C, D, H, W).

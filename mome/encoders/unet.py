@@ -102,4 +102,6 @@ class UNet(Encoder):
                 x, routing = self.sparse[str(level)](x, context.with_stride((2**level,) * 3))
                 routings += [routing] if routing is not None else []
             stages.append(x)
-        return Pyramid(self.decoder(stages), stages[-1], tuple(routings))
+        del x  # the decoder takes the stages out of their list
+        bottleneck = stages[-1]
+        return Pyramid(self.decoder(stages), bottleneck, tuple(routings))

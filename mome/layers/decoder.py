@@ -36,10 +36,15 @@ class UNetDecoder(nn.Module):
             self.up.append(nn.ConvTranspose3d(channels[level + 1], channels[level], step, stride=step))
             self.fuse.append(ConvStack(2 * channels[level], channels[level], depth=depth, norm=norm))
 
-    def forward(self, stages: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Turns encoder stages, fine to coarse, into decoder maps, coarse to fine."""
-        x, maps = stages[-1], []
-        for up, fuse, skip in zip(self.up, self.fuse, reversed(stages[:-1]), strict=True):
-            x = fuse(torch.cat([up(x), skip], dim=1))  # (B, C_s, D_s, H_s, W_s)
+    def forward(self, stages: list[Tensor]) -> tuple[Tensor, ...]:
+        """Turns encoder stages, fine to coarse, into decoder maps, coarse to fine.
+
+        Args:
+            stages: The stages. Each is taken out of the list, so that without gradients its memory is free once it is
+                joined with the upsampled map: the convolution that follows needs more than any other.
+        """
+        x, maps = stages.pop(), []
+        for up, fuse in zip(self.up, self.fuse, strict=True):
+            x = fuse(torch.cat([up(x), stages.pop()], dim=1))  # (B, C_s, D_s, H_s, W_s)
             maps.append(x)
         return tuple(maps)
