@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from server_process import Server, save_model
+from driven_browser import DrivenBrowser
+from server_process import TOKEN, Server, save_model
 from small_models import liver_and_spleen
+from small_scans import patient_bytes
 
 from mome import MoMEProcessor
 from mome.cli.main import main
@@ -46,6 +49,18 @@ def test_prompts_choose_the_model_that_knows_them() -> None:
         "spacing_mm": [2.0, 2.0, 3.0],
     }
     assert ServedModels({"neck": stand_in("mandible")}).choose(["liver"], None) == ("neck", None)
+
+
+def test_labels_that_the_class_table_reads_otherwise_go_to_their_model() -> None:
+    """The class table reads "kidneys" as left and right; a model that has a label of this very name is meant."""
+    models = ServedModels({"first": stand_in("kidney_left", "kidney_right"), "own": stand_in("renal", "kidneys")})
+    assert models.choose(["kidneys"], None)[0] == models.choose([" kidneys "], None)[0] == "own"
+    assert models.choose(["left kidney"], None)[0] == "first"
+
+
+def test_the_current_folder_has_a_name(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(save_model(tmp_path / "mine"))
+    assert list(ServedModels.load(["."]).able()["models"]) == ["mine"]
 
 
 def test_all_bundled_models_are_served_if_none_is_named() -> None:
@@ -85,6 +100,32 @@ def test_jobs_run_in_the_model_that_was_chosen(both: Server, ct: bytes) -> None:
     assert refused.status == 422 and "knows both 'liver' and 'spleen'" in refused.json["what"]
     assert "model=liver" in refused.json["hint"]
     assert both.submit([("ct", ct)], ["liver"], model="kidney").json["what"] == "this server has no model 'kidney'"
+
+
+@pytest.mark.wide
+@pytest.mark.timeout(300)
+def test_the_page_offers_the_models(both: Server, tmp_path: Path) -> None:
+    scan = tmp_path / "a.nii.gz"
+    scan.write_bytes(gzip.compress(patient_bytes(), 1))
+    part = "document.querySelector('[data-server={}]')".format
+    browser = DrivenBrowser()
+    try:
+        browser.open(f"http://127.0.0.1:{both.port}/")
+        browser.until(f"!{part('login')}.hidden")
+        browser.run(f"{part('token')}.value = '{TOKEN}'; {part('login')}.querySelector('button').click()")
+        browser.until(f"!{part('request')}.hidden")
+        assert browser.run(f"{part('labels')}.innerText").split() == ["liver", "spleen"]
+        browser.run(
+            f"const choice = {part('model')}.querySelector('select'); choice.value = 'spleen';"
+            "choice.dispatchEvent(new Event('change'))"
+        )
+        assert browser.run(f"{part('labels')}.innerText").split() == ["spleen"]
+        browser.choose("[data-server=files]", scan)
+        browser.run(f"{part('prompts')}.value = 'liver'; {part('start')}.click()")
+        browser.until("document.documentElement.dataset.state === 'ready'")
+        assert "not trained on 'liver'" in browser.run("document.body.innerText")  # else the model liver is taken
+    finally:
+        browser.close()
 
 
 def test_clients_of_monai_label_name_the_model(both: Server, ct: bytes) -> None:
