@@ -122,7 +122,7 @@ class Segmentation:
         writer: str | dict[str, Any] = "nifti",
         overwrite: bool = False,
     ) -> list[Path]:
-        """Writes the masks: all files, or none where one of them cannot be written. Those on the same grid are replaced.
+        """Writes the masks: all files, or none where one of them cannot be written. Masks on this grid are replaced.
 
         Args:
             folder: Where the files go.
