@@ -12,7 +12,7 @@ import torch
 from driven_browser import DrivenBrowser
 from server_process import TOKEN, Server, save_model
 from small_models import liver_and_spleen
-from small_scans import patient_bytes
+from small_scans import large_body, patient_bytes
 
 from mome import MoMEProcessor
 from mome.cli.main import main
@@ -74,18 +74,36 @@ def test_two_models_of_one_name_are_refused(capsys, tmp_path: Path) -> None:
     assert code == 2 and "two models have the name 'm'" in capsys.readouterr().err
 
 
-@pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server of the small model of other tests, and of one that was trained on the spleen."""
-    folder = tmp_path_factory.mktemp("models")
+def start_both(folder: Path) -> Server:
     spleen = liver_and_spleen()
     spleen.config.trained_labels = ["spleen"]
     torch.manual_seed(32)
     spleen.text_bank.set(4 * torch.randn(2, 6))
     spleen.save_pretrained(folder / "spleen")
     MoMEProcessor(spacing=[8, 8, 8]).save_pretrained(folder / "spleen")
-    server = Server(save_model(folder / "liver"), folder / "server", "-m", str(folder / "spleen"))
+    return Server(save_model(folder / "liver"), folder / "server", "-m", str(folder / "spleen"))
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server of the small model of other tests, and of one that was trained on the spleen."""
+    server = start_both(tmp_path_factory.mktemp("models"))
     yield server
+    server.stop()
+
+
+@pytest.mark.wide
+@pytest.mark.timeout(400)
+def test_a_job_of_a_model_that_is_served_no_more_fails(tmp_path: Path, ct: bytes) -> None:
+    longer = gzip.compress(patient_bytes(large_body()), 1)
+    server = start_both(tmp_path)
+    server.wait(server.submit([("ct", longer)]).json["id"], ("running",))
+    named, free = (server.submit([("ct", ct)], ["spleen"], **how).json["id"] for how in ({"model": "spleen"}, {}))
+    server.kill()
+    server = Server(tmp_path / "liver", tmp_path / "server")  # with the same queue
+    assert server.wait(named)["error"]["what"] == "this server has no model 'spleen'"
+    found = server.wait(free)["result"]
+    assert found["model"] == "liver" and "not trained on 'spleen'" in found["structures"][0]["warning"]
     server.stop()
 
 
