@@ -37,11 +37,21 @@ class OutputError(OSError):
         super().__init__(_message(what, where, hint))
 
 
+# What torch says of it in a plain RuntimeError: its allocators, C++, and the libraries of a GPU.
+_NO_MEMORY = (
+    "DefaultCPUAllocator",
+    "can't allocate memory",
+    "std::bad_alloc",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+
+
 def lacks_memory(error: BaseException) -> bool:
     """Whether an error says that memory is not enough, on the CPU or on a GPU, from Python or from torch."""
     names = {kind.__name__ for kind in type(error).__mro__}  # torch is not imported for this
-    texts = ("DefaultCPUAllocator", "can't allocate memory")
-    return bool(names & {"MemoryError", "OutOfMemoryError"}) or any(text in str(error) for text in texts)
+    return bool(names & {"MemoryError", "OutOfMemoryError"}) or any(text in str(error) for text in _NO_MEMORY)
 
 
 def is_bug(error: BaseException) -> bool:

@@ -154,12 +154,17 @@ def test_names_in_a_cohort_never_collide(tmp_path: Path) -> None:
     assert len(set(names)) == 2 and all(len(name) <= 100 and name.endswith("_ct") for name in names)
 
 
-def test_the_masks_of_totalsegmentators_data_set_are_no_scans(tmp_path: Path) -> None:
+def test_the_masks_of_totalsegmentators_data_set_are_no_scans(tmp_path: Path, caplog) -> None:
     for name in ("s1/ct", "s1/segmentations/liver", "s2/segmentations/scan"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         nib.save(nib.Nifti1Image(np.zeros((4, 4, 4), np.int16), np.eye(4)), tmp_path / f"{name}.nii.gz")
     found = find_named_scans([tmp_path], recursive=True)
     assert [scan.name for scan in found] == ["s1_ct", "s2_segmentations_scan"]
+    # A user may keep scans in a folder of this name.
+    assert str(tmp_path / "s1" / "segmentations") in caplog.text and "left out as no scan" in caplog.text
+    caplog.clear()
+    assert [scan.name for scan in find_named_scans([tmp_path / "s1" / "segmentations"], recursive=True)] == ["liver"]
+    assert not caplog.text
 
 
 def test_a_cohort_of_dicom_series(tmp_path: Path) -> None:

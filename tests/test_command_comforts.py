@@ -65,6 +65,25 @@ def test_a_plan_refuses_what_the_writer_would_refuse(capsys, model_folder: str, 
         capsys.readouterr()
 
 
+def test_a_plan_refuses_what_the_run_would_refuse_at_once(
+    capsys, model_folder: str, scan: Path, tmp_path: Path
+) -> None:
+    command = ["segment", str(scan), "-p", "liver", "-m", model_folder]
+    ready = write(tmp_path / "ready", series(POSITIONS, FrameOfReferenceUID="1.2.3.9"))
+    mask = scan.with_name(f"{scan.name.split('.')[0]}_liver.nii.gz")
+    mask.write_bytes(scan.read_bytes())
+    for arguments, words in (
+        (["--allow-gaps"], "--allow-gaps concerns DICOM series"),
+        ([str(ready), "--multilabel", "--writer", "rtstruct"], "writes no map of ids"),
+        ([str(mask), "-o", str(scan.parent)], "a mask would overwrite its scan"),
+    ):
+        said = []
+        for last in (["--plan"], [] if "-o" in arguments else ["-o", str(tmp_path / "out")]):
+            assert main([*command, *arguments, *last]) == 2
+            said.append(capsys.readouterr().err)
+        assert words in said[0] and said[0] == said[1]
+
+
 @pytest.mark.parametrize("option", ["-m", "--mirror", "--writer", "--memory", "--device", "--series"])
 def test_an_empty_option_is_no_default(capsys, scan: Path, tmp_path: Path, option: str) -> None:
     """`-m "$MODEL"` with an unset variable took the default model without a word."""

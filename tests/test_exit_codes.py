@@ -91,6 +91,8 @@ def test_errors_of_the_system() -> None:
     # As where a model does not fit a GPU: no error of ours, and the user can mend it.
     on_gpu = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
     assert describe(on_gpu) == describe(MemoryError()) and not is_bug(on_gpu)
+    for said in ("std::bad_alloc", "CUDA error: out of memory", "cuDNN error: CUDNN_STATUS_ALLOC_FAILED"):
+        assert describe(RuntimeError(said)) == describe(MemoryError()) and not is_bug(RuntimeError(said))
     code, lines = describe(UnicodeEncodeError("ascii", "é", 0, 1, "ordinal not in range"))
     assert code == 2 and len(lines) == 3
     for error in (InputError("a", where="b\nc\x1b[31m", hint="d\ne"), OSError(13, "no", "a\nb\x1b]0;x")):

@@ -149,6 +149,20 @@ def test_masks_on_disk(tmp_path: Path) -> None:
     assert result.label_map()[2] == result.masks["spleen"].sum()
 
 
+def test_masks_of_another_scan_are_not_replaced(tmp_path: Path) -> None:
+    """They were, without a word, where two scans had the same name."""
+    segmenter = Segmenter(Contrast(), processor())
+    first, other = (segmenter.segment(blobs(AFFINES[name]), ["liver"]) for name in ("straight", "oblique"))
+    (path,) = first.save(tmp_path, "case")
+    before = path.read_bytes()
+    with pytest.raises(InputError, match="lies on another grid than this scan: .*\n  in: .*case_liver"):
+        other.save(tmp_path, "case")
+    assert path.read_bytes() == before and first.save(tmp_path, "case") == [path]  # its own may be made again
+    assert other.save(tmp_path, "case", overwrite=True) == [path] and path.read_bytes() != before
+    path.write_bytes(path.read_bytes()[:20])
+    assert first.save(tmp_path, "case") == [path] and path.read_bytes() == before
+
+
 def test_a_failing_write_leaves_no_masks(tmp_path: Path, monkeypatch) -> None:
     result = Segmenter(Contrast(), processor()).segment(blobs(AFFINES["straight"]), ["liver", "spleen"])
     real, calls = GzipWriter.close, []

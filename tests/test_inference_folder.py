@@ -66,11 +66,13 @@ def test_a_mask_never_replaces_another_scan(tmp_path: Path) -> None:
         segment_folder(Untouched(segmenter()), [tmp_path], tmp_path, ["liver"])
 
 
-def test_masks_beside_the_scans_are_not_taken_for_scans(tmp_path: Path) -> None:
+def test_masks_beside_the_scans_are_not_taken_for_scans(tmp_path: Path, caplog) -> None:
     ct(tmp_path / "ct.nii.gz")
-    for _ in range(2):
+    for is_said in (False, True):
         entries = segment_folder(segmenter(), [tmp_path], tmp_path, ["liver"])
         assert [entry["name"] for entry in entries] == ["ct"]
+        said = f"1 mask or folder of masks is left out as no scan, unless given by its path: {tmp_path}/ct_liver"
+        assert (said in caplog.text) == is_said
     assert sorted(p.name for p in tmp_path.iterdir()) == ["ct.nii.gz", "ct_liver.nii.gz", "report.json"]
     masks = tmp_path / "masks"
     table = [{"id": 1, "name": "liver"}]

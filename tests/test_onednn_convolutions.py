@@ -64,6 +64,27 @@ def test_others_stay_with_pytorch() -> None:
     assert calls(lambda: layer(x).sum().backward()) == 0 and layer.weight.grad is not None
 
 
+class Own(torch.Tensor):
+    """A user's own tensor."""
+
+
+def test_what_a_user_has_chosen_stays() -> None:
+    layer, x = torch.nn.Conv3d(4, 4, 3).eval(), torch.randn(1, 4, 6, 6, 6)
+    with torch.inference_mode(), Called() as called, OneDnnConvolutions():
+        assert isinstance(layer(x.as_subclass(Own)), Own)
+        with torch.backends.mkldnn.flags(enabled=False):
+            layer(x)
+    assert called.count == 0
+
+
+def test_a_compiled_encoder_is_read_by_the_compiler() -> None:
+    """It was not: oneDNN's convolution has no fake tensors, and every tile of a compiled model ended in an error."""
+    layer, x = torch.nn.Conv3d(4, 4, 3).eval(), torch.randn(1, 4, 6, 6, 6)
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    with torch.inference_mode(), OneDnnConvolutions():
+        torch.testing.assert_close(compiled(x), layer(x), rtol=1e-4, atol=1e-5)
+
+
 def test_the_predictor_uses_it() -> None:
     model = liver_and_spleen().eval()
     predictor = ModelPredictor(model)

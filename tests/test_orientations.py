@@ -113,7 +113,7 @@ def test_orientations_as_nifti(segmenter: Segmenter, plain: dict[str, np.ndarray
         found = segmenter.segment(path, PROMPTS)
         seen.add(found.grid.orientation)
         compare(found, plain, 0.995)
-        written = [nib.load(file) for file in found.save(tmp_path / "out", "ct")]
+        written = [nib.load(file) for file in found.save(tmp_path / "out", "ct", overwrite=True)]
         for name, image in zip(PROMPTS, written, strict=True):  # the files, and not only the arrays
             assert dice(np.asarray(nib.as_closest_canonical(image).dataobj), plain[name]) >= 0.995
     assert len(seen) == len(EVERY[::every]) and len(EVERY) == 48

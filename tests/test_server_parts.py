@@ -214,6 +214,8 @@ def test_errors_do_not_tell_the_servers_paths_or_the_scans_values(tmp_path: Path
     except ValueError as bug:
         assert "Eisenbart" not in str(public_error(bug, folder)) and "ValueError" in str(public_error(bug, folder))
         assert place_of(bug).startswith("ValueError at ")
+    refused = public_error(PermissionError(13, "Permission denied", where), folder)  # no bug, as in a run of folders
+    assert "system refused a file" in refused["what"] and "bug" not in str(refused) and str(folder) not in str(refused)
 
 
 def test_texts_before_an_upload_keep_their_slashes() -> None:

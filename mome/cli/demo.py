@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
         result = segmenter.segment(
             volume, prompts, progress=lambda done, total: bar.update(task, completed=done, total=total)
         )
-    paths = result.save(args.out, name)
+    paths = result.save(args.out, name, overwrite=True)  # what may be replaced was checked
     if args.ct is None:
         paths.insert(0, _write_ct(args.out / "phantom_ct.nii.gz", volume))
     paths.append(save_preview(args.out / f"{name}_preview.png", volume, result.masks))

@@ -24,12 +24,18 @@ def print_plans(segmenter: Segmenter, args: argparse.Namespace, dicom: DicomOpti
     """
     from mome.errors import InputError
     from mome.inference.loaded_scan import read_scan
+    from mome.inference.output_checks import check_dicom_options, check_names, check_outputs
     from mome.inference.plan import TileCost, measured_tile, plan_scan
     from mome.inference.prepared import PreparedPrompts
     from mome.memory import process_bytes
     from mome.volumes.archives import is_archive
+    from mome.volumes.writers.base import one_file_per_structure
 
     studies = _studies(args, dicom)
+    for study in {(study.writer, study.multilabel): study for study in studies}.values():
+        one_file_per_structure(study.mask_writer(), multilabel=study.multilabel)
+    check_names(studies)
+    check_dicom_options(studies)
     prepared: dict[tuple[str, ...], PreparedPrompts] = {}
     costs: dict[int, TileCost] = {}
     for study in studies:
@@ -37,6 +43,9 @@ def print_plans(segmenter: Segmenter, args: argparse.Namespace, dicom: DicomOpti
             prepared[study.prompts] = prompts = segmenter.prepare(list(study.prompts))
             if len(prompts.names) not in costs:
                 costs[len(prompts.names)] = measured_tile(segmenter, prompts)
+    if args.out is not None:
+        structures = [[prompt.name for prompt in prepared[study.prompts].prompts] for study in studies]
+        check_outputs(studies, structures, args.out)
     found: list[dict[str, Any]] = []
     printed: set[str] = set()
     base, failed = process_bytes(), 0
@@ -78,8 +87,8 @@ def _studies(args: argparse.Namespace, dicom: DicomOptions) -> list[Study]:
     from mome.inference.scans import find_named_scans
     from mome.inference.study import Study
 
+    how: dict[str, Any] = {"multilabel": args.multilabel, "writer": args.writer, "frame": args.frame, "dicom": dicom}
     if args.jobs is not None:
-        return read_jobs(args.jobs, job_defaults(args.prompt, writer=args.writer, frame=args.frame, dicom=dicom))
+        return read_jobs(args.jobs, job_defaults(args.prompt, **how))
     scans = find_named_scans(args.inputs, recursive=args.recursive, leave_out=args.out)
-    how: dict[str, Any] = {"writer": args.writer, "frame": args.frame, "dicom": dicom}
     return [Study(scan.name, scan.path, tuple(args.prompt), **how) for scan in scans]

@@ -67,7 +67,10 @@ def best_model(
     wanted: list[str] = []
     for prompt in [prompts] if isinstance(prompts, str) else list(prompts or ()):
         if isinstance(prompt, str):  # anything else is refused where prompts are understood
-            wanted += table.resolve(prompt).names or (prompt.strip(),)
+            text = prompt.strip()
+            # Models read their own labels before the class table, which may take one for a structure of its own.
+            is_own = text not in table and any(text in labels for labels in known.values())
+            wanted += (not is_own and table.resolve(prompt).names) or (text,)
     found = {model: [name for name in dict.fromkeys(wanted) if name in labels] for model, labels in known.items()}
     model = max(found, key=lambda name: len(found[name]))  # max keeps the first of equals
     for other, names in found.items():

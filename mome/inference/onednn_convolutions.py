@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -23,13 +24,18 @@ _SMALL = 20_480
 class OneDnnConvolutions(TorchFunctionMode):
     """Within this context, 3-D convolutions that PyTorch would compute by its own code are computed by oneDNN.
 
-    Only float32 without gradients, without groups, and outside of autocast. Sums are rounded in another order.
+    Only float32 without gradients, without groups, and outside of autocast. Sums are rounded in another order. Code
+    that is being compiled and subclasses of `Tensor` are left alone, and everything is where the user has switched
+    oneDNN off (`torch.backends.mkldnn`).
     """
 
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Calls a function of torch, or oneDNN in its place."""
+        # A user's compiled encoder is traced through this function; the compiler cannot read oneDNN's convolution.
+        if torch.compiler.is_compiling():
+            return function(*args, **(kwargs or {}))
         if function is F.conv3d and not kwargs and len(args) == 7 and _goes_to_pytorch(*args):
             volume, weight, bias, stride, padding, dilation, groups = args
             return torch.ops.aten.mkldnn_convolution(
@@ -44,10 +50,13 @@ def _goes_to_pytorch(
     """Whether PyTorch computes this convolution by its own code, and oneDNN could compute it."""
     lists = all(isinstance(value, tuple) and len(value) == 3 for value in (stride, padding, dilation))
     tensors = [volume, weight, *([] if bias is None else [bias])]
-    plain = all(t.device.type == "cpu" and t.dtype == torch.float32 and t.layout == torch.strided for t in tensors)
+    plain = all(type(t) in (Tensor, Parameter) and t.device.type == "cpu" for t in tensors)
+    plain = plain and all(t.dtype == torch.float32 and t.layout == torch.strided for t in tensors)
     if not (lists and plain and groups == 1 and volume.dim() == 5 and volume.shape[0] == 1):
         return False
-    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or not torch.backends.mkldnn.is_available():
+    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        return False
+    if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
         return False
     # Of kernels of one voxel, both are equally fast.
     return max(weight.shape[2:]) > 1 and volume.shape[1] * volume.shape[2] * volume.shape[3] <= _SMALL

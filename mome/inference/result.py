@@ -14,6 +14,7 @@ from mome.inference.probabilities import ProbabilityMaps
 from mome.labels import load_table
 from mome.prompts import Prompt
 from mome.volumes import Grid, Volume
+from mome.volumes.earlier_masks import refuse_masks_on_other_grids
 from mome.volumes.mask_names import mask_paths, refuse_to_overwrite
 from mome.volumes.mask_set import MaskSet
 from mome.volumes.writers.base import build_writer, one_file_per_structure
@@ -113,19 +114,26 @@ class Segmentation:
         )
 
     def save(
-        self, folder: str | Path, stem: str, *, multilabel: bool = False, writer: str | dict[str, Any] = "nifti"
+        self,
+        folder: str | Path,
+        stem: str,
+        *,
+        multilabel: bool = False,
+        writer: str | dict[str, Any] = "nifti",
+        overwrite: bool = False,
     ) -> list[Path]:
-        """Writes the masks: all files, or none where one of them cannot be written.
+        """Writes the masks: all files, or none where one of them cannot be written. Masks on this grid are replaced.
 
         Args:
             folder: Where the files go.
             stem: The scan's name in the file names, as in `<stem>_<prompt>.nii.gz`.
             multilabel: Write one file `<stem>.nii.gz` of the class table's ids, smaller structures over larger ones.
             writer: A name from `mome.volumes.WRITERS`, as a config string or dict.
+            overwrite: Replace NIfTI files that lie on another grid, as those of another scan do.
 
         Raises:
             InputError: `stem` is no name, there is no such writer or it cannot write this, a mask would overwrite the
-                scan, or two prompts give one file name.
+                scan or, without `overwrite`, a file on another grid, or two prompts give one file name.
             OutputError: The disk is full or the folder cannot be written.
         """
         if not stem or Path(stem).name != stem:
@@ -137,6 +145,8 @@ class Segmentation:
         names = [prompt.name for prompt in self.prompts]
         paths = mask_paths(folder, stem, names, ending=chosen.ending, separate=separate)
         refuse_to_overwrite([self.source] if self.source else [], paths)
+        if not overwrite:
+            refuse_masks_on_other_grids(paths, self.grid)
         chosen.check_source(self.source)
         masks = self.mask_set()
         written: list[Path] = []

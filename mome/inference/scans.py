@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mome.errors import InputError
+from mome.printable import printable
 from mome.volumes import read_label_table
 from mome.volumes.archives import is_archive
 from mome.volumes.mask_names import check_different_names, safe_characters
 from mome.volumes.other_files import series_hint
 from mome.volumes.scan_files import DICOM_ENDINGS, ENDINGS_HINT, is_dicom_folder, is_nifti, listed, scans_in, stem
+
+logger = logging.getLogger(__name__)
 
 # A search of a whole disk by mistake should end (our choices).
 _DEEPEST, _MOST_ENTRIES = 16, 2_000_000
@@ -41,6 +45,8 @@ def find_named_scans(
 ) -> list[NamedScan]:
     """Returns the scans of files and folders, with their names; see `find_scans`. ZIP archives are scans here.
 
+    A warning is logged of masks that are left out.
+
     Args:
         inputs: Files and folders.
         recursive: Also search the folders inside of a folder, except hidden ones and symbolic links. Every folder of
@@ -54,13 +60,15 @@ def find_named_scans(
             files and folders to search.
     """
     found: list[NamedScan] = []
+    masks: list[Path] = []
     for given in map(Path, inputs):
         if not given.is_dir():
             found.append(NamedScan(stem(given), given))
         elif recursive:
-            found += _below(given, leave_out)
+            found += _below(given, leave_out, masks)
         else:
-            found += [NamedScan(stem(path), path) for path in _with_archives(given)]
+            found += [NamedScan(stem(path), path) for path in _with_archives(given, masks)]
+    _say_what_is_left_out(masks)
     check_different_names((scan.name, scan.path) for scan in found)
     return found
 
@@ -78,49 +86,70 @@ def find_scans(inputs: Sequence[str | Path]) -> list[Path]:
         InputError: A folder holds no scans, or the masks of two scans would have the same name.
     """
     scans: list[Path] = []
+    masks: list[Path] = []
     for given in map(Path, inputs):
-        scans += _scans_of_folder(given) if given.is_dir() else [given]
+        scans += _scans_of_folder(given, masks) if given.is_dir() else [given]
+    _say_what_is_left_out(masks)
     check_different_names((stem(scan), scan) for scan in scans)
     return scans
 
 
-def _with_archives(folder: Path) -> list[Path]:
+def _say_what_is_left_out(masks: list[Path]) -> None:
+    """Warns of masks, and of folders of masks, that are not segmented: one may be a scan for its user."""
+    if masks:
+        names = ", ".join(printable(str(path)) for path in masks[:3]) + (", …" if len(masks) > 3 else "")
+        what = "1 mask or folder of masks is" if len(masks) == 1 else f"{len(masks)} masks or folders of masks are"
+        logger.warning("%s left out as no scan, unless given by its path: %s", what, names)
+
+
+def _without_masks(paths: list[Path], masks: list[Path]) -> list[Path]:
+    """Returns the paths that are no masks of `mome`, and adds the others to `masks`."""
+    scans: list[Path] = []
+    for path in paths:
+        (masks if _is_mask(path) else scans).append(path)
+    return scans
+
+
+def _with_archives(folder: Path, masks: list[Path]) -> list[Path]:
     """Returns the scans of a folder and its ZIP archives, sorted; a DICOM folder is one scan."""
     archives = _archives(folder)
     if not archives or is_dicom_folder(folder):
-        return _scans_of_folder(folder)
-    return sorted([*(path for path in scans_in(folder) if not _is_mask(path)), *archives])
+        return _scans_of_folder(folder, masks)
+    return sorted([*_without_masks(scans_in(folder), masks), *archives])
 
 
 def _archives(folder: Path) -> list[Path]:
     return [path for path in listed(folder) if is_archive(path) and not path.name.startswith(".")]
 
 
-def _below(folder: Path, leave_out: Path | None) -> list[NamedScan]:
+def _below(folder: Path, leave_out: Path | None, masks: list[Path]) -> list[NamedScan]:
     """Returns the scans in a folder and in all folders inside of it.
 
     Raises:
         InputError: There are none, or too many files and folders.
     """
     found = [
-        NamedScan(_name_below(folder, path), path) for place in _folders(folder, leave_out) for path in _held(place)
+        NamedScan(_name_below(folder, path), path)
+        for place in _folders(folder, leave_out, masks)
+        for path in _held(place, masks)
     ]
     if not found:
         raise InputError("neither the folder nor those inside hold scans", where=str(folder), hint=ENDINGS_HINT)
     return found
 
 
-def _held(folder: Path) -> list[Path]:
+def _held(folder: Path, masks: list[Path]) -> list[Path]:
     """Returns the scans that lie in a folder itself; none where it holds other files only."""
     if is_dicom_folder(folder):
         return [folder]
-    return sorted(
-        [*(path for path in scans_in(folder) if not _is_mask(path) and not path.is_dir()), *_archives(folder)]
-    )
+    files = [path for path in scans_in(folder) if not path.is_dir()]
+    return sorted([*_without_masks(files, masks), *_archives(folder)])
 
 
-def _folders(folder: Path, leave_out: Path | None) -> Iterator[Path]:
-    """Yields a folder and those inside of it, sorted, except hidden ones, symbolic links and `leave_out`."""
+def _folders(folder: Path, leave_out: Path | None, left_out: list[Path]) -> Iterator[Path]:
+    """Yields a folder and those inside of it, sorted, except hidden ones, symbolic links and `leave_out`; folders of
+    masks of TotalSegmentator's data set are added to `left_out`.
+    """
 
     def stop(error: OSError) -> None:
         raise InputError(
@@ -141,6 +170,7 @@ def _folders(folder: Path, leave_out: Path | None) -> Iterator[Path]:
                 hint="give the folders that hold the scans",
             )
         masks = _TOTALSEGMENTATOR_MASKS if _TOTALSEGMENTATOR_SCAN in files else None
+        left_out += [path / masks] if masks in folders and masks is not None else []
         folders[:] = sorted(
             name
             for name in folders
@@ -165,12 +195,12 @@ def _name_below(folder: Path, scan: Path) -> str:
     return f"{digest}_{name[-(_LONGEST_NAME - 10) :]}"
 
 
-def _scans_of_folder(folder: Path) -> list[Path]:
+def _scans_of_folder(folder: Path, masks: list[Path]) -> list[Path]:
     files = [path for path in listed(folder) if path.is_file() and not path.name.startswith(".")]
     if any(path.suffix.lower() in DICOM_ENDINGS for path in files):
         return [folder]
     volumes = scans_in(folder)
-    scans = [path for path in volumes if not _is_mask(path)]
+    scans = _without_masks(volumes, masks)
     if not scans and is_dicom_folder(folder):
         return [folder]
     if not scans and (volumes or not files):

@@ -120,7 +120,8 @@ class StudyRun:
         phases = Phases()
         part = file_part(study.name)
         result.model_version = self.request["model"]
-        paths = result.save(self._out, part, multilabel=study.multilabel, writer=study.writer)
+        # The run has checked what it may replace.
+        paths = result.save(self._out, part, multilabel=study.multilabel, writer=study.writer, overwrite=True)
         overlap = result.label_map()[2] if study.multilabel else None
         structures = result.summary()
         if result.statistics is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,7 @@ class ServedModels:
         """
         from mome.inference import Segmenter
 
-        names = [Path(model).name for model in models]
+        names = [Path(os.path.abspath(model)).name for model in models]  # "." is a folder, too
         for place, name in enumerate(names):
             if name in names[:place]:
                 raise InputError(f"two models have the name {name!r:.60}", hint="rename the folder of one of them")

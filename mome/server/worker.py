@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from mome.errors import InputError, OutputError, lacks_memory
+from mome.errors import InputError, OutputError, is_bug, lacks_memory
 from mome.server.client_words import in_client_words
 from mome.server.http_errors import error_body
 from mome.server.log import place_of
@@ -204,6 +204,8 @@ def public_error(error: Exception, folder: Path | None) -> dict[str, Any]:
         return error_body(what or "", where, in_client_words(hint) if isinstance(error, InputError) else _DISK_HINT)
     if lacks_memory(error):
         return error_body("the memory of the server is not enough for this scan", hint="a smaller scan, fewer prompts")
+    if not is_bug(error):
+        return error_body(f"the server's system refused a file or a name: {place_of(error)}", hint=_DISK_HINT)
     return error_body(f"this is a bug in mome: {place_of(error)}", hint="report it, with the version and this line")
 
 

@@ -61,13 +61,21 @@
     momeViewer.headers = headers();
     part("login").hidden = true;
     part("request").hidden = false;
-    const labels = able.trained_labels.length ? able.trained_labels : able.labels;
-    part("labels").replaceChildren(...labels.map((label) => button(label.replaceAll("_", " "), () => addPrompt(label))));
+    offer(able);
+    const choice = element("select", { name: "model" }, element("option", { value: "" }, "chosen by the prompts"),
+      ...Object.keys(able.models).map((name) => element("option", { value: name }, name)));
+    choice.addEventListener("change", () => offer(able.models[choice.value] || able));
+    part("model").replaceChildren(...(Object.keys(able.models).length > 1 ? [element("label", {}, "model", choice)] : []));
     const order = Object.keys(FORMAT_NAMES);
     const place = (name) => (order.includes(name) ? order.indexOf(name) : order.length);
     const formats = able.formats.filter((name) => !HIDDEN_FORMATS.includes(name)).sort((a, b) => place(a) - place(b));
     part("formats").replaceChildren(...formats.map((name) => element("label", {},
       element("input", { type: "checkbox", value: name, checked: name === "nifti" }), formatName(name))));
+  }
+
+  function offer(able) {
+    const labels = able.trained_labels.length ? able.trained_labels : able.labels;
+    part("labels").replaceChildren(...labels.map((label) => button(label.replaceAll("_", " "), () => addPrompt(label))));
   }
 
   function addPrompt(label) {
@@ -121,6 +129,8 @@
     if (!prompts().length) return tell("Name at least one structure.", true);
     const body = new FormData();
     prompts().forEach((prompt) => body.append("prompt", prompt));
+    const model = part("model").querySelector("select");
+    if (model && model.value) body.append("model", model.value);
     body.append("output", "viewer");
     part("formats").querySelectorAll("input:checked").forEach((box) => body.append("output", box.value));
     for (const field of part("options").querySelectorAll("input")) {
