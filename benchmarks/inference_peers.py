@@ -133,7 +133,11 @@ def run_side(side: str, scan: Path, masks: Path, windows: int) -> dict[str, Any]
             call = ours if side in OURS else monai
             if side == "monai":
                 import monai.inferers  # noqa: F401  # loading it is no part of the run
-        logits(torch.zeros(1, 1, *patch))
+        empty = torch.zeros(1, 1, *patch)
+        if side in OURS:  # with what our predictor adds to the network, such as a compiled head
+            segmenter.predictor.decode(segmenter.predictor.encode(empty, (0, 0, 0)), text_PT)
+        else:
+            logits(empty)
         network.reset()
         before = reset_peak()
         began = time.perf_counter()
