@@ -357,16 +357,19 @@ def test_an_encoder_that_joins_maps_stays_on_one_device() -> None:
     assert classes <= set(MoME._no_split_modules)
 
 
-def test_the_decoder_frees_a_stage_once_it_is_joined_with_the_upsampled_map():
+def test_the_decoder_frees_a_stage_once_it_is_joined_with_the_upsampled_map() -> None:
     encoder = MoME(MoMEConfig(encoder="unet(channels=[4, 8, 8])", labels=["liver"])).encoder
-    joined: list[bool] = []
+    freed: list[bool] = []
 
     def finest_stage_is_freed(*_: object) -> None:
-        joined.append(finest() is None)
+        freed.append(finest() is None)
 
     with torch.inference_mode():
         stages = [torch.ones(1, 4, 8, 8, 8), torch.ones(1, 8, 4, 4, 4), torch.ones(1, 8, 2, 2, 2)]
         finest = weakref.ref(stages[0])
         encoder.decoder.fuse[-1].register_forward_pre_hook(finest_stage_is_freed)
         encoder.decoder(stages)
-    assert joined == [True]
+    assert freed == [True]
+    one_too_many = [torch.ones(1, width, side, side, side) for width, side in ((2, 16), (4, 8), (8, 4), (8, 2))]
+    with torch.inference_mode(), pytest.raises(ValueError, match="zip"):
+        encoder.decoder(one_too_many)

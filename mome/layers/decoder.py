@@ -44,7 +44,7 @@ class UNetDecoder(nn.Module):
                 joined with the upsampled map: the convolution that follows needs more than any other.
         """
         x, maps = stages.pop(), []
-        for up, fuse in zip(self.up, self.fuse, strict=True):
+        for up, fuse, _ in zip(self.up, self.fuse, range(len(stages)), strict=True):
             x = fuse(torch.cat([up(x), stages.pop()], dim=1))  # (B, C_s, D_s, H_s, W_s)
             maps.append(x)
         return tuple(maps)
