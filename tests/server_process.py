@@ -59,18 +59,14 @@ class Server:
         folder: Where the log and, in `data`, the queue go.
         options: Further options of the command.
         token: The token; None for none.
-        grace_s: Seconds that a running job may take after SIGTERM; None for the server's own.
+        prelude: Python code that runs before the command, in its process.
     """
 
-    def __init__(
-        self, model: Path, folder: Path, *options: str, token: str | None = TOKEN, grace_s: float | None = None
-    ) -> None:
+    def __init__(self, model: Path, folder: Path, *options: str, token: str | None = TOKEN, prelude: str = "") -> None:
         self.folder, self.data, self.token = folder, folder / "data", token
         program = ["-m", "mome.cli.main"]
-        if grace_s is not None:
-            script = "import sys, functools; import mome.server.run as run; from mome.cli.main import main; "
-            script += f"run.serve = functools.partial(run.serve, grace_s={grace_s}); sys.exit(main(sys.argv[1:]))"
-            program = ["-c", script]
+        if prelude:
+            program = ["-c", f"{prelude}\nimport sys\nfrom mome.cli.main import main\nsys.exit(main(sys.argv[1:]))"]
         self._command = [sys.executable, *program, "serve", "-m", str(model), "--threads", "1"]
         self._command += ["--data", str(self.data), *options]
         self.port = 0

@@ -19,6 +19,21 @@ for package in ("fastapi", "uvicorn", "python_multipart", "dicomweb_client", "hi
     pytest.importorskip(package, reason="the server needs mome[serve,dicom,dicomweb]")
 pytestmark = [pytest.mark.wide, pytest.mark.timeout(400)]
 
+NO_GRACE = """
+import functools
+import mome.server.run as run
+run.serve = functools.partial(run.serve, grace_s=0.0)
+"""
+LATE = """
+import asyncio
+import uvicorn
+startup = uvicorn.Server.startup
+async def late(self, sockets=None):
+    await asyncio.sleep(1)
+    await startup(self, sockets)
+uvicorn.Server.startup = late
+"""
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -43,7 +58,7 @@ def gone(process: int) -> bool:
 
 
 def test_a_server_stops_is_killed_and_goes_on(model: Path, tmp_path: Path, ct: bytes, longer: bytes) -> None:
-    server = Server(model, tmp_path / "server", token=None, grace_s=0.0)
+    server = Server(model, tmp_path / "server", token=None, prelude=NO_GRACE)
     first, second = (server.submit([("a", data)]).json["id"] for data in (longer, ct))
     server.wait(first, ["running"])
     (worker,) = server.workers()
@@ -66,6 +81,12 @@ def test_a_server_stops_is_killed_and_goes_on(model: Path, tmp_path: Path, ct: b
     # The graceful stop did not count as an attempt; the two kills did.
     assert "the server ended 2 times while this job ran" in server.wait(first)["error"]["what"]
     assert server.wait(second)["state"] == "done"
+    assert server.stop() == 143
+
+
+def test_who_reads_the_address_in_the_log_may_connect_at_once(model: Path, tmp_path: Path) -> None:
+    server = Server(model, tmp_path / "server", token=None, prelude=LATE)
+    assert server.ask("GET", "/health").status == 200
     assert server.stop() == 143
 
 

@@ -89,7 +89,11 @@ async def _serve(settings: ServerSettings, root: Path, listening: socket.socket,
         queue = JobQueue(settings, folders, store, Metrics())
 
         class Server(uvicorn.Server):
-            """Ends the streams of events when a signal comes; they would delay the end."""
+            """Logs the address once it takes connections, and ends the streams of events at a signal."""
+
+            async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+                await super().startup(sockets)
+                _say_where(settings.host, listening.getsockname()[1])
 
             def handle_exit(self, sig: int, frame: FrameType | None) -> None:
                 super().handle_exit(sig, frame)
@@ -110,13 +114,6 @@ async def _serve(settings: ServerSettings, root: Path, listening: socket.socket,
         )
         server = Server(config)
         await _start(queue)
-        port = listening.getsockname()[1]
-        host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        LOGGER.info("listening at http://%s:%d", host, port)
-        if not is_loopback(settings.host):
-            LOGGER.warning(
-                "without TLS, anybody on the network can read scans and the token: put a proxy with TLS before it"
-            )
         try:
             await server.serve(sockets=[listening])
         finally:
@@ -124,6 +121,15 @@ async def _serve(settings: ServerSettings, root: Path, listening: socket.socket,
             LOGGER.info("stopped")
     finally:
         store.close()
+
+
+def _say_where(host: str, port: int) -> None:
+    """Logs the address, after which a client may connect at once."""
+    LOGGER.info("listening at http://%s:%d", f"[{host}]" if ":" in host else host, port)
+    if not is_loopback(host):
+        LOGGER.warning(
+            "without TLS, anybody on the network can read scans and the token: put a proxy with TLS before it"
+        )
 
 
 async def _start(queue: JobQueue) -> None:
