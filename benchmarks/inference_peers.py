@@ -41,6 +41,7 @@ from processes import commit_of, in_turns, machine, medians, packages_of, probe,
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 PROMPTS = 32
+OVERLAP = 0.5
 OURS = ("exact", "default", "default_fp32", "compiled")
 KONFAI = {"konfai": None, "konfai_streamed": "1GiB"}  # memory budget
 
@@ -78,7 +79,7 @@ def monai_masks(segmenter: Any, prepared: Any, volume: Any, windows: int) -> dic
     logits = tile_logits(segmenter, prepared.text_PT.to(predictor.device))
     tensor, grid = segmenter.processor.to_network(volume)
     stitched = sliding_window_inference(
-        tensor.to(predictor.device), predictor.patch_size, windows, logits, overlap=0.5, mode="gaussian"
+        tensor.to(predictor.device), predictor.patch_size, windows, logits, overlap=OVERLAP, mode="gaussian"
     )
     # Both grids begin at the same outer face, and the network's reaches beyond the scan's by less than a voxel.
     factors = tuple(a / b for a, b in zip(grid.spacing, volume.spacing, strict=True))
@@ -101,7 +102,7 @@ def run_side(side: str, scan: Path, masks: Path, windows: int) -> dict[str, Any]
     from mome.volumes import read_volume
 
     volume = read_volume(scan)
-    segmenter = Segmenter(MODEL, **MODES[side if side in OURS else "exact"])
+    segmenter = Segmenter(MODEL, overlap=OVERLAP, **MODES[side if side in OURS else "exact"])
     prepared = segmenter.prepare(list(segmenter.model.config.labels[:PROMPTS]))
     patch, text_PT, processor = segmenter.predictor.patch_size, prepared.text_PT, segmenter.processor
     network = NetworkTime(segmenter.predictor.model)
@@ -126,7 +127,7 @@ def run_side(side: str, scan: Path, masks: Path, windows: int) -> dict[str, Any]
                 weights,
                 patch,
                 processor.spacing,
-                overlap=min(patch) // 2,
+                overlap=int(OVERLAP * min(patch)),
                 memory_budget=KONFAI[side],
             )
         else:

@@ -169,6 +169,7 @@ def main() -> None:
     parser.add_argument("--model", default="mome-ct-torso-tiny")
     parser.add_argument("--held-out", action="store_true", help="score what settings are chosen on; write nothing")
     parser.add_argument("--air", type=float, default=0.0, help="mm of air around held-out scans")
+    parser.add_argument("--overlap", type=float, help="of tiles, 0 to 0.9; the model says where not given")
     parser.add_argument("--figures", type=Path, help="folder for PNG files")
     parser.add_argument("--threads", type=int, default=0)
     args = parser.parse_args()
@@ -177,7 +178,7 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     data = Path(os.environ["MOME_TEST_DATA"])
-    segmenter = Segmenter(args.model)
+    segmenter = Segmenter(args.model, overlap=args.overlap)
     rows = []
     for scan in held_out(data) if args.held_out else left_out(data):
         found = score(segmenter, with_air(scan, args.air) if args.air else scan, args.figures)

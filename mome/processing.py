@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 # At this angle, masks of the bundled model on a grid that is turned with the scan are as close to those of the upright
 # patient as masks on an upright grid; beyond it they are worse (`benchmarks/results/orientations.md`).
 LARGEST_ROTATION_DEG = 10.0
+# The overlap of tiles of nnU-Net, for models that name no other.
+USUAL_OVERLAP = 0.5
 # Written into preprocessor_config.json, so that AutoProcessor finds this class.
 _AUTO_MAP = {"AutoProcessor": "modeling_mome.MoMEProcessor"}
 # Keys that transformers writes into preprocessor_config.json or sets on the object.
@@ -55,6 +57,8 @@ class MoMEProcessor(ImageProcessingMixin):
         padding_hu: HU outside the scan.
         postprocess: Rules of post-processing that `Segmenter` applies to masks unless it is told otherwise: structure →
             config strings, `*` for every structure, as in `{"spinal_cord": ["keep_near(mm=10)"]}`.
+        overlap: The share of a tile that its neighbour covers too, 0 to 0.9, which `Segmenter` takes unless it is told
+            otherwise. Less overlap means fewer tiles and less time; how much a model needs has to be measured.
 
     Settings are also checked when they are set later, so that a typo cannot move a model to another grid unnoticed.
 
@@ -71,6 +75,7 @@ class MoMEProcessor(ImageProcessingMixin):
         hu_window: tuple[float, float] | list[float] = (-175.0, 250.0),
         padding_hu: float = -1024.0,
         postprocess: Mapping[str, Sequence[str]] | None = None,
+        overlap: float = USUAL_OVERLAP,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -79,6 +84,7 @@ class MoMEProcessor(ImageProcessingMixin):
         self.hu_window = hu_window
         self.padding_hu = padding_hu
         self.postprocess = postprocess
+        self.overlap = overlap
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in SETTINGS:
@@ -155,9 +161,10 @@ class MoMEProcessor(ImageProcessingMixin):
         return {key: value for key, value in found.items() if key in SETTINGS}, unused
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns what preprocessor_config.json holds; rules of post-processing only where there are some."""
+        """Returns what preprocessor_config.json holds; an overlap and rules only where they are not the usual ones."""
         held = {**super().to_dict(), "auto_map": dict(_AUTO_MAP)}
-        return held if held.get("postprocess") else {k: v for k, v in held.items() if k != "postprocess"}
+        usual = {"postprocess": None, "overlap": USUAL_OVERLAP}
+        return {key: value for key, value in held.items() if key not in usual or value != usual[key]}
 
     def to_json_file(self, json_file_path: str | os.PathLike) -> None:
         """Writes preprocessor_config.json with the checksums of its settings."""

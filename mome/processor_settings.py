@@ -11,7 +11,7 @@ from mome.checksums import CHECKSUMS, changed_keys
 from mome.errors import InputError, did_you_mean
 
 PROCESSOR_FILE = "preprocessor_config.json"
-SETTINGS = ("spacing", "orientation", "hu_window", "padding_hu", "postprocess")
+SETTINGS = ("spacing", "orientation", "hu_window", "padding_hu", "postprocess", "overlap")
 _REPLACEMENTS = {
     "spacing": "spacing=[1.5, 1.5, 1.5]",
     "hu_window": "hu_window=[-175, 250]",
@@ -101,6 +101,9 @@ def checked_setting(name: str, value: Any) -> Any:
 
     if name == "postprocess":
         return checked_rules(value or {}) or None
+    if name == "overlap":
+        check_overlap(value)
+        return float(value)
     if name == "orientation":
         return orientation_letters(parse_orientation(value))
     if name == "padding_hu":
@@ -114,6 +117,16 @@ def checked_setting(name: str, value: Any) -> Any:
     if name == "hu_window" and not (real and len(numbers) == 2 and numbers[0] < numbers[1]):
         raise InputError(f"hu_window is (low, high) in HU with low < high, got {value!r:.60}")
     return [float(item) for item in numbers]
+
+
+def check_overlap(value: Any) -> None:
+    """Checks the share of a tile that its neighbour covers too.
+
+    Raises:
+        InputError: It is none from 0 to 0.9.
+    """
+    if not _is_number(value) or not 0 <= value <= 0.9:
+        raise InputError(f"overlap is from 0 to 0.9, got {value!r:.60}")
 
 
 def _is_number(value: Any) -> bool:

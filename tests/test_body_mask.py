@@ -14,6 +14,7 @@ from mome.inference import Segmenter
 from mome.inference.body_mask import body_mask
 from mome.inference.precision import LOWEST_DICE, MEASURED_IN_BFLOAT16, chosen_precision
 from mome.inference.stream import wanted_tiles
+from mome.inference.tiles import tile_steps
 from mome.metrics import dice
 from mome.module_objects import weights_sha256
 from mome.processing import MoMEProcessor
@@ -54,9 +55,10 @@ def test_the_box_holds_the_patient_with_its_lungs(angles: tuple[float, float, fl
     places = np.c_[inside, np.ones(len(inside))] @ scan.affine.T @ np.linalg.inv(mask.grid.affine).T
     assert places[:, :3].min() > -0.51 and (places[:, :3] - mask.grid.shape).max() < -0.49
     assert np.prod(mask.grid.shape) < 0.6 * np.prod(network.shape)
+    steps = tile_steps(network.shape, PATCH, 0.5)
     # every tile inside of a lung is wanted, and the box of one tile somewhere in the air is not
-    tiles = wanted_tiles(mask.grid.shape, PATCH, 0.5, mask.wants)
-    assert 0 < len(tiles) <= len(wanted_tiles(mask.grid.shape, PATCH, 0.5))
+    tiles = wanted_tiles(mask.grid.shape, PATCH, steps, mask.wants)
+    assert 0 < len(tiles) <= len(wanted_tiles(mask.grid.shape, PATCH, steps))
     lung = np.linalg.inv(mask.grid.affine) @ scan.affine @ np.array([48, 35, 30, 1.0])
     at = [int(value) for value in lung[:3]]
     assert mask.wants(tuple((a, a + 1) for a in at))

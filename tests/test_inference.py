@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from mome.inference.packed import PackedMasks
 from mome.inference.planes import PlaneStream
 from mome.inference.predictor import ModelPredictor
 from mome.inference.stream import stream_logits
-from mome.inference.tiles import tile_starts
+from mome.inference.tiles import tile_starts, tile_steps
 from mome.processing import MoMEProcessor
 from mome.volumes import Grid, Volume, read_label_table, read_volume, resample
 from mome.volumes.fast_gzip import GzipWriter
@@ -98,13 +99,13 @@ def test_sliding_window_agrees_with_monai() -> None:
         head="dynamic(hidden=8)",
     ).eval()
     text = torch.randn(3, model.config.text_dim)
-    volume = torch.rand(1, 1, 30, 21, 16)
+    volume = torch.rand(1, 1, 32, 24, 16)
     ours = torch.cat([c for _, c in stream_logits(ModelPredictor(model), volume, text, overlap=0.5)], dim=1)
     with torch.inference_mode():
         theirs = sliding_window_inference(
             volume, PATCH, 1, lambda tile: model(tile, text).logits, overlap=0.5, mode="gaussian"
         )[0]
-    # MONAI's tiles start where ours do, and its Gaussian has the same width.
+    # MONAI's tiles start where ours do where half of a tile divides the volume; its Gaussian has the same width.
     assert (ours - theirs).abs().max() < 0.02 * theirs.abs().max()
     assert ((ours > 0) == (theirs > 0)).float().mean() > 0.995
 
@@ -116,9 +117,21 @@ def test_one_encoder_pass_per_tile_for_all_prompts() -> None:
 
 
 def test_tile_starts() -> None:
-    assert tile_starts(10, 16, 0.5) == [0]
-    assert tile_starts(40, 16, 0.5) == [0, 8, 16, 24]
-    assert tile_starts(41, 16, 0.5) == [0, 8, 16, 24, 25]
+    def starts(size: int, overlap: float) -> list[int]:
+        return tile_starts(size, 16, tile_steps((size,) * 3, (16,) * 3, overlap)[0])
+
+    assert starts(10, 0.5) == [0]
+    assert starts(40, 0.5) == [0, 8, 16, 24]
+    assert starts(41, 0.5) == [0, 7, 14, 21, 25]
+    assert starts(27, 0.25) == [0, 11] and starts(29, 0.25) == [0, 7, 13]
+    # Enough overlap, as few tiles as that takes, and the same tiles in every part that begins and ends with one.
+    for size in range(17, 130):
+        step, tiles = tile_steps((size,) * 3, (16,) * 3, 0.3)[0], starts(size, 0.3)
+        gaps = [b - a for a, b in zip(tiles, tiles[1:], strict=False)]
+        assert max(gaps) <= 11 and len(gaps) <= -(-(size - 16) // 11) and tiles[-1] == size - 16
+        for first, last in itertools.combinations(range(len(tiles)), 2):
+            part = tile_starts(tiles[last] - tiles[first] + 16, 16, step)
+            assert [tiles[first] + start for start in part] == tiles[first : last + 1]
 
 
 def test_packed_masks_round_trip() -> None:

@@ -24,6 +24,9 @@ from mome.processing import MoMEProcessor
         ({"orientation": "RA"}, "three letters"),
         ({"orientation": 3}, "three letters"),
         ({"padding_hu": "air"}, "a number of HU"),
+        ({"overlap": 0.95}, "overlap is from 0 to 0.9"),
+        ({"overlap": True}, "overlap is from 0 to 0.9"),
+        ({"overlap": "half"}, "overlap is from 0 to 0.9"),
     ],
 )
 def test_a_processor_checks_its_settings(settings: dict, words: str, tmp_path: Path) -> None:
@@ -50,3 +53,15 @@ def test_processor_settings_can_be_changed(tmp_path: Path) -> None:
     assert again.spacing == [1.0, 2.0, 3.0] and again.hu_window == [-200.0, 300.0]
     again.save_pretrained(tmp_path)
     assert MoMEProcessor.from_pretrained(tmp_path).settings() == again.settings()
+
+
+def test_the_overlap_is_saved_where_it_is_not_the_usual_one(tmp_path: Path) -> None:
+    assert "overlap" not in MoMEProcessor().to_dict()
+    MoMEProcessor(overlap=0.25).save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    assert MoMEProcessor.from_pretrained(tmp_path).overlap == 0.25
+    assert MoMEProcessor.from_pretrained(tmp_path, overlap=0.5).overlap == 0.5
+    file = tmp_path / "preprocessor_config.json"
+    file.write_text(file.read_text().replace("0.25", "0.75"))
+    with pytest.raises(InputError, match="overlap in preprocessor_config.json"):
+        MoMEProcessor.from_pretrained(tmp_path)

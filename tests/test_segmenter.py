@@ -137,3 +137,13 @@ def test_prompts_of_another_model_are_refused(model_folder: Path) -> None:
         Segmenter(other, processor).segment(scan(), prepared)
     with pytest.raises(InputError, match="prepared with other mirrored axes"):
         Segmenter(model, processor, mirror="ap").segment(scan(), prepared)
+
+
+def test_the_processor_says_how_far_tiles_overlap(model_folder: Path) -> None:
+    model = MoME.from_pretrained(model_folder)
+    usual, less = MoMEProcessor(spacing=[2, 2, 2]), MoMEProcessor(spacing=[2, 2, 2], overlap=0.25)
+
+    def tiles(processor: MoMEProcessor, overlap: float | None = None) -> int:
+        return Segmenter(model, processor, overlap=overlap).segment(scan(), ["liver"]).tiles[1]
+
+    assert tiles(less) == tiles(usual, 0.25) < tiles(usual) == tiles(less, 0.5)

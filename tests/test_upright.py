@@ -20,6 +20,7 @@ from mome.inference.planes import SlantedStream, plane_stream
 from mome.inference.scan_grid import scan_grid
 from mome.inference.scan_tiles import tiles_of_scan
 from mome.inference.stream import wanted_tiles
+from mome.inference.tiles import tile_steps
 from mome.processing import MoMEProcessor
 from mome.volumes import Grid, Volume, network_grid, resample
 from mome.volumes.upright import rotation_degrees, upright_grid
@@ -144,8 +145,8 @@ def test_tiles_beside_the_scan_are_left_out_and_change_nothing(monkeypatch) -> N
         assert found.masks.voxels[name] == found.masks[name].sum()
         assert np.array_equal(found.masks.sampled(name, 3), found.masks[name][::3, ::3, ::3].astype(bool))
     network = processor.network_grid(scan.grid)
-    wanted = tiles_of_scan(network, scan.grid)
-    assert wanted is not None and len(wanted_tiles(network.shape, (16,) * 3, 0.5, wanted)) == found.tiles[0]
+    wanted, steps = tiles_of_scan(network, scan.grid), tile_steps(network.shape, (16,) * 3, 0.5)
+    assert wanted is not None and len(wanted_tiles(network.shape, (16,) * 3, steps, wanted)) == found.tiles[0]
     assert tiles_of_scan(network_grid(scan.grid, spacing=(2, 2, 2)), scan.grid) is None
 
 

@@ -179,13 +179,13 @@ def _scan_record(ct: Path | None) -> dict[str, Any]:
 def _expected_time(segmenter: Any, volume: Any) -> str:
     """Returns the time that the network will take, from the number of its tiles."""
     from mome.inference.scan_grid import scan_grid
-    from mome.inference.tiles import tile_starts
+    from mome.inference.tiles import tile_starts, tile_steps
 
     grid = scan_grid(volume, segmenter.processor)
     patch = segmenter.predictor.patch_size
     tiles = 1
-    for size, side in zip(grid.shape, patch, strict=True):
-        tiles *= len(tile_starts(max(size, side), side, segmenter.overlap))
+    for size, side, step in zip(grid.shape, patch, tile_steps(grid.shape, patch, segmenter.overlap), strict=True):
+        tiles *= len(tile_starts(size, side, step))
     seconds = max(1.0, tiles * _SECONDS_PER_TILE)
     shown = f"{seconds:.0f} seconds" if seconds < 90 else f"{seconds / 60:.0f} minutes"
     return f"about {shown} on two CPU cores (tiles: {tiles})"

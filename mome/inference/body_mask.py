@@ -13,7 +13,7 @@ import numpy as np
 from scipy import ndimage
 
 from mome.inference.stream import Box
-from mome.inference.tiles import tile_starts
+from mome.inference.tiles import tile_starts, tile_steps
 from mome.volumes import Grid, Volume
 
 # Tissue is denser than this; air, and the lungs apart from their vessels, are not.
@@ -142,10 +142,10 @@ def _box(
         ends.append((first - 1.0, last + 1.0))  # to the next voxels that were looked at
     corners = np.array([[a, b, c, 1.0] for a in ends[0] for b in ends[1] for c in ends[2]])
     at = (corners @ coarse_to_network.T)[:, :3]
-    box = []
+    box, steps = [], tile_steps(size, patch, overlap)
     for axis, (low, high) in enumerate(zip(at.min(axis=0), at.max(axis=0), strict=True)):
         first, last = max(0, int(np.floor(low))), min(size[axis], int(np.ceil(high)) + 1)
-        starts = tile_starts(size[axis], patch[axis], overlap)
+        starts = tile_starts(size[axis], patch[axis], steps[axis])
         inside = [start for start in starts if start < last and start + patch[axis] > first] or starts
         box.append((inside[0], min(size[axis], inside[-1] + patch[axis])))
     return box[0], box[1], box[2]

@@ -8,6 +8,7 @@ from typing import Any
 from mome.errors import InputError
 from mome.inference.prepared import PreparedPrompts
 from mome.module_objects import weights_sha256
+from mome.processor_settings import check_overlap
 from mome.volumes import Volume
 from mome.volumes.dicom import DEFAULT_DICOM, DicomOptions
 
@@ -18,8 +19,8 @@ def check_numbers(overlap: Any, prompt_chunk: Any) -> None:
     Raises:
         InputError: One is of another type or out of range.
     """
-    if not isinstance(overlap, int | float) or not 0 <= overlap <= 0.9:
-        raise InputError(f"overlap is from 0 to 0.9, got {overlap!r:.60}")
+    if overlap is not None:
+        check_overlap(overlap)
     if not isinstance(prompt_chunk, int) or isinstance(prompt_chunk, bool) or prompt_chunk < 1:
         raise InputError(f"prompt_chunk is a whole number of at least 1, got {prompt_chunk!r:.60}")
 

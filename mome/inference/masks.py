@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ def predict_masks(
     prompts: PreparedPrompts,
     *,
     overlap: float = 0.5,
+    steps: Sequence[int] | None = None,
     prompt_chunk: int = 32,
     dtype: torch.dtype = torch.float32,
     wanted: Callable[[Box], bool] | None = None,
@@ -48,7 +49,7 @@ def predict_masks(
         prompts: Names and embeddings.
         overlap: The share of a tile that its neighbour covers too, 0 to 0.9.
         prompt_chunk: Prompts that are decoded at once.
-        dtype, wanted: See `stream_planes`.
+        steps, dtype, wanted: See `stream_planes`.
         probabilities: Receives the probabilities of the prompts that it names.
         progress: Called with (tiles done, number of tiles).
         phases: Receives the times of the phases `network` and `resample`.
@@ -70,6 +71,7 @@ def predict_masks(
         prompts.text_PT,
         axis=axis,
         overlap=overlap,
+        steps=steps,
         prompt_chunk=prompt_chunk,
         dtype=dtype,
         wanted=wanted,

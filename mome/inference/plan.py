@@ -20,6 +20,7 @@ from mome.inference.prepared import PreparedPrompts
 from mome.inference.scan_grid import scan_grid
 from mome.inference.scan_tiles import tiles_of_scan
 from mome.inference.stream import wanted_tiles
+from mome.inference.tiles import tile_steps
 from mome.memory import as_text, process_bytes, reset_peak
 from mome.volumes import Grid, Volume
 
@@ -145,7 +146,8 @@ def plan_scan(
     body: BodyMask | None = None if segmenter.exact else body_mask(volume, network, patch, segmenter.overlap)
     part = network if body is None else body.grid
     wanted = tiles_of_scan(network, volume.grid) if body is None else body.wants
-    tiles = len(wanted_tiles(part.shape, patch, segmenter.overlap, wanted))
+    steps = tile_steps(network.shape, patch, segmenter.overlap)
+    tiles = len(wanted_tiles(part.shape, patch, steps, wanted))
     device = segmenter.predictor.device
     work = Work(volume.shape, part.shape, patch, len(prompts.names), cost.network_bytes, device.type == "cuda")
     next_scan = reading_bytes(volume.array.nbytes, 4 * int(np.prod(part.shape))) if read_ahead else 0
@@ -167,7 +169,7 @@ def plan_scan(
         scan=volume.grid,
         network=network,
         part=part,
-        tiles_of_all=len(wanted_tiles(network.shape, patch, segmenter.overlap)),
+        tiles_of_all=len(wanted_tiles(network.shape, patch, steps)),
         tiles=tiles,
         passes=passes,
         memory=memory,

@@ -25,7 +25,7 @@ def segment(
     model: MoME | str | Path | None = None,
     processor: MoMEProcessor | None = None,
     *,
-    overlap: float = 0.5,
+    overlap: float | None = None,
     device: str | torch.device | None = None,
     precision: str = "auto",
     prompt_chunk: int = 32,

@@ -30,6 +30,7 @@ from mome.inference.result import Segmentation
 from mome.inference.scan_memory import ScanMemory
 from mome.inference.statistics import scan_statistics
 from mome.inference.stream import wanted_tiles
+from mome.inference.tiles import tile_steps
 from mome.inference.within_memory import predict_within_memory
 from mome.memory import parse_bytes
 from mome.postprocess.rules import are_asked_by_name, asked_rules
@@ -53,7 +54,7 @@ class Segmenter:
             One in float16 that is on the CPU is copied to float32.
         processor: The model's processor. Where None, it is the model's attribute `processor`, else the one saved with
             the model.
-        overlap: The share of a tile that its neighbour covers too, 0 to 0.9.
+        overlap: The share of a tile that its neighbour covers too, 0 to 0.9; None for the processor's.
         device: A torch device such as "cuda"; where None, the model stays where it is.
         precision: `fp32`, `bf16` or `fp16` inside the network, or `auto`; see `mome.inference.precision`.
         prompt_chunk: Prompts that are decoded at once; a smaller number needs less memory.
@@ -82,7 +83,7 @@ class Segmenter:
         model: MoME | str | Path,
         processor: MoMEProcessor | None = None,
         *,
-        overlap: float = 0.5,
+        overlap: float | None = None,
         device: str | torch.device | None = None,
         precision: str = "auto",
         prompt_chunk: int = 32,
@@ -102,7 +103,8 @@ class Segmenter:
         precision = chosen_precision(precision, network, place)
         network, autocast, notes = without_float16(network, place, PRECISIONS[precision])
         self.model, self.processor = network.eval(), processor
-        self.overlap, self.precision, self.prompt_chunk, self.exact = overlap, precision, prompt_chunk, exact
+        self.overlap = processor.overlap if overlap is None else overlap
+        self.precision, self.prompt_chunk, self.exact = precision, prompt_chunk, exact
         self.memory = None if memory is None else parse_bytes(str(memory), "memory")
         self.predictor: Predictor = (CompiledPredictor if compile else ModelPredictor)(self.model, autocast)
         if self.mirror:
@@ -120,6 +122,7 @@ class Segmenter:
         """
         return {
             "overlap": self.overlap,
+            "tiles": "in even steps",
             "precision": self.precision,
             "exact": self.exact,
             "predictor": predictor_settings(self.predictor, self.model),
@@ -251,6 +254,7 @@ class Segmenter:
         volume, wanted = ready.volume, ready.wanted
         source = None if isinstance(scan, Volume) else Path(scan)
         predictor = self.predictor
+        steps = tile_steps(ready.whole.shape, predictor.patch_size, self.overlap)
         if isinstance(predictor, MirrorPredictor):
             predictor = predictor.for_volume(ready.array.shape[2:])
         memory = ScanMemory(
@@ -282,7 +286,7 @@ class Segmenter:
                 plan,
                 exact=self.exact,
                 asked=asked_names(probabilities, prepared.names),
-                overlap=self.overlap,
+                steps=steps,
                 wanted=wanted,
                 progress=progress,
                 phases=phases,
@@ -318,8 +322,8 @@ class Segmenter:
             statistics=measured,
             disagreement=None if watch is None else on_scan(watch.result(), ready.network, volume.grid),
             tiles=(
-                len(wanted_tiles(ready.network.shape, predictor.patch_size, self.overlap, wanted)),
-                len(wanted_tiles(ready.whole.shape, predictor.patch_size, self.overlap)),
+                len(wanted_tiles(ready.network.shape, predictor.patch_size, steps, wanted)),
+                len(wanted_tiles(ready.whole.shape, predictor.patch_size, steps)),
             ),
             doubts=(*volume.notes, *filled),
         )

@@ -13,7 +13,7 @@ from mome.errors import InputError
 from mome.inference.first_tile import FirstTile
 from mome.inference.logit_ring import FinishedPlanes, LogitRing
 from mome.inference.predictor import Predictor
-from mome.inference.tiles import gaussian_window, tile_starts
+from mome.inference.tiles import gaussian_window, tile_starts, tile_steps
 
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
@@ -26,6 +26,7 @@ def stream_planes(
     *,
     axis: int = 0,
     overlap: float = 0.5,
+    steps: Sequence[int] | None = None,
     prompt_chunk: int = 32,
     dtype: torch.dtype = torch.float32,
     wanted: Callable[[Box], bool] | None = None,
@@ -44,6 +45,8 @@ def stream_planes(
         text_PT: One row per prompt.
         axis: The axis of the volume that tiles are visited along.
         overlap: The share of a tile that its neighbour covers too, 0 to 0.9.
+        steps: Voxels (D, H, W) from one tile to the next, where the volume is a part of a larger one whose tiles keep
+            their places; None for those of `overlap`.
         prompt_chunk: Prompts that are decoded at once.
         dtype: Type of the sums of weighted logits; float16 halves the memory of the buffer.
         wanted: Says of a tile, given by its first voxels and last voxels + 1, whether it is computed. Voxels that no
@@ -65,14 +68,15 @@ def stream_planes(
     missing = [whole - side for side, whole in zip(size, padded, strict=True)]
     if any(missing):
         volume = F.pad(volume, [amount for side in reversed(missing) for amount in (0, side)])
-    tiles = wanted_tiles(size, patch, overlap, wanted)
+    steps = steps or tile_steps(size, patch, overlap)
+    tiles = wanted_tiles(size, patch, steps, wanted)
     text_PT, window = text_PT.to(device), gaussian_window(patch).to(device)
     ring: LogitRing | None = None
 
     def new_ring() -> LogitRing:
         return LogitRing(text_PT.shape[0], padded, patch[axis], axis, device=device, dtype=dtype)
 
-    starts = tile_starts(padded[axis], patch[axis], overlap)
+    starts = tile_starts(padded[axis], patch[axis], steps[axis])
     count, total = 0, len(tiles)
     for index, start in enumerate(starts):
         corners = [tile for tile in tiles if tile[axis] == start]
@@ -124,17 +128,17 @@ def stream_logits(
 
 
 def wanted_tiles(
-    size: Sequence[int], patch: Sequence[int], overlap: float, wanted: Callable[[Box], bool] | None = None
+    size: Sequence[int], patch: Sequence[int], steps: Sequence[int], wanted: Callable[[Box], bool] | None = None
 ) -> list[tuple[int, int, int]]:
     """Returns the first voxels (d, h, w) of the tiles of a volume that are computed.
 
     Args:
         size: Voxels (D, H, W) of the volume.
         patch: Voxels (D, H, W) of a tile.
-        overlap: The share of a tile that its neighbour covers too.
+        steps: Voxels (D, H, W) from one tile to the next.
         wanted: See `stream_planes`.
     """
-    starts = [tile_starts(max(side, p), p, overlap) for side, p in zip(size, patch, strict=True)]
+    starts = [tile_starts(max(side, p), p, step) for side, p, step in zip(size, patch, steps, strict=True)]
     corners = [(d, h, w) for d, h, w in product(*starts)]
     if wanted is None:
         return corners

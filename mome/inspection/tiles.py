@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import NamedTuple
 
-from mome.inference.tiles import tile_starts
+from mome.inference.tiles import tile_starts, tile_steps
 
 
 class Tile(NamedTuple):
@@ -39,16 +39,17 @@ def owned_tiles(size: Sequence[int], patch: Sequence[int], overlap: float) -> It
         patch: Voxels of a tile along each axis.
         overlap: The share of a tile that its neighbour covers too.
     """
-    axes = [_owned_along(side, step, overlap) for side, step in zip(size, patch, strict=True)]
+    steps = tile_steps(size, patch, overlap)
+    axes = [_owned_along(side, p, step) for side, p, step in zip(size, patch, steps, strict=True)]
     for d, h, w in product(*axes):
         yield Tile((d[0], h[0], w[0]), (d[1], h[1], w[1]))
 
 
-def _owned_along(size: int, patch: int, overlap: float) -> list[tuple[int, tuple[int, int]]]:
+def _owned_along(size: int, patch: int, step: int) -> list[tuple[int, tuple[int, int]]]:
     """The first voxel of each tile along one axis, and the voxels that are nearest to its centre.
 
     Of two centres that are equally near, the first tile owns the voxel.
     """
-    starts = tile_starts(max(size, patch), patch, overlap)
+    starts = tile_starts(size, patch, step)
     ends = [(a + b + patch - 1) // 2 + 1 for a, b in zip(starts, starts[1:], strict=False)] + [size]
     return [(start, (low, high)) for start, low, high in zip(starts, [0, *ends[:-1]], ends, strict=True)]
