@@ -91,7 +91,9 @@ def segment_folder(
         `bug` of ours), `peak_memory_bytes` (of the process while the study was in work; see
         `mome.inference.peak_memory`), `versions`, `ended`, and what determines the masks: `prompts`, `multilabel`,
         `writer`, `model`, `settings`, `scan`. `skipped` is true where the entry is that of an earlier run or another
-        process.
+        process. The `volume_ml` and `mean_hu` of a structure, and its statistics, are those of its whole mask. With
+        `multilabel`, `overlapping_voxels` lie in several masks, and `voxels_in_map` and `volume_ml_in_map` of a
+        structure are what the map holds of it, on the scan's grid: without the voxels that smaller structures cover.
 
     Raises:
         InputError: Before any scan is segmented: the folder cannot be written, the report cannot be read, there is no

@@ -38,7 +38,7 @@ class NiftiWriter:
     def write(self, path: Path, masks: MaskSet, *, multilabel: bool = False) -> None:
         """Writes a mask or a map of ids; see `MaskWriter.write`."""
         if multilabel:
-            write_mask(path, masks.label_map()[0], masks.grid, masks.header, masks.labels)
+            write_mask(path, masks.flat.array, masks.grid, masks.header, masks.labels)
             return
         (entry,) = masks.labels
         table = [{**entry, "id": 1, "table_id": entry["id"]}]
