@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from mome.errors import InputError
+from mome.inference.earlier_results import refuse_results_of_others
 from mome.inference.packed import PackedMasks
 from mome.inference.probabilities import ProbabilityMaps
 from mome.labels import load_table
 from mome.prompts import Prompt
 from mome.volumes import Grid, Volume
-from mome.volumes.earlier_masks import refuse_masks_on_other_grids
 from mome.volumes.mask_names import mask_paths, refuse_to_overwrite
 from mome.volumes.mask_set import FlatMap, MaskSet
 from mome.volumes.writers.base import build_writer, one_file_per_structure
@@ -37,6 +37,7 @@ class Segmentation:
         probabilities: Prompt → probability × 255, uint8 (i, j, k), of the prompts that it was asked of; None otherwise.
         model: The name of the model, without its folder; empty where it has none.
         model_version: The fingerprint of its weights and config; empty where it was not computed.
+        scan_digest: `mome.volumes.scan_digest.scan_digest` of the scan; empty where it was not computed.
         tiles: Tiles that were computed for each group of prompts, and tiles over the whole network grid.
         disagreement: How much the routers disagree (`mome.inference.disagreement`) × 255, uint8 (i, j, k); None where
             nobody asked.
@@ -57,6 +58,7 @@ class Segmentation:
     probabilities: ProbabilityMaps | None = None
     model: str = ""
     model_version: str = ""
+    scan_digest: str = ""
     statistics: dict[str, dict[str, Any]] | None = None
     tiles: tuple[int, int] = (0, 0)
     doubts: tuple[str, ...] = ()
@@ -140,6 +142,7 @@ class Segmentation:
             self.source,
             self.model,
             self.model_version,
+            self.scan_digest,
         )
 
     def save(
@@ -151,18 +154,18 @@ class Segmentation:
         writer: str | dict[str, Any] = "nifti",
         overwrite: bool = False,
     ) -> list[Path]:
-        """Writes the masks: all files, or none where one of them cannot be written. Masks on this grid are replaced.
+        """Writes the masks: all files, or none where one of them cannot be written. Masks of this scan are replaced.
 
         Args:
             folder: Where the files go.
             stem: The scan's name in the file names, as in `<stem>_<prompt>.nii.gz`.
             multilabel: Write one file `<stem>.nii.gz` of the class table's ids, smaller structures over larger ones.
             writer: A name from `mome.volumes.WRITERS`, as a config string or dict.
-            overwrite: Replace NIfTI files that lie on another grid, as those of another scan do.
+            overwrite: Replace files of another scan, too; see `mome.inference.earlier_results`.
 
         Raises:
             InputError: `stem` is no name, there is no such writer or it cannot write this, a mask would overwrite the
-                scan or, without `overwrite`, a file on another grid, or two prompts give one file name.
+                scan or, without `overwrite`, a file of another scan, or two prompts give one file name.
             OutputError: The disk is full or the folder cannot be written.
         """
         if not stem or Path(stem).name != stem:
@@ -175,7 +178,7 @@ class Segmentation:
         paths = mask_paths(folder, stem, names, ending=chosen.ending, separate=separate)
         refuse_to_overwrite([self.source] if self.source else [], paths)
         if not overwrite:
-            refuse_masks_on_other_grids(paths, self.grid)
+            refuse_results_of_others(paths, self.grid, self.scan_digest, self.header, self.source)
         chosen.check_source(self.source)
         masks = self.mask_set()
         written: list[Path] = []

@@ -315,6 +315,7 @@ class Segmenter:
             source,
             maps,
             model=name,
+            scan_digest=ready.digest,
             statistics=measured,
             disagreement=None if watch is None else on_scan(watch.result(), ready.network, volume.grid),
             tiles=(

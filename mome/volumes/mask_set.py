@@ -43,6 +43,7 @@ class MaskSet:
         source: The scan's file or DICOM folder; None where the scan was passed as an array.
         model: The name of the model that made the masks, without its folder; empty where it has none.
         model_version: The fingerprint of its weights and config; empty where it was not computed.
+        scan: `mome.volumes.scan_digest.scan_digest` of the scan; empty where it was not computed.
     """
 
     masks: Mapping[str, np.ndarray]
@@ -53,6 +54,7 @@ class MaskSet:
     source: Path | None = None
     model: str = ""
     model_version: str = ""
+    scan: str = ""
 
     def only(self, structure: str) -> MaskSet:
         """Returns the set that holds a single structure."""
