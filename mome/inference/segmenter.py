@@ -14,6 +14,7 @@ from mome.inference.check_arguments import check_numbers, check_prepared, check_
 from mome.inference.compiled import CompiledPredictor
 from mome.inference.decoded_at_once import decoded_at_once
 from mome.inference.disagreement import RouterWatch, on_scan
+from mome.inference.doubtful_anatomy import upside_down
 from mome.inference.doubtful_masks import filled_masks
 from mome.inference.fingerprint import predictor_settings
 from mome.inference.first_tile import FirstTile
@@ -293,13 +294,13 @@ class Segmenter:
         if self.postprocess:
             phases.end("postprocess")
         measured = scan_statistics(masks, volume) if statistics else None
-        filled = filled_masks(masks, volume.array)
+        doubtful = (*filled_masks(masks, volume.array), *upside_down(masks, volume.grid))
         notes = (
             *volume.notes,
             *self.notes,
             *memory_notes,
             *(what for _, what in implausible_settings(self.processor.settings())),
-            *filled,
+            *doubtful,
             *rules.notes,
             *changes,
             *(watch.notes() if watch else ()),
@@ -322,7 +323,7 @@ class Segmenter:
                 len(wanted_tiles(ready.network.shape, predictor.patch_size, self.overlap, wanted)),
                 len(wanted_tiles(ready.whole.shape, predictor.patch_size, self.overlap)),
             ),
-            doubts=(*volume.notes, *filled),
+            doubts=(*volume.notes, *doubtful),
         )
 
     @property
