@@ -9,12 +9,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 from batch_helpers import report, scans, segmenter
+from rich.console import Console
 from small_scans import patient_hu, save_patient
 from stand_in_models import Threshold
 
+from mome.cli.segment import _print_study
 from mome.errors import InputError, OutputError
 from mome.inference import Segmenter, segment_folder
 from mome.inference.memory_plan import MemoryPlan, Work
@@ -24,6 +27,8 @@ from mome.inference.study_run import StudyRun
 from mome.inference.volumes_table import write_volumes
 from mome.memory import process_bytes
 from mome.processing import MoMEProcessor
+from mome.volumes import read_label_table
+from mome.volumes.mask_set import MaskSet
 from mome.volumes.writers.nifti import NiftiWriter
 
 
@@ -303,6 +308,41 @@ def test_the_table_of_volumes(tmp_path: Path) -> None:
     segment_folder(segmenter(), [folder], out, ["liver"], statistics=True, overwrite=True)
     with write_volumes(out).open() as file:
         assert all(300 < float(row["mean_hu"]) < 700 for row in csv.DictReader(file))
+
+
+def test_volumes_of_a_map_are_those_that_it_holds(tmp_path: Path, monkeypatch, capsys) -> None:
+    """Report, statistics and tables say the volume of the whole mask and that in the map, which is made once."""
+    folder, out, made = tmp_path / "in", tmp_path / "out", []
+    scans(folder, "a")
+    flat = MaskSet.flat.func
+    monkeypatch.setattr(MaskSet.flat, "func", lambda masks: made.append(masks) or flat(masks))
+    (entry,) = segment_folder(segmenter(), [folder], out, ["liver", "spleen"], multilabel=True, statistics=True)
+    assert len(made) == 1
+    numbers = np.asarray(nib.load(out / "a.nii.gz").dataobj)
+    ids = {label["name"]: label["id"] for label in read_label_table(out / "a.nii.gz")}
+    liver, spleen = report(out)["a"]["structures"]
+    assert entry["overlapping_voxels"] == spleen["voxels_in_map"] > 0 and spleen["volume_ml_in_map"] > 0
+    for found in (liver, spleen):
+        assert found["voxels_in_map"] == (numbers == ids[found["name"]]).sum()
+    assert liver["volume_ml"] == pytest.approx(liver["volume_ml_in_map"] + spleen["volume_ml"], abs=0.01)
+    measured = json.loads((out / "a_statistics.json").read_text())["structures"]["liver"]
+    assert measured["volume_ml"] == liver["volume_ml"] and measured["voxels_in_map"] == liver["voxels_in_map"]
+    with (out / "statistics.csv").open() as file:
+        assert [row["voxels_in_map"] for row in csv.DictReader(file)] == [
+            str(s["voxels_in_map"]) for s in (liver, spleen)
+        ]
+    with write_volumes(out).open() as file:
+        rows = [(float(row["ml"]), float(row["ml_in_map"])) for row in csv.DictReader(file)]
+    assert rows == [(s["volume_ml"], s["volume_ml_in_map"]) for s in (liver, spleen)]
+    _print_study(entry, out, Console(stderr=True), set())
+    printed = capsys.readouterr().err
+    assert f"{liver['volume_ml']:.1f} ml, {liver['volume_ml_in_map']:.1f} ml of it in the map" in printed
+    assert printed.count("in the map") == 1  # the spleen is covered by nothing
+    # A table of maps and of single masks: these have no volume in a map.
+    scans(folder, "b")
+    segment_folder(segmenter(), [folder / "b.nii.gz"], out, ["liver"], statistics=True)
+    with write_volumes(out).open() as file:
+        assert [row["ml_in_map"] for row in csv.DictReader(file)][2] == ""
 
 
 def test_names_of_the_table_are_no_formulas(tmp_path: Path) -> None:

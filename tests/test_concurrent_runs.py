@@ -110,6 +110,23 @@ def test_masks_of_another_scan_are_not_replaced(tmp_path: Path) -> None:
     assert (out / "ct_spleen.nii.gz").read_bytes() == b"somebody's own"
 
 
+def test_a_map_of_other_structures_is_not_replaced(tmp_path: Path) -> None:
+    """It was, and the structures that only the earlier map held were lost without a word."""
+    out, scan = tmp_path / "out", ct(tmp_path / "ct.nii.gz")
+    segment_folder(segmenter(), [scan], out, ["liver"], multilabel=True)
+    before = (out / "ct.nii.gz").read_bytes()
+    for prompts in (["spleen"], ["liver", "spleen"]):
+        with pytest.raises(
+            InputError, match="there already, with other structures: liver\n  in: .*ct.nii.gz\n.*--overw"
+        ):
+            segment_folder(segmenter(), [scan], out, prompts, multilabel=True)
+    assert (out / "ct.nii.gz").read_bytes() == before
+    segment_folder(segmenter(), [scan], out, ["hepar"], multilabel=True)  # the same structure by another word
+    segment_folder(segmenter(), [scan], out, ["spleen"])  # files of their own stand beside the map
+    (entry,) = segment_folder(segmenter(), [scan], out, ["spleen"], multilabel=True, overwrite=True)
+    assert entry["status"] == "done" and (out / "ct.nii.gz").read_bytes() != before
+
+
 def test_masks_that_another_run_makes_meanwhile_are_not_replaced(tmp_path: Path) -> None:
     """Both runs began with an empty folder, so that neither met the other's masks at its start."""
     out, scans = tmp_path / "out", [ct(tmp_path / f"{name}.nii.gz") for name in "abcd"]

@@ -54,6 +54,21 @@ def test_seg_and_statistics(scans: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert [item.ROIName for item in structures.StructureSetROISequence] == ["spleen", "liver"]
 
 
+def test_a_seg_of_other_structures_is_not_replaced(
+    scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["segment", str(scans / "series"), "-m", str(scans / "tiny"), "-o", str(tmp_path), "--writer"]
+    command += ["dicom_seg", "-p", "spleen"]
+    assert main([*command, "-p", "liver"]) == 0
+    before = (tmp_path / "series_seg.dcm").read_bytes()
+    assert main(command) == 2
+    assert "the file is there already, with other structures: spleen, liver" in capsys.readouterr().err
+    assert main([*command, "-p", "liver", "--multilabel"]) == 2  # overlaps would be lost
+    assert "the file is there already, made without --multilabel" in capsys.readouterr().err
+    assert (tmp_path / "series_seg.dcm").read_bytes() == before
+    assert main([*command, "-p", "liver"]) == 0 and main([*command, "--overwrite"]) == 0
+
+
 def test_refusals_name_the_way_out(scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["segment", str(scans / "ct.nii.gz"), "-p", "liver", "-o", str(tmp_path / "out")]
     command += ["-m", str(scans / "tiny"), "--writer"]

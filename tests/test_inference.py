@@ -162,6 +162,30 @@ def test_masks_on_disk(tmp_path: Path) -> None:
     assert result.label_map()[2] == result.masks["spleen"].sum()
 
 
+def test_a_map_of_ids_says_what_it_holds(tmp_path: Path) -> None:
+    """The volumes were those before overlaps were resolved, and nothing said so."""
+    scan = blobs(AFFINES["oblique"])
+    result = Segmenter(Contrast(), processor()).segment(scan, ["liver", "spleen"], statistics=True)
+    result.save(tmp_path, "case")
+    assert result.voxels_in_map is None and "voxels_in_map" not in result.summary()[0]
+    (path,) = result.save(tmp_path, "case", multilabel=True)
+    numbers, ids = np.asarray(nib.load(path).dataobj), {e["name"]: e["id"] for e in read_label_table(path)}
+    held = {name: int((numbers == number).sum()) for name, number in ids.items()}
+    both = int((result.masks["liver"] & result.masks["spleen"]).sum())
+    assert both and held["liver"] == result.masks.voxels["liver"] - both
+    assert result.voxels_in_map == held and result.overlapping_voxels == both
+    voxel_ml = abs(np.linalg.det(scan.affine[:3, :3])) / 1000
+    for entry in result.summary():
+        name = entry["name"]
+        assert entry["volume_ml"] == pytest.approx(result.masks.voxels[name] * voxel_ml, abs=1e-3)
+        assert entry["volume_ml_in_map"] == pytest.approx(held[name] * voxel_ml, abs=1e-3)
+        found = result.statistics[name]
+        assert found["voxels"] == result.masks.voxels[name] and found["voxels_in_map"] == held[name]
+    array, table, overlap = result.label_map({"liver": 300, "spleen": 2})
+    assert array.dtype == np.uint16 and overlap == both and [entry["id"] for entry in table] == [300, 2]
+    assert {300: held["liver"], 2: held["spleen"]} == {n: int((array == n).sum()) for n in (300, 2)}
+
+
 def test_masks_of_another_scan_are_not_replaced(tmp_path: Path) -> None:
     """They were, without a word, where two scans had the same name."""
     segmenter = Segmenter(Contrast(), processor())

@@ -91,6 +91,9 @@ def test_masks_are_those_of_the_segmenter(
     assert np.array_equal(np.asarray(image.dataobj), patient_hu())
     summary = server.ask("GET", f"/jobs/{job['id']}/result?format=json").json
     assert summary["structures"] == job["result"]["structures"]
+    expected.label_map()
+    assert summary["structures"] == expected.summary() and "volume_ml_in_map" in summary["structures"][0]
+    assert summary["overlapping_voxels"] == expected.overlapping_voxels
     whole = server.ask("GET", f"/jobs/{job['id']}/result?format=multilabel").body
     part = server.ask("GET", f"/jobs/{job['id']}/result?format=multilabel", headers={"Range": "bytes=5-20"})
     assert part.status == 206 and part.body == whole[5:21]

@@ -72,3 +72,22 @@ def test_a_scan_is_segmented_and_shown(server: Server, browser: DrivenBrowser, t
     refusals = ("401", "422")  # the browser notes them on its console
     assert [error for error in browser.errors if not any(code in error for code in refusals)] == []
     assert "Eisenbart" not in server.log.read_text()
+
+
+@pytest.mark.wide
+@pytest.mark.timeout(300)
+def test_a_list_of_structures_that_is_cut_says_so(server: Server, browser: DrivenBrowser) -> None:
+    """Systems that hide scroll bars showed four lines of a longer list and nothing else."""
+    part = "document.querySelector('[data-server={}]')".format
+    labels = part("labels")
+    browser.open(f"http://127.0.0.1:{server.port}/")
+    browser.until(f"!{part('login')}.hidden")
+    browser.run(f"{part('token')}.value = '{TOKEN}'; {part('login')}.querySelector('button').click()")
+    browser.until(f"!{part('request')}.hidden && {labels}.children.length > 0")
+    few = browser.run(f"{labels}.children.length")
+    assert browser.run(f"{part('more')}.hidden && {labels}.scrollHeight <= {labels}.clientHeight")
+    browser.run(f"for (let n = 0; n < 150; n++) {labels}.append({labels}.firstChild.cloneNode(true))")
+    browser.until(f"{part('more')}.innerText === '{few + 150} structures, scroll the list for more'", 20)
+    assert browser.run(f"{labels}.scrollHeight > {labels}.clientHeight")
+    browser.run(f"{labels}.replaceChildren({labels}.firstChild)")
+    browser.until(f"{part('more')}.hidden", 20)

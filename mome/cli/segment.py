@@ -192,7 +192,9 @@ def _print_study(entry: dict[str, Any], out: Path, console: Any, printed: set[st
     notes = [f"note: {note}" for note in entry["notes"]]
     warnings = []
     for structure in entry["structures"]:
-        say(f"  {escape(structure['name']):<24} {structure['volume_ml']:>10.1f} ml")
+        volume, in_map = structure["volume_ml"], structure.get("volume_ml_in_map")
+        covered = "" if in_map in (None, volume) else f", {in_map:.1f} ml of it in the map"
+        say(f"  {escape(structure['name']):<24} {volume:>10.1f} ml{covered}")
         if structure["warning"]:
             warnings.append(f"warning: {structure['warning']}")
     if entry["overlapping_voxels"]:

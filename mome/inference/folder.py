@@ -67,9 +67,9 @@ def segment_folder(
         writer: A name from `mome.volumes.WRITERS`.
         resume: Skip studies that the report calls done for the same prompts, model, settings and scan, and whose
             masks are there. Masks that somebody has corrected are kept, with a note.
-        overwrite: Replace masks of another scan, model or setting, masks that somebody has changed, and files that the
-            report does not know. Without it, and without `resume`, only masks that the same request would make again
-            are replaced.
+        overwrite: Replace masks of another scan, model or setting, maps of other structures, masks that somebody has
+            changed, and files that the report does not know. Without it, and without `resume`, only masks that the same
+            request would make again are replaced.
         recursive: Also search the folders inside of a folder; a scan is then named by its path below the folder.
         frame: The volume to take from 4-D files, from 0.
         dicom: Which DICOM series are read and what is accepted.
@@ -91,13 +91,15 @@ def segment_folder(
         `bug` of ours), `peak_memory_bytes` (of the process while the study was in work; see
         `mome.inference.peak_memory`), `versions`, `ended`, and what determines the masks: `prompts`, `multilabel`,
         `writer`, `model`, `settings`, `scan`. `skipped` is true where the entry is that of an earlier run or another
-        process.
+        process. The `volume_ml` and `mean_hu` of a structure, and its statistics, are those of its whole mask. With
+        `multilabel`, `overlapping_voxels` lie in several masks, and `voxels_in_map` and `volume_ml_in_map` of a
+        structure are what the map holds of it, on the scan's grid: without the voxels that smaller structures cover.
 
     Raises:
         InputError: Before any scan is segmented: the folder cannot be written, the report cannot be read, there is no
-            such writer, a mask would overwrite a scan, another scan's mask or a file of unknown origin, or a prompt
-            cannot be embedded. Later: without `resume` and `overwrite`, a mask would replace another one that another
-            run has written meanwhile; the studies before it are finished.
+            such writer, a mask would overwrite a scan, another scan's mask, a map of other structures or a file of
+            unknown origin, or a prompt cannot be embedded. Later: without `resume` and `overwrite`, a mask would
+            replace another one that another run has written meanwhile; the studies before it are finished.
         OutputError: A mask or the report cannot be written.
     """
     check_output_folder(out)
@@ -156,7 +158,8 @@ def segment_studies(
     if any("disagreement" in study.files for study in studies):
         watched_routers(segmenter.model)
     if not (resume or overwrite):
-        refuse_masks_of_others(owners, report, requests)
+        named = {study.name: names for study, names in zip(studies, structures, strict=True)}
+        refuse_masks_of_others(owners, named, report, requests)
         refuse_files_of_others(studies, structures, out, report)
     remove_stale_parts(out)
     if read_ahead is None:

@@ -18,6 +18,7 @@ from mome.inference.stream import Box
 from mome.volumes import Grid, Volume, checked_volume, read_volume
 from mome.volumes.archives import is_archive, unpacked
 from mome.volumes.dicom import DEFAULT_DICOM, DicomOptions
+from mome.volumes.scan_digest import scan_digest
 
 if TYPE_CHECKING:
     from mome.processing import MoMEProcessor
@@ -32,6 +33,7 @@ class LoadedScan:
         array: (1, 1, D, H, W), windowed HU in [0, 1] on the network grid.
         network: `whole`, or the part of it around the patient.
         whole: The network grid of the scan (`mome.inference.scan_grid`).
+        digest: `mome.volumes.scan_digest.scan_digest` of the scan.
         body: Where the patient is; None where tiles are laid over the whole scan.
         seconds: Wall time of `read` and `resample` in seconds.
     """
@@ -40,6 +42,7 @@ class LoadedScan:
     array: Tensor
     network: Grid
     whole: Grid
+    digest: str = ""
     body: BodyMask | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -91,13 +94,14 @@ def load_scan(
     tell("read")
     began = time.perf_counter()
     volume = checked_volume(scan) if isinstance(scan, Volume) else read_scan(Path(scan), frame, dicom)
+    digest = scan_digest(volume.array)
     read = time.perf_counter()
     tell("resample")
     whole = scan_grid(volume, processor)
     body = None if patch is None else body_mask(volume, whole, patch, overlap)
     array, network = processor.to_network(volume, whole if body is None else body.grid)
     seconds = {"read": read - began, "resample": time.perf_counter() - read}
-    return LoadedScan(volume, array, network, whole, body, seconds)
+    return LoadedScan(volume, array, network, whole, digest, body, seconds)
 
 
 def read_scan(scan: Path, frame: int | None, dicom: DicomOptions) -> Volume:

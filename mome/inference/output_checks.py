@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mome.errors import InputError
 from mome.inference.fingerprint import scan_identity
@@ -11,6 +12,7 @@ from mome.inference.report import Report, changed_masks
 from mome.inference.study import Requests, Study
 from mome.volumes.mask_names import check_different_names, refuse_to_overwrite
 from mome.volumes.scan_files import scan_ending
+from mome.volumes.writers.base import one_file_per_structure
 
 
 def check_names(studies: Sequence[Study]) -> None:
@@ -62,14 +64,22 @@ def check_dicom_options(studies: Sequence[Study]) -> None:
         raise InputError(f"{option} concerns DICOM series, and no scan here is one", hint=f"leave out {option}")
 
 
-def refuse_masks_of_others(owners: dict[Path, Study], report: Report, requests: Requests) -> None:
+def refuse_masks_of_others(
+    owners: dict[Path, Study], structures: Mapping[str, Sequence[str]], report: Report, requests: Requests
+) -> None:
     """Checks that the masks which are there already are of the same scans, model and settings.
 
+    Args:
+        owners: Mask → its study, as `check_outputs` returns them.
+        structures: Study → names of its structures.
+        report: The report in the folder of the masks.
+        requests: What determines the masks.
+
     Raises:
-        InputError: A file would be replaced that is of another scan, model or setting, that was changed after it was
-            written, or that the report does not know.
+        InputError: A file would be replaced that is of another scan, model or setting, that holds other structures,
+            that was changed after it was written, or that the report does not know.
     """
-    same = ("model", "settings")  # other prompts and another form of the masks lose nothing
+    same = ("model", "settings")  # with a file per structure, other prompts lose nothing
     for path, study in owners.items():
         if not path.exists():
             continue
@@ -83,6 +93,7 @@ def refuse_masks_of_others(owners: dict[Path, Study], report: Report, requests: 
                     hint="--resume keeps it, --overwrite (in Python overwrite=True) replaces it",
                 )
             if all(entry.get(key) == request[key] for key in same):
+                _refuse_other_structures(path, study, structures[study.name], entry)
                 continue
             other = "model" if entry.get("model") != request["model"] else "setting"
             raise InputError(
@@ -95,6 +106,29 @@ def refuse_masks_of_others(owners: dict[Path, Study], report: Report, requests: 
             where=f"{path}, of {study.scan}",
             hint="--overwrite (in Python overwrite=True), --resume, or another folder",
         )
+
+
+def _refuse_other_structures(path: Path, study: Study, names: Sequence[str], entry: dict[str, Any]) -> None:
+    """Checks that a file of all structures would hold those that it holds now, and their overlaps.
+
+    Raises:
+        InputError: It would hold others, or would be a map of ids where each structure was whole, or the other way.
+    """
+    if one_file_per_structure(study.mask_writer(), multilabel=study.multilabel):
+        return
+    listed = entry.get("structures")
+    held = [item.get("name") for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
+    if set(held) != set(names):
+        difference = f"with other structures: {', '.join(map(str, held)):.200}"
+    elif entry.get("multilabel") != study.multilabel:
+        difference = f"made {'without' if study.multilabel else 'with'} --multilabel"
+    else:
+        return
+    raise InputError(
+        f"the file is there already, {difference}",
+        where=str(path),
+        hint="--overwrite (in Python overwrite=True), or another folder",
+    )
 
 
 def refuse_files_of_others(

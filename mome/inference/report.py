@@ -178,6 +178,7 @@ def _is_structure(structure: dict[str, Any]) -> bool:
     return (
         isinstance(structure.get("name"), str)
         and isinstance(structure.get("volume_ml"), int | float)
+        and isinstance(structure.get("volume_ml_in_map"), int | float | None)
         and isinstance(structure.get("warning"), str | None)
     )
 

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mome.errors import InputError
+from mome.inference.earlier_results import refuse_results_of_others
 from mome.inference.packed import PackedMasks
 from mome.inference.probabilities import ProbabilityMaps
 from mome.labels import load_table
 from mome.prompts import Prompt
 from mome.volumes import Grid, Volume
-from mome.volumes.earlier_masks import refuse_masks_on_other_grids
 from mome.volumes.mask_names import mask_paths, refuse_to_overwrite
-from mome.volumes.mask_set import MaskSet
+from mome.volumes.mask_set import FlatMap, MaskSet
 from mome.volumes.writers.base import build_writer, one_file_per_structure
 
 
@@ -36,10 +37,15 @@ class Segmentation:
         probabilities: Prompt → probability × 255, uint8 (i, j, k), of the prompts that it was asked of; None otherwise.
         model: The name of the model, without its folder; empty where it has none.
         model_version: The fingerprint of its weights and config; empty where it was not computed.
+        scan_digest: `mome.volumes.scan_digest.scan_digest` of the scan; empty where it was not computed.
         tiles: Tiles that were computed for each group of prompts, and tiles over the whole network grid.
         disagreement: How much the routers disagree (`mome.inference.disagreement`) × 255, uint8 (i, j, k); None where
             nobody asked.
-        statistics: Prompt → what `mome.volumes.statistics.structure_statistics` returns; None where nobody asked.
+        statistics: Prompt → what `mome.volumes.statistics.structure_statistics` returns; None where nobody asked. They
+            are those of whole masks. Once a map of ids was made, `voxels_in_map` and `volume_ml_in_map` stand beside.
+        voxels_in_map: Prompt → number of voxels that the map of ids gives to it: those of its mask that no smaller
+            mask covers. None until a map was made, by `save(…, multilabel=True)` or `label_map`.
+        overlapping_voxels: Number of voxels in several masks, of which that map gives each to one; None until then.
     """
 
     prompts: list[Prompt]
@@ -52,10 +58,13 @@ class Segmentation:
     probabilities: ProbabilityMaps | None = None
     model: str = ""
     model_version: str = ""
+    scan_digest: str = ""
     statistics: dict[str, dict[str, Any]] | None = None
     tiles: tuple[int, int] = (0, 0)
     doubts: tuple[str, ...] = ()
     disagreement: np.ndarray | None = None
+    voxels_in_map: dict[str, int] | None = None
+    overlapping_voxels: int | None = None
 
     def __repr__(self) -> str:
         volumes = ", ".join(f"{prompt.name} {self.volume_ml(prompt.name):.1f} ml" for prompt in self.prompts)
@@ -68,7 +77,7 @@ class Segmentation:
         return [*self.notes, *(p.warning for p in self.prompts if p.warning)]
 
     def volume_ml(self, name: str) -> float:
-        """Returns the volume of a mask in ml.
+        """Returns the volume of a mask in ml; voxels that lie in other masks, too, count.
 
         Args:
             name: A prompt's name or a synonym.
@@ -76,16 +85,38 @@ class Segmentation:
         Raises:
             KeyError: There is no such mask; the message names the masks there are.
         """
-        return self.masks.voxels[self.masks.name_of(name)] * abs(float(np.linalg.det(self.grid.affine[:3, :3]))) / 1000
+        return self._ml(self.masks.voxels[self.masks.name_of(name)])
 
-    def label_map(self) -> tuple[np.ndarray, list[dict[str, Any]], int]:
-        """Returns one array of the class table's ids, its label table, and the number of voxels in several masks.
+    def _ml(self, voxels: int) -> float:
+        return voxels * abs(float(np.linalg.det(self.grid.affine[:3, :3]))) / 1000
 
-        Smaller structures are written over larger ones. Free text has no id in the class table and gets one above it.
+    def label_map(self, ids: Mapping[str, int] | None = None) -> tuple[np.ndarray, list[dict[str, Any]], int]:
+        """Returns one array of ids, its label table, and the number of voxels in several masks.
+
+        Smaller structures are written over larger ones.
+
+        Args:
+            ids: Prompt → id, a positive number; None for those of the class table. Free text has none there and gets
+                one above them.
         """
         masks = self.mask_set()
-        array, overlap = masks.label_map()
-        return array, masks.labels, overlap
+        if ids is not None:
+            masks = replace(masks, labels=[{**entry, "id": ids[entry["name"]]} for entry in masks.labels])
+        self._count(masks.flat)
+        return masks.flat.array, masks.labels, masks.flat.overlap
+
+    def _count(self, flat: FlatMap) -> None:
+        """Notes what a map of ids holds of each structure, here and in the statistics."""
+        self.voxels_in_map, self.overlapping_voxels = dict(flat.voxels), flat.overlap
+        for name, found in (self.statistics or {}).items():
+            found.update(self._in_map(name))
+
+    def _in_map(self, name: str) -> dict[str, Any]:
+        """Returns what the map of ids holds of a structure; nothing where no map was made."""
+        if self.voxels_in_map is None:
+            return {}
+        voxels = self.voxels_in_map[name]
+        return {"voxels_in_map": voxels, "volume_ml_in_map": round(self._ml(voxels), 3)}
 
     def label_entries(self) -> list[dict[str, Any]]:
         """Returns the label table of the masks: `id`, `name`, `snomed` and `color` per prompt."""
@@ -111,6 +142,7 @@ class Segmentation:
             self.source,
             self.model,
             self.model_version,
+            self.scan_digest,
         )
 
     def save(
@@ -122,18 +154,18 @@ class Segmentation:
         writer: str | dict[str, Any] = "nifti",
         overwrite: bool = False,
     ) -> list[Path]:
-        """Writes the masks: all files, or none where one of them cannot be written. Masks on this grid are replaced.
+        """Writes the masks: all files, or none where one of them cannot be written. Masks of this scan are replaced.
 
         Args:
             folder: Where the files go.
             stem: The scan's name in the file names, as in `<stem>_<prompt>.nii.gz`.
             multilabel: Write one file `<stem>.nii.gz` of the class table's ids, smaller structures over larger ones.
             writer: A name from `mome.volumes.WRITERS`, as a config string or dict.
-            overwrite: Replace NIfTI files that lie on another grid, as those of another scan do.
+            overwrite: Replace files of another scan, too; see `mome.inference.earlier_results`.
 
         Raises:
             InputError: `stem` is no name, there is no such writer or it cannot write this, a mask would overwrite the
-                scan or, without `overwrite`, a file on another grid, or two prompts give one file name.
+                scan or, without `overwrite`, a file of another scan, or two prompts give one file name.
             OutputError: The disk is full or the folder cannot be written.
         """
         if not stem or Path(stem).name != stem:
@@ -146,7 +178,7 @@ class Segmentation:
         paths = mask_paths(folder, stem, names, ending=chosen.ending, separate=separate)
         refuse_to_overwrite([self.source] if self.source else [], paths)
         if not overwrite:
-            refuse_masks_on_other_grids(paths, self.grid)
+            refuse_results_of_others(paths, self.grid, self.scan_digest, self.header, self.source)
         chosen.check_source(self.source)
         masks = self.mask_set()
         written: list[Path] = []
@@ -155,6 +187,8 @@ class Segmentation:
                 notes = chosen.write(path, part, multilabel=multilabel) or ()
                 written.append(path)
                 self.notes = tuple(dict.fromkeys((*self.notes, *notes)))
+            if multilabel:
+                self._count(masks.flat)
         except OSError:
             for path in written:
                 path.unlink(missing_ok=True)
@@ -183,7 +217,11 @@ class Segmentation:
         return save_page(path, shown, volume, self.masks, structures, self.notes)
 
     def summary(self) -> list[dict[str, Any]]:
-        """Returns one entry per prompt: its text and name, how it was understood, its volume and its warning."""
+        """Returns one entry per prompt: its text and name, how it was understood, its volume and its warning.
+
+        `volume_ml` is that of the whole mask. Once a map of ids was made, `voxels_in_map` and `volume_ml_in_map` are
+        what that map holds.
+        """
         return [
             {
                 "prompt": p.text,
@@ -191,6 +229,7 @@ class Segmentation:
                 "understood": p.resolved.how,
                 "trained": p.trained,
                 "volume_ml": round(self.volume_ml(p.name), 3),
+                **self._in_map(p.name),
                 "warning": p.warning,
             }
             for p in self.prompts

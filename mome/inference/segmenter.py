@@ -14,6 +14,7 @@ from mome.inference.check_arguments import check_numbers, check_prepared, check_
 from mome.inference.compiled import CompiledPredictor
 from mome.inference.decoded_at_once import decoded_at_once
 from mome.inference.disagreement import RouterWatch, on_scan
+from mome.inference.doubtful_anatomy import upside_down
 from mome.inference.doubtful_masks import filled_masks
 from mome.inference.fingerprint import predictor_settings
 from mome.inference.first_tile import FirstTile
@@ -297,13 +298,13 @@ class Segmenter:
         if self.postprocess:
             phases.end("postprocess")
         measured = scan_statistics(masks, volume) if statistics else None
-        filled = filled_masks(masks, volume.array)
+        doubtful = (*filled_masks(masks, volume.array), *upside_down(masks, volume.grid))
         notes = (
             *volume.notes,
             *self.notes,
             *memory_notes,
             *(what for _, what in implausible_settings(self.processor.settings())),
-            *filled,
+            *doubtful,
             *rules.notes,
             *changes,
             *(watch.notes() if watch else ()),
@@ -319,13 +320,14 @@ class Segmenter:
             source,
             maps,
             model=name,
+            scan_digest=ready.digest,
             statistics=measured,
             disagreement=None if watch is None else on_scan(watch.result(), ready.network, volume.grid),
             tiles=(
                 len(wanted_tiles(ready.network.shape, predictor.patch_size, steps, wanted)),
                 len(wanted_tiles(ready.whole.shape, predictor.patch_size, steps)),
             ),
-            doubts=(*volume.notes, *filled),
+            doubts=(*volume.notes, *doubtful),
         )
 
     @property

@@ -26,6 +26,7 @@ _COLUMNS = (
     *(f"box_{axis}_{end}" for axis in "ijk" for end in ("first", "last")),
     *(f"box_{axis}_{end}_mm" for axis in "xyz" for end in ("low", "high")),
     *("touches", "pieces", "largest_piece_voxels"),
+    *("voxels_in_map", "volume_ml_in_map"),  # empty where the masks were written as files of their own
 )
 
 
@@ -97,6 +98,7 @@ def _row(study: str, structure: str, found: dict[str, Any]) -> list[Any]:
         " ".join(found["touches"]),
         found["pieces"],
         found["largest_piece_voxels"],
+        *(found.get(name) for name in ("voxels_in_map", "volume_ml_in_map")),
     ]
 
 

@@ -122,7 +122,6 @@ class StudyRun:
         result.model_version = self.request["model"]
         # The run has checked what it may replace.
         paths = result.save(self._out, part, multilabel=study.multilabel, writer=study.writer, overwrite=True)
-        overlap = result.label_map()[2] if study.multilabel else None
         structures = result.summary()
         if result.statistics is not None:
             write_statistics(self._out / study.statistics_file, study.name, result.statistics)
@@ -141,7 +140,7 @@ class StudyRun:
             "mask_sha256": [file_sha256(path) for path in paths],
             **({"files": [path.relative_to(self._out).as_posix() for path in files]} if files else {}),
             "structures": structures,
-            "overlapping_voxels": overlap,
+            "overlapping_voxels": result.overlapping_voxels,
             "notes": notes,
             "doubts": list(result.doubts),
             "seconds": round(sum(seconds.values()), 2),

@@ -12,13 +12,16 @@ from mome.inference.report import read_report
 from mome.inference.statistics import spreadsheet_text
 
 _COLUMNS = ("study", "structure", "ml", "mean_hu")
+_IN_MAP = "ml_in_map"
 
 
 def write_volumes(folder: str | Path) -> Path:
     """Writes `<folder>/volumes.csv` from the report in a folder of masks.
 
     There is one row per study and structure: `study`, `structure`, `ml`, and `mean_hu`, which is empty where the report
-    does not hold it. Studies stand in the order of their names; those that failed have no rows.
+    does not hold it. Both are of the whole mask. Where studies were written as maps of ids, the column `ml_in_map`
+    follows: what the map holds of the structure, without the voxels that smaller structures cover. Studies stand in the
+    order of their names; those that failed have no rows.
 
     Returns:
         The file.
@@ -33,8 +36,9 @@ def write_volumes(folder: str | Path) -> Path:
     with atomic_write(path, "the table of volumes") as temporary:
         with temporary.open("w", newline="", encoding="utf-8") as file:
             table = csv.writer(file)
-            table.writerow(_COLUMNS)
-            table.writerows(rows)
+            has_maps = any(row[-1] != "" for row in rows)
+            table.writerow([*_COLUMNS, _IN_MAP] if has_maps else _COLUMNS)
+            table.writerows(rows if has_maps else (row[:-1] for row in rows))
     return path
 
 
@@ -46,7 +50,7 @@ def _rows(entries: Iterable[dict[str, Any]]) -> list[list[Any]]:
             continue
         for structure in structures:
             if isinstance(structure, dict):
-                mean = structure.get("mean_hu")
+                numbers = [structure.get(key) for key in ("volume_ml", "mean_hu", "volume_ml_in_map")]
                 names = [spreadsheet_text(str(text)) for text in (entry["name"], structure.get("name"))]
-                rows.append([*names, structure.get("volume_ml"), "" if mean is None else mean])
+                rows.append([*names, *("" if number is None else number for number in numbers)])
     return rows

@@ -60,9 +60,7 @@ def write_nrrd_map(
     dtype = dtype or ("uint8" if largest < 256 else "uint16")
     if largest > np.iinfo(dtype).max:
         raise InputError(f"the id {largest} does not fit into {dtype}", where="result_dtype", hint=ID_TYPES[-1])
-    array = np.zeros(result.grid.shape, dtype=dtype)
-    for name in sorted(ids, key=lambda name: -result.masks.voxels[name]):
-        array[result.masks[name].view(bool)] = ids[name]
+    array = result.label_map(ids)[0].astype(dtype, copy=False)
     lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ result.grid.affine
     directions = " ".join(f"({','.join(repr(float(v)) for v in lps[:3, axis])})" for axis in range(3))
     lines = [

@@ -90,8 +90,8 @@ def write_results(
         options: `frame` and `dicom`, with which the scan was read, and `nrrd`, the `gzip`, `dtype` and `ids` of a map.
 
     Returns:
-        The summary: `structures`, `notes`, `seconds`, `statistics`, `model`, `mome`, `shape`, `spacing_mm`, and
-        `formats` with the bytes of each.
+        The summary: `structures`, `overlapping_voxels`, `notes`, `seconds`, `statistics`, `model`, `mome`, `shape`,
+        `spacing_mm`, and `formats` with the bytes of each.
 
     Raises:
         InputError: A writer cannot write this scan.
@@ -106,7 +106,8 @@ def write_results(
     if not {"html", "image", "viewer"}.isdisjoint(asked):
         volume = read_volume(scan, frame=options["frame"], dicom=options["dicom"])
     summary: dict[str, Any] = {
-        "structures": result.summary(),
+        "structures": [],
+        "overlapping_voxels": None,
         "notes": [],
         "seconds": result.seconds,
         "statistics": result.statistics,
@@ -134,7 +135,9 @@ def write_results(
                         archive.write(file, file.name)
             shutil.rmtree(parts)
         summary["formats"][name] = target.stat().st_size
-    summary["notes"] = list(dict.fromkeys(result.notes))  # writers have added theirs
+    # Writers have added their notes, and a map of ids has told what it holds.
+    summary["notes"] = list(dict.fromkeys(result.notes))
+    summary["structures"], summary["overlapping_voxels"] = result.summary(), result.overlapping_voxels
     with atomic_write(folder / "json.json", "the summary") as temporary:
         temporary.write_text(json.dumps(summary, indent=1), encoding="utf-8")
     summary["formats"]["json"] = (folder / "json.json").stat().st_size

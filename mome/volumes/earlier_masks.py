@@ -1,4 +1,4 @@
-"""Masks that lie in a folder already: whether new ones of the same names would replace those of another scan."""
+"""Masks that lie in a folder already: on which grid they lie, and of which scan they are."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mome.errors import InputError
 from mome.volumes.grid import Grid
+from mome.volumes.mask_file import read_scan_digest
 from mome.volumes.nifti import nifti_geometry
 from mome.volumes.scan_files import is_nifti
 
@@ -39,3 +40,11 @@ def refuse_masks_on_other_grids(paths: Iterable[Path], grid: Grid) -> None:
                 where=str(path),
                 hint="another folder or name, or overwrite=True",
             )
+
+
+def scan_of_mask(path: Path) -> str:
+    """Returns the digest of the scan that a NIfTI mask is of; empty where its header does not say, or is damaged."""
+    try:
+        return read_scan_digest(path)
+    except (InputError, OSError, EOFError, ValueError, zlib.error):
+        return ""

@@ -21,6 +21,7 @@ from mome.volumes.nifti_transforms import affine_of
 
 # The NIfTI header extension of code 6 is a plain comment, which every reader may show or skip.
 _COMMENT = 6
+_SCAN = "mome_scan"
 
 
 def write_mask(
@@ -30,6 +31,7 @@ def write_mask(
     header: dict[str, Any] | None = None,
     labels: Sequence[dict[str, Any]] = (),
     *,
+    scan: str = "",
     slope: float = 1.0,
     description: str = "",
 ) -> Path:
@@ -44,6 +46,7 @@ def write_mask(
             its unit as they are, so that every program sees mask and scan in the same place. Otherwise both
             transforms are made of the grid's affine.
         labels: Entries `{"id", "name", …}`, stored as JSON in the file's header.
+        scan: `mome.volumes.scan_digest.scan_digest` of the scan, stored beside the labels.
         slope: What readers multiply the stored numbers by, `scl_slope` of the header.
         description: What the file holds, at most 79 characters.
 
@@ -77,7 +80,7 @@ def write_mask(
             else:
                 image.header[name] = value
     if labels:
-        table = json.dumps({"mome_labels": list(labels)}).encode()
+        table = json.dumps({"mome_labels": list(labels), **({_SCAN: scan} if scan else {})}).encode()
         image.header.extensions.append(nib.nifti1.Nifti1Extension(_COMMENT, table))
     if description:
         image.header["descrip"] = description.encode("ascii", "replace")[:79]
@@ -136,6 +139,20 @@ def read_label_table(path: str | Path) -> list[dict[str, Any]]:
         if code == _COMMENT and b"mome_labels" in content:
             return _table(content, path)
     return []
+
+
+def read_scan_digest(path: str | Path) -> str:
+    """Returns the digest of the scan that a mask is of; empty where the header does not hold it.
+
+    Raises:
+        InputError, OSError, EOFError, ValueError, zlib.error: The file cannot be read, or the comment is damaged.
+    """
+    for code, content in nifti_extensions(Path(path)):
+        if code == _COMMENT and b"mome_labels" in content:
+            found = json.loads(content.rstrip(b"\0"))
+            digest = found.get(_SCAN) if isinstance(found, dict) else None
+            return digest if isinstance(digest, str) else ""
+    return ""
 
 
 def _table(content: bytes, path: Path) -> list[dict[str, Any]]:

@@ -76,7 +76,16 @@
   function offer(able) {
     const labels = able.trained_labels.length ? able.trained_labels : able.labels;
     part("labels").replaceChildren(...labels.map((label) => button(label.replaceAll("_", " "), () => addPrompt(label))));
+    tellMore();
   }
+
+  // Some systems hide the bar of a list until it is scrolled; a list that is cut says so in words.
+  function tellMore() {
+    const list = part("labels");
+    part("more").hidden = list.scrollHeight <= list.clientHeight;
+    part("more").textContent = `${list.children.length} structures, scroll the list for more`;
+  }
+  new ResizeObserver(tellMore).observe(part("labels"));
 
   function addPrompt(label) {
     const text = part("prompts").value.trimEnd();

@@ -12,7 +12,7 @@ from mome.volumes.mask_set import MaskSet
 
 
 class NiftiWriter:
-    """Writes `.nii.gz` files on the scan's grid, with the label table in the header; see `MaskWriter`.
+    """Writes `.nii.gz` files on the scan's grid, with label table and scan's digest in the header; see `MaskWriter`.
 
     A mask holds 0 and 1, and its table names label 1; `table_id` keeps the id of the class table. A map of ids holds
     the ids themselves.
@@ -38,8 +38,8 @@ class NiftiWriter:
     def write(self, path: Path, masks: MaskSet, *, multilabel: bool = False) -> None:
         """Writes a mask or a map of ids; see `MaskWriter.write`."""
         if multilabel:
-            write_mask(path, masks.label_map()[0], masks.grid, masks.header, masks.labels)
+            write_mask(path, masks.flat.array, masks.grid, masks.header, masks.labels, scan=masks.scan)
             return
         (entry,) = masks.labels
         table = [{**entry, "id": 1, "table_id": entry["id"]}]
-        write_mask(path, masks.boxed(entry["name"]), masks.grid, masks.header, table)
+        write_mask(path, masks.boxed(entry["name"]), masks.grid, masks.header, table, scan=masks.scan)

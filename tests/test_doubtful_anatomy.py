@@ -1,0 +1,70 @@
+"""Masks of which one lies above another in a way that no patient has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mome import Segmenter
+from mome.inference.doubtful_anatomy import upside_down
+from mome.inference.packed import PackedMasks
+from mome.volumes import Grid, Volume, read_volume
+
+UPSIDE_DOWN = np.diag([1.0, 1, -1, 1])
+
+
+def packed(boxes: dict[str, tuple[int, int]], shape: tuple[int, int, int] = (40, 40, 60)) -> PackedMasks:
+    """Masks of boxes from one plane to another."""
+    masks = PackedMasks(list(boxes), shape, 2)
+    for name, (first, last) in boxes.items():
+        masks.write_box(name, (5, 5, first), np.ones((30, 30, last - first), bool))
+    return masks
+
+
+@pytest.mark.parametrize("side", [5.0, 1.0])  # of a voxel; at 1 mm the masks are too small to be looked at
+@pytest.mark.parametrize("up", [1, -1])
+def test_the_liver_above_the_lungs_is_said(side: float, up: int) -> None:
+    grid = Grid((40, 40, 60), np.diag([side, side, side * up, 1.0]))
+    lungs = {"lung_left": (2, 20), "lung_right": (4, 20)}
+    notes = upside_down(packed({**lungs, "liver": (25, 40)}), grid)
+    assert len(notes) == (up == 1 and side == 5), notes
+    assert not notes or notes[0].startswith("the mask of the liver lies 105 mm above those of the lungs: a mask is wro")
+    assert len(upside_down(packed({"liver": (2, 20), "lung_upper_lobe_left": (25, 40)}), grid)) == (
+        up == -1 and side == 5
+    )
+
+
+def test_what_is_not_asked_or_empty_is_not_looked_at() -> None:
+    grid = Grid((40, 40, 60), np.diag([5.0, 5, 5, 1]))
+    for boxes in ({"liver": (25, 40)}, {"lung_left": (2, 20)}, {"liver": (25, 40), "lung_left": (0, 0)}):
+        assert upside_down(packed(boxes), grid) == []
+    assert upside_down(packed({"liver": (2, 40), "lung_left": (2, 38)}), grid) == []  # hardly higher
+
+
+def test_many_voxels_are_sampled() -> None:
+    shape = (200, 200, 260)
+    masks, grid = PackedMasks(["liver", "lung_left"], shape, 2), Grid(shape, np.diag([1.0, 1, 1, 1]))
+    for name, first in (("liver", 150), ("lung_left", 20)):
+        masks.write_box(name, (21, 21, first), np.ones((150, 150, 61), bool))
+    assert "lies 130 mm above" in upside_down(masks, grid)[0]
+
+
+@pytest.mark.wide
+@pytest.mark.parametrize(
+    ("scan", "is_noticed"),
+    [
+        ("formats/cip_ct-64.nrrd", True),  # chest
+        ("unlabelled/crlm-1006_1p6x5mm_ct_unlabelled.nii.gz", True),  # abdomen and the lower halves of the lungs
+        ("torso/ts_example_ct_sm.nii.gz", False),  # hardly any lung
+    ],
+)
+def test_real_scans_upside_down(ct_data: Path, scan: str, is_noticed: bool) -> None:
+    volume = read_volume(ct_data / scan)
+    segmenter = Segmenter("mome-ct-torso-tiny")
+    prompts = segmenter.prepare(["liver", "lungs"])
+    for affine, expected in ((volume.affine, False), (UPSIDE_DOWN @ volume.affine, is_noticed)):
+        result = segmenter.segment(Volume(volume.array, affine), prompts)
+        said = [note for note in result.notes if "above those of the lungs" in note]
+        assert len(said) == expected and set(said) <= set(result.doubts), result.notes
