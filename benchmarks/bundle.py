@@ -1,6 +1,6 @@
 """Copies the model of a training run into the package as a bundled checkpoint, in half precision.
 
-    python benchmarks/bundle.py runs/mome_ct_tiny/model --name mome-ct-tiny
+    python benchmarks/bundle.py runs/mome_ct_tiny/model --name mome-ct-tiny --overlap 0.25
     python benchmarks/bundle.py runs/mome_ct_torso_tiny/model --name mome-ct-torso-tiny --drop gallbladder
 
 `--overlap` is the overlap of tiles that the model needs (`benchmarks/results/tile_overlap.md`).

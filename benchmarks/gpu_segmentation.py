@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from gpu_training import begin_peak, peak_mib, wait
-from inference_peers import monai_masks, tile_logits
+from inference_peers import OVERLAP, monai_masks, tile_logits
 
 from mome.inference import Segmenter
 from mome.volumes import Volume
@@ -74,7 +74,7 @@ class Scan:
     def run(self, side: str) -> dict[str, Any]:
         """Segments the scan and returns seconds, peak memory and the Dice with sides that ran before."""
         windows, settings = MONAI[side] if side in MONAI else (1, OURS[side])
-        segmenter = Segmenter(MODEL, device=str(self.device), **settings)
+        segmenter = Segmenter(MODEL, overlap=OVERLAP, device=str(self.device), **settings)
         prepared = segmenter.prepare(list(segmenter.model.config.labels[:PROMPTS]))
         if side in MONAI:
             import monai.inferers  # noqa: F401  # loading it is no part of the run

@@ -6,8 +6,9 @@
       --out benchmarks/results/inference_peers.json
 
 The scan is `torso/ts_example_ct` at 2 mm, the network the bundled model with 32 prompts. All sides use the same
-network, windows of 64³ voxels, an overlap of one half and Gaussian weights, and give masks on the scan's grid. Each run
-has a process of its own, and the sides run in turn.
+network, windows of 64³ voxels, an overlap of one half and Gaussian weights, and give masks on the scan's grid. As many
+windows begin in even steps on our side, and half a window apart with a shorter last step on MONAI's. Each run has a
+process of its own, and the sides run in turn.
 
 - `exact`: `Segmenter` in float32, every tile computed.
 - `default`: `Segmenter` with its default settings, which is bfloat16 where the processor has it.

@@ -12,6 +12,7 @@ from stand_in_models import Contrast
 from mome.errors import InputError
 from mome.inference import Segmenter
 from mome.inference.body_mask import body_mask
+from mome.inference.loaded_scan import load_scan
 from mome.inference.precision import LOWEST_DICE, MEASURED_IN_BFLOAT16, chosen_precision
 from mome.inference.stream import wanted_tiles
 from mome.inference.tiles import tile_steps
@@ -62,6 +63,37 @@ def test_the_box_holds_the_patient_with_its_lungs(angles: tuple[float, float, fl
     lung = np.linalg.inv(mask.grid.affine) @ scan.affine @ np.array([48, 35, 30, 1.0])
     at = [int(value) for value in lung[:3]]
     assert mask.wants(tuple((a, a + 1) for a in at))
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5])
+def test_tiles_keep_the_places_that_they_have_in_exact_mode(overlap: float) -> None:
+    """The steps of the part around the patient would be other ones, where the last step of the grid is a short one."""
+    has_other_steps = False
+    for width in range(50, 56):
+        scan = Volume(patient().array[:, :width, :20], np.diag([4.0, 4, 4, 1]))
+        found: dict[bool, set[tuple[int, ...]]] = {False: set(), True: set()}
+        for exact, places in found.items():
+            made = segmenter(exact=exact, overlap=overlap)
+            encode, loaded = made.predictor.encode, made.load(scan)
+            first = [start for start, _ in loaded.body.box] if loaded.body else [0, 0, 0]
+
+            def placed(tile, at, encode=encode, first=first, places=places):
+                places.add(tuple(a + b for a, b in zip(at, first, strict=True)))
+                return encode(tile, at)
+
+            made.predictor.encode = placed
+            made.segment(scan, ["liver"], loaded=loaded)
+            grids = (loaded.network.shape, loaded.whole.shape)
+            has_other_steps |= len({tile_steps(shape, PATCH, overlap) for shape in grids}) == 2
+        assert found[False] < found[True]
+    assert has_other_steps
+
+
+def test_the_part_around_the_patient_follows_the_overlap_of_the_processor() -> None:
+    processor = MoMEProcessor(**PROCESSOR, overlap=0.0)
+    parts = [load_scan(patient(), processor, patch=PATCH, **options).network for options in ({}, {"overlap": 0.0})]
+    assert parts[0].same_as(parts[1])
+    assert not parts[0].same_as(load_scan(patient(), processor, patch=PATCH, overlap=0.5).network)
 
 
 def test_masks_inside_of_the_patient_are_those_of_exact_mode() -> None:

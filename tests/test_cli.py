@@ -256,6 +256,8 @@ def test_info(capsys, scan: Path, model_folder: str) -> None:
     assert main(["info", model_folder]) == 0
     printed = capsys.readouterr().out
     assert "unet(channels=[4, 8])" in printed and "trained on" in printed
+    assert main(["info", "mome-ct-tiny", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["overlap of tiles"] == 0.25
     assert main(["info", "mome_ct_base"]) == 0
 
 

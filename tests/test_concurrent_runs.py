@@ -125,6 +125,10 @@ def test_a_map_of_other_structures_is_not_replaced(tmp_path: Path) -> None:
     segment_folder(segmenter(), [scan], out, ["spleen"])  # files of their own stand beside the map
     (entry,) = segment_folder(segmenter(), [scan], out, ["spleen"], multilabel=True, overwrite=True)
     assert entry["status"] == "done" and (out / "ct.nii.gz").read_bytes() != before
+    damaged = {**entry, "structures": [{"name": ["spleen"]}]}  # a report that somebody else has written
+    (out / "report.json").write_text(json.dumps({"studies": [damaged]}))
+    with pytest.raises(InputError, match="with other structures"):
+        segment_folder(segmenter(), [scan], out, ["spleen"], multilabel=True)
 
 
 def test_masks_that_another_run_makes_meanwhile_are_not_replaced(tmp_path: Path) -> None:

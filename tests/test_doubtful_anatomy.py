@@ -49,6 +49,12 @@ def test_many_voxels_are_sampled() -> None:
     for name, first in (("liver", 150), ("lung_left", 20)):
         masks.write_box(name, (21, 21, first), np.ones((150, 150, 61), bool))
     assert "lies 130 mm above" in upside_down(masks, grid)[0]
+    # A mask of one plane, which no sample meets.
+    shape = (200, 200, 400)
+    masks = PackedMasks(["liver", "lung_left"], shape, 2)
+    masks.write_box("liver", (0, 0, 201), np.ones((200, 200, 1), bool))
+    masks.write_box("lung_left", (21, 21, 20), np.ones((150, 150, 61), bool))
+    assert upside_down(masks, Grid(shape, np.diag([2.5, 2.5, 2.5, 1]))) == []
 
 
 @pytest.mark.wide

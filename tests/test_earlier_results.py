@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from batch_helpers import segmenter
-from small_scans import patient_hu, save_patient
+from small_scans import patient_affine, patient_hu, save_patient
 
 from mome.errors import InputError
 from mome.inference import segment_folder
@@ -81,6 +82,36 @@ def test_the_digest_is_that_of_the_numbers() -> None:
     changed = hu.copy()
     changed[-1, -1, -1] += 1
     assert len({scan_digest(array) for array in (hu, changed, hu[::-1], hu.transpose(2, 1, 0))}) == 4
+    # Masks hold it, so that it may not change.
+    assert scan_digest(np.arange(40 * 3 * 2, dtype=np.float32).reshape(40, 3, 2, order="F")) == "ab3e1b1e5b92cb51"
+
+
+def test_the_digest_of_a_series_is_that_of_its_slices_in_any_order(tmp_path: Path) -> None:
+    pytest.importorskip("pydicom")
+    from dicom_series import along_z, series, write
+
+    slices = series(along_z(np.arange(8) * 3.0), SeriesInstanceUID="1.2.1")
+    one, two = write(tmp_path / "one", slices), write(tmp_path / "two", slices[::-1])
+    first, second = (segmenter().segment(folder, ["liver"]).scan_digest for folder in (one, two))
+    assert first == second == scan_digest(read_volume(one).array) != ""
+
+
+def test_the_digest_is_that_of_the_scan_once_it_was_repaired(tmp_path: Path) -> None:
+    """What is no number may be stored in several ways; the network sees air."""
+    hu = patient_hu().astype(np.float32)
+    air, gap = hu.copy(), hu.copy()
+    air[0, 0, 0], gap[0, 0, 0] = -1024, np.nan
+    assert result_of(Volume(gap, patient_affine())).scan_digest == result_of(Volume(air, patient_affine())).scan_digest
+
+
+def test_a_report_of_another_program_says_nothing(tmp_path: Path) -> None:
+    scan, out = save_patient(tmp_path / "ct.nii.gz"), tmp_path / "out"
+    first = result_of(scan)
+    (path, _) = first.save(out, "ct")
+    write_mask(path, first.masks["liver"], first.grid, first.header)  # without a digest
+    for masks in (5, {"a": 1}, path.name):
+        (out / "report.json").write_text(json.dumps({"studies": [{"name": "ct", "masks": masks}]}))
+        assert first.save(out, "ct")
 
 
 @pytest.mark.parametrize("writer", ["dicom_seg", "rtstruct"])

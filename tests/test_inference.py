@@ -184,6 +184,12 @@ def test_a_map_of_ids_says_what_it_holds(tmp_path: Path) -> None:
     array, table, overlap = result.label_map({"liver": 300, "spleen": 2})
     assert array.dtype == np.uint16 and overlap == both and [entry["id"] for entry in table] == [300, 2]
     assert {300: held["liver"], 2: held["spleen"]} == {n: int((array == n).sum()) for n in (300, 2)}
+    # Such ids would give a map that says something else than it holds.
+    for number in (1, 0, 65536, 1.5, True):
+        with pytest.raises(InputError, match="ids are different whole numbers from 1 to 65535"):
+            result.label_map({"liver": number, "spleen": 1})
+    with pytest.raises(InputError, match="ids holds no id of 'spleen'"):
+        result.label_map({"liver": 1})
 
 
 def test_masks_of_another_scan_are_not_replaced(tmp_path: Path) -> None:

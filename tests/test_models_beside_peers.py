@@ -262,11 +262,13 @@ def test_auto_processor_finds_the_processor(folder: Path) -> None:
 def test_auto_processor_without_importing_mome_first(folder: Path) -> None:
     code = (
         "from transformers import AutoProcessor; "
-        f"print(AutoProcessor.from_pretrained({str(folder)!r}, trust_remote_code=True).spacing)"
+        f"found = AutoProcessor.from_pretrained({str(folder)!r}, trust_remote_code=True); "
+        "print(found.spacing, found.overlap)"
     )
+    MoMEProcessor(spacing=[2, 2, 2], overlap=0.25).save_pretrained(folder)
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder.parent / "home")}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
-    assert done.stdout.strip() == "[2.0, 2.0, 2.0]", done.stderr
+    assert done.stdout.strip() == "[2.0, 2.0, 2.0] 0.25", done.stderr
 
 
 def test_the_trainer_reports_the_loss_of_an_evaluation(tmp_path: Path) -> None:

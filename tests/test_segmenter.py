@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import nibabel as nib
@@ -147,3 +148,5 @@ def test_the_processor_says_how_far_tiles_overlap(model_folder: Path) -> None:
         return Segmenter(model, processor, overlap=overlap).segment(scan(), ["liver"]).tiles[1]
 
     assert tiles(less) == tiles(usual, 0.25) < tiles(usual) == tiles(less, 0.5)
+    # A report holds it as JSON.
+    assert json.loads(json.dumps(Segmenter(model, usual, overlap=np.float32(0.25)).mask_settings()))["overlap"] == 0.25

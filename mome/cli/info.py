@@ -143,7 +143,7 @@ def _model(name: str) -> dict[str, Any]:
     from mome.modeling import MoME
     from mome.processing import MoMEProcessor
 
-    model = MoME.from_pretrained(name)
+    model, processor = MoME.from_pretrained(name), MoMEProcessor.from_pretrained(name)
     config = model.config
     return {
         "model": name,
@@ -153,7 +153,8 @@ def _model(name: str) -> dict[str, Any]:
         "dim": config.dim,
         "head channels": config.head_channels,
         "patch (voxels)": list(config.patch_size),
-        "processor": json.dumps(MoMEProcessor.from_pretrained(name).settings()),
+        "processor": json.dumps(processor.settings()),
+        "overlap of tiles": processor.overlap,
         "trained on": config.trained_labels,
         "labels in bank": len(config.labels),
         "known": sorted(model.text_bank.known()),

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--series", help="the DICOM series of a folder with several: its number in `mome info`, or its UID"
     )
     parser.add_argument(
-        "--overlap", type=float, help="share of a tile that its neighbour covers too, 0 to 0.9; usually the model says"
+        "--overlap", type=float, help="share of a tile that its neighbour covers too, 0 to 0.9; default: the model's"
     )
     parser.add_argument("--device", help="cpu, cuda or cuda:1; default cpu")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads")

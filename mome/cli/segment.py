@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     reading.add_argument("--allow-damaged", action="store_true", help="leave out DICOM slices that are damaged")
     running = parser.add_argument_group("how the network runs")
     running.add_argument(
-        "--overlap", type=float, help="share of a tile that its neighbour covers too, 0 to 0.9; usually the model says"
+        "--overlap", type=float, help="share of a tile that its neighbour covers too, 0 to 0.9; default: the model's"
     )
     running.add_argument("--mirror", help="average over mirrored tiles: lr, ap, si, several with commas, or all")
     running.add_argument("--exact", action="store_true", help="tiles over the whole scan, air and table too")

@@ -35,17 +35,19 @@ def upside_down(masks: PackedMasks, grid: Grid) -> list[str]:
     least = _LEAST_ML / voxel_ml
     if _LIVER not in masks.names or masks.voxels[_LIVER] < least or sum(masks.voxels[name] for name in lungs) < least:
         return []
-    higher = _height(masks, [_LIVER], grid) - _height(masks, lungs, grid)
-    if higher <= _HIGHER_MM:
+    liver, lung = _height(masks, [_LIVER], grid), _height(masks, lungs, grid)
+    if liver is None or lung is None or liver - lung <= _HIGHER_MM:
         return []
     return [
-        f"the mask of the liver lies {higher:.0f} mm above those of the lungs: a mask is wrong, or the header of the "
-        "scan exchanges head and feet, and perhaps left and right"
+        f"the mask of the liver lies {liver - lung:.0f} mm above those of the lungs: a mask is wrong, or the header of "
+        "the scan exchanges head and feet, and perhaps left and right"
     ]
 
 
-def _height(masks: PackedMasks, names: list[str], grid: Grid) -> float:
-    """Returns how far up (mm, RAS) the centre of some masks lies."""
+def _height(masks: PackedMasks, names: list[str], grid: Grid) -> float | None:
+    """Returns how far up (mm, RAS) the centre of some masks lies; None where the sample meets none of their voxels."""
     step = max(1, round((np.prod(grid.shape) / _SAMPLE) ** (1 / 3)))
     indices = np.concatenate([np.argwhere(masks.sampled(name, step)) for name in names]) * step
+    if not len(indices):
+        return None
     return float(grid.affine[2, :3] @ indices.mean(axis=0) + grid.affine[2, 3])

@@ -69,5 +69,6 @@ def _is_listed_for(path: Path, source: Path | None) -> bool | None:
         entries = read_report(path.parent / "report.json").values()
     except InputError:  # it is of another program
         return None
-    scans = [entry.get("scan") for entry in entries if path.name in (entry.get("masks") or ())]
+    lists = ((entry.get("scan"), entry.get("masks")) for entry in entries)
+    scans = [scan for scan, masks in lists if isinstance(masks, list) and path.name in masks]
     return scan_identity(source) in scans if scans else None

@@ -70,7 +70,7 @@ def load_scan(
     processor: MoMEProcessor,
     *,
     patch: tuple[int, int, int] | None = None,
-    overlap: float = 0.5,
+    overlap: float | None = None,
     frame: int | None = None,
     dicom: DicomOptions = DEFAULT_DICOM,
     on_phase: Callable[[str], None] | None = None,
@@ -82,7 +82,8 @@ def load_scan(
         processor: Decides the network grid and the window.
         patch: Voxels (D, H, W) of a tile, where only what is around the patient is kept (`mome.inference.body_mask`);
             None for the whole scan.
-        overlap: The share of a tile that its neighbour covers too; it decides where tiles lie.
+        overlap: The share of a tile that its neighbour covers too, which decides where tiles lie; None for the
+            processor's.
         frame: The volume to take from a 4-D file, from 0.
         dicom: Which DICOM series is read and what is accepted.
         on_phase: Called with `read` and `resample` when that phase begins.
@@ -98,6 +99,7 @@ def load_scan(
     read = time.perf_counter()
     tell("resample")
     whole = scan_grid(volume, processor)
+    overlap = processor.overlap if overlap is None else overlap
     body = None if patch is None else body_mask(volume, whole, patch, overlap)
     array, network = processor.to_network(volume, whole if body is None else body.grid)
     seconds = {"read": read - began, "resample": time.perf_counter() - read}

@@ -117,9 +117,9 @@ def _refuse_other_structures(path: Path, study: Study, names: Sequence[str], ent
     if one_file_per_structure(study.mask_writer(), multilabel=study.multilabel):
         return
     listed = entry.get("structures")
-    held = [item.get("name") for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
+    held = [str(item.get("name")) for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
     if set(held) != set(names):
-        difference = f"with other structures: {', '.join(map(str, held)):.200}"
+        difference = f"with other structures: {', '.join(held):.200}"
     elif entry.get("multilabel") != study.multilabel:
         difference = f"made {'without' if study.multilabel else 'with'} --multilabel"
     else:

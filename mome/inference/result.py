@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from mome.volumes import Grid, Volume
 from mome.volumes.mask_names import mask_paths, refuse_to_overwrite
 from mome.volumes.mask_set import FlatMap, MaskSet
 from mome.volumes.writers.base import build_writer, one_file_per_structure
+
+# Maps of ids are stored as uint8 or uint16.
+_LARGEST_ID = 65_535
 
 
 @dataclass
@@ -96,12 +100,16 @@ class Segmentation:
         Smaller structures are written over larger ones.
 
         Args:
-            ids: Prompt → id, a positive number; None for those of the class table. Free text has none there and gets
-                one above them.
+            ids: Prompt → id, a number of its own from 1 to 65535; None for those of the class table. Free text has none
+                there and gets one above them.
+
+        Raises:
+            InputError: `ids` lacks a prompt, or holds another number.
         """
         masks = self.mask_set()
         if ids is not None:
-            masks = replace(masks, labels=[{**entry, "id": ids[entry["name"]]} for entry in masks.labels])
+            _check_ids(ids, [entry["name"] for entry in masks.labels])
+            masks = replace(masks, labels=[{**entry, "id": int(ids[entry["name"]])} for entry in masks.labels])
         self._count(masks.flat)
         return masks.flat.array, masks.labels, masks.flat.overlap
 
@@ -234,3 +242,20 @@ class Segmentation:
             }
             for p in self.prompts
         ]
+
+
+def _check_ids(ids: Mapping[str, int], names: Sequence[str]) -> None:
+    """Checks the ids of a map.
+
+    Raises:
+        InputError: A prompt has none, or they are no different whole numbers from 1 to 65535.
+    """
+    missing = [name for name in names if name not in ids]
+    if missing:
+        raise InputError(f"ids holds no id of {missing[0]!r:.60}", hint="an id for every prompt")
+    numbers = [ids[name] for name in names]
+    are_whole = all(isinstance(number, Integral) and not isinstance(number, bool) for number in numbers)
+    if not are_whole or not all(1 <= number <= _LARGEST_ID for number in numbers) or len(set(numbers)) < len(numbers):
+        raise InputError(
+            f"ids are different whole numbers from 1 to {_LARGEST_ID}, got {', '.join(map(str, numbers)):.80}"
+        )

@@ -104,7 +104,7 @@ class Segmenter:
         precision = chosen_precision(precision, network, place)
         network, autocast, notes = without_float16(network, place, PRECISIONS[precision])
         self.model, self.processor = network.eval(), processor
-        self.overlap = processor.overlap if overlap is None else overlap
+        self.overlap = processor.overlap if overlap is None else float(overlap)  # reports hold it as JSON
         self.precision, self.prompt_chunk, self.exact = precision, prompt_chunk, exact
         self.memory = None if memory is None else parse_bytes(str(memory), "memory")
         self.predictor: Predictor = (CompiledPredictor if compile else ModelPredictor)(self.model, autocast)

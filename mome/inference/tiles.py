@@ -12,9 +12,9 @@ from torch import Tensor
 def tile_steps(size: Sequence[int], patch: Sequence[int], overlap: float) -> tuple[int, int, int]:
     """Returns the voxels from the beginning of a tile to that of the next one along each axis (D, H, W).
 
-    There are as few tiles as overlap enough, in steps that are as even as whole voxels allow; nnU-Net rounds each
-    start. With longer steps and a short last one, as many tiles gave worse masks
-    (`benchmarks/results/tile_overlap.md`).
+    There are as few tiles as overlap enough. All steps are equal but the last, which may be shorter by fewer voxels
+    than there are tiles; nnU-Net rounds each start. With the longest steps and what remains as the last, as many tiles
+    gave worse masks (`benchmarks/results/tile_overlap.md`).
 
     Args:
         size: Voxels (D, H, W) of the volume.
