@@ -60,11 +60,10 @@ def doubtful(found: dict[str, dict[str, float]], annotated: dict[str, Any]) -> s
 def means(scores: dict[tuple[str, str], float]) -> dict[str, float]:
     """Returns the mean Dice of every structure, and `mean` of these."""
     structures = sorted({structure for _, structure in scores})
-    found = {
-        name: round(float(np.mean([d for (_, structure), d in scores.items() if structure == name])), 3)
-        for name in structures
-    }
-    return {**found, "mean": round(float(np.mean(list(found.values()))), 3)}
+    found = {name: np.mean([d for (_, structure), d in scores.items() if structure == name]) for name in structures}
+    # The mean is taken before rounding, as `mome evaluate` does.
+    found["mean"] = np.mean(list(found.values()))
+    return {name: round(float(value), 3) for name, value in found.items()}
 
 
 def main() -> None:
