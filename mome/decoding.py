@@ -16,7 +16,7 @@ from mome.forward_observer import ForwardObserver
 from mome.layers.heads.base import Head
 from mome.layers.predict import predict, predict_one_scale
 from mome.layers.scale_expert import ScaleExpert
-from mome.layers.scale_stack import ScaleStack
+from mome.layers.scale_stack import stack_scales
 from mome.layers.text_bank import TextBank
 from mome.map_context import MapContext
 from mome.model_inputs import check_text
@@ -176,13 +176,14 @@ class WithDecoding(WithExtraExperts):
         context: MapContext,
     ) -> tuple[Tensor, list[Routing | None]]:
         """Runs the experts of every scale and brings their maps to the finest size: (B, S, C, D, H, W)."""
-        scales = ScaleStack(len(mixers), finest)
+        features: list[Tensor] = []
         routings: list[Routing | None] = []
         for mixer, x, stride in zip(mixers, inputs, self.encoder.strides[self.first_scale :], strict=True):
             feature, routing = self._checkpointed(mixer, x, context.with_stride(stride))
-            scales.add(feature)
+            features.append(feature)
+            del feature  # else the last one would be held beside the list
             routings.append(routing)
-        return scales.stacked(), routings
+        return stack_scales(features, finest), routings
 
     @torch.no_grad()
     def _show_fusion(

@@ -90,7 +90,7 @@ def test_another_plan_begins_the_scan_again_with_the_same_masks(monkeypatch) -> 
     first = FirstTile(plan, lambda network_bytes: other)
     before = made.model.encoded
     masks, _, notes = within.predict_within_memory(
-        made.predictor, array, network, SCAN.grid, prepared, plan, exact=True, first_tile=first
+        made.predictor, array, network, SCAN.grid, prepared, plan, first_tile=first
     )
     assert seen == [(5, 5, True), (3, 2, False), (2, 2, False)] and notes == []
     assert (made.model.encoded - before - 1) % 2 == 0

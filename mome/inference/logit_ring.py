@@ -54,13 +54,12 @@ class LogitRing:
             place = self._place(corner, window.shape, inside)
             values, weights = logits_PDHW.narrow(1 + self.axis, *planes), window.narrow(self.axis, *planes)
             target = self._sums[prompts][(slice(None), *place)]
-            if target.dtype == values.dtype:
-                target.addcmul_(values, weights)
-            else:
-                target.add_(values * weights)
+            # A sum is rounded once; adding float32 to sums in float16 would take twice the time.
+            target.addcmul_(values.to(target.dtype), weights.to(target.dtype))
 
     def add_weight(self, corner: Sequence[int], window: Tensor) -> None:
         """Adds the window to the sums of weights, once per tile."""
+        window = window.to(self._sums.dtype)  # as logits are weighted by it
         for inside, planes in self._rows(corner[self.axis], corner[self.axis] + self.length):
             self._weights[self._place(corner, window.shape, inside)] += window.narrow(self.axis, *planes)
 

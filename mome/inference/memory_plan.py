@@ -62,16 +62,10 @@ class MemoryPlan:
     chunk: int
     half_sums: bool = False
 
-    def smaller(self, exact: bool) -> MemoryPlan | None:
-        """Returns the next plan that needs less memory, None where there is none.
-
-        Args:
-            exact: Keep sums in float32.
-        """
+    def smaller(self) -> MemoryPlan | None:
+        """Returns the next plan that needs less memory, None where there is none."""
         if self.chunk > USUAL_CHUNK:
             return replace(self, chunk=self.chunk // 2)
-        if not self.half_sums and not exact:
-            return replace(self, half_sums=True)
         if self.group > 1:
             group = -(-self.group // 2)
             return replace(self, group=group, chunk=min(self.chunk, group))
@@ -123,13 +117,13 @@ def fitting_plan(
         chunk: Prompts that are decoded at once where memory allows.
         reserved: Bytes of the budget that are left free; where no plan leaves them, the smallest is taken.
         gpu_budget: Bytes of the GPU, where the network is on one.
-        exact: Keep sums in float32.
+        exact: Keep sums in float32; else they are kept in float16.
         where: The scan, in the error.
 
     Raises:
         InputError: No plan fits. The message gives the bytes that are needed.
     """
-    plan: MemoryPlan | None = MemoryPlan(work.prompts, min(chunk, work.prompts))
+    plan: MemoryPlan | None = MemoryPlan(work.prompts, min(chunk, work.prompts), half_sums=not exact)
     smallest = MemoryPlan(1, 1, half_sums=not exact)
     last_that_fits: MemoryPlan | None = None
     while plan is not None:
@@ -137,7 +131,7 @@ def fitting_plan(
             if plan.total(work) <= budget - reserved:
                 return plan
             last_that_fits = plan
-        plan = plan.smaller(exact)
+        plan = plan.smaller()
     if last_that_fits is not None:
         return last_that_fits
     needed, given = smallest.total(work), budget

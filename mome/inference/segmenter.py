@@ -59,9 +59,10 @@ class Segmenter:
         device: A torch device such as "cuda"; where None, the model stays where it is.
         precision: `fp32`, `bf16` or `fp16` inside the network, or `auto`; see `mome.inference.precision`.
         prompt_chunk: Prompts that are decoded at once; a smaller number needs less memory.
-        exact: Look at the whole scan, and keep sums of logits in float32. Otherwise tiles without a part of the patient
-            are left out: what lies in air is background without a look (`mome.inference.body_mask`). Of a turned scan,
-            air beside the patient is left out either way (`mome.inference.scan_grid`).
+        exact: Look at the whole scan, and keep sums of logits in float32. Otherwise they are kept in float16 where it
+            holds them, and tiles without a part of the patient are left out: what lies in air is background without a
+            look (`mome.inference.body_mask`). Of a turned scan, air beside the patient is left out either way
+            (`mome.inference.scan_grid`).
         memory: The memory that the process may take, as in "4GB" or a number of bytes; what is free where None.
         mirror: Axes along which tiles are mirrored too, `lr`, `ap`, `si`, several with commas, or `all`; the logits are
             averaged (`mome.inference.mirror`). Each axis doubles the time.
@@ -285,7 +286,6 @@ class Segmenter:
                 volume.grid,
                 prepared,
                 plan,
-                exact=self.exact,
                 asked=asked_names(probabilities, prepared.names),
                 steps=steps,
                 wanted=wanted,

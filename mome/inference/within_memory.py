@@ -29,7 +29,6 @@ def predict_within_memory(
     prompts: PreparedPrompts,
     plan: MemoryPlan,
     *,
-    exact: bool = False,
     asked: Sequence[str] = (),
     progress: Callable[[int, int], None] | None = None,
     phases: Phases | None = None,
@@ -44,7 +43,6 @@ def predict_within_memory(
     Args:
         predictor, volume, network, output, prompts, progress, phases, options: See `predict_masks`.
         plan: The plan that is tried first.
-        exact: Keep sums of logits in float32.
         asked: Names of the prompts whose probabilities are returned.
         first_tile: Measures the network with the first tile; it may choose another plan, once.
 
@@ -63,9 +61,9 @@ def predict_within_memory(
         except NotFinite:
             if not plan.half_sums:
                 raise
-            plan, exact = replace(plan, half_sums=False), True
+            plan = replace(plan, half_sums=False)
         except (MemoryError, RuntimeError) as error:
-            smaller = plan.smaller(exact)
+            smaller = plan.smaller()
             if not lacks_memory(error):
                 raise
             if smaller is None:

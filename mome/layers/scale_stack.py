@@ -9,40 +9,23 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-class ScaleStack:
-    """Collects S maps (B, C, D_s, H_s, W_s) as one tensor (B, S, C, D, H, W), coarse maps trilinearly resized.
-
-    Without gradients every map is written to its place at once; a list of maps to be stacked later would hold each of
-    them twice.
+def stack_scales(maps: list[Tensor], size: Sequence[int]) -> Tensor:
+    """S maps (B, C, D_s, H_s, W_s) → one tensor (B, S, C, D, H, W), coarse maps trilinearly resized.
 
     Args:
-        scales: S.
+        maps: The maps. Without gradients the list is emptied: each map is dropped once it lies in the stack, and only
+            one resized map is held at a time.
         size: The finest size (D, H, W).
     """
+    if torch.is_grad_enabled():
+        return torch.stack([_resized(map_BCDHW, size) for map_BCDHW in maps], dim=1)
+    stack = maps[0].new_empty(maps[0].shape[0], len(maps), maps[0].shape[1], *size)
+    for scale in range(len(maps)):
+        stack[:, scale].copy_(_resized(maps.pop(0), size))
+    return stack
 
-    def __init__(self, scales: int, size: Sequence[int]) -> None:
-        self.scales, self.size = scales, tuple(size)
-        self.maps: list[Tensor] = []
-        self.filled = 0
-        self.stack: Tensor | None = None
 
-    def add(self, map_BCDHW: Tensor) -> None:
-        """Adds the map of the next scale."""
-        if torch.is_grad_enabled():
-            self.maps.append(self._resized(map_BCDHW))
-            return
-        if self.stack is None:
-            self.stack = map_BCDHW.new_empty(map_BCDHW.shape[0], self.scales, map_BCDHW.shape[1], *self.size)
-        self.stack[:, self.filled].copy_(self._resized(map_BCDHW))
-        self.filled += 1
-
-    def stacked(self) -> Tensor:
-        """The stack (B, S, C, D, H, W) of all maps."""
-        if self.stack is not None:
-            return self.stack
-        return torch.stack(self.maps, dim=1)
-
-    def _resized(self, map_BCDHW: Tensor) -> Tensor:
-        if map_BCDHW.shape[2:] == self.size:
-            return map_BCDHW
-        return F.interpolate(map_BCDHW, size=self.size, mode="trilinear", align_corners=False)
+def _resized(map_BCDHW: Tensor, size: Sequence[int]) -> Tensor:
+    if map_BCDHW.shape[2:] == tuple(size):
+        return map_BCDHW
+    return F.interpolate(map_BCDHW, size=tuple(size), mode="trilinear", align_corners=False)
