@@ -139,7 +139,7 @@ def fit(
         model.to(memory_format=torch.channels_last_3d)
     model.train().to(device)
     optimizer = build_optimizer(model, config)
-    average = start_average(model, config.ema, accelerator)
+    average = start_average(model, config.ema, accelerator.device)
     model, optimizer = accelerator.prepare(model, optimizer)
     bare = accelerator.unwrap_model(model)
     state = TrainingState(accelerator, model, optimizer, average, config.batch_size)

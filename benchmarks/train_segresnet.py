@@ -70,7 +70,7 @@ def fit(run: RunConfig, out: Path, peak: float) -> None:
     optimizer = build_optimizer(model, dataclasses.replace(train, learning_rate=peak))
     accelerator = Accelerator(cpu=True)
     model, optimizer = accelerator.prepare(model, optimizer)
-    average = start_average(model, train.ema, accelerator)
+    average = start_average(model, train.ema, accelerator.device)
     state = TrainingState(accelerator, model, optimizer, average, train.batch_size)
     newest = latest_checkpoint(out / "checkpoints")
     start = 0

@@ -138,6 +138,13 @@ def test_fine_tuning_keeps_the_voxels_and_the_window_of_the_weights() -> None:
     assert build_model(other)[1].settings() == {**saved, "spacing": [2.0, 2.0, 2.0]}
 
 
+def test_the_overlap_of_tiles_is_that_of_the_run() -> None:
+    """That of the first weights was chosen for them."""
+    run = RunConfig(preset="mome_ct_tiny", init="mome-ct-tiny", labels=("mandible",))
+    assert MoMEProcessor.from_pretrained("mome-ct-tiny").overlap == 0.25 and build_model(run)[1].overlap == 0.5
+    assert build_model(dataclasses.replace(run, processor={"overlap": 0.375}))[1].overlap == 0.375
+
+
 # -- new labels ----------------------------------------------------------------------------------------------
 
 

@@ -117,7 +117,7 @@ class Sandbox:
         if not hasattr(self, "loaded"):
             model, _ = build_model(self.run)
             optimizer = build_optimizer(model, self.run.train)
-            average = start_average(model, 0.9, accelerator)
+            average = start_average(model, 0.9, accelerator.device)
             self.loaded = TrainingState(accelerator, *accelerator.prepare(model, optimizer), average, 4)
         state = self.work / self.state.name
         shutil.rmtree(state, ignore_errors=True)

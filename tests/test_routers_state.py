@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import router_processes
 import torch
-from accelerate import Accelerator
 from safetensors.torch import load_file
 from small_models import small, volume
 from training_runs import RECIPE, write_cases
@@ -194,7 +193,7 @@ def test_a_router_in_half_precision_can_be_cast_to_float32() -> None:
 @pytest.mark.parametrize("spec", STATES)
 def test_the_moving_average_copies_the_state(spec: str) -> None:
     model = little(spec)
-    average = start_average(model, 0.9, Accelerator(cpu=True))
+    average = start_average(model, 0.9, torch.device("cpu"))
     average.update_parameters(model)  # the first update copies everything
     with torch.no_grad():
         for tensor in (*model.parameters(), only_router(model).get_buffer(STATES[spec])):

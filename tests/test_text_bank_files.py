@@ -371,12 +371,10 @@ def test_learned_rows_are_trained_saved_and_follow_their_labels(tmp_path: Path) 
 
 
 def test_learned_rows_are_averaged_over_the_steps_and_stay_in_float32() -> None:
-    from types import SimpleNamespace
-
     from mome.training.weight_average import start_average
 
     model = small(text_encoder="learned(dim=5)")
-    average = start_average(model, 0.75, SimpleNamespace(device="cpu"))
+    average = start_average(model, 0.75, torch.device("cpu"))
     first = model.text_bank.learned_TR.detach().clone()
     average.update_parameters(model)
     with torch.no_grad():

@@ -289,6 +289,19 @@ def test_the_batch_that_fits(tmp_path: Path, monkeypatch) -> None:
         find_batch_size(run)
 
 
+def test_the_moving_average_takes_memory_of_the_batch(tmp_path: Path, monkeypatch) -> None:
+    without, with_average = run_of(tmp_path / "a", "train.ema=0"), run_of(tmp_path / "b", "train.ema=0.9")
+    weights = sum(parameter.numel() for parameter in build_model(without)[0].parameters())
+    monkeypatch.setattr(find_batch, "available_bytes", lambda: 2e8)
+    plain, averaged = find_batch_size(without), find_batch_size(with_average)
+    per_patch = (plain.step_bytes - 16 * weights) / plain.size
+    assert averaged.step_bytes == pytest.approx(20 * weights + averaged.size * per_patch)
+    started = []
+    monkeypatch.setattr(find_batch, "start_average", lambda *given: started.append(given))
+    find_batch._two_steps(with_average, 1, torch.device("cpu"))
+    assert [given[1:] for given in started] == [(0.9, torch.device("cpu"))]
+
+
 def test_the_command_prints_the_batch_and_trains_nothing(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(find_batch, "available_bytes", lambda: 2e8)
     given = ["--config", str(write_recipe(tmp_path)), f"train.out={tmp_path / 'r'}"]

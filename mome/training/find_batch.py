@@ -12,10 +12,11 @@ from mome.errors import InputError, lacks_memory
 from mome.memory import as_text, available_bytes
 from mome.training.adapters import Adapters
 from mome.training.config import RunConfig
-from mome.training.memory import BYTES_PER_WEIGHT, bytes_per_voxel
+from mome.training.memory import BYTES_PER_AVERAGED_WEIGHT, BYTES_PER_WEIGHT, bytes_per_voxel
 from mome.training.optimizer import build_optimizer
 from mome.training.setup import build_model
 from mome.training.text_rows import text_rows
+from mome.training.weight_average import start_average
 
 _SPARE = 0.9  # share of the memory that a batch may take; allocators lose some to fragments (our choice)
 _MOST = 4096
@@ -78,7 +79,8 @@ def _estimated(run: RunConfig) -> FoundBatch:
     model, _ = build_model(run)
     if run.train.gradient_checkpointing:
         model.gradient_checkpointing_enable()
-    weights = BYTES_PER_WEIGHT * sum(parameter.numel() for parameter in model.parameters())
+    per_weight = BYTES_PER_WEIGHT + (BYTES_PER_AVERAGED_WEIGHT if run.train.ema else 0)
+    weights = per_weight * sum(parameter.numel() for parameter in model.parameters())
     prompts = min(run.sampling.prompts or len(run.labels), len(run.labels))
     per_patch = bytes_per_voxel(model, prompts) * math.prod(model.config.patch_size)
     size = int(max(0.0, min(_SPARE * memory - weights, 1e15)) / per_patch)
@@ -128,6 +130,7 @@ def _two_steps(run: RunConfig, size: int, device: torch.device) -> None:
     if config.channels_last:
         model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-arg]  # transformers wraps Module.to
     optimizer = build_optimizer(model, config)
+    average = start_average(model, config.ema, device)
     patch = model.config.patch_size
     volume = torch.rand(size, 1, *patch, device=device)
     targets = torch.zeros(size, len(text_PT), *patch, dtype=torch.uint8, device=device)
@@ -138,3 +141,5 @@ def _two_steps(run: RunConfig, size: int, device: torch.device) -> None:
         (model.segmentation_loss(output.compared, targets, None) + output.aux_loss).backward()
         optimizer.step()
         optimizer.zero_grad()
+        if average is not None:
+            average.update_parameters(model)

@@ -112,7 +112,7 @@ def _train(run: RunConfig, accelerator: Accelerator, resume: bool, profile: int)
     for note in (*text.notes, *(dataset.augmentation.notes if dataset.augmentation else ())):
         accelerator.print(f"note: {note}")
     optimizer = build_optimizer(model, config)
-    average = start_average(model, config.ema, accelerator)
+    average = start_average(model, config.ema, accelerator.device)
     model, optimizer = accelerator.prepare(model, optimizer)
 
     # Every process draws its own router noise; all else depends on the seed and the step.

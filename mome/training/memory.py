@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 BYTES_PER_WEIGHT = 16
 """A weight, its gradient and the two moments of Adam, in float32."""
+BYTES_PER_AVERAGED_WEIGHT = 4
+"""A weight of the moving average, in float32."""
 
 
 def bytes_per_voxel(model: MoME, prompts: int, device: torch.device | str = "cpu") -> float:

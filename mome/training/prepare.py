@@ -23,7 +23,7 @@ from mome.errors import InputError, did_you_mean
 from mome.threads import container_cpus
 from mome.training.config import RunConfig, SourceConfig
 from mome.training.config_file import load_run_config
-from mome.training.memory import BYTES_PER_WEIGHT, bytes_per_voxel
+from mome.training.memory import BYTES_PER_AVERAGED_WEIGHT, BYTES_PER_WEIGHT, bytes_per_voxel
 from mome.training.setup import build_processor
 from mome.training.sources import open_source
 
@@ -148,7 +148,8 @@ def _plan(found: Fingerprint, preset: str, prompts: int, memory_bytes: float) ->
 
     torch.manual_seed(0)
     model = create_model(preset, labels=list(found.structures), text_encoder="bank(width=32)", text_dim=None)
-    weights = sum(parameter.numel() for parameter in model.parameters()) * BYTES_PER_WEIGHT
+    per_weight = BYTES_PER_WEIGHT + BYTES_PER_AVERAGED_WEIGHT  # the configuration that is written has an average
+    weights = sum(parameter.numel() for parameter in model.parameters()) * per_weight
     return make_plan(found, memory_bytes - weights, bytes_per_voxel(model, prompts), model.encoder.size_divisor)
 
 

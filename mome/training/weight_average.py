@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mome.modeling import MoME
 
 
-def start_average(model: nn.Module, decay: float, accelerator: Accelerator) -> AveragedModel | None:
+def start_average(model: nn.Module, decay: float, device: torch.device) -> AveragedModel | None:
     """Returns a moving average that starts at the model's weights; None if decay is 0.
 
     Buffers are copied from the model, not averaged.
@@ -27,7 +27,7 @@ def start_average(model: nn.Module, decay: float, accelerator: Accelerator) -> A
     if not decay:
         return None
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=False)
-    return average.to(accelerator.device)
+    return average.to(device)
 
 
 def averaged_model(accelerator: Accelerator, model: nn.Module, average: AveragedModel | None) -> MoME:
