@@ -46,15 +46,17 @@ WHAT = [
     "budget both are better than the text-guided weights as they were then, which began with random queries.",
     "SegResNet has this recipe too, which does not suit it: with its own it had 0.676 after 2,000 steps.",
     "",
-    "`swiglu` was trained later, with the fusion as it is now: queries start small (in this training, at zero), so",
-    "that all scales weigh alike, and the learning rate of the text projection is divided by √384. Same recipe and",
-    "patches, but one seed, on the CPU in float32 (the others: bfloat16 on the GPU), so that it has no paired interval",
-    "here; its step time is that of a busy core, and its memory was not measured: `python benchmarks/neck_study.py",
-    "arm swiglu --seed 0 --set train.steps=350 train.warmup=0.2857 train.mixed_precision=no`.",
-    "",
     "The learning rates are not quite alike: the number of steps was chosen after 55 seconds, and an arm that was",
     "then past step 175 kept the full rate until there: `plain` to step 240 and 250, `universal` to 207 and 205,",
     "`linear_random` to 189 and 216. All others had the same rates at every step.",
+]
+ON_CPU = [
+    "`swiglu` was trained later, with the fusion as it is now: queries start small (at zero in the training of seed",
+    "0), so that all scales weigh alike, and the learning rate of the text projection is divided by √384. The recipe",
+    "and the patches are those of the other arms, but it was trained on the CPU in float32. `universal` was trained a",
+    "second time in the same way, with one seed, so that the two can be compared. Step times are those of a busy core,",
+    "and memory was not measured: `python benchmarks/neck_study.py arm swiglu --seed 0 --set train.steps=350",
+    "train.warmup=0.2857 train.mixed_precision=no`, and `scores --cpu`. The interval is of the seed that both have.",
 ]
 WHY = [
     "Why the text-guided weights lost at first: a text row has 384 numbers of about unit size, so that AdamW could",
@@ -73,12 +75,18 @@ WHY = [
     "`uniform` and `no_text` are still ahead.",
 ]
 METRICS = ("dice", "nsd", "hd95")
+GPU, CPU = "neck_study", "neck_study_cpu"
 RESAMPLES = 10_000
 _WARM = 50  # first steps of `fusion_starts.py`, which are left out
 
 
-def write_scores(out: Path) -> None:
-    """Scores every training in `out` that ended and has no scores yet, then writes the comparison."""
+def write_scores(out: Path, name: str) -> None:
+    """Scores every training in `out` that ended and has no scores yet, then writes the comparison and the page.
+
+    Args:
+        out: The folder of the study.
+        name: `GPU` or `CPU`, the results that they are: arms are compared with those of the same device only.
+    """
     register_fusions()
     data = Path(os.environ["MOME_TEST_DATA"]) / "openkbp" / "val"
     runs: dict[str, dict[int, dict[str, Any]]] = {}
@@ -88,10 +96,10 @@ def write_scores(out: Path) -> None:
             if (folder / "training.json").is_file():
                 runs.setdefault(arm, {})[seed] = {"scores": _scores(folder, data), **_training(folder)}
                 print(arm, seed, runs[arm][seed]["training"], flush=True)
-    with atomic_write(RESULTS / "neck_study.json", "the results") as part:
+    with atomic_write(RESULTS / f"{name}.json", "the results") as part:
         part.write_text(json.dumps(compare(runs), indent=1) + "\n")
-    with atomic_write(RESULTS / "neck_study.md", "the table") as part:
-        part.write_text(table(compare(runs)))
+    with atomic_write(RESULTS / "neck_study.md", "the page") as part:
+        part.write_text(page(*(json.loads((RESULTS / f"{study}.json").read_text()) for study in (GPU, CPU))))
 
 
 def _scores(folder: Path, data: Path) -> list[dict[str, Any]]:
@@ -164,13 +172,15 @@ def compare(runs: dict[str, dict[int, dict[str, Any]]]) -> dict[str, Any]:
             "trainings": [run["training"] for run in seeds.values()],
         }
     for one, other in compared({arm: set(seeds) for arm, seeds in runs.items()}):
-        result["differences"].append({"one": one, "other": other, **_difference(values[one], values[other])})
+        common = sorted(set(runs[one]) & set(runs[other]))
+        pair = ({m: averaged({s: runs[arm][s] for s in common}, m) for m in METRICS} for arm in (one, other))
+        result["differences"].append({"one": one, "other": other, "seeds": common, **_difference(*pair)})
     return result
 
 
-def compared(seeds: dict[str, set[int]]) -> list[tuple[str, str]]:
-    """Returns the pairs of arms that have the same seeds, from the seeds of every arm that was trained."""
-    return [(one, other) for one, other in PAIRS if one in seeds and seeds[one] == seeds.get(other)]
+def compared(seeds: dict[str, set[Any]]) -> list[tuple[str, str]]:
+    """Returns the pairs of arms that have a seed in common, from the seeds of every arm that was trained."""
+    return [(one, other) for one, other in PAIRS if seeds.get(one, set()) & seeds.get(other, set())]
 
 
 def _difference(one: dict[str, Any], other: dict[str, Any]) -> dict[str, float]:
@@ -206,10 +216,17 @@ def _gigabytes(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count else "–"
 
 
-def table(result: dict[str, Any]) -> str:
+def page(gpu: dict[str, Any], cpu: dict[str, Any]) -> str:
     """Returns the results as a Markdown page."""
-    rows = ["# Neck study", "", "Generated by `python benchmarks/neck_study.py scores`.", "", *WHAT, ""]
-    rows += [
+    rows = ["# Neck study", "", "Generated by `python benchmarks/neck_study.py scores`.", "", *WHAT, "", *_tables(gpu)]
+    rows += ["", *ON_CPU, "", *_tables(cpu)]
+    rows += ["", *WHY, "", *starts_table(json.loads((RESULTS / "fusion_starts.json").read_text()))]
+    return "\n".join(rows) + "\n"
+
+
+def _tables(result: dict[str, Any]) -> list[str]:
+    """Returns the rows of the arms and of their differences."""
+    rows = [
         "| arm | Dice | by seed | surface Dice | HD95 mm | steps | step time | memory | parameters |",
         "|---" * 9 + "|",
     ]
@@ -227,5 +244,4 @@ def table(result: dict[str, Any]) -> str:
             f"| {entry['one']} − {entry['other']} | {entry['dice']:+.3f} | "
             f"{entry['low']:+.3f} to {entry['high']:+.3f} |"
         )
-    rows += ["", *WHY, "", *starts_table(json.loads((RESULTS / "fusion_starts.json").read_text()))]
-    return "\n".join(rows) + "\n"
+    return rows

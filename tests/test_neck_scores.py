@@ -17,9 +17,10 @@ def test_the_pairs_of_the_results_are_those_that_are_compared(monkeypatch: pytes
     assert len(set(scores.PAIRS)) == len(scores.PAIRS)
     names = importlib.import_module("neck_names")
     assert {arm for pair in scores.PAIRS for arm in pair} == {*names.ARMS, *names.CANDIDATES}
-    result = json.loads((BENCHMARKS / "results" / "neck_study.json").read_text())
-    seeds = {arm: set(entry["seeds"]) for arm, entry in result["arms"].items()}
-    shown = [(entry["one"], entry["other"]) for entry in result["differences"]]
-    assert scores.compared(seeds) == shown and ("swiglu_random", "universal") in shown
-    assert seeds["swiglu"] != seeds["uniform"]  # which has one more, so that they are no pair
-    assert scores.table(result) == (BENCHMARKS / "results" / "neck_study.md").read_text()
+    results = [json.loads((BENCHMARKS / "results" / f"{name}.json").read_text()) for name in (scores.GPU, scores.CPU)]
+    for result, pair in zip(results, (("swiglu_random", "universal"), ("swiglu", "universal")), strict=True):
+        seeds = {arm: set(entry["seeds"]) for arm, entry in result["arms"].items()}
+        shown = [(entry["one"], entry["other"]) for entry in result["differences"]]
+        assert scores.compared(seeds) == shown and pair in shown
+    assert scores.compared({"swiglu": {"0"}, "universal": {"1"}}) == []
+    assert scores.page(*results) == (BENCHMARKS / "results" / "neck_study.md").read_text()
