@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from mome.errors import InputError
+from mome.inference.earlier_runs import files_of, run_that_wrote
 from mome.inference.fingerprint import scan_identity
-from mome.inference.report import Report, changed_masks
+from mome.inference.report import Report, changed_masks, is_complete, is_whole
 from mome.inference.study import Requests, Study
 from mome.volumes.mask_names import check_different_names, refuse_to_overwrite
 from mome.volumes.scan_files import scan_ending
@@ -83,9 +84,8 @@ def refuse_masks_of_others(
     for path, study in owners.items():
         if not path.exists():
             continue
-        entry, request = report.entries.get(study.name, {}), requests.of(study)
-        masks = entry.get("masks")
-        if entry.get("scan") == scan_identity(study.scan) and isinstance(masks, list) and path.name in masks:
+        entry, request = run_that_wrote(report.entries.get(study.name, {}), path.name), requests.of(study)
+        if entry and entry.get("scan") == scan_identity(study.scan):
             if path.name in changed_masks(entry, path.parent):
                 raise InputError(
                     "the mask was changed after it was written, and would be replaced",
@@ -106,6 +106,43 @@ def refuse_masks_of_others(
             where=f"{path}, of {study.scan}",
             hint="--overwrite (in Python overwrite=True), --resume, or another folder",
         )
+
+
+def has_results(entry: dict[str, Any], study: Study, out: Path, request: dict[str, Any]) -> bool:
+    """Says whether an entry answers a request, and its masks and all files beside them are in `out`.
+
+    Args:
+        entry: The entry of the study in the report.
+        study: The study.
+        out: The folder of the masks.
+        request: `Requests.of_scan` of the study.
+    """
+    has_statistics = not study.statistics or (out / study.statistics_file).is_file()
+    files = entry.get("files", []) if study.files else []
+    has_files = isinstance(files, list) and all((out / str(name)).is_file() for name in files)
+    return has_statistics and has_files and is_complete(entry, out, request)
+
+
+def refuse_corrected_masks(owners: dict[Path, Study], out: Path, report: Report, requests: Requests) -> None:
+    """Checks that a run that resumes makes no mask again that somebody has corrected.
+
+    Args:
+        owners, report, requests: As for `refuse_masks_of_others`.
+        out: The folder of the masks.
+
+    Raises:
+        InputError: It would, because the study has to be segmented again. A mask that cannot be read is replaced.
+    """
+    for path, study in owners.items():
+        entry = report.entries.get(study.name, {})
+        if path.name not in changed_masks(run_that_wrote(entry, path.name), out) or not is_whole(path):
+            continue
+        if not has_results(entry, study, out, requests.of_scan(study)):
+            raise InputError(
+                "the mask was changed after it was written, and would be replaced",
+                where=str(path),
+                hint="move it away, or --overwrite (in Python overwrite=True) instead of --resume replaces it",
+            )
 
 
 def _refuse_other_structures(path: Path, study: Study, names: Sequence[str], entry: dict[str, Any]) -> None:
@@ -146,9 +183,7 @@ def refuse_files_of_others(
         InputError: A file would be replaced that no earlier run wrote for this scan.
     """
     for study, names in zip(studies, structures, strict=True):
-        entry = report.entries.get(study.name, {})
-        files = entry.get("files")
-        known = files if isinstance(files, list) and entry.get("scan") == scan_identity(study.scan) else []
+        known = files_of(report.entries.get(study.name, {}), scan_identity(study.scan))
         for path in study.file_paths(out, names):
             if path.exists() and path.relative_to(out).as_posix() not in known:
                 raise InputError(

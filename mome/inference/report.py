@@ -11,6 +11,7 @@ from typing import Any
 from mome.atomic import atomic_write, output_errors
 from mome.errors import InputError, OutputError
 from mome.folder_lock import folder_lock
+from mome.inference.earlier_runs import with_earlier_runs
 from mome.inference.problems import write_problems
 from mome.text_file import read_json
 from mome.volumes import read_label_map
@@ -57,6 +58,8 @@ class Report:
     def add(self, name: str, entry: dict[str, Any]) -> None:
         """Adds the entry of a study to the file, or replaces it; entries of other processes stay.
 
+        `earlier` of the entry then lists what earlier runs of the study wrote and this one did not.
+
         Raises:
             OutputError: The file cannot be written, or another process keeps the folder locked; the earlier report
                 stays.
@@ -72,7 +75,7 @@ class Report:
                     hint="end that process (does one train here?), then run the same command with --resume",
                 )
             self.refresh()
-            self.entries[name] = entry
+            self.entries[name] = with_earlier_runs(entry, self.entries.get(name))
             with atomic_write(self.path, "the report") as temporary:
                 temporary.write_text(json.dumps({"studies": list(self.entries.values())}, indent=1) + "\n")
             self._read_at = self._version()
@@ -140,11 +143,16 @@ def is_complete(entry: dict[str, Any], folder: Path, request: dict[str, Any]) ->
     sizes: Any = entry.get("mask_bytes")
     if not _is_list_of(sizes, int) or len(sizes) != len(entry["masks"]):  # an earlier version wrote the report
         sizes = [None] * len(entry["masks"])
-    return all(_is_whole(folder / mask, size) for mask, size in zip(entry["masks"], sizes, strict=True))
+    return all(is_whole(folder / mask, size) for mask, size in zip(entry["masks"], sizes, strict=True))
 
 
-def _is_whole(mask: Path, size: int | None) -> bool:
-    """Whether a mask is there with the size that it was written with, or can be read."""
+def is_whole(mask: Path, size: int | None = -1) -> bool:
+    """Says whether a mask is there with the size that it was written with, or can be read.
+
+    Args:
+        mask: The file.
+        size: The bytes that it was written with; None where they are not known, −1 to read it anyway.
+    """
     if not mask.is_file():
         return False
     if size in (None, mask.stat().st_size):
