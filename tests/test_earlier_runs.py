@@ -11,11 +11,15 @@ import numpy as np
 import pytest
 from batch_helpers import report, segmenter
 from small_scans import patient_hu, save_patient
+from stand_in_models import Contrast
 
 from mome.errors import InputError
 from mome.inference import Segmenter, segment_folder
+from mome.inference import report as report_module
 from mome.inference.earlier_runs import run_that_wrote, runs_of, with_earlier_runs
+from mome.inference.output_checks import check_outputs, refuse_corrected_masks
 from mome.inference.report import Report
+from mome.inference.study import Requests, Study
 from mome.volumes.mask_file import write_mask
 
 NOT_OURS = "is there already, and is not a mask of this scan"
@@ -158,3 +162,33 @@ def test_no_run_that_resumes_replaces_a_corrected_mask(tmp_path: Path) -> None:
         run(scan, ["spleen"], resume=True)
     run(scan, ["liver", "spleen"], overwrite=True)
     assert mask.read_bytes() != before and Report(out / "report.json").entries["ct"]["masks"][0] == mask.name
+
+
+def test_a_mask_that_another_run_replaces_meanwhile_is_no_corrected_one(tmp_path: Path) -> None:
+    """The report was read before the other run added its entry, so that its mask seemed to be somebody's work."""
+    scan, out = save_patient(tmp_path / "ct.nii.gz"), tmp_path / "out"
+    run(scan, ["liver"])
+    study = Study("ct", scan, ("liver",))
+    owners = check_outputs([study], [["liver"]], out)
+    requests = Requests(segmenter(overlap=0.25, exact=True))
+    stale = Report(out / "report.json")
+    other = Segmenter(Contrast(thresholds=(0.7, 0.6)), segmenter().processor)
+    segment_folder(other, [scan], out, ["liver"], resume=True)
+    assert stale.entries["ct"]["mask_sha256"] != report(out)["ct"]["mask_sha256"]
+    refuse_corrected_masks(owners, out, stale, requests)
+    assert not list(out.glob(".*.writing"))
+
+
+def test_a_run_that_resumes_reads_no_mask_of_a_finished_study_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every mask was read once for each mask of its study, before the first scan."""
+    scan, read = save_patient(tmp_path / "ct.nii.gz"), []
+    run(scan, ["liver", "spleen"])
+    real = report_module.file_sha256
+    monkeypatch.setattr(report_module, "file_sha256", lambda path: read.append(path.name) or real(path))
+    run(scan, ["liver", "spleen"], resume=True)
+    assert read == ["ct_liver.nii.gz", "ct_spleen.nii.gz"]
+    read.clear()
+    run(scan, ["liver", "spleen"])
+    assert read == ["ct_liver.nii.gz", "ct_spleen.nii.gz"]

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from mome.errors import InputError
-from mome.inference.claims import TO_WRITE, Claims
+from mome.inference.claims import TO_WRITE, WRITE_WAIT_S, Claims
 from mome.inference.earlier_runs import run_that_wrote, runs_of
 from mome.inference.output_checks import has_results
 from mome.inference.peak_memory import PeakMemory
@@ -27,8 +27,6 @@ from mome.volumes.writers.base import one_file_per_structure
 
 # How often studies that other processes hold are asked for.
 _POLL_S = 0.3
-# Another run writes the masks of one study in seconds, where the disk answers.
-_WRITE_WAIT_S = 300.0
 
 
 class Batch:
@@ -233,7 +231,7 @@ class Batch:
 
         No other run writes this study meanwhile: it would not know of masks that are no entry yet.
         """
-        with self._writes.held(run.study.name, _WRITE_WAIT_S):
+        with self._writes.held(run.study.name, WRITE_WAIT_S):
             if self._resume and self._was_finished_meanwhile(run):
                 self._close(run)
                 return

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from mome.errors import InputError
+from mome.inference.claims import TO_WRITE, WRITE_WAIT_S, Claims
 from mome.inference.earlier_runs import files_of, run_that_wrote
 from mome.inference.fingerprint import scan_identity
-from mome.inference.report import Report, changed_masks, is_complete, is_whole
+from mome.inference.report import Report, is_changed, is_complete, is_whole
 from mome.inference.study import Requests, Study
 from mome.volumes.mask_names import check_different_names, refuse_to_overwrite
 from mome.volumes.scan_files import scan_ending
@@ -86,7 +87,7 @@ def refuse_masks_of_others(
             continue
         entry, request = run_that_wrote(report.entries.get(study.name, {}), path.name), requests.of(study)
         if entry and entry.get("scan") == scan_identity(study.scan):
-            if path.name in changed_masks(entry, path.parent):
+            if is_changed(entry, path):
                 raise InputError(
                     "the mask was changed after it was written, and would be replaced",
                     where=str(path),
@@ -133,16 +134,35 @@ def refuse_corrected_masks(owners: dict[Path, Study], out: Path, report: Report,
     Raises:
         InputError: It would, because the study has to be segmented again. A mask that cannot be read is replaced.
     """
+    unfinished: dict[str, bool] = {}
+    writes = Claims(out, TO_WRITE)
     for path, study in owners.items():
-        entry = report.entries.get(study.name, {})
-        if path.name not in changed_masks(run_that_wrote(entry, path.name), out) or not is_whole(path):
+        if study.name not in unfinished:
+            unfinished[study.name] = not _is_finished(study, out, report, requests)
+        # Masks of finished studies are kept; they are not read here.
+        if not unfinished[study.name] or not _is_corrected(path, study, report):
             continue
-        if not has_results(entry, study, out, requests.of_scan(study)):
+        # Another run may have replaced the mask since the report was read, or be about to add its entry.
+        with writes.held(study.name, WRITE_WAIT_S):
+            report.refresh()
+            unfinished[study.name] = not _is_finished(study, out, report, requests)
+            is_lost = unfinished[study.name] and _is_corrected(path, study, report)
+        if is_lost:
             raise InputError(
                 "the mask was changed after it was written, and would be replaced",
                 where=str(path),
                 hint="move it away, or --overwrite (in Python overwrite=True) instead of --resume replaces it",
             )
+
+
+def _is_finished(study: Study, out: Path, report: Report, requests: Requests) -> bool:
+    entry = report.entries.get(study.name)
+    return entry is not None and has_results(entry, study, out, requests.of_scan(study))
+
+
+def _is_corrected(path: Path, study: Study, report: Report) -> bool:
+    """Says whether a mask was changed after it was written, and can be read."""
+    return is_changed(run_that_wrote(report.entries.get(study.name, {}), path.name), path) and is_whole(path)
 
 
 def _refuse_other_structures(path: Path, study: Study, names: Sequence[str], entry: dict[str, Any]) -> None:

@@ -124,11 +124,19 @@ def changed_masks(entry: dict[str, Any], folder: Path) -> list[str]:
     Reports of earlier versions hold no checksums; nothing is known of their masks.
     """
     masks: Any = entry.get("masks")
+    if not _is_list_of(masks, str):
+        return []
+    return [mask for mask in masks if is_changed(entry, folder / Path(mask).name)]
+
+
+def is_changed(entry: dict[str, Any], mask: Path) -> bool:
+    """Says whether a mask of an entry is there and was changed after it was written; see `changed_masks`."""
+    masks: Any = entry.get("masks")
     sums: Any = entry.get("mask_sha256")
     if not _is_list_of(masks, str) or not _is_list_of(sums, str) or len(sums) != len(masks):
-        return []
-    there = [(mask, known) for mask, known in zip(masks, sums, strict=True) if (folder / Path(mask).name).is_file()]
-    return [mask for mask, known in there if file_sha256(folder / Path(mask).name) != known]
+        return False
+    known = next((known for name, known in zip(masks, sums, strict=True) if Path(name).name == mask.name), None)
+    return known is not None and mask.is_file() and file_sha256(mask) != known
 
 
 def is_complete(entry: dict[str, Any], folder: Path, request: dict[str, Any]) -> bool:
