@@ -54,10 +54,11 @@ def segment_folder(
     """Segments every scan and keeps `<out>/report.json` up to date with one entry per study.
 
     `<out>/problems.json` lists the studies that failed or are doubtful (see `mome.inference.problems`); it is removed
-    once there are none. Entries of an earlier run stay in the report until a scan of the same name is segmented again.
-    No report is begun where there is one scan only and it fails. Several processes may write into one folder; each
-    keeps the entries of the others, and with `resume` they share the studies: each is segmented by one of them, and
-    those of a process that is killed are taken over. Temporary files that a killed run left in the folder are removed.
+    once there are none. Entries of an earlier run stay in the report until a scan of the same name is segmented again;
+    the new entry then keeps, as `earlier`, what is known of files that it did not replace. No report is begun where
+    there is one scan only and it fails. Several processes may write into one folder; each keeps the entries of the
+    others, and with `resume` they share the studies: each is segmented by one of them, and those of a process that is
+    killed are taken over. Temporary files that a killed run left in the folder are removed.
 
     Args:
         segmenter: The model; it is kept between scans.
