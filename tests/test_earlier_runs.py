@@ -20,6 +20,7 @@ from mome.inference.earlier_runs import run_that_wrote, runs_of, with_earlier_ru
 from mome.inference.output_checks import check_outputs, refuse_corrected_masks
 from mome.inference.report import Report
 from mome.inference.study import Requests, Study
+from mome.inference.study_run import StudyRun
 from mome.volumes.mask_file import write_mask
 
 NOT_OURS = "is there already, and is not a mask of this scan"
@@ -192,3 +193,34 @@ def test_a_run_that_resumes_reads_no_mask_of_a_finished_study_twice(
     read.clear()
     run(scan, ["liver", "spleen"])
     assert read == ["ct_liver.nii.gz", "ct_spleen.nii.gz"]
+
+
+def test_a_run_that_was_killed_while_it_replaced_masks_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mask was new and the entry was not, so that the mask seemed to be corrected by somebody."""
+    scan, out = save_patient(tmp_path / "ct.nii.gz"), tmp_path / "out"
+    run(scan, ["liver", "spleen"])
+    other = Segmenter(Contrast(thresholds=(0.7, 0.6)), segmenter().processor)
+    real = StudyRun.write
+
+    def killed(self: StudyRun) -> None:
+        real(self)
+        raise KeyboardInterrupt  # not an error of the study: no entry is added
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StudyRun, "write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            segment_folder(other, [scan], out, ["liver"], resume=True)
+    new = (out / "ct_liver.nii.gz").read_bytes()
+    assert [(entry.get("status"), entry["masks"]) for entry in runs_of(report(out)["ct"])] == [
+        ("failed", ["ct_liver.nii.gz"]),
+        (None, ["ct_spleen.nii.gz"]),
+    ]
+    assert json.loads((out / "problems.json").read_text())["problems"][0]["phase"] == "write"
+    (entry,) = segment_folder(other, [scan], out, ["liver"], resume=True)
+    assert entry["status"] == "done" and "skipped" not in entry and (out / "ct_liver.nii.gz").read_bytes() == new
+    assert not (out / "problems.json").exists()
+    # The first model's masks are not taken for finished either.
+    (entry,) = segment_folder(segmenter(), [scan], out, ["liver"], resume=True)
+    assert "skipped" not in entry and (out / "ct_liver.nii.gz").read_bytes() != new

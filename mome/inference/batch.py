@@ -237,8 +237,22 @@ class Batch:
                 return
             if not (self._resume or self._overwrite):
                 self._refuse_masks_made_meanwhile(run)
+            self._tell_of_replacement(run)
             self._attempt(run, run.write)
             self._record(run)
+
+    def _tell_of_replacement(self, run: StudyRun) -> None:
+        """Lets the report say that masks which it knows are being replaced.
+
+        Else, after SIGKILL, the new masks would seem to be those of the earlier run, changed by somebody.
+        """
+        self._report.refresh()
+        masks, entry = self._mask_names(run.study), self._report.entries.get(run.study.name, {})
+        if any(run_that_wrote(entry, mask) for mask in masks):
+            self._report.add(run.study.name, run.entry_while_writing(masks))
+
+    def _mask_names(self, study: Study) -> list[str]:
+        return [path.name for path in study.masks(self._out, [p.name for p in self._understood[study.prompts]])]
 
     def _refuse_masks_made_meanwhile(self, run: StudyRun) -> None:
         """Checks that no other run has written other masks of this study since this one began.
@@ -247,9 +261,8 @@ class Batch:
             InputError: One has: its masks would be replaced. The rest of this run would meet it, too.
         """
         self._report.refresh()
-        study, structures = run.study, [prompt.name for prompt in self._understood[run.study.prompts]]
-        entry = self._report.entries.get(study.name, {})
-        writers = [run_that_wrote(entry, path.name) for path in study.masks(self._out, structures)]
+        study, entry = run.study, self._report.entries.get(run.study.name, {})
+        writers = [run_that_wrote(entry, mask) for mask in self._mask_names(study)]
         new = [run for run in writers if run and run.get("ended") not in self._earlier.get(study.name, ())]
         decisive = ["scan", "model", "settings"]
         if not one_file_per_structure(study.mask_writer(), multilabel=study.multilabel):
