@@ -24,7 +24,7 @@ from stand_in_models import Contrast
 from mome import memory
 from mome.cli.main import main
 from mome.errors import InputError, lacks_memory
-from mome.inference import Segmenter
+from mome.inference import Segmenter, scan_memory
 from mome.inference import within_memory as within
 from mome.inference.memory_plan import MemoryPlan, Work, fitting_plan
 from mome.inference.plan import measured_tile, plan_scan
@@ -152,9 +152,31 @@ def test_sums_that_float16_does_not_hold_are_kept_in_float32() -> None:
     made.memory = process_bytes() + 10**9
     array, network = made.processor.to_network(blobs())
     plan = MemoryPlan(5, 5, half_sums=True)
-    masks, _, _ = within.predict_within_memory(made.predictor, array, network, blobs().grid, made.prepare(NAMES), plan)
+    masks, _, notes = within.predict_within_memory(
+        made.predictor, array, network, blobs().grid, made.prepare(NAMES), plan
+    )
     plain = segmenter(exact=True).segment(blobs(), NAMES)
     assert all(np.array_equal(masks[name], plain.masks[name]) for name in NAMES)
+    assert len(notes) == 1 and "with sums in float32" in notes[0]
+
+
+def test_sums_in_float32_after_all_stay_within_memory(monkeypatch) -> None:
+    """They take twice the bytes of those in float16, for which the first plan was made."""
+    made, plans = segmenter(), []
+    made.predictor.model.decode = lambda features, text: Contrast.decode(made.model, features, text) * 1e5
+    network = made.load(blobs()).network.shape
+    work = Work(blobs().shape, network, made.predictor.patch_size, len(NAMES))
+    first = MemoryPlan(5, 5, half_sums=True)
+    made.network_bytes = 0
+    monkeypatch.setattr(scan_memory, "budget", lambda *given: first.total(work))
+    real = within._predict
+    monkeypatch.setattr(within, "_predict", lambda *given: plans.append(given[5]) or real(*given))
+    result = made.segment(blobs(), NAMES)
+    assert plans[0] == first and len(plans) == 2 and not plans[1].half_sums
+    assert plans[1].group < 5 and plans[1].total(work) <= first.total(work)
+    assert sum("with sums in float32" in note for note in result.notes) == 1
+    expected = segmenter(exact=True).segment(blobs(), NAMES)
+    assert all(np.array_equal(result.masks[name], expected.masks[name]) for name in NAMES)
 
 
 def test_a_scan_that_cannot_fit_is_refused_before_the_network_runs() -> None:

@@ -28,3 +28,13 @@ def test_gradients_reach_every_map() -> None:
     stack_scales(given, (4, 4, 4)).sum().backward()
     gradients = [m.grad for m in maps]
     assert [None if g is None else float(g.sum()) for g in gradients] == [64.0, 64.0]
+
+
+def test_maps_of_two_types_are_stacked_in_the_wider_one() -> None:
+    """Without gradients the first map's type rounded the others."""
+    maps = [torch.rand(1, 2, 2, 2, 2).bfloat16(), torch.rand(1, 2, 4, 4, 4)]
+    with_gradients = stack_scales(list(maps), (4, 4, 4))
+    with torch.no_grad():
+        without = stack_scales(list(maps), (4, 4, 4))
+    assert without.dtype == with_gradients.dtype == torch.float32
+    assert torch.equal(without, with_gradients) and torch.equal(without[:, 1], maps[1])

@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--overlap", type=float, help="share of a tile that its neighbour covers too, 0 to 0.9; default: the model's"
     )
     running.add_argument("--mirror", help="average over mirrored tiles: lr, ap, si, several with commas, or all")
-    running.add_argument("--exact", action="store_true", help="tiles over the whole scan, air and table too")
+    running.add_argument("--exact", action="store_true", help="tiles over the whole scan, air too; sums in float32")
     running.add_argument("--precision", default="auto", help="auto, fp32, bf16 or fp16")
     running.add_argument("--compile", action="store_true", help="compile the network first; it needs a C++ compiler")
     running.add_argument("--device", help="cpu, cuda or cuda:1; default cpu")

@@ -13,11 +13,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from mome.errors import InputError
-from mome.inference.claims import TO_WRITE, Claims
-from mome.inference.fingerprint import scan_identity
+from mome.inference.claims import TO_WRITE, WRITE_WAIT_S, Claims
+from mome.inference.earlier_runs import run_that_wrote, runs_of
+from mome.inference.output_checks import has_results
 from mome.inference.peak_memory import PeakMemory
 from mome.inference.prepared import PreparedPrompts
-from mome.inference.report import Report, changed_masks, is_complete
+from mome.inference.report import Report, changed_masks
 from mome.inference.segmenter import Segmenter
 from mome.inference.study import Requests, Study
 from mome.inference.study_run import StudyRun
@@ -26,8 +27,6 @@ from mome.volumes.writers.base import one_file_per_structure
 
 # How often studies that other processes hold are asked for.
 _POLL_S = 0.3
-# Another run writes the masks of one study in seconds, where the disk answers.
-_WRITE_WAIT_S = 300.0
 
 
 class Batch:
@@ -73,7 +72,7 @@ class Batch:
         # The others come from the end, so that two processes seldom want the same study.
         self._pending = own + [study for study in reversed(studies) if study.name not in names]
         self._asked: dict[str, dict[str, Any]] = {}
-        self._earlier = {name: entry.get("ended") for name, entry in report.entries.items()}
+        self._earlier = {name: [run.get("ended") for run in runs_of(entry)] for name, entry in report.entries.items()}
         self._claims, self._writes, self._memory = Claims(self._out), Claims(self._out, TO_WRITE), PeakMemory()
         self._prepared: dict[tuple[str, ...], PreparedPrompts] = {}
         self._entries: dict[str, dict[str, Any]] = {}
@@ -178,11 +177,7 @@ class Batch:
 
     def _request(self, study: Study) -> dict[str, Any]:
         if study.name not in self._asked:
-            self._asked[study.name] = {
-                "name": study.name,
-                **self._requests.of(study),
-                "scan": scan_identity(study.scan),
-            }
+            self._asked[study.name] = self._requests.of_scan(study)
         return self._asked[study.name]
 
     def _is_answered(self, study: Study, request: dict[str, Any]) -> bool:
@@ -191,7 +186,7 @@ class Batch:
         entry = self._report.entries.get(study.name)
         if entry is None:
             return False
-        if self._is_complete(entry, study, request):
+        if has_results(entry, study, self._out, request):
             entry = self._kept(entry)
         elif not self._failed_elsewhere(entry, request):
             return False
@@ -199,14 +194,8 @@ class Batch:
         self._entries[study.name] = {**entry, "skipped": True}
         return True
 
-    def _is_complete(self, entry: dict[str, Any], study: Study, request: dict[str, Any]) -> bool:
-        has_statistics = not study.statistics or (self._out / study.statistics_file).is_file()
-        files = entry.get("files", []) if study.files else []
-        has_files = isinstance(files, list) and all((self._out / str(name)).is_file() for name in files)
-        return has_statistics and has_files and is_complete(entry, self._out, request)
-
     def _failed_elsewhere(self, entry: dict[str, Any], request: dict[str, Any]) -> bool:
-        is_new = entry.get("ended") is not None and entry["ended"] != self._earlier.get(request["name"])
+        is_new = entry.get("ended") is not None and entry["ended"] not in self._earlier.get(request["name"], ())
         same = all(entry.get(key) == value for key, value in request.items())
         return is_new and same and entry.get("status") == "failed"
 
@@ -242,14 +231,28 @@ class Batch:
 
         No other run writes this study meanwhile: it would not know of masks that are no entry yet.
         """
-        with self._writes.held(run.study.name, _WRITE_WAIT_S):
+        with self._writes.held(run.study.name, WRITE_WAIT_S):
             if self._resume and self._was_finished_meanwhile(run):
                 self._close(run)
                 return
             if not (self._resume or self._overwrite):
                 self._refuse_masks_made_meanwhile(run)
+            self._tell_of_replacement(run)
             self._attempt(run, run.write)
             self._record(run)
+
+    def _tell_of_replacement(self, run: StudyRun) -> None:
+        """Lets the report say that masks which it knows are being replaced.
+
+        Else, after SIGKILL, the new masks would seem to be those of the earlier run, changed by somebody.
+        """
+        self._report.refresh()
+        masks, entry = self._mask_names(run.study), self._report.entries.get(run.study.name, {})
+        if any(run_that_wrote(entry, mask) for mask in masks):
+            self._report.add(run.study.name, run.entry_while_writing(masks))
+
+    def _mask_names(self, study: Study) -> list[str]:
+        return [path.name for path in study.masks(self._out, [p.name for p in self._understood[study.prompts]])]
 
     def _refuse_masks_made_meanwhile(self, run: StudyRun) -> None:
         """Checks that no other run has written other masks of this study since this one began.
@@ -258,14 +261,13 @@ class Batch:
             InputError: One has: its masks would be replaced. The rest of this run would meet it, too.
         """
         self._report.refresh()
-        study, structures = run.study, [prompt.name for prompt in self._understood[run.study.prompts]]
-        entry = self._report.entries.get(study.name, {})
-        is_new = entry.get("status") == "done" and entry.get("ended") != self._earlier.get(study.name)
-        shares = {path.name for path in study.masks(self._out, structures)} & set(entry.get("masks") or ())
+        study, entry = run.study, self._report.entries.get(run.study.name, {})
+        writers = [run_that_wrote(entry, mask) for mask in self._mask_names(study)]
+        new = [run for run in writers if run and run.get("ended") not in self._earlier.get(study.name, ())]
         decisive = ["scan", "model", "settings"]
         if not one_file_per_structure(study.mask_writer(), multilabel=study.multilabel):
             decisive += ["prompts", "multilabel", "writer"]  # else structures of the other file would be lost
-        if is_new and shares and any(entry.get(key) != run.request[key] for key in decisive):
+        if any(other.get(key) != run.request[key] for other in new for key in decisive):
             raise InputError(
                 f"another run has meanwhile written other masks of {study.name!r:.60} into this folder",
                 where=str(self._out),
@@ -276,7 +278,7 @@ class Batch:
         """Says whether a process that claims no studies finished this one meanwhile; then its result is kept."""
         self._report.refresh()
         entry = self._report.entries.get(run.study.name)
-        if entry is None or not self._is_complete(entry, run.study, run.request):
+        if entry is None or not has_results(entry, run.study, self._out, run.request):
             return False
         self._entries[run.study.name] = {**entry, "skipped": True}
         return True

@@ -22,6 +22,8 @@ from mome.folder_lock import close_descriptor, keep_out_of_forks
 from mome.volumes.mask_names import file_part
 
 TO_SEGMENT, TO_WRITE = ".claim", ".writing"
+# Another run writes the masks of one study in seconds, where the disk answers.
+WRITE_WAIT_S = 300.0
 # How often a claim that another holder has is asked for.
 _POLL_S = 0.1
 

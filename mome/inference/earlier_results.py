@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mome.errors import InputError
+from mome.inference.earlier_runs import run_that_wrote
 from mome.inference.fingerprint import scan_identity
 from mome.inference.report import read_report
 from mome.volumes import Grid
@@ -69,6 +70,5 @@ def _is_listed_for(path: Path, source: Path | None) -> bool | None:
         entries = read_report(path.parent / "report.json").values()
     except InputError:  # it is of another program
         return None
-    lists = ((entry.get("scan"), entry.get("masks")) for entry in entries)
-    scans = [scan for scan, masks in lists if isinstance(masks, list) and path.name in masks]
+    scans = [run.get("scan") for entry in entries if (run := run_that_wrote(entry, path.name))]
     return scan_identity(source) in scans if scans else None

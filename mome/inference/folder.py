@@ -14,6 +14,7 @@ from mome.inference.output_checks import (
     check_dicom_options,
     check_names,
     check_outputs,
+    refuse_corrected_masks,
     refuse_files_of_others,
     refuse_masks_of_others,
 )
@@ -53,10 +54,11 @@ def segment_folder(
     """Segments every scan and keeps `<out>/report.json` up to date with one entry per study.
 
     `<out>/problems.json` lists the studies that failed or are doubtful (see `mome.inference.problems`); it is removed
-    once there are none. Entries of an earlier run stay in the report until a scan of the same name is segmented again.
-    No report is begun where there is one scan only and it fails. Several processes may write into one folder; each
-    keeps the entries of the others, and with `resume` they share the studies: each is segmented by one of them, and
-    those of a process that is killed are taken over. Temporary files that a killed run left in the folder are removed.
+    once there are none. Entries of an earlier run stay in the report until a scan of the same name is segmented again;
+    the new entry then keeps, as `earlier`, what is known of files that it did not replace. No report is begun where
+    there is one scan only and it fails. Several processes may write into one folder; each keeps the entries of the
+    others, and with `resume` they share the studies: each is segmented by one of them, and those of a process that is
+    killed are taken over. Temporary files that a killed run left in the folder are removed.
 
     Args:
         segmenter: The model; it is kept between scans.
@@ -66,7 +68,8 @@ def segment_folder(
         multilabel: Write one map of ids per scan instead of a mask per prompt.
         writer: A name from `mome.volumes.WRITERS`.
         resume: Skip studies that the report calls done for the same prompts, model, settings and scan, and whose
-            masks are there. Masks that somebody has corrected are kept, with a note.
+            masks are there. Masks that somebody has corrected are kept, with a note; where they would have to be made
+            again, as for other prompts, the run is refused.
         overwrite: Replace masks of another scan, model or setting, maps of other structures, masks that somebody has
             changed, and files that the report does not know. Without it, and without `resume`, only masks that the same
             request would make again are replaced.
@@ -161,6 +164,8 @@ def segment_studies(
         named = {study.name: names for study, names in zip(studies, structures, strict=True)}
         refuse_masks_of_others(owners, named, report, requests)
         refuse_files_of_others(studies, structures, out, report)
+    if resume:
+        refuse_corrected_masks(owners, out, report, requests)
     remove_stale_parts(out)
     if read_ahead is None:
         read_ahead = getattr(segmenter, "memory", None) is None

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from mome.errors import InputError
+from mome.inference.claims import TO_WRITE, WRITE_WAIT_S, Claims
+from mome.inference.earlier_runs import files_of, run_that_wrote
 from mome.inference.fingerprint import scan_identity
-from mome.inference.report import Report, changed_masks
+from mome.inference.report import Report, is_changed, is_complete, is_whole
 from mome.inference.study import Requests, Study
 from mome.volumes.mask_names import check_different_names, refuse_to_overwrite
 from mome.volumes.scan_files import scan_ending
@@ -83,10 +85,9 @@ def refuse_masks_of_others(
     for path, study in owners.items():
         if not path.exists():
             continue
-        entry, request = report.entries.get(study.name, {}), requests.of(study)
-        masks = entry.get("masks")
-        if entry.get("scan") == scan_identity(study.scan) and isinstance(masks, list) and path.name in masks:
-            if path.name in changed_masks(entry, path.parent):
+        entry, request = run_that_wrote(report.entries.get(study.name, {}), path.name), requests.of(study)
+        if entry and entry.get("scan") == scan_identity(study.scan):
+            if is_changed(entry, path):
                 raise InputError(
                     "the mask was changed after it was written, and would be replaced",
                     where=str(path),
@@ -106,6 +107,62 @@ def refuse_masks_of_others(
             where=f"{path}, of {study.scan}",
             hint="--overwrite (in Python overwrite=True), --resume, or another folder",
         )
+
+
+def has_results(entry: dict[str, Any], study: Study, out: Path, request: dict[str, Any]) -> bool:
+    """Says whether an entry answers a request, and its masks and all files beside them are in `out`.
+
+    Args:
+        entry: The entry of the study in the report.
+        study: The study.
+        out: The folder of the masks.
+        request: `Requests.of_scan` of the study.
+    """
+    has_statistics = not study.statistics or (out / study.statistics_file).is_file()
+    files = entry.get("files", []) if study.files else []
+    has_files = isinstance(files, list) and all((out / str(name)).is_file() for name in files)
+    return has_statistics and has_files and is_complete(entry, out, request)
+
+
+def refuse_corrected_masks(owners: dict[Path, Study], out: Path, report: Report, requests: Requests) -> None:
+    """Checks that a run that resumes makes no mask again that somebody has corrected.
+
+    Args:
+        owners, report, requests: As for `refuse_masks_of_others`.
+        out: The folder of the masks.
+
+    Raises:
+        InputError: It would, because the study has to be segmented again. A mask that cannot be read is replaced.
+    """
+    unfinished: dict[str, bool] = {}
+    writes = Claims(out, TO_WRITE)
+    for path, study in owners.items():
+        if study.name not in unfinished:
+            unfinished[study.name] = not _is_finished(study, out, report, requests)
+        # Masks of finished studies are kept; they are not read here.
+        if not unfinished[study.name] or not _is_corrected(path, study, report):
+            continue
+        # Another run may have replaced the mask since the report was read, or be about to add its entry.
+        with writes.held(study.name, WRITE_WAIT_S):
+            report.refresh()
+            unfinished[study.name] = not _is_finished(study, out, report, requests)
+            is_lost = unfinished[study.name] and _is_corrected(path, study, report)
+        if is_lost:
+            raise InputError(
+                "the mask was changed after it was written, and would be replaced",
+                where=str(path),
+                hint="move it away, or --overwrite (in Python overwrite=True) instead of --resume replaces it",
+            )
+
+
+def _is_finished(study: Study, out: Path, report: Report, requests: Requests) -> bool:
+    entry = report.entries.get(study.name)
+    return entry is not None and has_results(entry, study, out, requests.of_scan(study))
+
+
+def _is_corrected(path: Path, study: Study, report: Report) -> bool:
+    """Says whether a mask was changed after it was written, and can be read."""
+    return is_changed(run_that_wrote(report.entries.get(study.name, {}), path.name), path) and is_whole(path)
 
 
 def _refuse_other_structures(path: Path, study: Study, names: Sequence[str], entry: dict[str, Any]) -> None:
@@ -146,9 +203,7 @@ def refuse_files_of_others(
         InputError: A file would be replaced that no earlier run wrote for this scan.
     """
     for study, names in zip(studies, structures, strict=True):
-        entry = report.entries.get(study.name, {})
-        files = entry.get("files")
-        known = files if isinstance(files, list) and entry.get("scan") == scan_identity(study.scan) else []
+        known = files_of(report.entries.get(study.name, {}), scan_identity(study.scan))
         for path in study.file_paths(out, names):
             if path.exists() and path.relative_to(out).as_posix() not in known:
                 raise InputError(

@@ -11,6 +11,7 @@ from typing import Any
 from mome.atomic import atomic_write, output_errors
 from mome.errors import InputError, OutputError
 from mome.folder_lock import folder_lock
+from mome.inference.earlier_runs import with_earlier_runs
 from mome.inference.problems import write_problems
 from mome.text_file import read_json
 from mome.volumes import read_label_map
@@ -57,6 +58,8 @@ class Report:
     def add(self, name: str, entry: dict[str, Any]) -> None:
         """Adds the entry of a study to the file, or replaces it; entries of other processes stay.
 
+        `earlier` of the entry then lists what earlier runs of the study wrote and this one did not.
+
         Raises:
             OutputError: The file cannot be written, or another process keeps the folder locked; the earlier report
                 stays.
@@ -72,7 +75,7 @@ class Report:
                     hint="end that process (does one train here?), then run the same command with --resume",
                 )
             self.refresh()
-            self.entries[name] = entry
+            self.entries[name] = with_earlier_runs(entry, self.entries.get(name))
             with atomic_write(self.path, "the report") as temporary:
                 temporary.write_text(json.dumps({"studies": list(self.entries.values())}, indent=1) + "\n")
             self._read_at = self._version()
@@ -121,11 +124,19 @@ def changed_masks(entry: dict[str, Any], folder: Path) -> list[str]:
     Reports of earlier versions hold no checksums; nothing is known of their masks.
     """
     masks: Any = entry.get("masks")
+    if not _is_list_of(masks, str):
+        return []
+    return [mask for mask in masks if is_changed(entry, folder / Path(mask).name)]
+
+
+def is_changed(entry: dict[str, Any], mask: Path) -> bool:
+    """Says whether a mask of an entry is there and was changed after it was written; see `changed_masks`."""
+    masks: Any = entry.get("masks")
     sums: Any = entry.get("mask_sha256")
     if not _is_list_of(masks, str) or not _is_list_of(sums, str) or len(sums) != len(masks):
-        return []
-    there = [(mask, known) for mask, known in zip(masks, sums, strict=True) if (folder / Path(mask).name).is_file()]
-    return [mask for mask, known in there if file_sha256(folder / Path(mask).name) != known]
+        return False
+    known = next((known for name, known in zip(masks, sums, strict=True) if Path(name).name == mask.name), None)
+    return known is not None and mask.is_file() and file_sha256(mask) != known
 
 
 def is_complete(entry: dict[str, Any], folder: Path, request: dict[str, Any]) -> bool:
@@ -140,11 +151,16 @@ def is_complete(entry: dict[str, Any], folder: Path, request: dict[str, Any]) ->
     sizes: Any = entry.get("mask_bytes")
     if not _is_list_of(sizes, int) or len(sizes) != len(entry["masks"]):  # an earlier version wrote the report
         sizes = [None] * len(entry["masks"])
-    return all(_is_whole(folder / mask, size) for mask, size in zip(entry["masks"], sizes, strict=True))
+    return all(is_whole(folder / mask, size) for mask, size in zip(entry["masks"], sizes, strict=True))
 
 
-def _is_whole(mask: Path, size: int | None) -> bool:
-    """Whether a mask is there with the size that it was written with, or can be read."""
+def is_whole(mask: Path, size: int | None = -1) -> bool:
+    """Says whether a mask is there with the size that it was written with, or can be read.
+
+    Args:
+        mask: The file.
+        size: The bytes that it was written with; None where they are not known, −1 to read it anyway.
+    """
     if not mask.is_file():
         return False
     if size in (None, mask.stat().st_size):

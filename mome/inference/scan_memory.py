@@ -19,7 +19,7 @@ class ScanMemory:
         prompts: Number of prompts.
         limit: The memory that the process may take; None for no limit.
         chunk: Prompts that are decoded at once where memory allows.
-        exact: Keep sums in float32.
+        exact: Keep sums of logits in float32.
         reserved: Bytes that are left free where possible.
         source: The scan's file, in errors.
     """
@@ -52,11 +52,12 @@ class ScanMemory:
         work, smallest = replace(self._work, network_bytes=network_bytes), MemoryPlan(1, 1, half_sums=not self._exact)
         return smallest.total(work) <= self._budget - self._reserved
 
-    def plan(self, network_bytes: int = 0) -> MemoryPlan:
+    def plan(self, network_bytes: int = 0, *, in_float32: bool = False) -> MemoryPlan:
         """Returns the fastest plan that fits.
 
         Args:
             network_bytes: What the network takes for a tile beside its logits.
+            in_float32: Keep sums in float32 though `exact` is not set.
 
         Raises:
             InputError: None fits.
@@ -67,6 +68,6 @@ class ScanMemory:
             chunk=self._chunk,
             reserved=self._reserved,
             gpu_budget=self._gpu_budget,
-            exact=self._exact,
+            exact=self._exact or in_float32,
             where=self._where,
         )

@@ -270,9 +270,12 @@ class Segmenter:
             source=source,
         )
         known = self.network_bytes
-        plan = memory.plan(known or 0)
+        counted = known or 0
+        plan = memory.plan(counted)
 
         def plan_for(network_bytes: int) -> MemoryPlan:
+            nonlocal counted
+            counted = network_bytes
             if not reserved_bytes:  # else a part of it may be another scan's
                 self.network_bytes = network_bytes
             return memory.plan(network_bytes)
@@ -292,6 +295,7 @@ class Segmenter:
                 progress=progress,
                 phases=phases,
                 first_tile=None if known is not None else FirstTile(plan, plan_for, reserved_bytes),
+                in_float32=lambda: memory.plan(counted, in_float32=True),
             )
         rules = self._postprocessing(prepared.names)
         changes = rules.run(masks, volume.grid)

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mome.inference.fingerprint import model_fingerprint
+from mome.inference.fingerprint import model_fingerprint, scan_identity
 from mome.inference.segmenter import Segmenter
 from mome.inference.statistics import statistics_name
 from mome.inference.study_files import file_names
@@ -94,3 +94,7 @@ class Requests:
             **({"statistics": True} if study.statistics else {}),
             **({"file_kinds": list(study.files)} if study.files else {}),
         }
+
+    def of_scan(self, study: Study) -> dict[str, Any]:
+        """Returns what `of` does, with the `name` of the study and the identity of its `scan`."""
+        return {"name": study.name, **self.of(study), "scan": scan_identity(study.scan)}

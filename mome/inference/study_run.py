@@ -150,6 +150,21 @@ class StudyRun:
         }
         self._result = None
 
+    def entry_while_writing(self, masks: list[str]) -> dict[str, Any]:
+        """Returns what the report says while masks of an earlier run are replaced, and after a process that is killed.
+
+        Args:
+            masks: Names of the files. They have no checksums: whether each was replaced already is not known.
+        """
+        reason, remedy = "the run ended while it wrote the masks", "run the same command with --resume"
+        return {
+            **self.request,
+            "status": "failed",
+            "masks": masks,
+            "error": str(InputError(reason, hint=remedy)),
+            "failure": {"phase": "write", "reason": reason, "remedy": remedy, "bug": False},
+        }
+
     def failed(self, error: Exception) -> None:
         """Makes the entry of a study that failed.
 

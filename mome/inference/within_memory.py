@@ -20,6 +20,12 @@ from mome.inference.prepared import PreparedPrompts
 from mome.inference.probabilities import ProbabilityMaps
 from mome.volumes import Grid
 
+_FEWER_PROMPTS = "memory was not enough at first: the scan was segmented again with fewer prompts at once"
+_LARGE_LOGITS = (
+    "logits are too large for sums in float16: the scan was segmented again with sums in float32, as exact=True "
+    "(--exact) does at once"
+)
+
 
 def predict_within_memory(
     predictor: Predictor,
@@ -33,9 +39,10 @@ def predict_within_memory(
     progress: Callable[[int, int], None] | None = None,
     phases: Phases | None = None,
     first_tile: FirstTile | None = None,
+    in_float32: Callable[[], MemoryPlan] | None = None,
     **options: Any,
 ) -> tuple[PackedMasks, ProbabilityMaps | None, list[str]]:
-    """Returns the masks of all prompts, the probabilities that are asked, and notes on what memory changed.
+    """Returns the masks of all prompts, the probabilities that are asked, and notes on why the scan was begun again.
 
     Where memory is not enough, the scan is begun again with a smaller plan. Where float16 does not hold the sums of
     logits, it is begun again with float32.
@@ -45,12 +52,13 @@ def predict_within_memory(
         plan: The plan that is tried first.
         asked: Names of the prompts whose probabilities are returned.
         first_tile: Measures the network with the first tile; it may choose another plan, once.
+        in_float32: Returns the plan with sums in float32 that fits into memory; where None, that of as many prompts.
 
     Raises:
         NotFinite: The logits are not finite.
         InputError: Memory is not enough for one prompt at a time.
     """
-    notes: list[str] = []
+    notes: dict[str, None] = {}  # each once, in order
     while True:
         try:
             masks, maps = _predict(
@@ -61,7 +69,8 @@ def predict_within_memory(
         except NotFinite:
             if not plan.half_sums:
                 raise
-            plan = replace(plan, half_sums=False)
+            plan = replace(plan, half_sums=False) if in_float32 is None else in_float32()
+            notes[_LARGE_LOGITS] = None
         except (MemoryError, RuntimeError) as error:
             smaller = plan.smaller()
             if not lacks_memory(error):
@@ -72,9 +81,9 @@ def predict_within_memory(
                     hint="precision='bf16', a machine with more memory, or a part of the scan",
                 ) from error
             plan = smaller
-            notes = ["memory was not enough at first: the scan was segmented again with fewer prompts at once"]
+            notes[_FEWER_PROMPTS] = None
         else:
-            return masks, maps, notes
+            return masks, maps, list(notes)
         first_tile = None
         # Outside of the handler, so that its traceback does not hold the tensors of the failed attempt.
         if predictor.device.type == "cuda":
