@@ -157,6 +157,29 @@ def test_sums_that_float16_does_not_hold_are_kept_in_float32() -> None:
     assert all(np.array_equal(masks[name], plain.masks[name]) for name in NAMES)
 
 
+def test_sums_in_float32_keep_to_the_limit_too(monkeypatch) -> None:
+    """As many prompts as in float16 shared a pass, whose sums took twice the memory that was planned."""
+    made, plans = segmenter(memory="100GB"), []
+    made.predictor.model.decode = lambda features, text: Contrast.decode(made.model, features, text) * 1e5
+    real = within._predict
+
+    def watched(*arguments: Any) -> Any:
+        plans.append(arguments[5])
+        return real(*arguments)
+
+    monkeypatch.setattr(within, "_predict", watched)
+    work = Work((40, 44, 36), tuple(made.processor.to_network(blobs())[0].shape[2:]), (16, 16, 16), 5)
+    limit = MemoryPlan(5, 5, half_sums=True).total(work) + 1000
+    assert MemoryPlan(5, 5).total(work) > limit > MemoryPlan(3, 3).total(work)
+    monkeypatch.setattr("mome.inference.scan_memory.budget", lambda *_: limit)
+    made.network_bytes = 0
+    result = made.segment(blobs(), NAMES)
+    assert plans == [MemoryPlan(5, 5, half_sums=True), MemoryPlan(3, 3)]
+    assert any("segmented again with float32" in note for note in result.notes)
+    plain = segmenter(exact=True).segment(blobs(), NAMES)
+    assert all(np.array_equal(result.masks[name], plain.masks[name]) for name in NAMES)
+
+
 def test_a_scan_that_cannot_fit_is_refused_before_the_network_runs() -> None:
     made = segmenter(memory="1MB")
     with pytest.raises(InputError, match="of memory, one prompt at a time") as caught:

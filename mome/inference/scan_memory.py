@@ -52,11 +52,12 @@ class ScanMemory:
         work, smallest = replace(self._work, network_bytes=network_bytes), MemoryPlan(1, 1, half_sums=not self._exact)
         return smallest.total(work) <= self._budget - self._reserved
 
-    def plan(self, network_bytes: int = 0) -> MemoryPlan:
+    def plan(self, network_bytes: int = 0, *, float32: bool = False) -> MemoryPlan:
         """Returns the fastest plan that fits.
 
         Args:
             network_bytes: What the network takes for a tile beside its logits.
+            float32: Keep sums in float32, though this run is not exact.
 
         Raises:
             InputError: None fits.
@@ -67,6 +68,6 @@ class ScanMemory:
             chunk=self._chunk,
             reserved=self._reserved,
             gpu_budget=self._gpu_budget,
-            exact=self._exact,
+            exact=self._exact or float32,
             where=self._where,
         )

@@ -292,6 +292,7 @@ class Segmenter:
                 progress=progress,
                 phases=phases,
                 first_tile=None if known is not None else FirstTile(plan, plan_for, reserved_bytes),
+                float32_plan=lambda: memory.plan(self.network_bytes or 0, float32=True),
             )
         rules = self._postprocessing(prepared.names)
         changes = rules.run(masks, volume.grid)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,6 +19,8 @@ from mome.inference.prepared import PreparedPrompts
 from mome.inference.probabilities import ProbabilityMaps
 from mome.volumes import Grid
 
+_FEWER_PROMPTS = "memory was not enough at first: the scan was segmented again with fewer prompts at once"
+
 
 def predict_within_memory(
     predictor: Predictor,
@@ -33,6 +34,7 @@ def predict_within_memory(
     progress: Callable[[int, int], None] | None = None,
     phases: Phases | None = None,
     first_tile: FirstTile | None = None,
+    float32_plan: Callable[[], MemoryPlan] | None = None,
     **options: Any,
 ) -> tuple[PackedMasks, ProbabilityMaps | None, list[str]]:
     """Returns the masks of all prompts, the probabilities that are asked, and notes on what memory changed.
@@ -45,10 +47,11 @@ def predict_within_memory(
         plan: The plan that is tried first.
         asked: Names of the prompts whose probabilities are returned.
         first_tile: Measures the network with the first tile; it may choose another plan, once.
+        float32_plan: Returns the plan whose sums fit into memory in float32; None for as many prompts as in float16.
 
     Raises:
         NotFinite: The logits are not finite.
-        InputError: Memory is not enough for one prompt at a time.
+        InputError: Memory is not enough for one prompt at a time, or for sums in float32.
     """
     notes: list[str] = []
     while True:
@@ -61,7 +64,9 @@ def predict_within_memory(
         except NotFinite:
             if not plan.half_sums:
                 raise
-            plan = replace(plan, half_sums=False)
+            larger = plan if float32_plan is None else float32_plan()
+            plan = MemoryPlan(min(plan.group, larger.group), min(plan.chunk, larger.chunk))
+            notes = [*notes, "float16 did not hold the sums of logits: the scan was segmented again with float32"]
         except (MemoryError, RuntimeError) as error:
             smaller = plan.smaller()
             if not lacks_memory(error):
@@ -72,7 +77,7 @@ def predict_within_memory(
                     hint="precision='bf16', a machine with more memory, or a part of the scan",
                 ) from error
             plan = smaller
-            notes = ["memory was not enough at first: the scan was segmented again with fewer prompts at once"]
+            notes = [note for note in notes if note != _FEWER_PROMPTS] + [_FEWER_PROMPTS]
         else:
             return masks, maps, notes
         first_tile = None
