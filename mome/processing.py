@@ -154,6 +154,10 @@ class MoMEProcessor(ImageProcessingMixin):
             raise InputError(
                 "preprocessor_config.json is no object of settings, is no UTF-8, or nests too deeply"
             ) from error
+        except InputError:
+            raise
+        except ValueError as error:  # Python reads no whole number of more than 4300 digits
+            raise InputError(f"preprocessor_config.json cannot be read: {error!s:.80}") from error
         found = checked_object(found, "preprocessor_config.json", "the model's folder")
         for key in found:
             if key not in (*SETTINGS, *_HUGGING_FACE_KEYS, CHECKSUMS) and not key.startswith("_"):

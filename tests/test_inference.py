@@ -193,6 +193,13 @@ def test_a_map_of_ids_says_what_it_holds(tmp_path: Path) -> None:
             result.label_map({"liver": number, "spleen": 1})
     with pytest.raises(InputError, match="ids holds no id of 'spleen'"):
         result.label_map({"liver": 1})
+    named, labels, _ = result.label_map({"hepar": 300, " Spleen": 2, "aorta": 2})  # as `masks` takes them
+    assert (named == array).all() and labels == table
+    with pytest.raises(InputError, match="two numbers for 'liver'"):
+        result.label_map({"liver": 1, "hepar": 3, "spleen": 2})
+    for wrong in (5, ["liver", "spleen"]):
+        with pytest.raises(InputError, match="ids is a dict"):
+            result.label_map(wrong)
 
 
 def test_masks_of_another_scan_are_not_replaced(tmp_path: Path) -> None:

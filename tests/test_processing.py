@@ -27,6 +27,10 @@ from mome.processing import MoMEProcessor
         ({"overlap": 0.95}, "overlap is from 0 to 0.9"),
         ({"overlap": True}, "overlap is from 0 to 0.9"),
         ({"overlap": "half"}, "overlap is from 0 to 0.9"),
+        ({"overlap": float("nan")}, "overlap is from 0 to 0.9"),
+        ({"overlap": 10**400}, "overlap is from 0 to 0.9"),  # beyond every float, as JSON may hold it
+        ({"padding_hu": -(10**400)}, "padding_hu is a number"),
+        ({"hu_window": [0, 10**400]}, "hu_window is"),
     ],
 )
 def test_a_processor_checks_its_settings(settings: dict, words: str, tmp_path: Path) -> None:
@@ -64,4 +68,12 @@ def test_the_overlap_is_saved_where_it_is_not_the_usual_one(tmp_path: Path) -> N
     file = tmp_path / "preprocessor_config.json"
     file.write_text(file.read_text().replace("0.25", "0.75"))
     with pytest.raises(InputError, match="overlap in preprocessor_config.json"):
+        MoMEProcessor.from_pretrained(tmp_path)
+
+
+def test_a_number_of_too_many_digits_is_refused(tmp_path: Path) -> None:
+    """Python reads no whole number of more than 4300 digits; it was a traceback."""
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "preprocessor_config.json").write_text(f'{{"overlap": 1{"0" * 5000}}}')
+    with pytest.raises(InputError, match="preprocessor_config.json cannot be read: Exceeds the limit"):
         MoMEProcessor.from_pretrained(tmp_path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from numbers import Integral
 from pathlib import Path
@@ -100,16 +100,16 @@ class Segmentation:
         Smaller structures are written over larger ones.
 
         Args:
-            ids: Prompt → id, a number of its own from 1 to 65535; None for those of the class table. Free text has none
-                there and gets one above them.
+            ids: Prompt, by its name or a synonym → id, a number of its own from 1 to 65535; None for those of the class
+                table. Free text has none there and gets one above them. Ids of other structures are not used.
 
         Raises:
-            InputError: `ids` lacks a prompt, or holds another number.
+            InputError: `ids` lacks a prompt, gives it two numbers, or holds another number.
         """
         masks = self.mask_set()
         if ids is not None:
-            _check_ids(ids, [entry["name"] for entry in masks.labels])
-            masks = replace(masks, labels=[{**entry, "id": int(ids[entry["name"]])} for entry in masks.labels])
+            by_name = _ids_by_name(ids, self.masks)
+            masks = replace(masks, labels=[{**entry, "id": by_name[entry["name"]]} for entry in masks.labels])
         self._count(masks.flat)
         return masks.flat.array, masks.labels, masks.flat.overlap
 
@@ -244,18 +244,28 @@ class Segmentation:
         ]
 
 
-def _check_ids(ids: Mapping[str, int], names: Sequence[str]) -> None:
-    """Checks the ids of a map.
+def _ids_by_name(ids: Mapping[str, int], masks: PackedMasks) -> dict[str, int]:
+    """Returns the ids of a map by the names of the prompts.
 
     Raises:
-        InputError: A prompt has none, or they are no different whole numbers from 1 to 65535.
+        InputError: A prompt has none or two, or they are no different whole numbers from 1 to 65535.
     """
-    missing = [name for name in names if name not in ids]
+    if not isinstance(ids, Mapping):
+        raise InputError(f"ids is a dict of prompts and numbers, got {ids!r:.60}", hint="{'liver': 1, 'spleen': 2}")
+    found: dict[str, Any] = {}
+    for key, number in ids.items():
+        if key not in masks:
+            continue
+        name = masks.name_of(key)
+        if found.setdefault(name, number) != number:
+            raise InputError(f"ids holds two numbers for {name!r:.60}", hint="an id for every prompt")
+    missing = [name for name in masks if name not in found]
     if missing:
         raise InputError(f"ids holds no id of {missing[0]!r:.60}", hint="an id for every prompt")
-    numbers = [ids[name] for name in names]
+    numbers = [found[name] for name in masks]
     are_whole = all(isinstance(number, Integral) and not isinstance(number, bool) for number in numbers)
     if not are_whole or not all(1 <= number <= _LARGEST_ID for number in numbers) or len(set(numbers)) < len(numbers):
         raise InputError(
             f"ids are different whole numbers from 1 to {_LARGEST_ID}, got {', '.join(map(str, numbers)):.80}"
         )
+    return {name: int(number) for name, number in found.items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -69,7 +68,9 @@ def predict_within_memory(
         except NotFinite:
             if not plan.half_sums:
                 raise
-            plan = replace(plan, half_sums=False) if in_float32 is None else in_float32()
+            larger = plan if in_float32 is None else in_float32()
+            # Not more prompts than before, because memory may have been short meanwhile.
+            plan = MemoryPlan(min(plan.group, larger.group), min(plan.chunk, larger.chunk))
             notes[_LARGE_LOGITS] = None
         except (MemoryError, RuntimeError) as error:
             smaller = plan.smaller()
