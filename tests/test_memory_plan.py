@@ -160,6 +160,19 @@ def test_sums_that_float16_does_not_hold_are_kept_in_float32() -> None:
     assert len(notes) == 1 and "with sums in float32" in notes[0]
 
 
+def test_small_logits_are_kept_at_the_borders_of_tiles() -> None:
+    """Times the weight of a border, they were zero in float16, and the masks had holes there."""
+    plain = segmenter(exact=True).segment(blobs(), NAMES)
+    for factor, allowed in ((1, 0.001), (1e-3, 0.001), (1e-4, 0.002)):
+        made = segmenter()
+        made.predictor.model.decode = lambda features, text, m=made, f=factor: (
+            Contrast.decode(m.model, features, text) * f
+        )
+        result = made.segment(blobs(), NAMES)
+        for name in NAMES:
+            assert (result.masks[name] != plain.masks[name]).sum() <= allowed * plain.masks.voxels[name]
+
+
 def test_sums_in_float32_after_all_stay_within_memory(monkeypatch) -> None:
     """They take twice the bytes of those in float16, for which the first plan was made."""
     made, plans = segmenter(), []

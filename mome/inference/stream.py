@@ -15,6 +15,9 @@ from mome.inference.logit_ring import FinishedPlanes, LogitRing
 from mome.inference.predictor import Predictor
 from mome.inference.tiles import gaussian_window, tile_starts, tile_steps
 
+# Weights at the border of a tile are a thousandth of those at its centre, and float16 has few digits below 1e-4. A
+# power of two changes no other digit of the mean; with a larger one, logits of usual size would not fit.
+_HALF_SCALE = 16
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
 
@@ -71,6 +74,8 @@ def stream_planes(
     steps = steps or tile_steps(size, patch, overlap)
     tiles = wanted_tiles(size, patch, steps, wanted)
     text_PT, window = text_PT.to(device), gaussian_window(patch).to(device)
+    if dtype == torch.float16:
+        window *= _HALF_SCALE
     ring: LogitRing | None = None
 
     def new_ring() -> LogitRing:
