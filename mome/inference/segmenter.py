@@ -127,6 +127,7 @@ class Segmenter:
             "tiles": "in even steps",
             "precision": self.precision,
             "exact": self.exact,
+            "sums": "float32" if self.exact else "float16 where it holds them",
             "predictor": predictor_settings(self.predictor, self.model),
             "processor": self.processor.settings(),
             "grid": f"upright around the patient where turned by more than {LARGEST_ROTATION_DEG:g} degrees",
