@@ -58,7 +58,8 @@ ON_CPU = [
     "and memory was not measured: `python benchmarks/neck_study.py arm swiglu --seed 0 --set train.steps=350",
     "train.warmup=0.2857 train.mixed_precision=no`, and `scores --cpu`. The interval is of the seed that both have.",
     "`universal` has 0.400 here and 0.497 on the GPU, where it kept its full rate longer (above); whether that is the",
-    "reason was not tested. `swiglu` is better than either.",
+    "reason was not tested. `swiglu` is better than either. All arms were scored with the tiles of that time, whose",
+    "last step was shorter (`git checkout d729ff3` before the first scores).",
 ]
 WHY = [
     "Why the text-guided weights lost at first: a text row has 384 numbers of about unit size, so that AdamW could",

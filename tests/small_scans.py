@@ -119,3 +119,12 @@ def large_body(side: int = 120) -> np.ndarray:
     hu = np.full((side, side, side), -1000, np.int16)
     hu[2:-2, 2:-2, 2:-2] = 40
     return hu
+
+
+def correct_mask(path: Path) -> bytes:
+    """Changes a mask as somebody who corrects it does, and returns the new bytes of the file."""
+    image = nib.load(path)
+    corrected = np.asarray(image.dataobj).copy()
+    corrected[:4] = 1
+    nib.save(nib.Nifti1Image(corrected, image.affine, image.header), path)
+    return path.read_bytes()

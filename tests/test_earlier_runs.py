@@ -6,11 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
-import numpy as np
 import pytest
 from batch_helpers import report, segmenter
-from small_scans import patient_hu, save_patient
+from small_scans import correct_mask, patient_hu, save_patient
 from stand_in_models import Contrast
 
 from mome.errors import InputError
@@ -151,11 +149,7 @@ def test_no_run_that_resumes_replaces_a_corrected_mask(tmp_path: Path) -> None:
     scan, out = save_patient(tmp_path / "ct.nii.gz"), tmp_path / "out"
     run(scan, ["liver"])
     mask = out / "ct_liver.nii.gz"
-    image = nib.load(mask)
-    corrected = np.asarray(image.dataobj).copy()
-    corrected[:4] = 1
-    nib.save(nib.Nifti1Image(corrected, image.affine, image.header), mask)
-    before = mask.read_bytes()
+    before = correct_mask(mask)
     for _ in range(2):
         with pytest.raises(InputError, match="changed after it was written, and would be replaced\n.*\n.*--overwrite"):
             run(scan, ["liver", "spleen"], resume=True)

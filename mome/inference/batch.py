@@ -263,7 +263,8 @@ class Batch:
         self._report.refresh()
         study, entry = run.study, self._report.entries.get(run.study.name, {})
         writers = [run_that_wrote(entry, mask) for mask in self._mask_names(study)]
-        new = [run for run in writers if run and run.get("ended") not in self._earlier.get(study.name, ())]
+        known = self._earlier.get(study.name, ())
+        new = [writer for writer in writers if writer and writer.get("ended") not in known]
         decisive = ["scan", "model", "settings"]
         if not one_file_per_structure(study.mask_writer(), multilabel=study.multilabel):
             decisive += ["prompts", "multilabel", "writer"]  # else structures of the other file would be lost
