@@ -80,12 +80,12 @@ one scan also compiles its products of bfloat16."""
 def compiled(report: dict[str, Any]) -> str:
     """`inference_peers.py --sides exact default compiled monai` as a table."""
     text = f"""The same scan with later code on another machine, whose processor has no bfloat16, so that all sides
-compute in float32 ({where(report)}, {report["rounds"]} rounds). Tiles lie in even steps now and MONAI's windows
-do not, so its masks differ; this network knows no structure of the torso, and its small masks differ more
-than true ones would. By default, sums of logits are kept in float16 now. MONAI computes the same network without compilation. `--compile`
-makes one loop of the fusion head on the CPU; compiling takes a minute or two, once on a machine, and is not in the
-seconds. Exact and default mode compute the same tiles of this scan, so the difference of their times shows how far
-rounds differ on this machine."""
+compute in float32 ({where(report)}, {report["rounds"]} rounds). Tiles lie in even steps now and MONAI's windows do
+not, so its masks differ; this network knows no structure of the torso, and its small masks differ more than true
+ones would. By default, sums of logits are kept in float16 now. MONAI computes the same network without
+compilation. `--compile` makes one loop of the fusion head on the CPU; compiling takes a minute or two, once on a
+machine, and is not in the seconds. Exact and default mode compute the same tiles of this scan, so the difference
+of their times shows how far rounds differ on this machine."""
     return paragraph(text) + table(side_rows(report))
 
 
