@@ -15,7 +15,8 @@ from mome.data.augmentation import AugmentationConfig, BatchAugmentation
 from mome.data.cache import CaseCache
 from mome.data.cache_build import LoadedCase, build_cache
 from mome.data.prompt_choice import PatchContents, choose_prompts, confusable
-from mome.data.sampling import PatchDataset, SamplingConfig
+from mome.data.sampling import PatchDataset
+from mome.data.sampling_config import SamplingConfig
 from mome.errors import InputError
 from mome.labels.vocabulary import prompt_templates
 from mome.processing import MoMEProcessor

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from mome.data.augmentation import AugmentationConfig, BatchAugmentation
+from mome.data.augmentations import AUGMENTATIONS
+from mome.data.augmentations.base import PatchFrame
 from mome.errors import InputError
 from mome.labels import load_dataset
 from mome.processing import MoMEProcessor
@@ -100,3 +102,12 @@ def test_a_slab_has_air_above_and_below() -> None:
         assert len(shown) == shown[-1] - shown[0] + 1 and mask[:, :, shown].all()
         heights.add(len(shown))
     assert min(heights) >= 2 and max(heights) <= 16 and len(heights) > 5
+
+
+def test_short_slabs_have_a_quarter_of_the_height() -> None:
+    slab = AUGMENTATIONS.build("slab(probability=1.0, short=0.5)", frame=PatchFrame())
+    heights = [int(slab.inside(np.random.default_rng(seed), (6, 8, 16)).sum()) for seed in range(400)]
+    assert min(heights) == 2 and max(heights) == 16
+    assert 0.5 < np.mean(np.array(heights) <= 4) < 0.7  # one half, and a fifth of the others
+    with pytest.raises(InputError, match="short"):
+        AUGMENTATIONS.build("slab(short=2)", frame=PatchFrame())

@@ -17,8 +17,9 @@ from mome.data.cache_build import cache_case_folder
 from mome.data.case_folder import CaseFolder
 from mome.data.label_codes import prompt_masks
 from mome.data.mapped_pages import release_pages
-from mome.data.patch_box import patch_start, read_box
-from mome.data.sampling import PatchDataset, SamplingConfig
+from mome.data.patch_box import cut_middle, patch_start, read_box
+from mome.data.sampling import PatchDataset
+from mome.data.sampling_config import SamplingConfig
 from mome.errors import InputError
 from mome.processing import MoMEProcessor
 from mome.training.config import RunConfig, SourceConfig
@@ -186,6 +187,39 @@ def test_patches_reach_beyond_the_scan_only_if_asked(cached) -> None:
     assert not any(never) and np.count_nonzero(sometimes) < np.count_nonzero(often)
     assert max(often) == 3
     assert [dataset().place(n).centre for n in range(50)] == [dataset(beyond=1.0).place(n).centre for n in range(50)]
+
+
+def test_cut_patches_end_inside_their_structure(cached) -> None:
+    patch = (8, 8, 8)
+
+    def dataset(**sampling: float) -> PatchDataset:
+        return PatchDataset([cached], [1.0], NAMES, patch, 200, seed=3, sampling=SamplingConfig(**sampling))
+
+    plain, cut = dataset(foreground=1.0), dataset(foreground=1.0, cut=1.0)
+    moved, ends = 0, set()
+    for number in range(200):
+        place, before = cut.place(number), plain.place(number)
+        assert (place.case, place.focus, place.centre[:2]) == (before.case, before.focus, before.centre[:2])
+        if place.centre == before.centre:
+            continue
+        moved += 1
+        shape = cached.index[place.case]["shape"]
+        heights = np.unravel_index(cached.places(place.case).voxels[place.focus], shape)[2]
+        first = cut.read(number)["origin"].tolist()[2]
+        assert 0 <= first <= shape[2] - 8
+        shown = np.count_nonzero((np.unique(heights) >= first) & (np.unique(heights) < first + 8))
+        assert 1 <= shown <= 2 and len(np.unique(heights)) > shown
+        ends.add(bool(heights.max() >= first + 8))
+    assert moved > 50 and ends == {False, True}
+    never = dataset(foreground=1.0, cut=0.0)
+    assert [never.place(n) for n in range(50)] == [plain.place(n) for n in range(50)]
+    with pytest.raises(InputError, match="cut"):
+        SamplingConfig(cut=1.5)
+
+
+@pytest.mark.parametrize(("size", "low", "high"), [(10, 2, 8), (12, 0, 11), (20, 5, 5)])
+def test_a_case_without_room_has_no_cut_patches(size: int, low: int, high: int) -> None:
+    assert cut_middle(low, high, size, 12, np.random.default_rng(0)) is None
 
 
 def test_bad_case_folders(tmp_path: Path) -> None:

@@ -27,6 +27,30 @@ def patch_start(shape: Sequence[int], centre: Sequence[int], patch: Sequence[int
     return start
 
 
+def cut_middle(low: int, high: int, size: int, side: int, rng: np.random.Generator) -> int | None:
+    """Draws the middle of a patch, along one axis, that ends inside a structure; our choice.
+
+    The patch shows one end of the structure, by 1 voxel to a quarter of the patch's side, and the rest of it lies
+    behind the patch's face. Nothing of the case is cut off: only where the patch lies is drawn.
+
+    Args:
+        low: First voxel of the structure along the axis.
+        high: Its last voxel.
+        size: Voxels of the case.
+        side: Voxels of the patch.
+        rng: Generator of the draws.
+
+    Returns:
+        The middle, or None where the case has no room for such a patch.
+    """
+    most = min(side // 4, high - low)
+    if most < 1:
+        return None
+    shown = int(rng.integers(1, most + 1))
+    starts = [start for start in (low + shown - side, high + 1 - shown) if 0 <= start <= size - side]
+    return starts[rng.integers(len(starts))] + side // 2 if starts else None
+
+
 def read_box(array: Any, start: Sequence[int], size: Sequence[int]) -> np.ndarray:
     """Returns a box of an array; what lies outside of the array is 0 (air).
 

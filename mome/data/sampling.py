@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,64 +14,15 @@ from mome.data.augmentation import BatchAugmentation
 from mome.data.cache import CaseCache
 from mome.data.label_codes import prompt_masks
 from mome.data.mapped_pages import release_pages
-from mome.data.patch_box import patch_start, read_box
+from mome.data.patch_box import cut_middle, patch_start, read_box
 from mome.data.prompt_choice import PatchContents, choose_prompts, other_side
+from mome.data.sampling_config import SamplingConfig
 from mome.data.structure_places import structures_in
 from mome.errors import InputError, did_you_mean
-from mome.typed import check_range
 
 # Patches of a step whose contents decide its prompts; every process looks at all of them.
 _MOST_LOOKED_AT = 64
 _LARGEST_BEYOND = 0.25  # below a half, so that every patch shows a part of its case
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplingConfig:
-    """How patches and prompts are drawn.
-
-    Args:
-        foreground: Share of the patches that are centred near a voxel of an annotated structure. Every structure is
-            chosen equally often, so that small and rarely annotated ones are seen. Our choice.
-        jitter: Largest distance of such a centre from the voxel, as a share of the patch's side.
-        beyond: Probability that a patch may reach beyond the scan, by a random share of up to a quarter of its side.
-            Air lies there. Without it, a model knows no patient with more air around than the training scans have.
-        structures: Structure → how often it is chosen relative to the others, which have 1, as in `{larynx: 2}`.
-        balance: 0 draws sources by their weights alone; 1 multiplies the weights by the numbers of cases, so that every
-            case is seen equally often; 0.5 lies between.
-        prompts: Prompts of a step, equal for all its patches; 0 asks every label in every step.
-        positive: Share of these prompts that a patch shows.
-        hard_negative: Share that is annotated and absent, but is the other side or a neighbour of a structure that a
-            patch shows. The rest is annotated and absent.
-        templates: Probability that a prompt's wording stands in a sentence, as in "a CT scan of the liver".
-
-    Raises:
-        InputError: A value is outside its range.
-    """
-
-    foreground: float = 0.8
-    jitter: float = 0.25
-    beyond: float = 0.0
-    structures: dict[str, float] = field(default_factory=dict)
-    balance: float = 0.0
-    prompts: int = 0
-    positive: float = 0.5
-    hard_negative: float = 0.25
-    templates: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_range("sampling", 0, 1, foreground=self.foreground, beyond=self.beyond, balance=self.balance)
-        check_range("sampling", 0, 1, templates=self.templates)
-        check_range("sampling", 0, 10, jitter=self.jitter)
-        check_range("sampling", 0, 2**16, prompts=self.prompts)
-        check_range("sampling", 0, 1, positive=self.positive, hard_negative=self.hard_negative)
-        if self.positive + self.hard_negative > 1:
-            raise InputError(
-                "sampling.positive and sampling.hard_negative are shares of the prompts, and their sum is at most 1, "
-                f"got {self.positive + self.hard_negative:g}"
-            )
-        for name, weight in self.structures.items():
-            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < 2**31:
-                raise InputError(f"sampling.structures.{name:.60} is a number of at least 0, got {weight!r:.60}")
 
 
 @dataclass(frozen=True)
@@ -106,6 +57,7 @@ class PatchDataset(Dataset):
         sampling: See `SamplingConfig`.
         augmentation: Changes every patch; None changes none.
         samples_per_step: Patches of one optimiser step over all processes, which share their prompts.
+        height_axis: Axis of (D, H, W) that runs along the body, as 2 on a RAS grid.
 
     Raises:
         InputError: No source has a positive weight, or a structure with a weight of its own is not trained.
@@ -122,6 +74,7 @@ class PatchDataset(Dataset):
         sampling: SamplingConfig = SamplingConfig(),  # noqa: B008 - frozen
         augmentation: BatchAugmentation | None = None,
         samples_per_step: int = 1,
+        height_axis: int = 2,
     ) -> None:
         if not caches or sum(weights) <= 0:
             raise InputError("there is nothing to train on: no source has a positive weight")
@@ -129,7 +82,7 @@ class PatchDataset(Dataset):
         balanced = [weight * len(cache) ** sampling.balance for weight, cache in zip(weights, self.caches, strict=True)]
         self.cumulative_weights = np.cumsum(np.asarray(balanced, dtype=np.float64) / sum(balanced))
         self.length, self.seed, self.sampling, self.augmentation = length, seed, sampling, augmentation
-        self.samples_per_step = samples_per_step
+        self.samples_per_step, self.height_axis = samples_per_step, height_axis
         unknown = [name for name in sampling.structures if name not in self.names]
         if unknown:
             raise InputError(
@@ -167,6 +120,8 @@ class PatchDataset(Dataset):
         place = self._draw(rng)
         if self.sampling.beyond and rng.random() < self.sampling.beyond:
             place = replace(place, beyond=rng.uniform(0, _LARGEST_BEYOND))
+        if self.sampling.cut and place.focus and rng.random() < self.sampling.cut:
+            place = replace(place, centre=self._cut_centre(place, place.focus, rng))
         return place
 
     def read(self, number: int) -> dict[str, Tensor]:
@@ -292,6 +247,14 @@ class PatchDataset(Dataset):
             return PatchPlace(source, int(number), centre, name)
         number = int(rng.integers(len(cache)))
         return PatchPlace(source, number, tuple(int(rng.integers(side)) for side in cache.index[number]["shape"]), None)
+
+    def _cut_centre(self, place: PatchPlace, name: str, rng: np.random.Generator) -> tuple[int, ...]:
+        """Moves a patch in height so that it ends inside a structure, where its case has room for that."""
+        axis, cache = self.height_axis, self.caches[place.source]
+        shape = cache.index[place.case]["shape"]
+        heights = np.unravel_index(cache.places(place.case).voxels[name], shape)[axis]
+        middle = cut_middle(int(heights.min()), int(heights.max()), shape[axis], self.patch[axis], rng)
+        return tuple(middle if i == axis and middle is not None else v for i, v in enumerate(place.centre))
 
     def _draw_structure(self, rng: np.random.Generator, names: list[str]) -> str:
         if not self.sampling.structures:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mome.data.augmentation import AugmentationConfig
-from mome.data.sampling import SamplingConfig
+from mome.data.sampling_config import SamplingConfig
 from mome.errors import InputError
 from mome.threads import check_threads
 from mome.training.trackers import NONE, TRACKERS

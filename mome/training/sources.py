@@ -182,6 +182,7 @@ def patch_dataset(
         run.sampling,
         BatchAugmentation(run.augmentation, run.labels, frame, run.train.seed),
         samples_per_step,
+        frame.height_axis,
     )
 
 
