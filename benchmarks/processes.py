@@ -110,11 +110,17 @@ def machine() -> dict[str, Any]:
     }
 
 
+# A bench that writes its results does not change what it measures.
+RESULTS = ":(exclude)benchmarks/results"
+
+
 def commit_of(checkout: Path) -> str:
-    """The commit of a checkout, with a remark where files differ from it."""
+    """The commit of a checkout, with a remark where files other than results differ from it."""
     git = ["git", "-C", str(checkout)]
     commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-    changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+    changes = subprocess.run(
+        [*git, "status", "--porcelain", "--", ".", RESULTS], capture_output=True, text=True, check=True
+    ).stdout
     return commit + (" with uncommitted changes" if changes.strip() else "")
 
 
