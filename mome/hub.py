@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,28 +31,34 @@ class Source(NamedTuple):
     revision: str | None = None
 
 
-def locate(name: str | Path, revision: str | None = None, subfolder: str | None = None) -> Source:
+def locate(
+    name: str | Path,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    holding: Sequence[str] = ("config.json",),
+) -> Source:
     """Finds the place that a name means.
 
     Args:
         name: A folder, a bundled name, a Hub id, or one of them with its prefix.
         revision: A revision given beside the name; it must not contradict `@rev`.
         subfolder: The folder inside a local folder that holds the model. That of a Hub id goes to transformers instead.
+        holding: A local folder holds one of these files.
 
     Raises:
         InputError: The name is no folder, no bundled name and has not the form of a Hub id, or it has two revisions.
     """
     text = str(name)
     if text.startswith("local-dir:"):
-        return _folder(text.removeprefix("local-dir:"), subfolder)
+        return _folder(text.removeprefix("local-dir:"), subfolder, holding)
     if not text.startswith("hf-hub:"):
         if os.path.isfile(text):
             raise InputError("a model is a folder, this is a file", where=text, hint=str(Path(text).parent))
         if os.path.isdir(text):
-            return _folder(text, subfolder)
+            return _folder(text, subfolder, holding)
         bundled = bundled_folder(text)
         if bundled is not None:
-            return _folder(str(bundled), subfolder)
+            return _folder(str(bundled), subfolder, holding)
     found = _HUB_ID.fullmatch(text.removeprefix("hf-hub:"))
     if found and not found["place"].startswith("."):
         if found["revision"] and revision and found["revision"] != revision:
@@ -71,11 +78,11 @@ def locate(name: str | Path, revision: str | None = None, subfolder: str | None 
     )
 
 
-def _folder(path: str, subfolder: str | None) -> Source:
+def _folder(path: str, subfolder: str | None, holding: Sequence[str]) -> Source:
     path = str(Path(path) / subfolder) if subfolder else path
     if not os.path.isdir(path):
         raise InputError("no such folder", where=path)
-    if not (Path(path) / "config.json").is_file():
+    if not any((Path(path) / file).is_file() for file in holding):
         raise InputError(
             "the folder holds no model: it has no config.json",
             where=path,

@@ -111,7 +111,9 @@ class MoMEProcessor(ImageProcessingMixin):
             if key not in _LOADING_KEYS and not key.startswith("_"):
                 raise unknown_setting(key)
         kwargs.pop("trust_remote_code", None)
-        place, revision = locate(name, kwargs.pop("revision", None), kwargs.get("subfolder"))
+        # A processor may be saved without a model.
+        holding = ("config.json", PROCESSOR_FILE)
+        place, revision = locate(name, kwargs.pop("revision", None), kwargs.get("subfolder"), holding)
         if os.path.isdir(place):
             kwargs.pop("subfolder", None)  # it is part of the place now
         kwargs = download_options(place, kwargs)

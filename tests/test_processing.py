@@ -35,7 +35,6 @@ from mome.processing import MoMEProcessor
 )
 def test_a_processor_checks_its_settings(settings: dict, words: str, tmp_path: Path) -> None:
     MoMEProcessor().save_pretrained(tmp_path)
-    (tmp_path / "config.json").write_text("{}")
     (key, value), processor = next(iter(settings.items())), MoMEProcessor()
     for act in (
         lambda: MoMEProcessor(**settings),
@@ -48,11 +47,20 @@ def test_a_processor_checks_its_settings(settings: dict, words: str, tmp_path: P
     assert processor.settings() == MoMEProcessor.from_pretrained(tmp_path).settings()
 
 
+def test_a_processor_is_loaded_without_a_model(tmp_path: Path) -> None:
+    """A folder with preprocessor_config.json alone was refused, since it has no config.json."""
+    saved = MoMEProcessor(spacing=[1, 2, 3])
+    saved.save_pretrained(tmp_path / "processor")
+    for name in (tmp_path / "processor", f"local-dir:{tmp_path / 'processor'}"):
+        assert MoMEProcessor.from_pretrained(name).settings() == saved.settings()
+    with pytest.raises(InputError, match="no config.json"):
+        MoMEProcessor.from_pretrained(tmp_path)
+
+
 def test_processor_settings_can_be_changed(tmp_path: Path) -> None:
     processor = MoMEProcessor()
     processor.spacing = (1, 2, 3)
     processor.save_pretrained(tmp_path)
-    (tmp_path / "config.json").write_text("{}")
     again = MoMEProcessor.from_pretrained(tmp_path, hu_window=[-200, 300])
     assert again.spacing == [1.0, 2.0, 3.0] and again.hu_window == [-200.0, 300.0]
     again.save_pretrained(tmp_path)
@@ -62,7 +70,6 @@ def test_processor_settings_can_be_changed(tmp_path: Path) -> None:
 def test_the_overlap_is_saved_where_it_is_not_the_usual_one(tmp_path: Path) -> None:
     assert "overlap" not in MoMEProcessor().to_dict()
     MoMEProcessor(overlap=0.25).save_pretrained(tmp_path)
-    (tmp_path / "config.json").write_text("{}")
     assert MoMEProcessor.from_pretrained(tmp_path).overlap == 0.25
     assert MoMEProcessor.from_pretrained(tmp_path, overlap=0.5).overlap == 0.5
     file = tmp_path / "preprocessor_config.json"
@@ -73,7 +80,6 @@ def test_the_overlap_is_saved_where_it_is_not_the_usual_one(tmp_path: Path) -> N
 
 def test_a_number_of_too_many_digits_is_refused(tmp_path: Path) -> None:
     """Python reads no whole number of more than 4300 digits; it was a traceback."""
-    (tmp_path / "config.json").write_text("{}")
     (tmp_path / "preprocessor_config.json").write_text(f'{{"overlap": 1{"0" * 5000}}}')
     with pytest.raises(InputError, match="preprocessor_config.json cannot be read: Exceeds the limit"):
         MoMEProcessor.from_pretrained(tmp_path)
