@@ -159,6 +159,34 @@ def test_no_run_that_resumes_replaces_a_corrected_mask(tmp_path: Path) -> None:
     assert mask.read_bytes() != before and Report(out / "report.json").entries["ct"]["masks"][0] == mask.name
 
 
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_mask_that_is_corrected_while_the_run_is_under_way_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resume: bool
+) -> None:
+    """Masks were compared with the report before the first scan only; somebody's work was lost without a word."""
+    scans = [save_patient(tmp_path / f"{name}.nii.gz") for name in "ab"]
+    out = tmp_path / "out"
+    segment_folder(segmenter(), scans, out, ["liver"])
+    mask, real, corrected = out / "b_liver.nii.gz", StudyRun.segment, []
+
+    def segment(self: StudyRun, *arguments: Any) -> None:
+        if self.study.name == "b":
+            corrected.append(correct_mask(mask))
+        real(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StudyRun, "segment", segment)
+        first, second = segment_folder(segmenter(), scans, out, ["liver", "spleen"], resume=resume)
+    assert first["status"] == "done" and len(first["masks"]) == 2
+    assert mask.read_bytes() == corrected[0] and not (out / "b_spleen.nii.gz").exists()
+    assert second["status"] == "failed" and "changed while this run was under way" in second["error"]
+    # The report still knows who wrote the mask, so that later runs do not replace it either.
+    with pytest.raises(InputError, match="changed after it was written, and would be replaced"):
+        segment_folder(segmenter(), scans, out, ["liver", "spleen"], resume=True)
+    segment_folder(segmenter(), scans, out, ["liver", "spleen"], overwrite=True)
+    assert mask.read_bytes() != corrected[0]
+
+
 def test_a_mask_that_another_run_replaces_meanwhile_is_no_corrected_one(tmp_path: Path) -> None:
     """The report was read before the other run added its entry, so that its mask seemed to be somebody's work."""
     scan, out = save_patient(tmp_path / "ct.nii.gz"), tmp_path / "out"
@@ -186,7 +214,7 @@ def test_a_run_that_resumes_reads_no_mask_of_a_finished_study_twice(
     assert read == ["ct_liver.nii.gz", "ct_spleen.nii.gz"]
     read.clear()
     run(scan, ["liver", "spleen"])
-    assert read == ["ct_liver.nii.gz", "ct_spleen.nii.gz"]
+    assert read == ["ct_liver.nii.gz", "ct_spleen.nii.gz"] * 2  # before the first scan, and before they are replaced
 
 
 def test_a_run_that_was_killed_while_it_replaced_masks_is_resumed(

@@ -15,7 +15,8 @@ from typing import Any
 from mome.errors import InputError
 from mome.inference.claims import TO_WRITE, WRITE_WAIT_S, Claims
 from mome.inference.earlier_runs import run_that_wrote, runs_of
-from mome.inference.output_checks import has_results
+from mome.inference.one_thread import one_thread, submit, wait_for
+from mome.inference.output_checks import has_results, refuse_masks_corrected_meanwhile
 from mome.inference.peak_memory import PeakMemory
 from mome.inference.prepared import PreparedPrompts
 from mome.inference.report import Report, changed_masks
@@ -93,8 +94,8 @@ class Batch:
         self._writes.remove_stale()
         try:
             with contextlib.ExitStack() as stack:
-                reader = stack.enter_context(_thread("read")) if self._threaded else None
-                writer = stack.enter_context(_thread("write")) if self._threaded else None
+                reader = stack.enter_context(one_thread("read")) if self._threaded else None
+                writer = stack.enter_context(one_thread("write")) if self._threaded else None
                 self._run_all(reader, writer)
         finally:
             for run in self._open:
@@ -109,7 +110,7 @@ class Batch:
             current = ahead or self._load_next(reader)
             ahead = None
             if current is None:
-                _wait_for(writing)
+                wait_for(writing)
                 writing = None
                 self._tell()
                 current = self._load_next(reader, wait=True)
@@ -122,15 +123,15 @@ class Batch:
                 ahead = self._load_next(reader)
             is_reading = ahead is not None and not ahead[1].done()
             if loaded and self._segment(run, read_ahead=is_reading):
-                _wait_for(writing)
+                wait_for(writing)
                 self._tell()
-                writing = _submit(writer, self._write, run)
+                writing = submit(writer, self._write, run)
             elif run.entry is not None:
-                _wait_for(writing)  # the report has the studies in the order in which they were begun
+                wait_for(writing)  # the report has the studies in the order in which they were begun
                 writing = None
                 self._record(run)
             if writer is None:
-                _wait_for(writing)
+                wait_for(writing)
                 writing = None
             self._tell()
 
@@ -139,7 +140,7 @@ class Batch:
     ) -> tuple[StudyRun, Future[None]] | None:
         """Takes the next study and begins to read it; None where there is none that is free."""
         run = self._next(wait=wait)
-        return None if run is None else (run, _submit(reader, run.load, self._segmenter))
+        return None if run is None else (run, submit(reader, run.load, self._segmenter))
 
     def _has_room_beside(self, run: StudyRun) -> bool:
         """Says whether the next scan may be read while this one is segmented; it is taken to be as large."""
@@ -237,9 +238,15 @@ class Batch:
                 return
             if not (self._resume or self._overwrite):
                 self._refuse_masks_made_meanwhile(run)
-            self._tell_of_replacement(run)
-            self._attempt(run, run.write)
+            if self._overwrite or self._attempt(run, self._refuse_corrected_masks, run):
+                self._tell_of_replacement(run)
+                self._attempt(run, run.write)
             self._record(run)
+
+    def _refuse_corrected_masks(self, run: StudyRun) -> None:
+        self._report.refresh()
+        masks = [self._out / name for name in self._mask_names(run.study)]
+        refuse_masks_corrected_meanwhile(run.study, masks, self._report)
 
     def _tell_of_replacement(self, run: StudyRun) -> None:
         """Lets the report say that masks which it knows are being replaced.
@@ -305,32 +312,3 @@ class Batch:
             self._told += 1
             if self._on_done is not None:
                 self._on_done(entry)
-
-
-@contextlib.contextmanager
-def _thread(name: str) -> Any:
-    """Gives an executor of one thread. At the end what is running is finished, and what waits is dropped."""
-    executor = ThreadPoolExecutor(1, f"mome-{name}")
-    try:
-        yield executor
-    finally:
-        executor.shutdown(wait=True, cancel_futures=True)
-
-
-def _submit(executor: ThreadPoolExecutor | None, step: Callable[..., None], *arguments: Any) -> Future[None]:
-    """Runs a step in a thread, or at once where there is none."""
-    if executor is not None:
-        return executor.submit(step, *arguments)
-    future: Future[None] = Future()
-    try:
-        step(*arguments)
-    except Exception as error:
-        future.set_exception(error)
-    else:
-        future.set_result(None)
-    return future
-
-
-def _wait_for(future: Future[None] | None) -> None:
-    if future is not None:
-        future.result()

@@ -155,6 +155,26 @@ def refuse_corrected_masks(owners: dict[Path, Study], out: Path, report: Report,
             )
 
 
+def refuse_masks_corrected_meanwhile(study: Study, masks: Sequence[Path], report: Report) -> None:
+    """Checks, just before masks are written, that nobody has corrected one of them since the run began.
+
+    Args:
+        study: The study.
+        masks: Its masks that will be written.
+        report: The report in their folder, as it is now.
+
+    Raises:
+        InputError: Somebody has.
+    """
+    for path in masks:
+        if _is_corrected(path, study, report):
+            raise InputError(
+                "the mask was changed while this run was under way, and is kept",
+                where=str(path),
+                hint="move it away and resume, or --overwrite (in Python overwrite=True) replaces it",
+            )
+
+
 def _is_finished(study: Study, out: Path, report: Report, requests: Requests) -> bool:
     entry = report.entries.get(study.name)
     return entry is not None and has_results(entry, study, out, requests.of_scan(study))
