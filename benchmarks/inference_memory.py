@@ -9,8 +9,8 @@
 the network by signed distances of the classes of a label map, stretched over the scan. `body` replaces it by a network
 that finds the whole body for every prompt, the worst case for all that follows the network.
 
-Prints one JSON object: seconds by phase, seconds inside of the network, seconds of writing, and the peaks of memory of
-the process (VmHWM) while it reads, segments and writes.
+Prints one JSON object: seconds by phase, seconds inside of the network, seconds of writing, the peaks of memory of the
+process (VmHWM) while it reads, segments and writes, and the bytes that are expected of every part at most.
 """
 
 from __future__ import annotations
@@ -136,6 +136,7 @@ def main() -> None:
         make_scan(args.make)
         return
     from mome.inference import PreparedPrompts, Segmenter
+    from mome.inference.memory_plan import MemoryPlan, Work
     from mome.labels import Resolved, load_table
     from mome.prompts import Prompt
     from mome.volumes import read_volume
@@ -176,6 +177,9 @@ def main() -> None:
         paths = result.save(folder, "scan")
         save_s, save_peak = time.perf_counter() - began, memory_gb("VmHWM")
         written = sum(path.stat().st_size for path in paths)
+    part = segmenter.load(volume).network.shape
+    work = Work(volume.shape, part, timed.patch_size, len(names), segmenter.network_bytes or 0)
+    plan = MemoryPlan(len(names), segmenter.decoded_at_once, half_sums=not segmenter.exact)
     voxels = result.masks.voxels
     print(
         json.dumps(
@@ -206,6 +210,8 @@ def main() -> None:
                     "scan in float32": round(volume.array.nbytes / 1e9, 2),
                     "written": round(written / 1e9, 3),
                 },
+                "network grid": list(part),
+                "expected gigabytes at most": {key: round(n / 1e9, 3) for key, n in plan.bytes_of(work).items()},
                 "notes": [note for note in result.notes if "fills" not in note],
             },
             indent=1,

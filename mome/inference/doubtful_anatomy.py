@@ -47,7 +47,14 @@ def upside_down(masks: PackedMasks, grid: Grid) -> list[str]:
 def _height(masks: PackedMasks, names: list[str], grid: Grid) -> float | None:
     """Returns how far up (mm, RAS) the centre of some masks lies; None where the sample meets none of their voxels."""
     step = max(1, round((np.prod(grid.shape) / _SAMPLE) ** (1 / 3)))
-    indices = np.concatenate([np.argwhere(masks.sampled(name, step)) for name in names]) * step
-    if not len(indices):
+    voxels, sums = 0, np.zeros(3)
+    for name in names:
+        sample = masks.sampled(name, step)
+        # Lists of the voxels' indices would take 24 bytes for each of millions of voxels.
+        for axis in range(3):
+            counts = sample.sum(axis=tuple({0, 1, 2} - {axis}), dtype=np.int64)
+            sums[axis] += step * float(counts @ np.arange(len(counts)))
+        voxels += int(counts.sum())
+    if not voxels:
         return None
-    return float(grid.affine[2, :3] @ indices.mean(axis=0) + grid.affine[2, 3])
+    return float(grid.affine[2, :3] @ (sums / voxels) + grid.affine[2, 3])
