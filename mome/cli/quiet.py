@@ -11,8 +11,9 @@ from pathlib import Path
 
 from mome.volumes.scan_files import is_nifti
 
-# Readers that print their own account of a file before our message. What matters of it is in our notes and errors.
-_READERS = ("nibabel", "nibabel.global", "pydicom", "SimpleITK")
+# Readers and writers that print their own account of a file before our message. What matters of it is in our notes and
+# errors. highdicom logs that a mask is empty, which the volume of 0 ml says.
+_READERS = ("nibabel", "nibabel.global", "pydicom", "highdicom", "SimpleITK")
 
 
 def quiet_libraries() -> None:
@@ -26,7 +27,7 @@ def quiet_libraries() -> None:
 
 
 def quiet_readers(paths: Iterable[Path] = ()) -> None:
-    """Turns off the warnings of the libraries that read scans.
+    """Turns off the warnings of the libraries that read scans and write masks.
 
     Args:
         paths: What will be read. SimpleITK, whose import takes a while, is imported for files that are no NIfTI.
