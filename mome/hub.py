@@ -16,6 +16,7 @@ from mome.errors import InputError, did_you_mean
 from mome.presets import PRESETS, bundled_models, find_name
 from mome.pretrained import bundled_folder
 
+_MODEL_FOLDER = "a folder that mome train or MoME.save_pretrained wrote (of a run: its model/)"
 _HUB_ID = re.compile(r"(?P<place>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
 
@@ -53,7 +54,9 @@ def locate(
         return _folder(text.removeprefix("local-dir:"), subfolder, holding)
     if not text.startswith("hf-hub:"):
         if os.path.isfile(text):
-            raise InputError("a model is a folder, this is a file", where=text, hint=str(Path(text).parent))
+            folder = Path(text).parent
+            hint = str(folder) if (folder / "config.json").is_file() else _MODEL_FOLDER
+            raise InputError("a model is a folder, this is a file", where=text, hint=hint)
         if os.path.isdir(text):
             return _folder(text, subfolder, holding)
         bundled = bundled_folder(text)
@@ -86,6 +89,6 @@ def _folder(path: str, subfolder: str | None, holding: Sequence[str]) -> Source:
         raise InputError(
             "the folder holds no model: it has no config.json",
             where=path,
-            hint="a folder that mome train or MoME.save_pretrained wrote (of a run: its model/)",
+            hint=_MODEL_FOLDER,
         )
     return Source(path)

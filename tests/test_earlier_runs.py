@@ -21,7 +21,7 @@ from mome.inference.study import Requests, Study
 from mome.inference.study_run import StudyRun
 from mome.volumes.mask_file import write_mask
 
-NOT_OURS = "is there already, and is not a mask of this scan"
+NOT_OURS = "is there already, and nothing says that it is a mask of this scan"
 
 
 def run(scan: Path, prompts: list[str], **options: Any) -> dict[str, Any]:

@@ -128,6 +128,8 @@ def test_a_file_of_a_model_is_no_model(capsys, model_folder: str, tmp_path: Path
         given = f"{model_folder}/{name}"
         refused(capsys, "a model is a folder", "info", given)
         refused(capsys, "a model is a folder", "segment", scan, "-p", "liver", "-m", given, "-o", tmp_path / "o")
+    # The folder of a scan holds no model, so it is not suggested.
+    refused(capsys, "that mome train or", "segment", scan, "-p", "liver", "-m", scan, "-o", tmp_path / "o")
 
 
 def test_lists_suggest_kinds_and_names(capsys) -> None:

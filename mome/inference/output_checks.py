@@ -103,7 +103,7 @@ def refuse_masks_of_others(
                 hint="--overwrite (in Python overwrite=True), or another folder",
             )
         raise InputError(
-            "the file is there already, and is not a mask of this scan",
+            "the file is there already, and nothing says that it is a mask of this scan",
             where=f"{path}, of {study.scan}",
             hint="--overwrite (in Python overwrite=True), --resume, or another folder",
         )
