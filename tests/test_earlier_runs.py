@@ -180,6 +180,7 @@ def test_a_mask_that_is_corrected_while_the_run_is_under_way_is_kept(
     assert first["status"] == "done" and len(first["masks"]) == 2
     assert mask.read_bytes() == corrected[0] and not (out / "b_spleen.nii.gz").exists()
     assert second["status"] == "failed" and "changed while this run was under way" in second["error"]
+    assert second["failure"]["phase"] == "write"
     # The report still knows who wrote the mask, so that later runs do not replace it either.
     with pytest.raises(InputError, match="changed after it was written, and would be replaced"):
         segment_folder(segmenter(), scans, out, ["liver", "spleen"], resume=True)

@@ -244,6 +244,7 @@ class Batch:
             self._record(run)
 
     def _refuse_corrected_masks(self, run: StudyRun) -> None:
+        run.phase = "write"
         self._report.refresh()
         masks = [self._out / name for name in self._mask_names(run.study)]
         refuse_masks_corrected_meanwhile(run.study, masks, self._report)

@@ -171,7 +171,7 @@ def refuse_masks_corrected_meanwhile(study: Study, masks: Sequence[Path], report
             raise InputError(
                 "the mask was changed while this run was under way, and is kept",
                 where=str(path),
-                hint="move it away and resume, or --overwrite (in Python overwrite=True) replaces it",
+                hint="move it away and use --resume, or --overwrite (in Python overwrite=True) replaces it",
             )
 
 
