@@ -99,13 +99,13 @@ def test_masks_of_another_scan_are_not_replaced(tmp_path: Path) -> None:
     ct(two.with_name("other.nii.gz")).rename(two)
     segment_folder(segmenter(), [one], out, ["liver"])
     before = (out / "ct_liver.nii.gz").read_bytes()
-    with pytest.raises(InputError, match="nothing says that it is a mask of this scan"):
+    with pytest.raises(InputError, match="no report here says that it is a mask of this scan"):
         segment_folder(segmenter(), [two], out, ["liver"])
     assert (out / "ct_liver.nii.gz").read_bytes() == before
     segment_folder(segmenter(), [one], out, ["liver"])  # the same scan again
     segment_folder(segmenter(), [two], out, ["liver"], overwrite=True)
     (out / "ct_spleen.nii.gz").write_bytes(b"somebody's own")
-    with pytest.raises(InputError, match="nothing says that it is a mask of this scan"):
+    with pytest.raises(InputError, match="no report here says that it is a mask of this scan"):
         segment_folder(segmenter(), [two], out, ["spleen"])
     assert (out / "ct_spleen.nii.gz").read_bytes() == b"somebody's own"
 

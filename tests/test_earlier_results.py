@@ -19,7 +19,7 @@ from mome.volumes import Volume, read_label_map, read_label_table, read_volume
 from mome.volumes.mask_file import read_scan_digest, write_mask
 from mome.volumes.scan_digest import scan_digest
 
-NOT_OURS = "is there already, and nothing says that it is a mask of this scan"
+NOT_OURS = "is there already, and is not a mask of this scan"
 
 
 def other_scan(path: Path) -> Path:

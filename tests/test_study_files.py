@@ -68,7 +68,7 @@ def test_a_study_gets_its_files_and_keeps_them(tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
     (other / "a.html").write_text("mine")
-    with pytest.raises(InputError, match="is none of this scan"):
+    with pytest.raises(InputError, match="no report here says that it is of this scan"):
         segment_folder(segmenter, [tmp_path / "in"], other, ["liver"], files=["html"])
     assert (other / "a.html").read_text() == "mine"
 

@@ -42,7 +42,7 @@ def refuse_results_of_others(
     for path in there:
         if _is_of_scan(path, digest, header, source) is False:
             raise InputError(
-                "the file is there already, and nothing says that it is a mask of this scan",
+                "the file is there already, and is not a mask of this scan",
                 where=str(path) if source is None else f"{path}, of {source}",
                 hint="another folder or name, or overwrite=True",
             )

@@ -103,7 +103,7 @@ def refuse_masks_of_others(
                 hint="--overwrite (in Python overwrite=True), or another folder",
             )
         raise InputError(
-            "the file is there already, and nothing says that it is a mask of this scan",
+            "the file is there already, and no report here says that it is a mask of this scan",
             where=f"{path}, of {study.scan}",
             hint="--overwrite (in Python overwrite=True), --resume, or another folder",
         )
@@ -227,7 +227,7 @@ def refuse_files_of_others(
         for path in study.file_paths(out, names):
             if path.exists() and path.relative_to(out).as_posix() not in known:
                 raise InputError(
-                    "the file is there already, and is none of this scan",
+                    "the file is there already, and no report here says that it is of this scan",
                     where=f"{path}, of {study.scan}",
                     hint="--overwrite (in Python overwrite=True), --resume, or another folder",
                 )
