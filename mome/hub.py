@@ -44,10 +44,11 @@ def locate(
         name: A folder, a bundled name, a Hub id, or one of them with its prefix.
         revision: A revision given beside the name; it must not contradict `@rev`.
         subfolder: The folder inside a local folder that holds the model. That of a Hub id goes to transformers instead.
-        holding: A local folder holds one of these files.
+        holding: Files of which a local folder holds at least one. Of a Hub id, transformers finds out.
 
     Raises:
-        InputError: The name is no folder, no bundled name and has not the form of a Hub id, or it has two revisions.
+        InputError: The name is no folder, no bundled name and has not the form of a Hub id, or it has two revisions; or
+            the folder holds none of the files.
     """
     text = str(name)
     if text.startswith("local-dir:"):
@@ -55,7 +56,7 @@ def locate(
     if not text.startswith("hf-hub:"):
         if os.path.isfile(text):
             folder = Path(text).parent
-            hint = str(folder) if (folder / "config.json").is_file() else _MODEL_FOLDER
+            hint = str(folder) if _holds_one(folder, holding) else _MODEL_FOLDER
             raise InputError("a model is a folder, this is a file", where=text, hint=hint)
         if os.path.isdir(text):
             return _folder(text, subfolder, holding)
@@ -85,10 +86,14 @@ def _folder(path: str, subfolder: str | None, holding: Sequence[str]) -> Source:
     path = str(Path(path) / subfolder) if subfolder else path
     if not os.path.isdir(path):
         raise InputError("no such folder", where=path)
-    if not any((Path(path) / file).is_file() for file in holding):
+    if not _holds_one(Path(path), holding):
         raise InputError(
-            "the folder holds no model: it has no config.json",
+            f"the folder holds no model: it has no {' and no '.join(holding)}",
             where=path,
             hint=_MODEL_FOLDER,
         )
     return Source(path)
+
+
+def _holds_one(folder: Path, files: Sequence[str]) -> bool:
+    return any((folder / file).is_file() for file in files)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from mome import MoME
 from mome.errors import InputError
 from mome.processing import MoMEProcessor
 
@@ -53,8 +54,12 @@ def test_a_processor_is_loaded_without_a_model(tmp_path: Path) -> None:
     saved.save_pretrained(tmp_path / "processor")
     for name in (tmp_path / "processor", f"local-dir:{tmp_path / 'processor'}"):
         assert MoMEProcessor.from_pretrained(name).settings() == saved.settings()
-    with pytest.raises(InputError, match="no config.json"):
+    with pytest.raises(InputError, match="no config.json and no preprocessor_config.json"):
         MoMEProcessor.from_pretrained(tmp_path)
+    with pytest.raises(InputError, match=f"this is a file\n.*\n.*{tmp_path / 'processor'}$"):
+        MoMEProcessor.from_pretrained(tmp_path / "processor" / "preprocessor_config.json")
+    with pytest.raises(InputError, match="it has no config.json\n"):  # it is no model
+        MoME.from_pretrained(tmp_path / "processor")
 
 
 def test_processor_settings_can_be_changed(tmp_path: Path) -> None:
