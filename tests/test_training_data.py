@@ -23,7 +23,7 @@ from mome.data.sampling_config import SamplingConfig
 from mome.errors import InputError
 from mome.processing import MoMEProcessor
 from mome.training.config import RunConfig, SourceConfig
-from mome.training.sources import open_source
+from mome.training.sources import open_source, patch_dataset
 
 
 @pytest.fixture
@@ -211,10 +211,31 @@ def test_cut_patches_end_inside_their_structure(cached) -> None:
         assert 1 <= shown <= 2 and len(np.unique(heights)) > shown
         ends.add(bool(heights.max() >= first + 8))
     assert moved > 50 and ends == {False, True}
-    never = dataset(foreground=1.0, cut=0.0)
-    assert [never.place(n) for n in range(50)] == [plain.place(n) for n in range(50)]
+    without_structure = (dataset(foreground=0.0, cut=share) for share in (0.0, 1.0))
+    assert all(
+        one == other for one, other in zip(*([d.place(n) for n in range(50)] for d in without_structure), strict=True)
+    )
     with pytest.raises(InputError, match="cut"):
         SamplingConfig(cut=1.5)
+
+
+@pytest.mark.parametrize("orientation", ["RAS", "IRP", "LIA"])
+def test_patches_are_cut_in_height_on_every_grid(cached, orientation: str) -> None:
+    height = next(axis for axis, letter in enumerate(orientation) if letter in "SI")
+    processor = MoMEProcessor(orientation=orientation)
+
+    def places(share: float) -> list[tuple[int, ...]]:
+        run = RunConfig(labels=NAMES, sources=[SourceConfig()], sampling=SamplingConfig(foreground=1.0, cut=share))
+        patches = patch_dataset(run, [cached], (8, 8, 8), processor, 50)
+        return [patches.place(number).centre for number in range(50)]
+
+    moved = {
+        axis
+        for one, other in zip(places(0.0), places(1.0), strict=True)
+        for axis in range(3)
+        if one[axis] != other[axis]
+    }
+    assert moved == {height}
 
 
 @pytest.mark.parametrize(("size", "low", "high"), [(10, 2, 8), (12, 0, 11), (20, 5, 5)])

@@ -74,6 +74,14 @@ def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=f"another '{key}'") as caught:
             check_same_run(tmp_path / "r", load_run_config(recipe, [override]))
         assert len(str(caught.value).splitlines()) <= 3
+    # A run that an earlier release began has the defaults of settings that are new.
+    file = tmp_path / "r" / "run.json"
+    settings = json.loads(file.read_text())
+    del settings["sampling"]["cut"]
+    file.write_text(json.dumps(settings))
+    check_same_run(tmp_path / "r", load_run_config(recipe, []))
+    with pytest.raises(InputError, match=r"another 'sampling\.cut'"):
+        check_same_run(tmp_path / "r", load_run_config(recipe, ["sampling.cut=0.4"]))
 
 
 @pytest.mark.parametrize("override", ["loss=bce_dicee", "sources=[{kind: cases, folder: /none, dataset: openkbp}]"])

@@ -249,7 +249,10 @@ class PatchDataset(Dataset):
         return PatchPlace(source, number, tuple(int(rng.integers(side)) for side in cache.index[number]["shape"]), None)
 
     def _cut_centre(self, place: PatchPlace, name: str, rng: np.random.Generator) -> tuple[int, ...]:
-        """Moves a patch in height so that it ends inside a structure, where its case has room for that."""
+        """Moves a patch in height so that it ends inside a structure, where its case has room for that.
+
+        Along the other axes it stays, so that a small patch may miss the end of a structure that bends.
+        """
         axis, cache = self.height_axis, self.caches[place.source]
         shape = cache.index[place.case]["shape"]
         heights = np.unravel_index(cache.places(place.case).voxels[name], shape)[axis]
