@@ -188,6 +188,24 @@ def test_a_mask_that_is_corrected_while_the_run_is_under_way_is_kept(
     assert mask.read_bytes() != corrected[0]
 
 
+def test_a_file_that_is_put_there_while_the_run_is_under_way_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the first scan such a file is refused; later it was replaced without a word."""
+    scan, out, real = save_patient(tmp_path / "ct.nii.gz"), tmp_path / "out", StudyRun.segment
+
+    def segment(self: StudyRun, *arguments: Any) -> None:
+        real(self, *arguments)
+        (out / "ct_liver.nii.gz").write_bytes(b"somebody's own")
+
+    out.mkdir()
+    monkeypatch.setattr(StudyRun, "segment", segment)
+    entry = run(scan, ["liver"])
+    assert entry["status"] == "failed" and "put there while this run was under way" in entry["error"]
+    assert (out / "ct_liver.nii.gz").read_bytes() == b"somebody's own"
+    assert run(scan, ["liver"], resume=True)["status"] == "done"
+
+
 def test_a_mask_that_another_run_replaces_meanwhile_is_no_corrected_one(tmp_path: Path) -> None:
     """The report was read before the other run added its entry, so that its mask seemed to be somebody's work."""
     scan, out = save_patient(tmp_path / "ct.nii.gz"), tmp_path / "out"

@@ -247,7 +247,7 @@ class Batch:
         run.phase = "write"
         self._report.refresh()
         masks = [self._out / name for name in self._mask_names(run.study)]
-        refuse_masks_corrected_meanwhile(run.study, masks, self._report)
+        refuse_masks_corrected_meanwhile(run.study, masks, self._report, resume=self._resume)
 
     def _tell_of_replacement(self, run: StudyRun) -> None:
         """Lets the report say that masks which it knows are being replaced.

@@ -155,18 +155,26 @@ def refuse_corrected_masks(owners: dict[Path, Study], out: Path, report: Report,
             )
 
 
-def refuse_masks_corrected_meanwhile(study: Study, masks: Sequence[Path], report: Report) -> None:
-    """Checks, just before masks are written, that nobody has corrected one of them since the run began.
+def refuse_masks_corrected_meanwhile(study: Study, masks: Sequence[Path], report: Report, *, resume: bool) -> None:
+    """Checks, just before masks are written, that nobody has corrected one or put a file there since the run began.
 
     Args:
         study: The study.
         masks: Its masks that will be written.
         report: The report in their folder, as it is now.
+        resume: Replace files that the report does not know, which a run that was killed may have left.
 
     Raises:
         InputError: Somebody has.
     """
+    entry = report.entries.get(study.name, {})
     for path in masks:
+        if not resume and path.exists() and not run_that_wrote(entry, path.name):  # else, the run was refused
+            raise InputError(
+                "a file of this name was put there while this run was under way, and is kept",
+                where=str(path),
+                hint="move it away and use --resume, or --overwrite (in Python overwrite=True) replaces it",
+            )
         if _is_corrected(path, study, report):
             raise InputError(
                 "the mask was changed while this run was under way, and is kept",
