@@ -44,6 +44,7 @@ def run_case(case: str, data: Path, work: Path, planes: int, mode: str) -> dict[
     from segmenter_modes import MODEL, MODES
 
     from mome.inference import Segmenter
+    from mome.volumes.fast_gzip import deflate_library
 
     scan = long_scan(data, work, planes)
     segmenter = Segmenter(MODEL, **MODES[mode])
@@ -78,6 +79,7 @@ def run_case(case: str, data: Path, work: Path, planes: int, mode: str) -> dict[
         "phases": result.seconds,
         "precision": segmenter.precision,
         "threads": torch.get_num_threads(),
+        "gzip": deflate_library()[0].__name__.split(".")[0],
     }
 
 

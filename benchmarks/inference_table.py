@@ -132,13 +132,12 @@ def large(report: dict[str, Any]) -> str:
                 f"{row['mask_mib']:.0f}",
             ]
         )
-    used = next(iter(report["runs"].values()))[0]["precision"]
-    text = f"""LIDC-IDRI-0001, continued by its mirror image; {report["mode"]} settings ({used} in the network), runs
-of each case: {report["rounds"]}, medians ({where(report)}), with isal for gzip. The bundled model
-knows seven structures of the neck; in the other
-two cases its logits are replaced by signed distances after it has run. Seconds are from the file of the scan to the
-files of the masks. Peak memory is that of the whole process. The code before inference was redesigned (commit
-8efeb63) needed 13.4 GB and 725 s for the first case."""
+    used = next(iter(report["runs"].values()))[0]
+    text = f"""LIDC-IDRI-0001, continued by its mirror image; {report["mode"]} settings ({used["precision"]} in the
+network), runs of each case: {report["rounds"]}, medians ({where(report)}), with {used["gzip"]} for gzip. The bundled
+model knows seven structures of the neck; in the other two cases its logits are replaced by signed distances after it
+has run. Seconds are from the file of the scan to the files of the masks. Peak memory is that of the whole process. The
+code before inference was redesigned (commit 8efeb63) needed 13.4 GB and 725 s for the first case."""
     return paragraph(text) + table(rows)
 
 

@@ -16,6 +16,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+# A bench that writes its results does not change what it measures.
+_NO_RESULTS = ":(exclude,top)benchmarks/results"
+
 
 def run_python(
     python: str, arguments: Sequence[str], *, packages: Sequence[str | Path], threads: int, folder: str | Path
@@ -110,16 +113,12 @@ def machine() -> dict[str, Any]:
     }
 
 
-# A bench that writes its results does not change what it measures.
-RESULTS = ":(exclude)benchmarks/results"
-
-
 def commit_of(checkout: Path) -> str:
     """The commit of a checkout, with a remark where files other than results differ from it."""
     git = ["git", "-C", str(checkout)]
     commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     changes = subprocess.run(
-        [*git, "status", "--porcelain", "--", ".", RESULTS], capture_output=True, text=True, check=True
+        [*git, "status", "--porcelain", "--", ":(top)", _NO_RESULTS], capture_output=True, text=True, check=True
     ).stdout
     return commit + (" with uncommitted changes" if changes.strip() else "")
 
