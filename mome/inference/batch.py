@@ -40,7 +40,7 @@ class Batch:
         requests: What determines the masks.
         report: The report in the folder of the masks.
         resume: Skip what is finished, and share the studies with other processes that resume in the same folder.
-        overwrite: Replace masks that another run writes meanwhile.
+        overwrite: Replace masks that another run writes or somebody corrects meanwhile.
         part: (index, number) of this process among those that share the studies; it begins with every
             `number`-th study.
         read_ahead: Use the threads that read and write. A scan is read ahead only where memory suffices for it.
