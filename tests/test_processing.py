@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from stand_in_models import Contrast
 
 from mome import MoME
 from mome.errors import InputError
+from mome.inference import Segmenter
 from mome.processing import MoMEProcessor
 
 
@@ -60,6 +62,13 @@ def test_a_processor_is_loaded_without_a_model(tmp_path: Path) -> None:
         MoMEProcessor.from_pretrained(tmp_path / "processor" / "preprocessor_config.json")
     with pytest.raises(InputError, match="it has no config.json\n"):  # it is no model
         MoME.from_pretrained(tmp_path / "processor")
+
+
+def test_a_segmenter_refuses_a_folder_as_processor(tmp_path: Path) -> None:
+    """It was an AttributeError about a method of str."""
+    MoMEProcessor().save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="processor is a MoMEProcessor, got str\n.*from_pretrained"):
+        Segmenter(Contrast(thresholds=(0.5,)), str(tmp_path))
 
 
 def test_processor_settings_can_be_changed(tmp_path: Path) -> None:

@@ -26,9 +26,14 @@ def network_and_processor(
         device: Where the network computes; None where it stays.
 
     Raises:
-        InputError: The model is no MoME, cannot be loaded or has no values; or there is no processor, or another one
-            than the model was trained with.
+        InputError: The model is no MoME, cannot be loaded or has no values; or the processor is none, is missing, or is
+            another one than the model was trained with.
     """
+    if processor is not None and not isinstance(processor, MoMEProcessor):
+        raise InputError(
+            f"processor is a MoMEProcessor, got {type(processor).__name__}",
+            hint="MoMEProcessor.from_pretrained(name or folder)",
+        )
     if isinstance(model, str | Path):
         from mome.modeling import MoME
 
