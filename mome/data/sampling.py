@@ -33,7 +33,7 @@ class PatchPlace:
         source: Index of the cache.
         case: Index of the case in it.
         centre: Voxel in the middle of the patch; it may lie outside of the case.
-        focus: The structure that the patch was drawn for, or None; with `sampling.cut`, the centre lies outside it.
+        focus: The structure that the patch was drawn for, or None; with `sampling.cut`, the centre may lie far from it.
         beyond: Share of the patch's side by which it may lie outside of the case.
     """
 

@@ -70,8 +70,8 @@ def segment_folder(
         resume: Skip studies that the report calls done for the same prompts, model, settings and scan, and whose
             masks are there. Masks that somebody has corrected are kept, with a note; where they would have to be made
             again, as for other prompts, the run is refused. A mask that is corrected while the run is under way is
-            kept, too, with or without `resume`, and its study fails; so does one of which a file that no run wrote was
-            put there meanwhile, without `resume`.
+            kept, too, with or without `resume`, and its study fails. Without `resume`, the same holds for a file that
+            somebody puts in a mask's place meanwhile.
         overwrite: Replace masks of another scan, model or setting, maps of other structures, masks that somebody has
             changed, and files that the report does not know. Without it, and without `resume`, only masks that the same
             request would make again are replaced.
