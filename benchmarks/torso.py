@@ -98,7 +98,10 @@ def with_air(scan: Scan, millimetres: float) -> Scan:
 
 
 def cut_parts(scan: Scan) -> Iterator[Scan]:
-    """Yields parts of a scan that end inside of organs; a part that the scan has no room for is left out."""
+    """Yields parts of a scan that end inside of organs.
+
+    Without the lungs' base, or without 50 mm below it, there is no part to the lungs; a scan that ends there is whole.
+    """
     letters = nibabel.aff2axcodes(scan.volume.affine)
     axis = next(i for i, letter in enumerate(letters) if letter in "SI")
     size, step, upwards = scan.volume.shape[axis], scan.volume.spacing[axis], letters[axis] == "S"
