@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
-# The processes of pytest-xdist share the cores, so each uses one thread, as do the processes that its tests start. This
-# must be set before torch is imported.
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+from mome.threads import container_cpus
+
+# The processes of pytest-xdist share the cores, so each uses one thread, as do the processes that its tests start.
+# Otherwise the number is set, too: what other programs do must not change notes or rounding. This must be done before
+# torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else str(container_cpus()))
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from mome.atomic import atomic_write, check_output_folder
 from mome.cli.parser import given_path, output_folder
+from mome.cpu_load import CpuLoad, set_threads
 from mome.errors import InputError
 from mome.printable import printable
 
@@ -45,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
     if args.seed is not None and args.seed < 0:
         raise InputError(f"--seed is at least 0, got {args.seed}")
     check_output_folder(args.out)
+    load = CpuLoad()
     from rich.console import Console
     from rich.markup import escape
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -60,8 +62,11 @@ def run(args: argparse.Namespace) -> int:
 
     quiet_libraries()
     quiet_readers([args.ct] if args.ct else [])
+    threads_note = set_threads(0, load)
     began = time.perf_counter()
     console = Console(stderr=args.json)
+    if threads_note:
+        console.print(f"note: {threads_note}", style="dim", highlight=False)
     volume, truth = _scan(args)
     name = stem(args.ct) if args.ct else "phantom"
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())

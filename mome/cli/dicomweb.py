@@ -9,6 +9,7 @@ from typing import Any
 
 from mome.atomic import check_output_folder
 from mome.cli.parser import output_folder
+from mome.cpu_load import CpuLoad, set_threads
 from mome.errors import InputError
 from mome.printable import printable
 from mome.threads import check_threads
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     check_threads(args.threads, "--threads")
     if args.out is not None:
         check_output_folder(args.out)
-    import torch
+    load = CpuLoad()
     from rich.console import Console
 
     from mome.cli.quiet import quiet_libraries
@@ -66,13 +67,12 @@ def run(args: argparse.Namespace) -> int:
     from mome.volumes.writers.base import build_writer
 
     quiet_libraries()
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    threads_note = set_threads(args.threads, load)
     console = Console(stderr=True)
     writer = _writer(args.writer)
     chosen = Choice(args.model, None) if args.model else choose_model(args.prompt)
     segmenter = Segmenter(chosen.model, device=args.device, precision=args.precision)
-    segmenter.notes += (chosen.note,) if chosen.note else ()
+    segmenter.notes += tuple(note for note in (chosen.note, threads_note) if note)
     prepared = segmenter.prepare(args.prompt)  # before the series is retrieved, which takes longer
     with tempfile.TemporaryDirectory(prefix="mome-") as temporary:
         folder = Path(temporary) / "series"

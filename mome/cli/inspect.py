@@ -9,6 +9,7 @@ from typing import Any
 
 from mome.atomic import atomic_write, check_output_folder
 from mome.cli.parser import given_path, output_folder
+from mome.cpu_load import CpuLoad, set_threads
 from mome.errors import InputError
 from mome.printable import printable
 from mome.threads import check_threads
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("no such file", where=str(args.ct), hint="check the path")
     check_threads(args.threads, "--threads")
     check_output_folder(args.out)
-    import torch
+    load = CpuLoad()
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -54,9 +55,9 @@ def run(args: argparse.Namespace) -> int:
 
     quiet_libraries()
     quiet_readers([args.ct])
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    threads_note = set_threads(args.threads, load)
     segmenter = Segmenter(args.model, overlap=args.overlap, device=args.device)
+    segmenter.notes += (threads_note,) if threads_note else ()
     prompts = [prompt.name for prompt in segmenter.understand(args.prompt)]
     files = _files(args.out, file_part(stem(args.ct)), structure_parts(prompts))
     _refuse_what_is_there(files, args)

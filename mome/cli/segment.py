@@ -14,9 +14,10 @@ from mome.atomic import check_output_folder
 from mome.cli.parser import given_path, output_folder
 from mome.cli.result_options import add_result_options, file_kinds, segmenter_options
 from mome.cli.segment_plan import print_plans
+from mome.cpu_load import CpuLoad, set_threads
 from mome.errors import InputError
 from mome.printable import printable
-from mome.threads import check_threads, container_cpus, use_huge_pages
+from mome.threads import check_threads, use_huge_pages
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("no folder for the masks was given", hint="name one, as in -o out")
     is_new = args.out is not None and not args.out.exists()
     use_huge_pages()
-    import torch
+    load = CpuLoad()
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -91,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
 
     quiet_libraries()
     quiet_readers(args.inputs)
-    torch.set_num_threads(args.threads or min(torch.get_num_threads(), container_cpus()))
+    threads_note = set_threads(args.threads, load)
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=args.json or not console.is_terminal) as bar:
@@ -113,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
             memory=args.memory,
             **segmenter_options(args),
         )
-        segmenter.notes += (chosen.note,) if chosen.note else ()
+        segmenter.notes += tuple(note for note in (chosen.note, threads_note) if note)
         dicom = DicomOptions(series=args.series, allow_gaps=args.allow_gaps, allow_damaged=args.allow_damaged)
         if args.plan:
             return print_plans(segmenter, args, dicom)

@@ -32,7 +32,7 @@ class ServerSettings:
         data: The folder of the queue and its files; None for a private temporary folder that ends with the server.
         device: A torch device of the worker; None for the CPU.
         precision: `auto`, `fp32`, `bf16` or `fp16` inside the network.
-        threads: CPU threads of the worker; 0 for torch's choice.
+        threads: CPU threads of the worker; 0 for torch's choice, within the quota of a container.
         time_limit_s: Seconds that a job may run.
         client_timeout_s: Seconds that a client may pause while it sends or receives.
         connections: Connections that are open at a time.

@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from mome.cpu_load import set_threads
 from mome.errors import InputError, OutputError, is_bug, lacks_memory
 from mome.server.client_words import in_client_words
 from mome.server.http_errors import error_body
@@ -59,14 +60,11 @@ class Worker:
 
     def load(self) -> dict[str, Any]:
         """Loads the models and returns what they can do."""
-        import torch
-
         from mome.cli.quiet import quiet_libraries, quiet_readers
 
         quiet_libraries()
         quiet_readers([Path("scan.mha")])
-        if self._settings["threads"]:
-            torch.set_num_threads(self._settings["threads"])
+        set_threads(self._settings["threads"])
         from mome.server.served_models import ServedModels
 
         names = ("device", "precision")

@@ -93,7 +93,7 @@ class TrainConfig:
         validate_cases: Number of cases per validation source; 0 uses all.
         log_every: Optimiser steps between printed losses; 0 prints none.
         workers: Processes that load patches; 0 loads them in the main process.
-        threads: CPU threads of torch; 0 keeps torch's own choice.
+        threads: CPU threads of torch; 0 keeps torch's own choice, within the quota of a container.
         out: Folder of the run.
         synonyms: Probability that a prompt's text is a synonym of the label instead of its name.
         tracker: `tensorboard`, `wandb`, `mlflow`, `trackio` or `none`; see `mome.training.trackers`.

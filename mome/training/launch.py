@@ -15,6 +15,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 
+from mome.cpu_load import set_threads
 from mome.errors import InputError
 from mome.training.config import TrainConfig
 from mome.training.trackers import tracker_to_use
@@ -38,8 +39,7 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
             or a launcher was asked for several processes and started one.
     """
     check_launch(os.environ)
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    set_threads(config.threads)
     out = Path(config.out)
     tracker = tracker_to_use(config.tracker)
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
