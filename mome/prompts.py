@@ -45,7 +45,8 @@ def understand(texts: list[str], model: MoME) -> list[Prompt]:
 
     A text that names a pair or a group ("kidneys", "ribs") becomes one prompt per label, so that every mask has one
     label of the class table. Each label is prompted once, also where several texts name it. The warning about a text
-    stands on the first of its labels that no earlier text named.
+    stands on the first of its labels that no earlier text named. The labels of a text that the model was not trained on
+    have one warning in common, so that whoever leaves out repeated lines shows it once.
 
     Raises:
         InputError: There is no prompt, or one is empty, is no text, or is refused: it names a side or uses an
@@ -68,19 +69,27 @@ def understand(texts: list[str], model: MoME) -> list[Prompt]:
         names = resolved.names or (text.strip(),)
         earlier = {prompt.name for prompt in prompts}
         first_new = next((name for name in names if name not in earlier), None)
+        about_text = [resolved.warning] if resolved.warning else []
+        untrained = [name for name in names if name not in model.config.trained_labels]
+        not_trained = [_not_trained(untrained, model, shows_labels=not has_shown_labels)] if untrained else []
+        has_shown_labels = has_shown_labels or bool(untrained)
         for name in names:
-            trained = name in model.config.trained_labels
-            notes = [resolved.warning] if resolved.warning and name == first_new else []
-            if not trained:
-                known = ", ".join(model.config.trained_labels) or "nothing: its weights are random"
-                shown = "" if has_shown_labels else f"; it was trained on {known}"
-                other = bundled_model_of(name)
-                better = f" (the bundled {other} was)" if other else ""
-                notes.append(f"this model was not trained on {name!r}{better}{shown}")
-                has_shown_labels = True
+            trained = name not in untrained
+            is_told = name == first_new or (not trained and first_new in untrained)
+            notes = (about_text if is_told else []) + ([] if trained else not_trained)
             prompts.append(Prompt(text, name, resolved, trained, "; ".join(notes) or None))
     # The first prompt of each label is kept, at the place of the last one.
     return list({prompt.name: prompt for prompt in reversed(prompts)}.values())[::-1]
+
+
+def _not_trained(names: list[str], model: MoME, *, shows_labels: bool) -> str:
+    """The warning about labels of one text that the model was not trained on."""
+    shown = [repr(name) for name in names]
+    listed = ", ".join(shown) if len(names) <= 3 else f"{shown[0]}, …, {shown[-1]} ({len(names)} labels)"
+    others = {bundled_model_of(name) for name in names}
+    better = f" (the bundled {others.pop()} was)" if len(others) == 1 and None not in others else ""
+    known = ", ".join(model.config.trained_labels) or "nothing: its weights are random"
+    return f"this model was not trained on {listed}{better}" + (f"; it was trained on {known}" if shows_labels else "")
 
 
 def embed_prompts(prompts: list[Prompt], model: MoME) -> Tensor:

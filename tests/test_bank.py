@@ -28,6 +28,23 @@ def test_prompts_of_a_bank() -> None:
         model.text_bank.rows(["heart"])
 
 
+def test_the_labels_of_a_group_have_one_warning() -> None:
+    """A line for each of 24 ribs would hide what else is said."""
+    model = small(labels=["liver", "kidney_left", "kidney_right"], trained_labels=["liver", "kidney_left"])
+    ribs = understand(["ribs", "kidneys", "spleen"], model)
+    warnings = list(dict.fromkeys(prompt.warning for prompt in ribs))
+    assert len(ribs) == 27 and [str(warning).partition(";")[0] for warning in warnings] == [
+        "'ribs' names 24 labels: rib_left_1, …, rib_right_12",
+        "'kidneys' has two sides and is read as both, as if you ask for kidney_left and kidney_right",
+        "this model was not trained on 'kidney_right' (the bundled mome-ct-torso-tiny was)",
+        "this model was not trained on 'spleen' (the bundled mome-ct-torso-tiny was)",
+    ]
+    assert "not trained on 'rib_left_1', …, 'rib_right_12' (24 labels); it was trained on liver, kid" in str(
+        warnings[0]
+    )
+    assert [prompt.name for prompt in ribs if prompt.trained] == ["kidney_left"]
+
+
 def test_a_bundled_model_that_knows_the_structure_is_named() -> None:
     model = small(labels=["liver", "mandible", "femur_left"])
     model.text_bank.set(torch.randn(3, 12))

@@ -78,7 +78,7 @@ class Segmentation:
     @property
     def warnings(self) -> list[str]:
         """All notes and warnings for the user, one sentence each."""
-        return [*self.notes, *(p.warning for p in self.prompts if p.warning)]
+        return list(dict.fromkeys([*self.notes, *(p.warning for p in self.prompts if p.warning)]))
 
     def volume_ml(self, name: str) -> float:
         """Returns the volume of a mask in ml; voxels that lie in other masks, too, count.

@@ -107,7 +107,7 @@ async def _multipart(boundary: str, params: dict[str, Any], path: Path) -> Async
 
 def _result_params(summary: dict[str, Any], ids: dict[str, int]) -> dict[str, Any]:
     names = [structure["name"] for structure in summary["structures"]]
-    warnings = [structure["warning"] for structure in summary["structures"] if structure["warning"]]
+    warnings = list(dict.fromkeys(s["warning"] for s in summary["structures"] if s["warning"]))
     return {
         "label_names": map_ids(names, ids),
         "latencies": summary["seconds"],
