@@ -28,6 +28,7 @@ from mome.processor_settings import (
     checked_setting,
     unknown_setting,
 )
+from mome.remote_code import AUTO_MAP, write_stub
 from mome.weights_file import find_file
 
 if TYPE_CHECKING:
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
 LARGEST_ROTATION_DEG = 10.0
 # The overlap of tiles of nnU-Net, for models that name no other.
 USUAL_OVERLAP = 0.5
-# Written into preprocessor_config.json, so that AutoProcessor finds this class.
-_AUTO_MAP = {"AutoProcessor": "modeling_mome.MoMEProcessor"}
 # Keys that transformers writes into preprocessor_config.json or sets on the object.
 _HUGGING_FACE_KEYS = ("image_processor_type", "feature_extractor_type", "processor_class", "auto_map", "backend")
 _LOADING_KEYS = (
@@ -168,15 +167,18 @@ class MoMEProcessor(ImageProcessingMixin):
 
     def to_dict(self) -> dict[str, Any]:
         """Returns what preprocessor_config.json holds; an overlap and rules only where they are not the usual ones."""
-        held = {**super().to_dict(), "auto_map": dict(_AUTO_MAP)}
+        held = {**super().to_dict(), "auto_map": {"AutoProcessor": AUTO_MAP["AutoProcessor"]}}
         usual = {"postprocess": None, "overlap": USUAL_OVERLAP}
         return {key: value for key, value in held.items() if key not in usual or value != usual[key]}
 
     def to_json_file(self, json_file_path: str | os.PathLike) -> None:
-        """Writes preprocessor_config.json with the checksums of its settings."""
+        """Writes preprocessor_config.json with the checksums of its settings, and beside it what `auto_map` names."""
         held = self.to_dict()
         values = {**held, CHECKSUMS: sums_of({key: held[key] for key in SETTINGS if key in held})}
-        Path(json_file_path).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        path = Path(json_file_path)
+        path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        if path.name == PROCESSOR_FILE:  # AutoProcessor refuses a folder without it
+            write_stub(path.parent)
 
     def settings(self) -> dict[str, Any]:
         """Returns the settings that decide the network grid; a cache depends on them."""

@@ -13,18 +13,10 @@ from mome.checksums import CHECKSUMS, WEIGHTS, sums_of, weights_sum
 from mome.configuration import MoMEConfig
 from mome.json_file import read_json_object
 from mome.labels import load_table
+from mome.remote_code import write_stub
 from mome.weights_file import weight_files
 
 CONFIG_FILE, LABELS_FILE = "config.json", "labels.json"
-# Written beside every saved model, so that AutoModel(trust_remote_code=True) finds the package or names what to
-# install: transformers checks the imports of such a file before it runs it.
-STUB_NAME = "modeling_mome.py"
-STUB = '"""Needs the package: pip install mome."""\n\nfrom mome.auto import MoME, MoMEConfig, MoMEProcessor\n'
-AUTO_MAP = {
-    "AutoConfig": "modeling_mome.MoMEConfig",
-    "AutoModel": "modeling_mome.MoME",
-    "AutoProcessor": "modeling_mome.MoMEProcessor",
-}
 
 _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 
@@ -37,11 +29,10 @@ def save_files(folder: Path, config: MoMEConfig, before: Path) -> None:
         config: The model's config.
         before: The folder that it will replace; it may be the same.
     """
-    (folder / STUB_NAME).write_text(STUB)
+    mode = write_stub(folder).stat().st_mode & 0o777
     labels = stored_labels(list(config.labels), list(config.trained_labels))
     (folder / LABELS_FILE).write_text(json.dumps(labels, indent=1) + "\n")
     _record_weights(folder, before)
-    mode = (folder / STUB_NAME).stat().st_mode & 0o777
     for weights in folder.glob("*.safetensors"):  # safetensors makes files that only their owner can read
         with contextlib.suppress(PermissionError):
             weights.chmod(mode)

@@ -40,7 +40,8 @@ from mome.loading import (
 from mome.model_size import check_memory
 from mome.processing import MoMEProcessor
 from mome.processor_settings import PROCESSOR_FILE
-from mome.saved_files import AUTO_MAP, move_files, save_files
+from mome.remote_code import AUTO_MAP
+from mome.saved_files import move_files, save_files
 from mome.upcycling import upcycle as upcycled
 from mome.weights_file import check_tensors, find_file, shapes_on_meta
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from stand_in_models import Contrast
+from transformers import AutoProcessor
 
 from mome import MoME
 from mome.errors import InputError
@@ -62,6 +63,14 @@ def test_a_processor_is_loaded_without_a_model(tmp_path: Path) -> None:
         MoMEProcessor.from_pretrained(tmp_path / "processor" / "preprocessor_config.json")
     with pytest.raises(InputError, match="it has no config.json\n"):  # it is no model
         MoME.from_pretrained(tmp_path / "processor")
+
+
+def test_the_auto_class_loads_a_processor_without_a_model(tmp_path: Path) -> None:
+    """The settings name a file of the folder, which only a saved model had."""
+    MoMEProcessor(spacing=[1, 2, 3]).save_pretrained(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["modeling_mome.py", "preprocessor_config.json"]
+    loaded = AutoProcessor.from_pretrained(tmp_path, trust_remote_code=True)
+    assert loaded.settings() == MoMEProcessor(spacing=[1, 2, 3]).settings()
 
 
 def test_a_segmenter_refuses_a_folder_as_processor(tmp_path: Path) -> None:
