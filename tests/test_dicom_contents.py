@@ -344,6 +344,26 @@ def test_parts_of_the_image_type_say_what_is_no_hu(tmp_path: Path, kind: str) ->
     refused(tmp_path, "ImageType says")
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "differs"),
+    [
+        ("PatientName", "Roe^Richard", True),
+        ("PatientName", "DOE^JANE^^", False),
+        ("PatientName", "", False),
+        ("PatientBirthDate", "19700101", True),
+        ("PatientSex", "M", True),
+    ],
+)
+def test_slices_that_name_two_patients_have_a_note(tmp_path: Path, key: str, value: str, differs: bool) -> None:
+    """PatientID may be shared by mistake; the note does not say who they are."""
+    slices = series(POSITIONS, PatientSex="F")
+    setattr(slices[2], key, value)
+    write(tmp_path, slices)
+    notes = " ".join(read_volume(tmp_path).notes)
+    assert ("are they of one patient?" in notes) is differs
+    assert "Doe" not in notes and "Roe" not in notes
+
+
 @pytest.mark.parametrize("key", ["PatientID", "StudyInstanceUID", "FrameOfReferenceUID", "ConvolutionKernel"])
 def test_slices_of_two_origins_are_refused(tmp_path: Path, key: str) -> None:
     """Two reconstructions, studies or patients under one SeriesInstanceUID would become one volume of both."""

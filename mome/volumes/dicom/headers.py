@@ -35,6 +35,7 @@ _IDENTIFYING = (
 )
 _KEYWORDS = (
     "SpecificCharacterSet",
+    "PatientSex",
     "SOPClassUID",
     "Modality",
     "ImageType",
@@ -114,6 +115,7 @@ class ImageHeader:
         acquisition_images: ImagesInAcquisition, or None.
         origin: A hash of patient, study, frame of reference and reconstruction kernel; slices of one volume share it.
         study_day: A hash of StudyDate; slices of one study share it.
+        person: Hashes of the patient's name, birth date and sex; empty where the header does not state them.
         is_lossy: Whether LossyImageCompression says that the pixels were compressed with loss.
         quantity: What the header says that values are instead of HU, or empty.
         doubts: Sentences about what the header says of the images, for the user.
@@ -140,6 +142,7 @@ class ImageHeader:
     acquisition_images: int | None
     origin: str
     study_day: str
+    person: tuple[str, ...]
     is_lossy: bool
     quantity: str
     doubts: tuple[str, ...]
@@ -234,6 +237,14 @@ def _origin(dataset: Any) -> str:
     return hashlib.sha256(repr([str(dataset.get(key) or "") for key in keys]).encode()).hexdigest()
 
 
+def _person(dataset: Any) -> tuple[str, ...]:
+    """Hashes who is in the image. The case of letters and empty parts of a name do not matter."""
+    values = [
+        printable(dataset.get(key)).upper().rstrip("^ ") for key in ("PatientName", "PatientBirthDate", "PatientSex")
+    ]
+    return tuple(hashlib.sha256(value.encode()).hexdigest() if value else "" for value in values)
+
+
 def _image_header(path: Path, dataset: Any, has_pixels: bool, is_truncated: bool, is_too_long: bool) -> ImageHeader:
     meta = getattr(dataset, "file_meta", {})
     return ImageHeader(
@@ -255,6 +266,7 @@ def _image_header(path: Path, dataset: Any, has_pixels: bool, is_truncated: bool
         acquisition_images=integer(dataset, "ImagesInAcquisition"),
         origin=_origin(dataset),
         study_day=hashlib.sha256(printable(dataset.get("StudyDate")).encode()).hexdigest(),
+        person=_person(dataset),
         is_lossy=str(dataset.get("LossyImageCompression") or "").strip() == "01",
         quantity=other_quantity(dataset),
         doubts=header_doubts(dataset),

@@ -101,6 +101,8 @@ def series_doubts(slices: Sequence[Slice]) -> list[str]:
         notes.append("RescaleType is US, an unspecified unit: are the values HU?")
     if len({image.header.study_day for image in slices}) > 1:
         notes.append("StudyDate differs between slices: do they come from one scan?")
+    if any(len(set(stated) - {""}) > 1 for stated in zip(*(image.header.person for image in slices), strict=True)):
+        notes.append("the patient's name, birth date or sex differs between slices: are they of one patient?")
     energies = sorted({found[1] for word in words for found in _ENERGY.finditer(word)}, key=int)
     if energies or any(_MONOENERGETIC.search(word.replace("_", " ")) for word in words):
         at = f" at {', '.join(energies)[:20]} keV" if energies else ""
