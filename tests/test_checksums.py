@@ -52,6 +52,15 @@ def edit_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any])
     save_file(tensors, folder / WEIGHTS, {"format": "pt"})
 
 
+@pytest.mark.parametrize("text", ['{"model_type": "mo', "[]", "[" * 70 + "]" * 70])
+def test_a_broken_settings_file_has_a_hint(folder: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "config.json").write_text(text)
+    for command in ("checksum", "info"):
+        assert main([command, str(folder)]) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert lines[0].startswith("config.json ") and lines[2] == "  try: copy or download it again", lines
+
+
 def refused(words: str, load: Callable[[], Any]) -> None:
     with pytest.raises(InputError, match=f"changed after it was saved: .*{words}") as caught:
         load()
