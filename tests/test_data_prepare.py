@@ -57,6 +57,8 @@ def test_a_plan_keeps_thick_slices_and_wide_windows() -> None:
     assert plan.spacing[2] == 8.0 and plan.hu_window[0] < -850 and plan.hu_window[1] > 1400
     with pytest.raises(InputError, match="the smallest patch needs"):
         make_plan(drawn(), 1e8, 2000.0, (16, 16, 16))
+    with pytest.raises(InputError, match=r"beside the weights 0\.0 GB are left"):  # less than the weights take
+        make_plan(drawn(), -1e8, 2000.0, (16, 16, 16))
 
 
 def test_a_split_is_by_patient_and_stays_when_cases_are_added(tmp_path: Path) -> None:

@@ -92,8 +92,13 @@ def _prepare(args: argparse.Namespace) -> int:
     """Plans a training and fills its caches."""
     if args.out is None:
         raise InputError("no folder for the results was given", hint="-o prepared")
-    if args.workers < 1 or not 0 <= args.held_out < 1:
-        raise InputError(f"--workers is at least 1 and --held-out from 0 to 1, got {args.workers} and {args.held_out}")
+    if args.workers < 1:
+        raise InputError(f"--workers is at least 1, got {args.workers}", hint="--workers 2")
+    if not 0 <= args.held_out < 1:
+        raise InputError(
+            f"--held-out is at least 0 and below 1, got {args.held_out}",
+            hint="--held-out 0.2 for a fifth of the patients",
+        )
     memory = byte_count(args.memory, "--memory")
     from rich.console import Console
     from rich.progress import track
