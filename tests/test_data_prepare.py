@@ -169,6 +169,18 @@ def test_a_folder_in_the_layout_of_nnunet_needs_no_options(tmp_path: Path) -> No
     assert main(["data", "check", str(folder)]) == 2
 
 
+def test_values_without_a_name_are_said_when_a_training_is_prepared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their voxels are trained as background."""
+    folder = nnunet(tmp_path / "data", {name: liver_map() for name in "abcde"}, {"background": 0, "liver": 1})
+    arguments = ["data", "prepare", str(folder), "--memory", "1500MB", "--held-out", "0"]
+    assert main([*arguments, "-o", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert said.count("the data set does not name the label values 2") == 3 and "2 more are in fingerprint.json" in said
+    assert (tmp_path / "out" / "fingerprint.json").read_text().count("does not name the label values 2") == 5
+
+
 def test_structures_without_a_voxel_in_any_case_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """They are left out of the configuration, or trained on their absence alone: a user would miss them only later."""
     labels = {"background": 0, "liver": [1, 2], "spleen": 3}

@@ -11,6 +11,7 @@ from mome.cli.parser import byte_count, given_path, output_folder
 from mome.errors import InputError, did_you_mean
 from mome.printable import printable
 
+_MOST_NOTES = 3  # that are printed; most say the same of many cases
 _ACTIONS = ("check", "prepare", "list")
 
 
@@ -144,6 +145,11 @@ def _prepare(args: argparse.Namespace) -> int:
     ):
         if names:
             print(printable(f"annotated, but without a voxel in any case: {', '.join(names)}; {effect}"))
+    notes = [note for case in found["cases"] for note in case["notes"]]
+    for note in notes[:_MOST_NOTES]:
+        print(printable(f"note: {note}"))
+    if len(notes) > _MOST_NOTES:
+        print(f"note: {len(notes) - _MOST_NOTES} more are in fingerprint.json")
     left_out = found["problems"]
     if left_out:
         print(
