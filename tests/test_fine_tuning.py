@@ -97,7 +97,7 @@ def another_precision() -> Iterator[None]:
 
 @pytest.mark.parametrize("rank", [0, 2])
 def test_models_that_train_in_bfloat16_are_saved_while_they_train(
-    tmp_path: Path, rank: int, another_precision: None
+    tmp_path: Path, rank: int, another_precision: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Accelerate replaces the forward of such a model, which the copies must survive; without a moving average."""
     if rank:
@@ -114,6 +114,8 @@ def test_models_that_train_in_bfloat16_are_saved_while_they_train(
     assert best.state_dict().keys() == last.state_dict().keys() and best.dtype == torch.float32
     first = (tmp_path / "r" / "validation.jsonl").read_text().splitlines()
     assert len(first) == 2
+    said = "note: without init, lora.rank=2 freezes weights that were never trained on CT" in capsys.readouterr().out
+    assert said == bool(rank)
 
 
 def test_adapters_that_cannot_be_made(monkeypatch) -> None:

@@ -109,7 +109,9 @@ def _train(run: RunConfig, accelerator: Accelerator, resume: bool, profile: int)
     per_step = samples_per_step(config, accelerator)
     steps = config.steps if config.steps is not None else math.ceil(config.samples / per_step)
     dataset = patch_dataset(run, caches, model.config.patch_size, processor, steps * per_step, per_step)
-    for note in (*text.notes, *(dataset.augmentation.notes if dataset.augmentation else ())):
+    frozen = f"without init, lora.rank={run.lora.rank} freezes weights that were never trained on CT"
+    frozen_notes = (frozen,) if run.lora.rank and run.init is None else ()
+    for note in (*frozen_notes, *text.notes, *(dataset.augmentation.notes if dataset.augmentation else ())):
         accelerator.print(f"note: {note}")
     optimizer = build_optimizer(model, config)
     average = start_average(model, config.ema, accelerator.device)
