@@ -87,10 +87,15 @@ def changes_of_folder(folder: Path) -> list[str] | None:
     return [*changes_of(str(folder), {}), *(f"{key} in {PROCESSOR_FILE}" for key in settings)]
 
 
+def lacks_labels(folder: Path) -> bool:
+    """Says whether a checkpoint has no labels.json, which other programs read; a model takes config.json's labels."""
+    return not (folder / LABELS_FILE).is_file()
+
+
 def write_checksums(folder: str | Path) -> None:
     """Writes the checksums of a checkpoint as it is now, for one that was changed on purpose.
 
-    labels.json follows config.json: where the names differ, it is written anew.
+    labels.json follows config.json: where the names differ, or the file is missing, it is written anew.
 
     Raises:
         InputError: The folder holds no checkpoint, or a file cannot be read.
@@ -104,12 +109,11 @@ def write_checksums(folder: str | Path) -> None:
     if (files := weight_files(str(folder), {})) is not None:
         sums[WEIGHTS] = weights_sum(files)
     _write(folder / CONFIG_FILE, {**config, CHECKSUMS: sums}, indent=2)
-    if (folder / LABELS_FILE).is_file():
-        labels = read_json_object(folder / LABELS_FILE)
-        if _names(labels) != _names_of_config(config):
-            labels = stored_labels(*_names_of_config(config))
-        values = {key: value for key, value in labels.items() if key != CHECKSUMS}
-        _write(folder / LABELS_FILE, {**values, CHECKSUMS: sums_of(values)}, indent=1)
+    labels = {} if lacks_labels(folder) else read_json_object(folder / LABELS_FILE)
+    if _names(labels) != _names_of_config(config):
+        labels = stored_labels(*_names_of_config(config))
+    values = {key: value for key, value in labels.items() if key != CHECKSUMS}
+    _write(folder / LABELS_FILE, {**values, CHECKSUMS: sums_of(values)}, indent=1)
     if (folder / PROCESSOR_FILE).is_file():
         settings = read_json_object(folder / PROCESSOR_FILE)
         _write(folder / PROCESSOR_FILE, {**settings, CHECKSUMS: sums_of(summed_settings(settings))}, indent=2)

@@ -11,6 +11,7 @@ from mome.git_lfs import refuse_pointer
 
 _MAX_BYTES = 64 * 2**20
 _MAX_DEPTH = 64
+_HINT = "copy or download it again"
 
 
 def read_json_object(path: str | Path, where: str | Path | None = None) -> dict[str, Any]:
@@ -31,29 +32,32 @@ def read_json_object(path: str | Path, where: str | Path | None = None) -> dict[
     except OSError as error:
         raise InputError(f"{path.name} cannot be read: {error.strerror}", where=where) from error
     if size > _MAX_BYTES:
-        raise InputError(f"{path.name} has {size} bytes, the limit is {_MAX_BYTES}", where=where)
+        raise InputError(f"{path.name} has {size} bytes, the limit is {_MAX_BYTES}", where=where, hint=_HINT)
     refuse_pointer(path)
     try:
         value = json.loads(content)
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
         reason = "it nests too deeply" if isinstance(error, RecursionError) else str(error)[:120]
-        raise InputError(f"{path.name} is not JSON that can be read: {reason}", where=where) from error
+        raise InputError(f"{path.name} is not JSON that can be read: {reason}", where=where, hint=_HINT) from error
     return checked_object(value, path.name, where)
 
 
-def checked_object(value: Any, name: str, where: str) -> dict[str, Any]:
+def checked_object(value: Any, name: str, where: str, hint: str = _HINT) -> dict[str, Any]:
     """Returns a value that was read from JSON if it is an object of at most 64 levels.
 
     Args:
         value: What was read.
         name: The file's name, for the error.
         where: The place, for the error.
+        hint: What to do about it, for the error.
 
     Raises:
         InputError: It is of another type, or nests more deeply.
     """
     if not isinstance(value, dict):
-        raise InputError(f"{name} holds a {type(value).__name__}, not an object of keys and values", where=where)
+        raise InputError(
+            f"{name} holds a {type(value).__name__}, not an object of keys and values", where=where, hint=hint
+        )
     level: list[Any] = [value]
     for _ in range(_MAX_DEPTH):
         level = [
@@ -64,4 +68,4 @@ def checked_object(value: Any, name: str, where: str) -> dict[str, Any]:
         ]
         if not level:
             return value
-    raise InputError(f"{name} nests more than {_MAX_DEPTH} levels deep", where=where)
+    raise InputError(f"{name} nests more than {_MAX_DEPTH} levels deep", where=where, hint=hint)

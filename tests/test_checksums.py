@@ -52,6 +52,29 @@ def edit_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any])
     save_file(tensors, folder / WEIGHTS, {"format": "pt"})
 
 
+@pytest.mark.parametrize("text", ['{"model_type": "mo', "[]", "[" * 70 + "]" * 70])
+def test_a_broken_settings_file_has_a_hint(folder: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "config.json").write_text(text)
+    for command in ("checksum", "info"):
+        assert main([command, str(folder)]) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert lines[0].startswith("config.json ") and lines[2] == "  try: copy or download it again", lines
+
+
+def test_a_model_without_its_labels_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Masks do not depend on it, so that the model is used; the command says that it is missing, and makes it anew."""
+    before = json.loads((folder / "labels.json").read_text())
+    (folder / "labels.json").unlink()
+    assert MoME.from_pretrained(folder).config.labels
+    assert main(["checksum", str(folder)]) == 0
+    assert "note: labels.json is missing" in capsys.readouterr().out
+    assert main(["checksum", str(folder), "--write"]) == 0
+    assert json.loads((folder / "labels.json").read_text()) == before
+    capsys.readouterr()
+    assert main(["checksum", str(folder)]) == 0
+    assert "labels.json" not in capsys.readouterr().out
+
+
 def refused(words: str, load: Callable[[], Any]) -> None:
     with pytest.raises(InputError, match=f"changed after it was saved: .*{words}") as caught:
         load()

@@ -57,6 +57,8 @@ def test_a_plan_keeps_thick_slices_and_wide_windows() -> None:
     assert plan.spacing[2] == 8.0 and plan.hu_window[0] < -850 and plan.hu_window[1] > 1400
     with pytest.raises(InputError, match="the smallest patch needs"):
         make_plan(drawn(), 1e8, 2000.0, (16, 16, 16))
+    with pytest.raises(InputError, match=r"beside the weights 0\.0 GB are left"):  # less than the weights take
+        make_plan(drawn(), -1e8, 2000.0, (16, 16, 16))
 
 
 def test_a_split_is_by_patient_and_stays_when_cases_are_added(tmp_path: Path) -> None:
@@ -165,6 +167,18 @@ def test_a_folder_in_the_layout_of_nnunet_needs_no_options(tmp_path: Path) -> No
     assert main(["data", "check", str(folder)]) == 0
     (folder / "dataset.json").unlink()
     assert main(["data", "check", str(folder)]) == 2
+
+
+def test_values_without_a_name_are_said_when_a_training_is_prepared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their voxels are trained as background."""
+    folder = nnunet(tmp_path / "data", {name: liver_map() for name in "abcde"}, {"background": 0, "liver": 1})
+    arguments = ["data", "prepare", str(folder), "--memory", "1500MB", "--held-out", "0"]
+    assert main([*arguments, "-o", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert said.count("the data set does not name the label values 2") == 3 and "2 more are in fingerprint.json" in said
+    assert (tmp_path / "out" / "fingerprint.json").read_text().count("does not name the label values 2") == 5
 
 
 def test_structures_without_a_voxel_in_any_case_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -97,7 +97,7 @@ def another_precision() -> Iterator[None]:
 
 @pytest.mark.parametrize("rank", [0, 2])
 def test_models_that_train_in_bfloat16_are_saved_while_they_train(
-    tmp_path: Path, rank: int, another_precision: None
+    tmp_path: Path, rank: int, another_precision: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Accelerate replaces the forward of such a model, which the copies must survive; without a moving average."""
     if rank:
@@ -114,6 +114,8 @@ def test_models_that_train_in_bfloat16_are_saved_while_they_train(
     assert best.state_dict().keys() == last.state_dict().keys() and best.dtype == torch.float32
     first = (tmp_path / "r" / "validation.jsonl").read_text().splitlines()
     assert len(first) == 2
+    said = "note: without init, lora.rank=2 freezes weights that were never trained on CT" in capsys.readouterr().out
+    assert said == bool(rank)
 
 
 def test_adapters_that_cannot_be_made(monkeypatch) -> None:
@@ -208,3 +210,18 @@ def test_a_new_label_leaves_the_logits_of_the_old_ones(tmp_path: Path, monkeypat
     with pytest.raises(InputError, match="gives 'mandible' another row|another row than the model's bank") as caught:
         text_rows(build_model(run)[0], run)
     assert "text_rows: new" in str(caught.value)
+
+
+def test_a_label_that_no_case_annotates_is_not_said_to_be_trained(tmp_path: Path) -> None:
+    """A segmentation of it would come without a warning; labels that `init` was trained on stay known."""
+    recipe, options = write_recipe(tmp_path), ["train.steps=1", "train.validate_every=0"]
+    labels = "labels=[mandible, larynx, liver]"
+    first = loop.train(load_run_config(recipe, [labels, f"train.out={tmp_path / 'a'}", *options]))
+    assert MoME.from_pretrained(first).config.trained_labels == ["mandible"]
+    model = MoME.from_pretrained(first)
+    model.relabel(list(model.config.labels), ["larynx"])
+    model.processor = MoMEProcessor.from_pretrained(first)
+    model.save_pretrained(tmp_path / "knows")
+    more = [labels, f"init={tmp_path / 'knows'}", f"train.out={tmp_path / 'b'}"]
+    second = loop.train(load_run_config(recipe, [*more, *options]))
+    assert MoME.from_pretrained(second).config.trained_labels == ["mandible", "larynx"]

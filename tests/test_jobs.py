@@ -63,7 +63,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "an empty prompt": ({"scan": "a.nii", "prompts": [" "]}, "prompts is a list"),
     "a typo": ({"scan": "a.nii", "promts": ["liver"]}, "job 1 has no key 'promts', did you mean 'prompts'"),
     "an out": ({"scan": "a.nii", "prompts": ["liver"], "out": "/tmp"}, "no key 'out'"),
-    "no scan": ({"prompts": ["liver"]}, "job 1: scan is a text, got None"),
+    "no scan": ({"prompts": ["liver"]}, "job 1 names no scan"),
     "parent": ({"scan": "a.nii", "prompts": ["liver"], "name": "../x"}, "masks go into the folder of --out"),
     "absolute": ({"scan": "a.nii", "prompts": ["liver"], "name": "/etc/x"}, "masks go into"),
     "backslash": ({"scan": "a.nii", "prompts": ["liver"], "name": "..\\x"}, "masks go into"),
@@ -105,14 +105,15 @@ def test_files_that_hold_no_jobs(tmp_path: Path, content: str, words: str) -> No
     path.write_text(content)
     with pytest.raises(InputError, match=words) as caught:
         read_jobs(path)
-    assert len(str(caught.value).splitlines()) <= 3
+    assert len(str(caught.value).splitlines()) <= 3 and caught.value.hint
 
 
 def test_two_jobs_of_one_name(tmp_path: Path) -> None:
     for second in ({"scan": "x/a.nii"}, {"scan": "b.nii", "name": "a"}, {"scan": "a.nii.gz"}):
         path = jobs_file(tmp_path, {"scan": "a.nii", "prompts": ["liver"]}, {**second, "prompts": ["liver"]})
-        with pytest.raises(InputError, match="two scans would both be named 'a'"):
+        with pytest.raises(InputError, match="two scans would both be named 'a'") as caught:
             read_jobs(path)
+        assert "name" in str(caught.value.hint) and "job" in str(caught.value.hint)  # no scan has to be renamed
     path = jobs_file(
         tmp_path,
         {"scan": "a.nii", "prompts": ["liver"], "name": "x"},

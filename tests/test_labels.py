@@ -209,6 +209,12 @@ def test_another_organ_is_never_a_close_match(prompt: str) -> None:
     assert TABLE.resolve(prompt).how == "free"
 
 
+@pytest.mark.parametrize("prompt", ["7", "3.5", "12 7"])
+def test_a_number_is_no_name_of_a_structure(prompt: str) -> None:
+    found = TABLE.resolve(prompt)
+    assert found.how == "refused" and "beside the other words" not in str(found.warning)
+
+
 def test_a_side_that_a_structure_lacks_is_refused() -> None:
     assert TABLE.resolve("lung middle lobe left").how == "refused"
 

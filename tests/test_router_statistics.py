@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from statistics_processes import TwoRouters, routing_of
 from training_runs import REPOSITORY, losses, write_recipe
 
@@ -161,3 +162,14 @@ def test_two_processes_report_what_one_does(tmp_path: Path) -> None:
         assert [process.wait(timeout=200) for process in started] == [0] * processes
         results.append(flat(json.loads(result.read_text())))
     assert results[0] == pytest.approx(results[1])
+
+
+def test_the_scores_of_a_validation_stand_in_one_line_of_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    scores = {f"dice/parotid_gland_{side}": 0.5 for side in ("left", "right")} | {"dice/submandibular_gland": 0.5}
+    with StepReporter(Accelerator(cpu=True), tmp_path, 0, 4, 0) as report:
+        report.validation(2, scores)
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("step 2"))
+    assert all(name in line for name in scores)

@@ -95,6 +95,13 @@ def test_bad_configuration_files(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("a: [1\n")
     with pytest.raises(InputError, match="not valid YAML"):
         load_run_config(tmp_path / "bad.yaml", [])
+    (tmp_path / "bad.yaml").write_text("preset: mome_ct_tiny\nmodel: [\n  patch_size: 5\nlabels: [liver]\n")
+    with pytest.raises(InputError, match="got '?:?.*, line 4, column 7$|line 4, column 7") as caught:
+        load_run_config(tmp_path / "bad.yaml", [])
+    assert "expected ',' or ']'" in caught.value.what
+    (tmp_path / "bad.yaml").write_text("train:\n\tsteps: 4\n")
+    with pytest.raises(InputError, match="line 2, column 1"):
+        load_run_config(tmp_path / "bad.yaml", [])
 
 
 def test_a_label_that_is_named_twice_is_refused() -> None:

@@ -17,13 +17,13 @@ import mome.training.loop as loop
 import mome.training.validation as validation
 from mome.cli.train import main
 from mome.inference.stream import stream_logits
-from mome.training.setup import build_model
+from mome.training.setup import build_model_of_init
 
 
 def build_double(run: Any) -> Any:
-    """The model of a run in float64, and its processor."""
-    model, processor = build_model(run)
-    return model.double(), processor
+    """The model of a run in float64, its processor, and the labels that its first weights know."""
+    model, processor, known = build_model_of_init(run)
+    return model.double(), processor, known
 
 
 def recorded(path: Path) -> Any:
@@ -41,6 +41,6 @@ if __name__ == "__main__":
     records, rank = Path(sys.argv[1]), os.environ.get("RANK", "0")
     records.mkdir(parents=True, exist_ok=True)
     (records / f"{rank}.pid").write_text(str(os.getpid()))
-    loop.build_model = build_double  # type: ignore[assignment]
+    loop.build_model_of_init = build_double  # type: ignore[assignment]
     validation.stream_logits = recorded(records / f"{rank}.validated")  # type: ignore[assignment]
     sys.exit(main(sys.argv[2:]))

@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     from mome.cli.quiet import quiet_libraries
 
     quiet_libraries()
-    from mome.changed_files import changes_of_folder, write_checksums
+    from mome.changed_files import changes_of_folder, lacks_labels, write_checksums
     from mome.checksums import changed_file
     from mome.loading import errors_for_people
 
@@ -45,4 +45,6 @@ def run(args: argparse.Namespace) -> int:
     if changes:
         raise changed_file(changes, folder)
     print(printable(f"{folder} has no checksums" if changes is None else f"{folder} is as it was saved"))
+    if lacks_labels(folder):
+        print("note: labels.json is missing; models do not read it, other programs may, and --write makes it anew")
     return 0

@@ -11,6 +11,7 @@ from mome.cli.parser import byte_count, given_path, output_folder
 from mome.errors import InputError, did_you_mean
 from mome.printable import printable
 
+_MOST_NOTES = 3  # that are printed; most say the same of many cases
 _ACTIONS = ("check", "prepare", "list")
 
 
@@ -92,8 +93,13 @@ def _prepare(args: argparse.Namespace) -> int:
     """Plans a training and fills its caches."""
     if args.out is None:
         raise InputError("no folder for the results was given", hint="-o prepared")
-    if args.workers < 1 or not 0 <= args.held_out < 1:
-        raise InputError(f"--workers is at least 1 and --held-out from 0 to 1, got {args.workers} and {args.held_out}")
+    if args.workers < 1:
+        raise InputError(f"--workers is at least 1, got {args.workers}", hint="--workers 2")
+    if not 0 <= args.held_out < 1:
+        raise InputError(
+            f"--held-out is at least 0 and below 1, got {args.held_out}",
+            hint="--held-out 0.2 for a fifth of the patients",
+        )
     memory = byte_count(args.memory, "--memory")
     from rich.console import Console
     from rich.progress import track
@@ -139,6 +145,11 @@ def _prepare(args: argparse.Namespace) -> int:
     ):
         if names:
             print(printable(f"annotated, but without a voxel in any case: {', '.join(names)}; {effect}"))
+    notes = [note for case in found["cases"] for note in case["notes"]]
+    for note in notes[:_MOST_NOTES]:
+        print(printable(f"note: {note}"))
+    if len(notes) > _MOST_NOTES:
+        print(f"note: {len(notes) - _MOST_NOTES} more are in fingerprint.json")
     left_out = found["problems"]
     if left_out:
         print(

@@ -17,6 +17,8 @@ from mome.volumes.structure_masks import structure_mask
 
 _OTHER_GRID = "resample the label map to the image's grid, by nearest neighbour"
 
+WITHOUT_VOXEL = "annotated, but without a voxel"  # of a note on structures
+
 
 @dataclass(frozen=True)
 class Case:
@@ -93,7 +95,7 @@ class Case:
                 hint=f"numbers: {some}" if self.labels is not None else f"annotated: {some}",
             )
         if empty:
-            notes.append(f"case {self.name!r}: annotated, but without a voxel: {', '.join(empty)}")
+            notes.append(f"case {self.name!r}: {WITHOUT_VOXEL}: {', '.join(empty)}")
         return masks, notes
 
     def _from_label_map(self, path: Path, grid: Grid) -> tuple[dict[str, np.ndarray], list[str], list[int]]:

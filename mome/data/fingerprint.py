@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mome.data.case import Case
+from mome.data.case import WITHOUT_VOXEL, Case
 from mome.data.training_labels import check_image
 from mome.errors import InputError
 from mome.volumes.orientation import closest_axes
@@ -30,6 +30,7 @@ class CaseFingerprint:
         extent: Size of the scan along the same directions in mm.
         volumes_ml: Annotated structure → its volume.
         hu: HU of a sample of the voxels inside annotated structures.
+        notes: Sentences for the user, as about label values that the data set does not name.
     """
 
     name: str
@@ -37,6 +38,7 @@ class CaseFingerprint:
     extent: tuple[float, float, float]
     volumes_ml: dict[str, float]
     hu: tuple[float, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,8 @@ def _of_case(case: Case, rng: np.random.Generator) -> CaseFingerprint:
     """
     volume = case.read_image()
     check_image(volume.array, case.name, case.image)
-    masks, _ = case.read_masks(volume.grid)
+    masks, notes = case.read_masks(volume.grid)
+    notes = [note for note in notes if WITHOUT_VOXEL not in note]  # the volumes say that
     voxel_ml = abs(float(np.linalg.det(volume.affine[:3, :3]))) / 1000
     inside = np.zeros(volume.grid.shape, dtype=bool)
     for mask in masks.values():
@@ -133,4 +136,4 @@ def _of_case(case: Case, rng: np.random.Generator) -> CaseFingerprint:
         spacing[world] = round(volume.grid.spacing[axis], 4)
         extent[world] = round(volume.grid.spacing[axis] * volume.grid.shape[axis], 2)
     volumes = {name: round(float(mask.sum()) * voxel_ml, 3) for name, mask in masks.items()}
-    return CaseFingerprint(case.name, tuple(spacing), tuple(extent), volumes, tuple(hu.tolist()))  # type: ignore[arg-type]
+    return CaseFingerprint(case.name, tuple(spacing), tuple(extent), volumes, tuple(hu.tolist()), tuple(notes))  # type: ignore[arg-type]

@@ -63,7 +63,8 @@ def make_plan(found: Fingerprint, memory_bytes: float, bytes_per_voxel: float, d
     if voxels < smallest:
         need = smallest * bytes_per_voxel * _BATCH
         raise InputError(
-            f"the smallest patch needs {need / 1e9:.1f} GB for a step, and {memory_bytes / 1e9:.1f} GB are given",
+            f"the smallest patch needs {need / 1e9:.1f} GB for a step, and beside the weights "
+            f"{max(memory_bytes, 0) / 1e9:.1f} GB are left",
             hint="more --memory, or a smaller preset",
         )
     # Voxels that a patch of the least share would have at this spacing, per axis.

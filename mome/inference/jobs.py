@@ -32,6 +32,7 @@ from mome.volumes.writers.base import build_writer
 _MOST_JOBS = 100_000
 _MOST_PROMPTS = 10_000
 _MOST_BYTES = 64 << 20
+_SHAPE = '{"jobs": [{"scan": "a.nii.gz", "prompts": ["liver"]}]}'
 _KEYS = ("scan", "prompts", "name", "frame", "series", "allow_gaps", "allow_damaged", "multilabel", "writer")
 
 
@@ -128,12 +129,14 @@ def read_jobs(path: str | Path, defaults: dict[str, Any] | None = None) -> list[
         value = json.loads(text, object_pairs_hook=without_repeated_keys)
     except RepeatedKeyError as error:
         raise InputError(
-            f"the jobs file has the key {error.args[0]!r:.80} twice in one job", where=str(path)
+            f"the jobs file has the key {error.args[0]!r:.80} twice in one job",
+            where=str(path),
+            hint="keep one of them",
         ) from error
     except (ValueError, RecursionError) as error:
         reason = "it nests too deeply" if isinstance(error, RecursionError) else str(error).splitlines()[0][:120]
-        raise InputError(f"the jobs file is not valid JSON: {reason}", where=str(path)) from error
-    found = checked_object(value, "the jobs file", str(path))
+        raise InputError(f"the jobs file is not valid JSON: {reason}", where=str(path), hint=_SHAPE) from error
+    found = checked_object(value, "the jobs file", str(path), _SHAPE)
     _check_keys(found, ("jobs",), "the jobs file", path)
     jobs = found.get("jobs")
     if not isinstance(jobs, list) or not jobs:
@@ -147,7 +150,7 @@ def read_jobs(path: str | Path, defaults: dict[str, Any] | None = None) -> list[
             f"the jobs file has {len(jobs):,} jobs; the limit is {_MOST_JOBS:,}", where=str(path), hint="split it"
         )
     studies = [_study(job, f"job {number}", path, defaults or {}) for number, job in enumerate(jobs, 1)]
-    check_names(studies)
+    check_names(studies, hint='give each job a "name" of its own')
     return studies
 
 
@@ -170,6 +173,8 @@ def _study(job: Any, what: str, path: Path, defaults: dict[str, Any]) -> Study:
         raise InputError(f"{what} is no object in braces", where=str(path), hint='{"scan": "a.nii.gz", "prompts": […]}')
     _check_keys(job, _KEYS, what, path)
     values = {**defaults, **job}
+    if "scan" not in job:
+        raise InputError(f"{what} names no scan", where=str(path), hint='"scan": "a.nii.gz"')
     scan = path.parent / _text(values.get("scan"), f"{what}: scan", path)
     name = _name(values["name"], what, path) if "name" in values else stem(scan)
     try:

@@ -17,13 +17,17 @@ from mome.volumes.scan_files import scan_ending
 from mome.volumes.writers.base import one_file_per_structure
 
 
-def check_names(studies: Sequence[Study]) -> None:
+def check_names(studies: Sequence[Study], hint: str = "rename one") -> None:
     """Checks that no two studies have one name.
+
+    Args:
+        studies: The studies.
+        hint: What to do about two of one name.
 
     Raises:
         InputError: The masks of two studies would have the same name.
     """
-    check_different_names((study.name, study.scan) for study in studies)
+    check_different_names(((study.name, study.scan) for study in studies), hint)
 
 
 def check_outputs(studies: Sequence[Study], structures: Sequence[list[str]], out: Path) -> dict[Path, Study]:

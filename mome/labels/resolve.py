@@ -189,6 +189,8 @@ def _free_text(prompt: str, reading: Reading, phrases: dict[str, str], index: St
     if unread:
         hint = "write the words out; mome list labels shows the class table"
         return _refused(prompt, f"has {unread!r}, which is no known abbreviation", hint)
+    if left_over and not any(letter.isalpha() for letter in prompt):
+        return _refused(prompt, "is no name of a structure", "name it in words; see mome list labels")
     if left_over:
         return _refused(prompt, not_read, advice)
     if is_sided:

@@ -41,8 +41,8 @@ from mome.training.profiling import StepProfiler
 from mome.training.progress import StepReporter
 from mome.training.router_statistics import RouterStatistics
 from mome.training.run_settings import check_same_run, remove_run_settings, save_run_settings, tracker_settings
-from mome.training.setup import build_model
-from mome.training.sources import open_all_sources, patch_dataset
+from mome.training.setup import build_model_of_init
+from mome.training.sources import annotated_labels, open_all_sources, patch_dataset
 from mome.training.step import optimizer_step
 from mome.training.text_rows import TextRows, text_rows
 from mome.training.trackers import missing_note, start_tracker, tracker_errors
@@ -94,7 +94,7 @@ def train(run: RunConfig, *, resume: bool = True, profile: int = 0) -> Path:
 def _train(run: RunConfig, accelerator: Accelerator, resume: bool, profile: int) -> Path:
     """Trains in this process, which is one of the accelerator's; see `train`."""
     config, out = run.train, Path(run.train.out)
-    model, processor = build_model(run)
+    model, processor, known = build_model_of_init(run)
     loss_function = model.segmentation_loss
     text = text_rows(model, run)
     adapters = Adapters(model, run.lora) if run.lora.rank else None
@@ -106,10 +106,15 @@ def _train(run: RunConfig, accelerator: Accelerator, resume: bool, profile: int)
         model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-arg]  # transformers wraps Module.to
 
     caches = open_all_sources(run, processor, accelerator)
+    # A mask of a label that no case annotates is said to be of an untrained one.
+    learned = annotated_labels(caches) | known
+    model.config.trained_labels = [name for name in run.labels if name in learned]
     per_step = samples_per_step(config, accelerator)
     steps = config.steps if config.steps is not None else math.ceil(config.samples / per_step)
     dataset = patch_dataset(run, caches, model.config.patch_size, processor, steps * per_step, per_step)
-    for note in (*text.notes, *(dataset.augmentation.notes if dataset.augmentation else ())):
+    frozen = f"without init, lora.rank={run.lora.rank} freezes weights that were never trained on CT"
+    frozen_notes = (frozen,) if run.lora.rank and run.init is None else ()
+    for note in (*frozen_notes, *text.notes, *(dataset.augmentation.notes if dataset.augmentation else ())):
         accelerator.print(f"note: {note}")
     optimizer = build_optimizer(model, config)
     average = start_average(model, config.ema, accelerator.device)

@@ -114,5 +114,6 @@ class StepReporter:
             self.accelerator.log(scores, step=done)
         if self.accelerator.is_main_process:
             self.bar.console.print(
-                f"step {done}: " + "  ".join(f"{name} {score:.3f}" for name, score in scores.items())
+                f"step {done}: " + "  ".join(f"{name} {score:.3f}" for name, score in scores.items()),
+                soft_wrap=not self.bar.console.is_terminal,  # a file or a pipe has no width
             )

@@ -26,11 +26,18 @@ def build_model(run: RunConfig) -> tuple[MoME, MoMEProcessor]:
     Raises:
         InputError: An unknown preset, part or label, or no labels to train.
     """
+    model, processor, _ = build_model_of_init(run)
+    return model, processor
+
+
+def build_model_of_init(run: RunConfig) -> tuple[MoME, MoMEProcessor, frozenset[str]]:
+    """Returns what `build_model` does, and the labels that the weights of `run.init` were trained on."""
     base = preset(run.preset)["model"]
     _check_labels(run)
     torch.manual_seed(run.train.seed)
     trained = list(run.labels)
     _check_overrides(run)
+    known = frozenset[str]()
     if run.init is None:
         labels = _bank_labels(run, run.model.get("text_encoder", base["text_encoder"]), stored=[])
         model = create_model(run.preset, labels=labels, trained_labels=trained, loss=run.loss, **run.model)
@@ -38,9 +45,10 @@ def build_model(run: RunConfig) -> tuple[MoME, MoMEProcessor]:
         from mome.modeling import MoME
 
         model = MoME.from_pretrained(run.init, loss=run.loss, **run.model)
+        known = frozenset(model.config.trained_labels)
         model.relabel(_bank_labels(run, model.config.text_encoder, list(model.config.labels)), trained)
     model.processor = build_processor(run, None if run.init is None else model.loaded_processor)
-    return model, model.processor
+    return model, model.processor, known
 
 
 def build_processor(run: RunConfig, of_init: MoMEProcessor | None) -> MoMEProcessor:

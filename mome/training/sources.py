@@ -106,7 +106,7 @@ def _say_what_is_annotated(
     Raises:
         InputError: No training case, or no validation case, annotates a trained structure.
     """
-    trained, validated = _annotated(caches), _annotated(validation)
+    trained, validated = annotated_labels(caches), annotated_labels(validation)
     wanted = f"labels: [{', '.join(run.labels)}]"
     if not trained:
         raise InputError(
@@ -139,7 +139,7 @@ def _in_both(caches: list[CaseCache], validation: list[CaseCache]) -> list[str]:
     return [entry["name"] for cache in validation for entry in cache.index if entry["checksums"]["volume"] in trained]
 
 
-def _annotated(caches: list[CaseCache]) -> set[str]:
+def annotated_labels(caches: list[CaseCache]) -> set[str]:
     """Returns the structures that a case of the caches annotates."""
     return {name for cache in caches for entry in cache.index for name in entry["annotated"]}
 

@@ -68,8 +68,7 @@ def read_yaml(text: str, where: str | None = None) -> Any:
     except RecursionError as error:
         raise _too_deep(where) from error
     except yaml.YAMLError as error:
-        first = (str(error).splitlines() or [""])[0][:160]
-        raise NotYaml(f"the configuration is not valid YAML: {first}", where=where) from error
+        raise NotYaml(f"the configuration is not valid YAML: {_fault(error)}", where=where) from error
     except Exception as error:  # PyYAML's constructors raise errors of many types, as for `!!int x` or 2024-99-99
         raise InputError(f"the configuration has a value that YAML cannot read: {error!s:.120}", where=where) from error
     finally:
@@ -164,6 +163,14 @@ def _plain(value: Any, where: str | None) -> Any:
         where=where,
         hint="put the value in quotes",
     )
+
+
+def _fault(error: yaml.YAMLError) -> str:
+    """Returns what is wrong, and the line and the column where the file has one; PyYAML spreads them over lines."""
+    problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
+    if problem is None or mark is None:
+        return (str(error).splitlines() or [""])[0][:160]
+    return f"{problem!s:.160}, line {mark.line + 1}, column {mark.column + 1}"
 
 
 def _too_deep(where: str | None) -> InputError:

@@ -106,11 +106,12 @@ def split_mask_name(name: str, structures: Sequence[str], scans: Sequence[str] =
     return scan, structure
 
 
-def check_different_names(scans: Iterable[tuple[str, Path]]) -> None:
+def check_different_names(scans: Iterable[tuple[str, Path]], hint: str = "rename one") -> None:
     """Checks that no two scans have masks of one name.
 
     Args:
         scans: (name, path) of each.
+        hint: What to do about two of one name.
 
     Raises:
         InputError: Two names give one part of file names, or one gives none.
@@ -122,7 +123,7 @@ def check_different_names(scans: Iterable[tuple[str, Path]]) -> None:
             raise InputError(
                 f"the masks of two scans would both be named {part!r}",
                 where=f"{owners[part]} and {path}",
-                hint="rename one",
+                hint=hint,
             )
         owners[part] = path
 
