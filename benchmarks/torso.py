@@ -206,6 +206,7 @@ def main() -> None:
     parser.add_argument("--air", type=float, default=0.0, help="mm of air around held-out scans")
     parser.add_argument("--cut", action="store_true", help="score parts of held-out scans that end inside of organs")
     parser.add_argument("--overlap", type=float, help="of tiles, 0 to 0.9; the model says where not given")
+    parser.add_argument("--extend", type=float, help="mm by which scans are continued; the model says where not given")
     parser.add_argument("--figures", type=Path, help="folder for PNG files")
     parser.add_argument("--threads", type=int, default=0)
     args = parser.parse_args()
@@ -215,6 +216,8 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     data = Path(os.environ["MOME_TEST_DATA"])
     segmenter = Segmenter(args.model, overlap=args.overlap)
+    if args.extend is not None:
+        segmenter.processor.extend_mm = args.extend
     rows = []
     scans = held_out(data) if args.held_out else left_out(data)
     if args.cut:

@@ -58,6 +58,9 @@ class MoMEProcessor(ImageProcessingMixin):
             config strings, `*` for every structure, as in `{"spinal_cord": ["keep_near(mm=10)"]}`.
         overlap: The share of a tile that its neighbour covers too, 0 to 0.9, which `Segmenter` takes unless it is told
             otherwise. Less overlap means fewer tiles and less time; how much a model needs has to be measured.
+        extend_mm: How far a scan is continued beyond its upper and lower end before it is segmented, with copies of its
+            last planes, 0 to 200 mm. Networks that saw organs whole find them better where a scan cuts them off; a
+            scan that is put upright is not continued. Training does not use it.
 
     Settings are also checked when they are set later, so that a typo cannot move a model to another grid unnoticed.
 
@@ -75,6 +78,7 @@ class MoMEProcessor(ImageProcessingMixin):
         padding_hu: float = -1024.0,
         postprocess: Mapping[str, Sequence[str]] | None = None,
         overlap: float = USUAL_OVERLAP,
+        extend_mm: float = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -84,6 +88,7 @@ class MoMEProcessor(ImageProcessingMixin):
         self.padding_hu = padding_hu
         self.postprocess = postprocess
         self.overlap = overlap
+        self.extend_mm = extend_mm
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in SETTINGS:
@@ -166,9 +171,9 @@ class MoMEProcessor(ImageProcessingMixin):
         return {key: value for key, value in found.items() if key in SETTINGS}, unused
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns what preprocessor_config.json holds; an overlap and rules only where they are not the usual ones."""
+        """Returns what preprocessor_config.json holds; settings of inference only where they are not the usual ones."""
         held = {**super().to_dict(), "auto_map": {"AutoProcessor": AUTO_MAP["AutoProcessor"]}}
-        usual = {"postprocess": None, "overlap": USUAL_OVERLAP}
+        usual = {"postprocess": None, "overlap": USUAL_OVERLAP, "extend_mm": 0.0}
         return {key: value for key, value in held.items() if key not in usual or value != usual[key]}
 
     def to_json_file(self, json_file_path: str | os.PathLike) -> None:
@@ -206,6 +211,33 @@ class MoMEProcessor(ImageProcessingMixin):
         make = upright_grid if rotation_degrees(grid) > LARGEST_ROTATION_DEG else network_grid
         return make(grid, spacing=(x, y, z), orientation=self.orientation)
 
+    def extended(self, network: Grid, scan: Grid) -> Grid:
+        """Returns the network grid of a scan, continued by `extend_mm` beyond the scan's upper and lower end.
+
+        Args:
+            network: What `network_grid` returned. Where its axes are not parallel to those of the scan, it is returned
+                as it is.
+            scan: The scan's grid.
+
+        Raises:
+            InputError: It is larger than `mome.volumes` allows.
+        """
+        from mome.volumes.axis_sampling import parallel_axes
+        from mome.volumes.sizes import check_size
+
+        if not self.extend_mm or parallel_axes(scan, network) is None:
+            return network
+        axis = self._axis_of_height
+        planes = round(self.extend_mm / network.spacing[axis])
+        grid = network.crop(axis, -planes, network.shape[axis] + planes)
+        check_size(grid.shape, what="the network's grid of the scan", hint="a part of the scan, or a smaller extend_mm")
+        return grid
+
+    @property
+    def _axis_of_height(self) -> int:
+        """The axis of the network grid that runs from the feet to the head, or back."""
+        return next(axis for axis, letter in enumerate(self.orientation) if letter in "SI")
+
     def window(self, hu: Tensor) -> Tensor:
         """Maps HU to [0, 1]; any shape."""
         low, high = self.hu_window
@@ -216,13 +248,16 @@ class MoMEProcessor(ImageProcessingMixin):
 
         Args:
             volume: The scan in HU.
-            part: A part of the network grid, which is returned instead of the whole.
+            part: A part of the network grid, or of what `extended` makes of it, which is returned instead of the whole.
         """
         from mome.volumes import resample
+        from mome.volumes.axis_sampling import parallel_axes
 
         target = self.network_grid(volume.grid) if part is None else part
         array = torch.as_tensor(volume.array, dtype=torch.float32)
-        hu = resample(array, volume.grid, target, mode="linear", fill=self.padding_hu)
+        is_extended = bool(self.extend_mm) and parallel_axes(volume.grid, target) is not None
+        repeat = self._axis_of_height if is_extended else None
+        hu = resample(array, volume.grid, target, mode="linear", fill=self.padding_hu, repeat=repeat)
         return self.window(hu)[None, None], target
 
 

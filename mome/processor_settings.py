@@ -11,12 +11,13 @@ from mome.checksums import CHECKSUMS, changed_keys
 from mome.errors import InputError, did_you_mean
 
 PROCESSOR_FILE = "preprocessor_config.json"
-SETTINGS = ("spacing", "orientation", "hu_window", "padding_hu", "postprocess", "overlap")
+SETTINGS = ("spacing", "orientation", "hu_window", "padding_hu", "postprocess", "overlap", "extend_mm")
 _REPLACEMENTS = {
     "spacing": "spacing=[1.5, 1.5, 1.5]",
     "hu_window": "hu_window=[-175, 250]",
     "padding_hu": "padding_hu=-1024",
 }
+_LONGEST_EXTENSION_MM = 200.0
 _SHORTEST_MM, _USUAL_LONGEST_MM, _LONGEST_MM = 0.1, 10.0, 30.0
 
 
@@ -103,6 +104,10 @@ def checked_setting(name: str, value: Any) -> Any:
         return checked_rules(value or {}) or None
     if name == "overlap":
         check_overlap(value)
+        return float(value)
+    if name == "extend_mm":
+        if not _is_number(value) or not 0 <= value <= _LONGEST_EXTENSION_MM:
+            raise InputError(f"extend_mm is from 0 to {_LONGEST_EXTENSION_MM:g} mm, got {value!r:.60}")
         return float(value)
     if name == "orientation":
         return orientation_letters(parse_orientation(value))

@@ -33,6 +33,9 @@ from mome.processing import MoMEProcessor
         ({"overlap": "half"}, "overlap is from 0 to 0.9"),
         ({"overlap": float("nan")}, "overlap is from 0 to 0.9"),
         ({"overlap": 10**400}, "overlap is from 0 to 0.9"),  # beyond every float, as JSON may hold it
+        ({"extend_mm": -1}, "extend_mm is from 0 to 200 mm"),
+        ({"extend_mm": 201}, "extend_mm is from 0 to 200 mm"),
+        ({"extend_mm": "far"}, "extend_mm is from 0 to 200 mm"),
         ({"padding_hu": -(10**400)}, "padding_hu is a number"),
         ({"hu_window": [0, 10**400]}, "hu_window is"),
     ],

@@ -155,6 +155,7 @@ def _model(name: str) -> dict[str, Any]:
         "patch (voxels)": list(config.patch_size),
         "processor": json.dumps(processor.settings()),
         "overlap of tiles": processor.overlap,
+        "ends continued by (mm)": processor.extend_mm,
         "trained on": config.trained_labels,
         "labels in bank": len(config.labels),
         "known": sorted(model.text_bank.known()),

@@ -28,6 +28,8 @@ def scan_grid(volume: Volume, processor: MoMEProcessor) -> Grid:
     What is cut off is air, and pieces of less than 50 ml, at least 12 mm beside everything else. A scan that holds
     nothing but air, and one whose air is noisy, keep the whole grid.
 
+    Any other scan is continued at its upper and lower end as the processor says (`MoMEProcessor.extended`).
+
     Args:
         volume: The scan in HU.
         processor: Makes the grid (`MoMEProcessor.network_grid`).
@@ -37,7 +39,7 @@ def scan_grid(volume: Volume, processor: MoMEProcessor) -> Grid:
     """
     grid = processor.network_grid(volume.grid)
     if parallel_axes(grid, volume.grid) is not None:
-        return grid
+        return processor.extended(grid, volume.grid)
     mask, to_volume = coarse_mask(volume, _AIR_HU)
     edge = np.argwhere(mask & ~ndimage.binary_erosion(mask))
     if not len(edge):

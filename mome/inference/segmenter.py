@@ -131,6 +131,7 @@ class Segmenter:
             "predictor": predictor_settings(self.predictor, self.model),
             "processor": self.processor.settings(),
             "grid": f"upright around the patient where turned by more than {LARGEST_ROTATION_DEG:g} degrees",
+            **({"extend_mm": self.processor.extend_mm} if self.processor.extend_mm else {}),
             **({"postprocess": self.postprocess} if self.postprocess else {}),
         }
 

@@ -67,7 +67,7 @@ _MODEL_KEYS = (
     *PARTS, "dim", "residual", "head_channels", "in_channels", "patch_size", "text_dim", "initializer_range",
     "extra_experts",
 )  # fmt: skip
-_PROCESSOR_KEYS = ("spacing", "orientation", "hu_window", "padding_hu", "overlap")
+_PROCESSOR_KEYS = ("spacing", "orientation", "hu_window", "padding_hu", "overlap", "extend_mm")
 
 
 def _check_overrides(run: RunConfig) -> None:

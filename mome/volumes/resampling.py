@@ -31,6 +31,7 @@ def resample(
     mode: str = "linear",
     fill: float = 0.0,
     antialias: bool = True,
+    repeat: int | None = None,
 ) -> Tensor:
     """Returns the values of `array` at the voxel centres of `target`.
 
@@ -42,12 +43,14 @@ def resample(
         fill: The value outside `source`. Up to half a voxel beyond the outer voxel centres the border value is used.
         antialias: Smooth first along axes whose voxels become larger by more than a factor of 1.2. The filter is a
             Gaussian; its variance is the difference of the variances of boxes of the two voxel sizes (our choice).
+        repeat: The target axis along which the border value is used at any distance beyond `source`. The axes of both
+            grids must be parallel.
 
     Returns:
         (*target.shape) or (channels, *target.shape), float32 (float64 for float64), on the array's device.
 
     Raises:
-        ValueError: `mode` is neither of the two.
+        ValueError: `mode` is neither of the two, or `repeat` is given and the grids are oblique to each other.
     """
     # A flipped numpy view has negative strides, which torch does not support.
     x = torch.as_tensor(np.ascontiguousarray(array) if isinstance(array, np.ndarray) else array)
@@ -57,20 +60,24 @@ def resample(
     single = x.ndim == 3
     x = x[None] if single else x
     samplings = parallel_axes(source, target)
+    if samplings is None and repeat is not None:
+        raise ValueError("planes of a grid that is oblique to the target's cannot be repeated")
     if samplings is None:
         out = _oblique(x, source, target, mode, fill, antialias)
     else:
-        out = _separable(x, target, samplings, mode, fill, antialias)
+        out = _separable(x, target, samplings, mode, fill, antialias, repeat)
     return out[0] if single else out
 
 
 def _separable(
-    x: Tensor, target: Grid, samplings: list[AxisSampling], mode: str, fill: float, antialias: bool
+    x: Tensor, target: Grid, samplings: list[AxisSampling], mode: str, fill: float, antialias: bool, repeat: int | None
 ) -> Tensor:
     """Resamples one axis at a time, slab by slab along the first target axis; where voxels coincide, it copies."""
     x = x.permute(0, *(1 + sampling.source_axis for sampling in samplings))
     positions = [sampling.at for sampling in samplings]
-    outside = [torch.as_tensor(sampling.outside, device=x.device) for sampling in samplings]
+    outside = [
+        torch.as_tensor(sampling.outside & (axis != repeat), device=x.device) for axis, sampling in enumerate(samplings)
+    ]
     steps = [abs(sampling.step) for sampling in samplings]
     blurs = [step if antialias and mode == "linear" and step > 1.2 else None for step in steps]
     # A slab's size is the larger of its planes in the target and of the source planes that it reads.
