@@ -16,6 +16,7 @@ from small_scans import save_patient
 from mome import MoME
 from mome.cli.main import main
 from mome.inference import Segmenter
+from mome.inference.scan_grid import scan_grid
 from mome.inference.tiles import gaussian_window
 from mome.inspection.inspect import inspect
 from mome.inspection.palette import OTHERS, colors_of
@@ -70,6 +71,24 @@ def test_regions_count_their_voxels() -> None:
     for tile in owned_tiles(grid.shape, (8, 8, 8), 0.5):
         total += regions.count_on_map(regions.names, tile, (4, 4, 2), (2, 2, 4)).sum(dim=1)
     assert total.tolist() == [640, int((volume > 0).sum()), mask.sum(), 0]
+
+
+@pytest.mark.parametrize("orientation", ["RAS", "LPI", "IRA"])
+@pytest.mark.parametrize("step", [3.0, 4.7, 7.3])
+def test_copies_beyond_the_scan_count_in_no_region(orientation: str, step: float) -> None:
+    """Copied planes are as dense as the patient, so that the loads of short scans would be those of the copies."""
+    scan = Volume(np.full((9, 8, 7), 40, np.float32), np.diag([-3.0, 4, 5, 1]))
+    counts = []
+    for extend_mm in (0, 20):
+        processor = MoMEProcessor(spacing=[step] * 3, orientation=orientation, extend_mm=extend_mm)
+        array, network = processor.to_network(scan, scan_grid(scan, processor))
+        regions = Regions(array[0, 0], network, {}, scan.grid)
+        whole = owned_tiles(network.shape, (16, 16, 16), 0.5)
+        found = sum(regions.count_on_map(regions.names, tile, (1, 1, 1), (16, 16, 16)) for tile in whole)
+        counts.append(found.flatten().tolist())
+    assert counts[0][0] == np.prod(processor.network_grid(scan.grid).shape)
+    assert counts[1][0] == counts[0][0]
+    assert 0.4 * counts[0][0] < counts[0][1] <= counts[1][1] <= counts[1][0]  # part of the last plane is a copy, too
 
 
 def test_one_tile_agrees_with_the_model(ct: Path) -> None:
@@ -198,6 +217,15 @@ def test_the_command(ct: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "the file is there already" in error and "--overwrite" in error and len(error.splitlines()) <= 3
     assert main([*command, "--overwrite", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["pictures"] == pictures
+
+
+def test_the_labels_of_a_group_have_one_warning(ct: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    labels = ["liver", "lung_left", "lung_right"]
+    model_of(experts="linear", labels=labels, trained_labels=["liver"]).save_pretrained(tmp_path / "model")
+    MoMEProcessor(spacing=[12, 12, 12]).save_pretrained(tmp_path / "model")
+    assert main(["inspect", str(tmp_path / "model"), "--ct", str(ct), "-p", "lungs", "-o", str(tmp_path / "o")]) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if "not trained on" in line]
+    assert len(said) == 1 and "'lung_left', 'lung_right'" in said[0]
 
 
 @pytest.mark.parametrize(

@@ -124,8 +124,7 @@ def _draw(inspection: Any, files: dict[str, Any]) -> list[Path]:
 
 def _summary(report: dict[str, Any]) -> list[str]:
     """The numbers that a reader wants first, in lines."""
-    lines = []
-    fusion = report["fusion"]
+    lines, fusion = [], report["fusion"]
     for structure in report["structures"]:
         name = structure["name"]
         regions = fusion["prompts"].get(name, {})
@@ -135,7 +134,8 @@ def _summary(report: dict[str, Any]) -> list[str]:
             best = max(range(len(inside["weight"])), key=inside["weight"].__getitem__)
             shown += f", {fusion['scales'][best]} has the largest mean weight, {inside['weight'][best]:.2f}"
         lines.append(shown)
-        lines += [f"warning: {structure['warning']}"] if structure["warning"] else []
+    # The labels of a group have one warning in common.
+    lines += dict.fromkeys(f"warning: {each['warning']}" for each in report["structures"] if each["warning"])
     for name, router in report["routers"].items():
         for prompt, regions in router["load"].items():
             load = regions["body"]["load"]

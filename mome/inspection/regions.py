@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from mome.inspection.tiles import Tile
 from mome.volumes import Grid, resample
+from mome.volumes.axis_sampling import parallel_axes
 
 SCAN, BODY = "whole scan", "body"
 
@@ -19,7 +21,7 @@ class Regions:
 
     Args:
         volume: (D, H, W) in [0, 1]; the body is what is above 0, the low end of the HU window.
-        network: The grid of `volume`.
+        network: The grid of `volume`. It may reach beyond the scan (`MoMEProcessor.extended`), where no region is.
         masks: Structure → mask on the scan's grid; one is unpacked at a time.
         scan: The scan's grid.
 
@@ -30,16 +32,18 @@ class Regions:
     def __init__(self, volume: Tensor, network: Grid, masks: Mapping[str, np.ndarray], scan: Grid) -> None:
         self.volume = volume
         self.names = [SCAN, BODY, *masks]
+        self._scan = torch.zeros(network.shape, dtype=torch.bool)
+        self._scan[_planes_of(scan, network)] = True
         self._boxes = {name: _boxed(resample(mask, scan, network) > 0.5) for name, mask in masks.items()}
 
     def voxels(self, name: str, tile: Tile) -> Tensor:
         """The voxels of a region inside the box that a tile owns, bool of the box's shape."""
-        owned = self.volume[tile.slices()]
+        scan = self._scan[tile.slices()]
         if name == SCAN:
-            return torch.ones_like(owned, dtype=torch.bool)
+            return scan
         if name == BODY:
-            return owned > 0
-        inside = torch.zeros_like(owned, dtype=torch.bool)
+            return scan & (self.volume[tile.slices()] > 0)
+        inside = torch.zeros_like(scan)
         lows, box = self._boxes[name]
         into, out = [], []
         for (low, high), start, side in zip(tile.owned, lows, box.shape, strict=True):
@@ -68,6 +72,17 @@ class Regions:
             blocks = inside.view(sides[0], stride[0], sides[1], stride[1], sides[2], stride[2])
             counts.append(blocks.sum(dim=(1, 3, 5)).flatten())
         return torch.stack(counts)
+
+
+def _planes_of(scan: Grid, network: Grid) -> tuple[slice, ...]:
+    """The planes of the network grid that hold a part of the scan, along each axis; all where the grids are oblique."""
+    planes = [slice(0, side) for side in network.shape]
+    for sampling in parallel_axes(network, scan) or ():
+        half = abs(sampling.step) / 2
+        # Rounded headers must not add a plane, as in `network_grid`.
+        first, last = sampling.at.min() - half + 0.5 + 1e-3, sampling.at.max() + half - 0.5 - 1e-3
+        planes[sampling.source_axis] = slice(max(0, math.floor(first)), math.ceil(last) + 1)
+    return tuple(planes)
 
 
 def _boxed(inside: Tensor) -> tuple[list[int], Tensor]:
