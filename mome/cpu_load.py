@@ -27,7 +27,7 @@ class CpuLoad:
     def free(self) -> float | None:
         """The CPUs that were free or used by this process, on average; None where that is unknown.
 
-        It is unknown outside of Linux, and before 0.3 s.
+        It is unknown outside of Linux, where the system shows no counts of these CPUs, and before 0.3 s.
         """
         end = _counts()
         if self._start is None or end is None or end[0] - self._start[0] < _SHORTEST_S:
@@ -71,10 +71,12 @@ def _counts() -> tuple[float, float, float] | None:
     except OSError:
         return None
     names = {f"cpu{index}" for index in os.sched_getaffinity(0)}
-    busy = 0
-    for name, *words in (line.split() for line in lines if line.startswith("cpu")):
-        if name in names:  # the last three are two kinds of interrupts, and what the host gave to other guests
-            user, nice, system, _idle, _waiting, *more = (int(word) for word in words[:8])
-            busy += user + nice + system + sum(more)
+    rows = (line.split() for line in lines if line.startswith("cpu"))
+    found = {name: [int(word) for word in words[:8]] for name, *words in rows if name in names}
+    if found.keys() != names:  # a container may show other numbers than those of the affinity
+        return None
+    # User, nice, system, idle and waiting; the last three are two kinds of interrupts, and what the host gave to other
+    # guests. Old systems count fewer.
+    busy = sum(sum(ticks) - sum(ticks[3:5]) for ticks in found.values())
     own = os.times()
     return time.monotonic(), busy / os.sysconf("SC_CLK_TCK"), own.user + own.system

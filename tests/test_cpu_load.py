@@ -62,6 +62,27 @@ def test_a_short_time_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _load(monkeypatch, 2, 2.0, seconds=0.1).free() is None
 
 
+@pytest.mark.parametrize(
+    ("lines", "busy"),
+    [
+        ("cpu  9 9 9 9 9 9 9 9 0 0\ncpu2 100 20 30 900 80 4 5 6 0 0\ncpu3 10 0 5 99 9 0 0 0 0 0\nintr 5", 1.8),
+        ("cpu2 100 20 30 900\ncpu3 10 0 5 99\n\nintr 5", 1.65),  # fewer counts
+        ("cpu2 100 20 30 900 80 4 5 6 0 0\ncpu0 10 0 5 99 9 0 0 0 0 0", None),  # other numbers than the affinity's
+        ("cpu  1 2 3 4 5", None),
+        ("", None),
+    ],
+)
+def test_counts_are_those_of_all_cpus_of_this_process(
+    monkeypatch: pytest.MonkeyPatch, lines: str, busy: float | None
+) -> None:
+    """Counts that are no counts of these CPUs say nothing, and a file of another form ends no command."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {2, 3}, raising=False)
+    monkeypatch.setattr(os, "sysconf", lambda name: 100)
+    monkeypatch.setattr(cpu_load.Path, "read_text", lambda path: lines)
+    found = cpu_load._counts()
+    assert (found and found[1]) == busy
+
+
 def test_a_container_needs_only_its_quota(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 64 CPUs 20 are busy, which leaves more than the quota of 4."""
     load = _load(monkeypatch, 64, 20.0)
