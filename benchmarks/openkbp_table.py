@@ -139,8 +139,8 @@ def zoo_table(arms: dict[str, dict[str, Any]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def main() -> None:
-    """Reads the results and writes RESULTS.md."""
+def results_text() -> str:
+    """Returns what RESULTS.md holds, from the results."""
     reports = {name: json.loads((HERE / "results" / file).read_text()) for name, file in NETWORKS.items()}
     rows = [
         ["structure", "cases"] + [f"{name}: {what}" for name in reports for what in ("Dice", "surface Dice", "HD95 mm")]
@@ -165,7 +165,7 @@ def main() -> None:
     postprocess = (HERE / "results" / "postprocess.md").read_text().strip()
     hundred = json.loads((HERE / "results" / "hundred_studies.json").read_text())
     storm = json.loads((HERE / "results" / "server_stress.json").read_text())
-    text = TEXT.format(
+    return TEXT.format(
         torso=torso,
         torso_held_out=(HERE / "results" / "torso_held_out.md").read_text().strip(),
         neck_study=(HERE / "results" / "neck_study.md").read_text().partition("\n")[2].strip(),
@@ -189,8 +189,7 @@ def main() -> None:
         doubtful_values=doubtful_values,
         redesign=redesign,
     )
-    (HERE / "RESULTS.md").write_text(text)
 
 
 if __name__ == "__main__":
-    main()
+    (HERE / "RESULTS.md").write_text(results_text())

@@ -125,3 +125,8 @@ def test_masks_of_bfloat16_were_measured_on_every_validation_scan():
     assert len(report["cases"]) == 33
     for row in report["summary"].values():
         assert 0 < row["bf16"]["lowest"] <= row["bf16"]["mean"] <= 1
+
+
+def test_the_page_of_results_holds_the_results(benchmark):
+    """Each section is written from the files in results, which are easily changed alone."""
+    assert (BENCHMARKS / "RESULTS.md").read_text() == benchmark("openkbp_table").results_text()
