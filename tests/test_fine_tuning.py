@@ -21,7 +21,7 @@ from mome.training import adapters, loop
 from mome.training.adapters import Adapters, expert_matrices
 from mome.training.config import LoraSettings, RunConfig
 from mome.training.config_file import load_run_config
-from mome.training.setup import build_model
+from mome.training.setup import build_model, build_model_of_init
 from mome.training.text_rows import TextRows, text_rows
 from mome.zoo import preset_processor
 
@@ -145,6 +145,9 @@ def test_the_overlap_of_tiles_is_that_of_the_run() -> None:
     run = RunConfig(preset="mome_ct_tiny", init="mome-ct-tiny", labels=("mandible",))
     assert MoMEProcessor.from_pretrained("mome-ct-tiny").overlap == 0.25 and build_model(run)[1].overlap == 0.5
     assert build_model(dataclasses.replace(run, processor={"overlap": 0.375}))[1].overlap == 0.375
+    run = dataclasses.replace(run, init="mome-ct-torso-tiny", labels=("liver",))
+    assert MoMEProcessor.from_pretrained("mome-ct-torso-tiny").extend_mm == 15 and build_model(run)[1].extend_mm == 0
+    assert build_model(dataclasses.replace(run, processor={"extend_mm": 10}))[1].extend_mm == 10
 
 
 # -- new labels ----------------------------------------------------------------------------------------------
@@ -203,8 +206,9 @@ def test_a_new_label_leaves_the_logits_of_the_old_ones(tmp_path: Path, monkeypat
     torch.testing.assert_close(model.text_bank.rows(["liver"]), Tower().encode(["liver"]))
     # Rows that are centred anew change the logits.
     again = RunConfig(init=str(tmp_path / "first"), labels=("liver", *old), bank="trained", text_rows="new")
-    recentred, _ = build_model(again)
+    recentred, _, known = build_model_of_init(again)
     text_rows(recentred, again)
+    assert known == set() and build_model_of_init(run)[2] == set(old)  # the weights know the rows that are kept
     assert not torch.allclose(logits(recentred, old), before)
     monkeypatch.setattr(Tower, "shift", 1.0)
     with pytest.raises(InputError, match="gives 'mandible' another row|another row than the model's bank") as caught:

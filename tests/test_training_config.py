@@ -96,7 +96,7 @@ def test_bad_configuration_files(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not valid YAML"):
         load_run_config(tmp_path / "bad.yaml", [])
     (tmp_path / "bad.yaml").write_text("preset: mome_ct_tiny\nmodel: [\n  patch_size: 5\nlabels: [liver]\n")
-    with pytest.raises(InputError, match="got '?:?.*, line 4, column 7$|line 4, column 7") as caught:
+    with pytest.raises(InputError, match="line 4, column 7") as caught:
         load_run_config(tmp_path / "bad.yaml", [])
     assert "expected ',' or ']'" in caught.value.what
     (tmp_path / "bad.yaml").write_text("train:\n\tsteps: 4\n")

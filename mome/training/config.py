@@ -195,7 +195,7 @@ class RunConfig:
         lora: Adapters that are trained in the place of the experts' weights.
         model: Replaces parts and sizes of the preset, as in `{experts: swiglu(n=8), dim: 32}`.
         processor: Replaces settings of the processor, as in `{spacing: [2, 2, 2]}` (mm), which is that of `init`, else
-            the preset's. The overlap of tiles is not that of `init`, because it was chosen for other weights.
+            the preset's. `overlap` and `extend_mm` are not those of `init`, because they were chosen for other weights.
         labels: Names of the structures to train.
         bank: Whose text embeddings the checkpoint stores: `table` (every label of the class table, so that each can be
             prompted without the text tower) or `trained` (only `labels`).

@@ -31,7 +31,10 @@ def build_model(run: RunConfig) -> tuple[MoME, MoMEProcessor]:
 
 
 def build_model_of_init(run: RunConfig) -> tuple[MoME, MoMEProcessor, frozenset[str]]:
-    """Returns what `build_model` does, and the labels that the weights of `run.init` were trained on."""
+    """Returns what `build_model` does, and the labels that the weights of `run.init` were trained on.
+
+    There are none with `text_rows: new`: the weights know the labels by the rows that are replaced.
+    """
     base = preset(run.preset)["model"]
     _check_labels(run)
     torch.manual_seed(run.train.seed)
@@ -45,7 +48,7 @@ def build_model_of_init(run: RunConfig) -> tuple[MoME, MoMEProcessor, frozenset[
         from mome.modeling import MoME
 
         model = MoME.from_pretrained(run.init, loss=run.loss, **run.model)
-        known = frozenset(model.config.trained_labels)
+        known = frozenset(model.config.trained_labels if run.text_rows == "kept" else ())
         model.relabel(_bank_labels(run, model.config.text_encoder, list(model.config.labels)), trained)
     model.processor = build_processor(run, None if run.init is None else model.loaded_processor)
     return model, model.processor, known
