@@ -8,9 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from driven_browser import DrivenBrowser
 from server_process import TOKEN, Server
+from small_models import small
 from small_scans import patient_bytes
+
+from mome.processing import MoMEProcessor
 
 for package in ("fastapi", "uvicorn", "python_multipart"):
     pytest.importorskip(package, reason="the server needs mome[serve]")
@@ -72,6 +76,30 @@ def test_a_scan_is_segmented_and_shown(server: Server, browser: DrivenBrowser, t
     refusals = ("401", "422")  # the browser notes them on its console
     assert [error for error in browser.errors if not any(code in error for code in refusals)] == []
     assert "Eisenbart" not in server.log.read_text()
+
+
+@pytest.mark.wide
+@pytest.mark.timeout(300)
+def test_the_labels_of_a_group_have_one_note(browser: DrivenBrowser, tmp_path: Path) -> None:
+    """The page counts the notes of a job, and lists each once."""
+    model = small(labels=["kidney_left", "kidney_right"], trained_labels=[])
+    model.text_bank.set(torch.randn(2, 12, generator=torch.Generator().manual_seed(0)))
+    model.save_pretrained(tmp_path / "model")
+    MoMEProcessor(spacing=[8, 8, 8]).save_pretrained(tmp_path / "model")
+    (tmp_path / "scan.nii.gz").write_bytes(gzip.compress(patient_bytes(), 1))
+    part = "document.querySelector('[data-server={}]')".format
+    server = Server(tmp_path / "model", tmp_path / "server", token=None)
+    try:
+        browser.open(f"http://127.0.0.1:{server.port}/")
+        browser.until(f"!{part('request')}.hidden")
+        browser.choose("[data-server=files]", tmp_path / "scan.nii.gz")
+        browser.run(f"{part('prompts')}.value = 'kidneys'; {part('start')}.click()")
+        browser.until("document.documentElement.dataset.state === 'ready'")
+        said = browser.run(f"{part('list')}.querySelector('.state').textContent")
+        listed = browser.run("document.querySelectorAll('.warning').length")
+    finally:
+        server.stop()
+    assert said.startswith("2 structures, ") and said.endswith(" 1 note") and listed == 1, (said, listed)
 
 
 @pytest.mark.wide

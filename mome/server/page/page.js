@@ -219,7 +219,9 @@
     if (job.state === "done") {
       const seconds = (job.finished - job.started).toFixed(1);
       const count = job.result.structures.length;
-      const said = job.result.structures.filter(({ warning }) => warning).length + job.result.notes.length;
+      // The labels of a group have one warning in common.
+      const warnings = new Set(job.result.structures.map(({ warning }) => warning).filter(Boolean));
+      const said = warnings.size + job.result.notes.length;
       entry.state.textContent = [`${count} ${count === 1 ? "structure" : "structures"}`, `${seconds} s`,
         said ? `${said} ${said === 1 ? "note" : "notes"}` : ""].filter(Boolean).join(", ");
       entry.buttons.append(button("Show", () => show(job.id, entry).catch((error) => tell(error.message, true))));
