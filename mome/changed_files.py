@@ -109,9 +109,10 @@ def write_checksums(folder: str | Path) -> None:
     if (files := weight_files(str(folder), {})) is not None:
         sums[WEIGHTS] = weights_sum(files)
     _write(folder / CONFIG_FILE, {**config, CHECKSUMS: sums}, indent=2)
-    labels = {} if lacks_labels(folder) else read_json_object(folder / LABELS_FILE)
-    if _names(labels) != _names_of_config(config):
-        labels = stored_labels(*_names_of_config(config))
+    names = _names_of_config(config)
+    labels = stored_labels(*names) if lacks_labels(folder) else read_json_object(folder / LABELS_FILE)
+    if _names(labels) != names:
+        labels = stored_labels(*names)
     values = {key: value for key, value in labels.items() if key != CHECKSUMS}
     _write(folder / LABELS_FILE, {**values, CHECKSUMS: sums_of(values)}, indent=1)
     if (folder / PROCESSOR_FILE).is_file():

@@ -59,8 +59,9 @@ class MoMEProcessor(ImageProcessingMixin):
         overlap: The share of a tile that its neighbour covers too, 0 to 0.9, which `Segmenter` takes unless it is told
             otherwise. Less overlap means fewer tiles and less time; how much a model needs has to be measured.
         extend_mm: How far a scan is continued beyond its upper and lower end before it is segmented, with copies of its
-            last planes, 0 to 200 mm. Networks that saw organs whole find them better where a scan cuts them off; a
-            scan that is put upright is not continued. Training does not use it.
+            last planes, 0 to 200 mm; it is rounded to whole planes of the network. Networks that saw organs whole find
+            them better where a scan cuts them off; a scan that is put upright is not continued. Training does not use
+            it.
 
     Settings are also checked when they are set later, so that a typo cannot move a model to another grid unnoticed.
 

@@ -75,6 +75,14 @@ def test_a_model_without_its_labels_file(folder: Path, capsys: pytest.CaptureFix
     assert "labels.json" not in capsys.readouterr().out
 
 
+def test_the_labels_file_of_a_model_without_labels(tmp_path: Path) -> None:
+    small(labels=[]).save_pretrained(tmp_path)
+    before = (tmp_path / "labels.json").read_text()
+    (tmp_path / "labels.json").unlink()
+    assert main(["checksum", str(tmp_path), "--write"]) == 0
+    assert json.loads((tmp_path / "labels.json").read_text()) == json.loads(before)
+
+
 def refused(words: str, load: Callable[[], Any]) -> None:
     with pytest.raises(InputError, match=f"changed after it was saved: .*{words}") as caught:
         load()
