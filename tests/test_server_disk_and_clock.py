@@ -190,6 +190,11 @@ def test_hints_speak_of_fields() -> None:
     told = {
         "give the folder, or write NIfTI: --writer nifti": "give the folder, or write NIfTI: output=nifti",
         "choose one: --series 1, in Python dicom=DicomOptions(series=1); mome info lists them": "choose one: series=1",
+        "give the folder of the DICOM series, or write NIfTI: --writer nifti": "upload the files of the DICOM series, "
+        "or write NIfTI: output=nifti",
+        "give the folder that holds the whole series": "upload all files of the series",
+        "a larger --memory, a machine with more memory, or a part of the scan": "a machine with more memory, or a part "
+        "of the scan",
         "mome info lists them": None,
         "choose one from 0 to 3: mome segment --frame 0, in Python frame=0": "choose one from 0 to 3: frame=0",
         "leave out --series (in Python DicomOptions.series)": "leave out series",
