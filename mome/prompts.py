@@ -71,7 +71,8 @@ def understand(texts: list[str], model: MoME) -> list[Prompt]:
         first_new = next((name for name in names if name not in earlier), None)
         about_text = [resolved.warning] if resolved.warning else []
         untrained = [name for name in names if name not in model.config.trained_labels]
-        not_trained = [_not_trained(untrained, model, shows_labels=not has_shown_labels)] if untrained else []
+        shows_labels = not has_shown_labels
+        not_trained = [_not_trained(untrained, len(names), model, shows_labels=shows_labels)] if untrained else []
         has_shown_labels = has_shown_labels or bool(untrained)
         for name in names:
             trained = name not in untrained
@@ -82,10 +83,11 @@ def understand(texts: list[str], model: MoME) -> list[Prompt]:
     return list({prompt.name: prompt for prompt in reversed(prompts)}.values())[::-1]
 
 
-def _not_trained(names: list[str], model: MoME, *, shows_labels: bool) -> str:
-    """The warning about labels of one text that the model was not trained on."""
+def _not_trained(names: list[str], of: int, model: MoME, *, shows_labels: bool) -> str:
+    """The warning about labels of one text, which names `of` labels, that the model was not trained on."""
     shown = [repr(name) for name in names]
-    listed = ", ".join(shown) if len(names) <= 3 else f"{shown[0]}, …, {shown[-1]} ({len(names)} labels)"
+    count = f"{of} labels" if len(names) == of else f"{len(names)} of {of} labels"
+    listed = ", ".join(shown) if len(names) <= 3 else f"{shown[0]}, …, {shown[-1]} ({count})"
     others = {bundled_model_of(name) for name in names}
     better = f" (the bundled {others.pop()} was)" if len(others) == 1 and None not in others else ""
     known = ", ".join(model.config.trained_labels) or "nothing: its weights are random"

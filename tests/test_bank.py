@@ -43,6 +43,9 @@ def test_the_labels_of_a_group_have_one_warning() -> None:
         warnings[0]
     )
     assert [prompt.name for prompt in ribs if prompt.trained] == ["kidney_left"]
+    model = small(labels=["liver", "rib_left_5"], trained_labels=["rib_left_5"])
+    (warning,) = {prompt.warning for prompt in understand(["ribs"], model) if not prompt.trained}
+    assert "'rib_left_1', …, 'rib_right_12' (23 of 24 labels)" in str(warning)  # not all between the two
 
 
 def test_a_bundled_model_that_knows_the_structure_is_named() -> None:
