@@ -59,9 +59,9 @@ class MoMEProcessor(ImageProcessingMixin):
         overlap: The share of a tile that its neighbour covers too, 0 to 0.9, which `Segmenter` takes unless it is told
             otherwise. Less overlap means fewer tiles and less time; how much a model needs has to be measured.
         extend_mm: How far a scan is continued beyond its upper and lower end before it is segmented, with copies of its
-            last planes, 0 to 200 mm; it is rounded to whole planes of the network. Networks that saw organs whole find
-            them better where a scan cuts them off; a scan that is put upright is not continued. Training does not use
-            it.
+            last planes, 0 to 200 mm, rounded to whole planes of the network. Networks that saw organs whole find them
+            better where a scan cuts them off. Around a turned scan that is put upright, the copies fill what the
+            network's grid shows beyond its ends. Training does not use it.
 
     Settings are also checked when they are set later, so that a typo cannot move a model to another grid unnoticed.
 
@@ -212,32 +212,24 @@ class MoMEProcessor(ImageProcessingMixin):
         make = upright_grid if rotation_degrees(grid) > LARGEST_ROTATION_DEG else network_grid
         return make(grid, spacing=(x, y, z), orientation=self.orientation)
 
-    def extended(self, network: Grid, scan: Grid) -> Grid:
-        """Returns the network grid of a scan, continued by `extend_mm` beyond the scan's upper and lower end.
+    def extended(self, network: Grid) -> Grid:
+        """Returns a network grid that is continued by `extend_mm` at its upper and lower end.
 
         Args:
-            network: What `network_grid` returned. Where its axes are not parallel to those of the scan, it is returned
-                as it is.
-            scan: The scan's grid.
+            network: What `network_grid` returned, or a part of it.
 
         Raises:
             InputError: It is larger than `mome.volumes` allows.
         """
-        from mome.volumes.axis_sampling import parallel_axes
         from mome.volumes.sizes import check_size
 
-        if not self.extend_mm or parallel_axes(scan, network) is None:
+        if not self.extend_mm:
             return network
-        axis = self._axis_of_height
+        axis = next(axis for axis, letter in enumerate(self.orientation) if letter in "SI")
         planes = round(self.extend_mm / network.spacing[axis])
         grid = network.crop(axis, -planes, network.shape[axis] + planes)
         check_size(grid.shape, what="the network's grid of the scan", hint="a part of the scan, or a smaller extend_mm")
         return grid
-
-    @property
-    def _axis_of_height(self) -> int:
-        """The axis of the network grid that runs from the feet to the head, or back."""
-        return next(axis for axis, letter in enumerate(self.orientation) if letter in "SI")
 
     def window(self, hu: Tensor) -> Tensor:
         """Maps HU to [0, 1]; any shape."""
@@ -252,12 +244,12 @@ class MoMEProcessor(ImageProcessingMixin):
             part: A part of the network grid, or of what `extended` makes of it, which is returned instead of the whole.
         """
         from mome.volumes import resample
-        from mome.volumes.axis_sampling import parallel_axes
+        from mome.volumes.orientation import closest_axes
 
         target = self.network_grid(volume.grid) if part is None else part
         array = torch.as_tensor(volume.array, dtype=torch.float32)
-        is_extended = bool(self.extend_mm) and parallel_axes(volume.grid, target) is not None
-        repeat = self._axis_of_height if is_extended else None
+        heights = [axis for axis, (world, _) in enumerate(closest_axes(volume.affine)) if world == 2]
+        repeat = heights[0] if self.extend_mm else None
         hu = resample(array, volume.grid, target, mode="linear", fill=self.padding_hu, repeat=repeat)
         return self.window(hu)[None, None], target
 

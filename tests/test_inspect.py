@@ -10,6 +10,7 @@ import pytest
 import throwaway_parts
 import torch
 from matplotlib import image as mpl_image
+from scipy.spatial.transform import Rotation
 from small_models import small
 from small_scans import save_patient
 
@@ -89,6 +90,19 @@ def test_copies_beyond_the_scan_count_in_no_region(orientation: str, step: float
     assert counts[0][0] == np.prod(processor.network_grid(scan.grid).shape)
     assert counts[1][0] == counts[0][0]
     assert 0.4 * counts[0][0] < counts[0][1] <= counts[1][1] <= counts[1][0]  # part of the last plane is a copy, too
+
+
+def test_copies_beyond_a_turned_scan_count_in_no_region() -> None:
+    turned = np.eye(4)
+    turned[:3, :3] = Rotation.from_euler("x", 25, degrees=True).as_matrix()
+    scan = Volume(np.full((30, 28, 7), 40, np.float32), turned @ np.diag([4.0, 4, 5, 1]))
+    processor = MoMEProcessor(spacing=[4.0] * 3, extend_mm=40)
+    array, network = processor.to_network(scan, scan_grid(scan, processor))
+    regions = Regions(array[0, 0], network, {}, scan.grid)
+    tiles = owned_tiles(network.shape, (16, 16, 16), 0.5)
+    found = sum(regions.count_on_map(regions.names, tile, (1, 1, 1), (16, 16, 16)) for tile in tiles).flatten()
+    assert (array > 0).sum() > 2 * found[1]
+    assert found.tolist() == pytest.approx([scan.array.size * 80 / 64] * 2, rel=0.03)  # of 80 and of 64 mm³
 
 
 def test_one_tile_agrees_with_the_model(ct: Path) -> None:

@@ -193,8 +193,8 @@ def test_hints_speak_of_fields() -> None:
         "give the folder of the DICOM series, or write NIfTI: --writer nifti": "upload the files of the DICOM series, "
         "or write NIfTI: output=nifti",
         "give the folder that holds the whole series": "upload all files of the series",
-        "a larger --memory, a machine with more memory, or a part of the scan": "a machine with more memory, or a part "
-        "of the scan",
+        "a larger --memory (this process holds 1.2 GB already), a machine with more memory, or a part of the scan": "a "
+        "machine with more memory, or a part of the scan",
         "mome info lists them": None,
         "choose one from 0 to 3: mome segment --frame 0, in Python frame=0": "choose one from 0 to 3: frame=0",
         "leave out --series (in Python DicomOptions.series)": "leave out series",

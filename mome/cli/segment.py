@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mome.atomic import check_output_folder
+from mome.cli.long_scans import LongScans
 from mome.cli.parser import given_path, output_folder
 from mome.cli.result_options import add_result_options, file_kinds, segmenter_options
 from mome.cli.segment_plan import print_plans
@@ -102,6 +103,13 @@ def run(args: argparse.Namespace) -> int:
             if not args.json and not (entry["status"] == "failed" and len(args.inputs) == 1 and args.jobs is None):
                 _print_study(entry, args.out, bar.console, printed)
 
+        long_scans = LongScans(lambda line: console.print(line, highlight=False, soft_wrap=True))
+
+        def on_progress(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+            if not args.json and not console.is_terminal:
+                long_scans.progress(done, total)
+
         prompts = job_prompts(args.jobs, args.prompt) if args.jobs else args.prompt
         chosen = Choice(args.model, None) if args.model else choose_model(prompts)
         segmenter = Segmenter(
@@ -132,7 +140,7 @@ def run(args: argparse.Namespace) -> int:
             overwrite=args.overwrite,
             frame=args.frame,
             dicom=dicom,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=on_progress,
             on_done=on_done,
             debug=args.debug,
             statistics=args.statistics,

@@ -141,7 +141,8 @@ def fitting_plan(
     raise InputError(
         f"the scan of {sides} voxels needs {as_text(needed)} of memory, one prompt at a time; {left} are left",
         where=where,
-        hint="a larger --memory, a machine with more memory, or a part of the scan",
+        hint=f"a larger --memory (this process holds {as_text(process_bytes())} already), a machine with more memory, "
+        "or a part of the scan",
     )
 
 

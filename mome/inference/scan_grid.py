@@ -28,7 +28,7 @@ def scan_grid(volume: Volume, processor: MoMEProcessor) -> Grid:
     What is cut off is air, and pieces of less than 50 ml, at least 12 mm beside everything else. A scan that holds
     nothing but air, and one whose air is noisy, keep the whole grid.
 
-    Any other scan is continued at its upper and lower end as the processor says (`MoMEProcessor.extended`).
+    Both are continued at their upper and lower end as the processor says (`MoMEProcessor.extended`).
 
     Args:
         volume: The scan in HU.
@@ -39,7 +39,7 @@ def scan_grid(volume: Volume, processor: MoMEProcessor) -> Grid:
     """
     grid = processor.network_grid(volume.grid)
     if parallel_axes(grid, volume.grid) is not None:
-        return processor.extended(grid, volume.grid)
+        return processor.extended(grid)
     mask, to_volume = coarse_mask(volume, _AIR_HU)
     edge = np.argwhere(mask & ~ndimage.binary_erosion(mask))
     if not len(edge):
@@ -52,4 +52,4 @@ def scan_grid(volume: Volume, processor: MoMEProcessor) -> Grid:
     low, high = places.min(axis=0) - reach, places.max(axis=0) + reach
     for axis, side in enumerate(grid.shape):
         grid = grid.crop(axis, max(0, int(np.floor(low[axis]))), min(side, int(np.ceil(high[axis])) + 1))
-    return grid
+    return processor.extended(grid)

@@ -32,8 +32,7 @@ class Regions:
     def __init__(self, volume: Tensor, network: Grid, masks: Mapping[str, np.ndarray], scan: Grid) -> None:
         self.volume = volume
         self.names = [SCAN, BODY, *masks]
-        self._scan = torch.zeros(network.shape, dtype=torch.bool)
-        self._scan[_planes_of(scan, network)] = True
+        self._scan = _holds_scan(scan, network)
         self._boxes = {name: _boxed(resample(mask, scan, network) > 0.5) for name, mask in masks.items()}
 
     def voxels(self, name: str, tile: Tile) -> Tensor:
@@ -74,15 +73,20 @@ class Regions:
         return torch.stack(counts)
 
 
-def _planes_of(scan: Grid, network: Grid) -> tuple[slice, ...]:
-    """The planes of the network grid that hold a part of the scan, along each axis; all where the grids are oblique."""
+def _holds_scan(scan: Grid, network: Grid) -> Tensor:
+    """Returns which voxels of the network grid hold a part of the scan; of an oblique grid, whose centres lie in it."""
+    samplings = parallel_axes(network, scan)
+    if samplings is None:
+        return resample(torch.ones(scan.shape), scan, network, mode="nearest") > 0.5
     planes = [slice(0, side) for side in network.shape]
-    for sampling in parallel_axes(network, scan) or ():
+    for sampling in samplings:
         half = abs(sampling.step) / 2
         # Rounded headers must not add a plane, as in `network_grid`.
         first, last = sampling.at.min() - half + 0.5 + 1e-3, sampling.at.max() + half - 0.5 - 1e-3
         planes[sampling.source_axis] = slice(max(0, math.floor(first)), math.ceil(last) + 1)
-    return tuple(planes)
+    holds = torch.zeros(network.shape, dtype=torch.bool)
+    holds[tuple(planes)] = True
+    return holds
 
 
 def _boxed(inside: Tensor) -> tuple[list[int], Tensor]:

@@ -12,7 +12,7 @@ _REPLACED = (
     (re.compile(r"mome list labels"), "the labels of GET /capabilities"),
     (re.compile(r"give the folder of the DICOM series"), "upload the files of the DICOM series"),
     (re.compile(r"give the folder that holds the whole series"), "upload all files of the series"),
-    (re.compile(r"a larger --memory, "), ""),
+    (re.compile(r"a larger --memory(?: \([^()]*\))?, "), ""),
     (re.compile(r"--writer (\w+)"), r"output=\1"),
     (re.compile(r"(?:mome segment )?--(frame|series) (\w+)"), r"\1=\2"),
     (re.compile(r"--(frame|series)\b"), r"\1"),

@@ -43,14 +43,13 @@ def resample(
         fill: The value outside `source`. Up to half a voxel beyond the outer voxel centres the border value is used.
         antialias: Smooth first along axes whose voxels become larger by more than a factor of 1.2. The filter is a
             Gaussian; its variance is the difference of the variances of boxes of the two voxel sizes (our choice).
-        repeat: The target axis along which the border value is used at any distance beyond `source`. The axes of both
-            grids must be parallel.
+        repeat: The axis of `source` along which the border value is used at any distance beyond it.
 
     Returns:
         (*target.shape) or (channels, *target.shape), float32 (float64 for float64), on the array's device.
 
     Raises:
-        ValueError: `mode` is neither of the two, or `repeat` is given and the grids are oblique to each other.
+        ValueError: `mode` is neither of the two.
     """
     # A flipped numpy view has negative strides, which torch does not support.
     x = torch.as_tensor(np.ascontiguousarray(array) if isinstance(array, np.ndarray) else array)
@@ -60,10 +59,8 @@ def resample(
     single = x.ndim == 3
     x = x[None] if single else x
     samplings = parallel_axes(source, target)
-    if samplings is None and repeat is not None:
-        raise ValueError("planes of a grid that is oblique to the target's cannot be repeated")
     if samplings is None:
-        out = _oblique(x, source, target, mode, fill, antialias)
+        out = _oblique(x, source, target, mode, fill, antialias, repeat)
     else:
         out = _separable(x, target, samplings, mode, fill, antialias, repeat)
     return out[0] if single else out
@@ -76,7 +73,7 @@ def _separable(
     x = x.permute(0, *(1 + sampling.source_axis for sampling in samplings))
     positions = [sampling.at for sampling in samplings]
     outside = [
-        torch.as_tensor(sampling.outside & (axis != repeat), device=x.device) for axis, sampling in enumerate(samplings)
+        torch.as_tensor(sampling.outside & (sampling.source_axis != repeat), device=x.device) for sampling in samplings
     ]
     steps = [abs(sampling.step) for sampling in samplings]
     blurs = [step if antialias and mode == "linear" and step > 1.2 else None for step in steps]
@@ -155,7 +152,9 @@ def _along(x: Tensor, axis: int, at: np.ndarray, mode: str) -> Tensor:
     return torch.lerp(lower, x.index_select(axis, high), fraction)
 
 
-def _oblique(x: Tensor, source: Grid, target: Grid, mode: str, fill: float, antialias: bool) -> Tensor:
+def _oblique(
+    x: Tensor, source: Grid, target: Grid, mode: str, fill: float, antialias: bool, repeat: int | None
+) -> Tensor:
     """Resamples with `grid_sample`, block by block: of the source, a block smooths only the box that it reads."""
     matrix = np.linalg.inv(source.affine) @ target.affine
     # For every source axis, the longest step on it that one target voxel makes, along any target axis.
@@ -164,13 +163,13 @@ def _oblique(x: Tensor, source: Grid, target: Grid, mode: str, fill: float, anti
     margins = [1 if blur is None else 1 + _reach(blur) for blur in blurs]
     out = x.new_full((x.shape[0], *target.shape), fill)
     for block in blocks(target.shape, _OBLIQUE_SIDE):
-        box, is_inside = _box_read(matrix, block, source.shape, margins)
+        box, is_inside = _box_read(matrix, block, source.shape, margins, repeat)
         if any(a >= b for a, b in box):
             continue
         part = x[(slice(None), *(slice(a, b) for a, b in box))]
         for axis, blur in enumerate(blurs):
             part = part if blur is None else _smooth(part, axis + 1, blur)
-        unit_IJK3, outside = _places(matrix, block, box, source.shape, x)
+        unit_IJK3, outside = _places(matrix, block, box, source.shape, x, repeat)
         values = F.grid_sample(
             part[None],
             unit_IJK3[None],
@@ -191,7 +190,7 @@ def blocks(shape: Sequence[int], side: int) -> Iterator[list[tuple[int, int]]]:
 
 
 def _box_read(
-    matrix: np.ndarray, block: list[tuple[int, int]], shape: Sequence[int], margins: Sequence[int]
+    matrix: np.ndarray, block: list[tuple[int, int]], shape: Sequence[int], margins: Sequence[int], repeat: int | None
 ) -> tuple[list[tuple[int, int]], bool]:
     """Returns the box of the source that a block of the target reads, and whether all of the block lies inside.
 
@@ -200,10 +199,13 @@ def _box_read(
         block: First and last + 1 target voxel along each axis.
         shape: Voxels of the source.
         margins: Source voxels that are read beyond the positions along each axis.
+        repeat: The source axis that has no outside; a block beyond its ends reads the outer voxel.
     """
     corners = np.array([[*corner, 1.0] for corner in product(*((a, b - 1) for a, b in block))])
     places = (corners @ matrix.T)[:, :3]
     low, high = places.min(axis=0), places.max(axis=0)
+    if repeat is not None:
+        low[repeat], high[repeat] = np.clip([low[repeat], high[repeat]], 0, shape[repeat] - 1)
     box = [
         (max(0, int(np.floor(a)) - margin), min(side, int(np.ceil(b)) + margin + 1))
         for a, b, margin, side in zip(low, high, margins, shape, strict=True)
@@ -212,12 +214,17 @@ def _box_read(
 
 
 def _places(
-    matrix: np.ndarray, block: list[tuple[int, int]], box: list[tuple[int, int]], shape: Sequence[int], like: Tensor
+    matrix: np.ndarray,
+    block: list[tuple[int, int]],
+    box: list[tuple[int, int]],
+    shape: Sequence[int],
+    like: Tensor,
+    repeat: int | None,
 ) -> tuple[Tensor, Callable[[], Tensor]]:
     """Returns where the voxels of a block lie in a box of the source, in the units of `grid_sample`.
 
     Args:
-        matrix, block, shape: As for `_box_read`.
+        matrix, block, shape, repeat: As for `_box_read`.
         box: First and last + 1 source voxel along each axis.
         like: Type and device of the result.
 
@@ -234,7 +241,10 @@ def _places(
 
     def outside() -> Tensor:
         faces = torch.from_numpy(np.stack([-2 * firsts, 2 * (np.asarray(shape) - firsts)]) / sides - 1).to(like).flip(1)
-        return ((unit_IJK3 < faces[0]) | (unit_IJK3 > faces[1])).any(-1)
+        beyond = (unit_IJK3 < faces[0]) | (unit_IJK3 > faces[1])
+        if repeat is not None:
+            beyond[..., 2 - repeat] = False
+        return beyond.any(-1)
 
     return unit_IJK3, outside
 
