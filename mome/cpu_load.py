@@ -32,7 +32,7 @@ class CpuLoad:
         end = _counts()
         if self._start is None or end is None or end[0] - self._start[0] < _SHORTEST_S:
             return None
-        seconds, busy, own = (now - then for now, then in zip(end, self._start, strict=True))
+        seconds, busy, own = (last - first for first, last in zip(self._start, end, strict=True))
         return len(os.sched_getaffinity(0)) - max(0.0, busy - own) / seconds
 
 

@@ -248,8 +248,8 @@ class MoMEProcessor(ImageProcessingMixin):
 
         target = self.network_grid(volume.grid) if part is None else part
         array = torch.as_tensor(volume.array, dtype=torch.float32)
-        heights = [axis for axis, (world, _) in enumerate(closest_axes(volume.affine)) if world == 2]
-        repeat = heights[0] if self.extend_mm else None
+        upwards = next(axis for axis, (world, _) in enumerate(closest_axes(volume.affine)) if world == 2)
+        repeat = upwards if self.extend_mm else None
         hu = resample(array, volume.grid, target, mode="linear", fill=self.padding_hu, repeat=repeat)
         return self.window(hu)[None, None], target
 

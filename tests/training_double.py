@@ -41,6 +41,6 @@ if __name__ == "__main__":
     records, rank = Path(sys.argv[1]), os.environ.get("RANK", "0")
     records.mkdir(parents=True, exist_ok=True)
     (records / f"{rank}.pid").write_text(str(os.getpid()))
-    loop.build_model_of_init = build_double  # type: ignore[assignment]
-    validation.stream_logits = recorded(records / f"{rank}.validated")  # type: ignore[assignment]
+    loop.build_model_of_init = build_double
+    validation.stream_logits = recorded(records / f"{rank}.validated")
     sys.exit(main(sys.argv[2:]))
