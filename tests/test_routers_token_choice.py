@@ -15,6 +15,7 @@ from mome.errors import InputError
 from mome.map_context import DEFAULT_CONTEXT
 from mome.registry import ROUTERS
 from mome.routers.base import Router
+from mome.routers.choice import chosen_experts
 from mome.routers.losses import load_balance_loss
 
 DIM, SHAPE = 6, (2, 2, 3, 2, 6)
@@ -320,3 +321,27 @@ def test_half_precision_and_autocast_route_in_float32(spec: str) -> None:
 def test_impossible_arguments_are_refused_when_built(spec: str, experts: int, words: str) -> None:
     with pytest.raises(InputError, match=words):
         ROUTERS.build(spec, dim=DIM, num_experts=experts)
+
+
+@pytest.mark.parametrize(
+    ("spec", "experts", "k"),
+    [
+        ("topk(k=1)", 4, 1), ("topk(k=2)", 4, 2), ("topk(k=6)", 8, 6), ("switch", 4, 1), ("noisy_topk(k=2)", 4, 2),
+        ("sigmoid(k=3)", 4, 3), ("sinkhorn(k=2)", 4, 2), ("hierarchical(groups=2, k=2)", 6, 2),
+        ("group_limited(k=2, groups=2)", 4, 2),
+    ],
+)  # fmt: skip
+def test_of_equal_scores_the_lower_experts_are_chosen(spec: str, experts: int, k: int) -> None:
+    """A token of zeros has the same score for every expert; the choice must not depend on the device."""
+    router = build(spec, experts)
+    if hasattr(router, "bias"):
+        router.bias.bias_E.zero_()
+    routing = router(torch.zeros(SHAPE), DEFAULT_CONTEXT)
+    assert routing.ids_TK.tolist() == TOKENS * [list(range(k))]
+
+
+@pytest.mark.parametrize("k", [1, 2, 4, 5, 9])
+def test_choice_of_experts_beside_a_stable_sort(k: int) -> None:
+    """Few different scores, so that most tokens have ties; the sort of Python keeps the order of equal scores."""
+    scores = torch.randint(3, (40, 9), generator=torch.Generator().manual_seed(k)).float()
+    assert chosen_experts(scores, k).tolist() == [best(row, k) for row in scores.tolist()]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mome.errors import InputError
 from mome.routers.base import Router
+from mome.routers.choice import chosen_experts
 from mome.routers.gate import float32_linear
 from mome.routers.losses import WeightedLosses
 from mome.routers.routing import TokenChoice, count_assignments
@@ -77,9 +78,6 @@ def softmax_over_experts(logits_TE: Tensor) -> Tensor:
 
 
 def best_experts(scores_TE: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k best scores of every token and their experts, each (T, k), best first."""
-    if k == 1:  # a maximum takes less than half the time of a top-k
-        best_T1, ids_T1 = scores_TE.max(dim=-1, keepdim=True)
-        return best_T1, ids_T1
-    best_TK, ids_TK = scores_TE.topk(k, dim=-1)
-    return best_TK, ids_TK
+    """The k best scores of every token and their experts, each (T, k), as `chosen_experts` orders them."""
+    ids_TK = chosen_experts(scores_TE, k)
+    return scores_TE.gather(-1, ids_TK), ids_TK

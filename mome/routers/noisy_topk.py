@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from mome.errors import InputError
 from mome.map_context import MapContext
 from mome.routers.gate import float32_linear
-from mome.routers.linear_router import LinearRouter, softmax_over_experts
+from mome.routers.linear_router import LinearRouter, best_experts, softmax_over_experts
 from mome.routers.routing import TokenChoice
 
 # The noise keeps this standard deviation where softplus vanishes, so that the load loss stays finite (our choice).
@@ -64,7 +64,7 @@ class NoisyTopKRouter(LinearRouter):
         if self.training:
             scale_TE = F.softplus(float32_linear(x_TC, self.noise_weight_EC)) + _LEAST_NOISE
             noisy_TE = logits_TE + torch.randn(logits_TE.shape, device=logits_TE.device) * scale_TE
-        best_TK, ids_TK = noisy_TE.topk(self.k, dim=-1)
+        best_TK, ids_TK = best_experts(noisy_TE, self.k)
         probabilities_TE = softmax_over_experts(logits_TE)
         return self.token_choice(
             probabilities_TE,
