@@ -40,6 +40,9 @@ python benchmarks/bundle.py runs/mome_ct_tiny/model --name mome-ct-tiny
 python benchmarks/timed_training.py examples/configs/mome_ct_tiny_2.yaml --seconds 104 --workers 12 \\
   --set train.out=runs/mome_ct_tiny
 python benchmarks/bundle.py runs/mome_ct_tiny/model --name mome-ct-tiny --overlap 0.25
+# again, from these weights: 3,113 steps of eight patches
+python benchmarks/timed_training.py examples/configs/mome_ct_tiny_3.yaml --seconds 270 --workers 6
+python benchmarks/bundle.py runs/mome_ct_tiny_3/model --name mome-ct-tiny --overlap 0.25
 mome segment $MOME_TEST_DATA/openkbp/val/images -m mome-ct-tiny -o runs/val_mome \\
   -p spinal_cord -p brainstem -p esophagus -p parotid_gland_left -p parotid_gland_right -p mandible -p larynx
 

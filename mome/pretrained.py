@@ -48,7 +48,7 @@ PRETRAINED: dict[str, dict[str, Weights]] = {
         ),
         "torso": Weights(
             folder="mome-ct-torso-tiny",
-            summary="synthetic CT of four anatomies and two real CT, sixteen structures of the torso",
+            summary="synthetic CT of four anatomies and two real CT, seventeen structures of the torso",
             licence="Apache-2.0",
         ),
     },
