@@ -18,6 +18,8 @@ def section(data: dict[str, Any]) -> str:
     """The tables of one device."""
     versions = ", ".join(f"{name} {version}" for name, version in data["versions"].items())
     lines = [f"## {data['device']}", f"Driver {data.get('driver')}, {versions}, MONAI {data.get('monai')}.", ""]
+    if len({step.get("source") for step in data["steps"].values()}) > 1:
+        lines += ["The steps belong to several states of the code (`source` in the JSON file).", ""]
     lines += [
         "| training | step (ms) | forward | backward | optimiser | MiB | tokens / s | inference (ms) |",
         "|---" * 8 + "|",

@@ -15,7 +15,7 @@ from mome.errors import InputError
 from mome.map_context import DEFAULT_CONTEXT
 from mome.registry import ROUTERS
 from mome.routers.base import Router
-from mome.routers.choice import chosen_experts
+from mome.routers.choice import ids_of_best
 from mome.routers.losses import load_balance_loss
 
 DIM, SHAPE = 6, (2, 2, 3, 2, 6)
@@ -344,4 +344,4 @@ def test_of_equal_scores_the_lower_experts_are_chosen(spec: str, experts: int, k
 def test_choice_of_experts_beside_a_stable_sort(k: int) -> None:
     """Few different scores, so that most tokens have ties; the sort of Python keeps the order of equal scores."""
     scores = torch.randint(3, (40, 9), generator=torch.Generator().manual_seed(k)).float()
-    assert chosen_experts(scores, k).tolist() == [best(row, k) for row in scores.tolist()]
+    assert ids_of_best(scores, k).tolist() == [best(row, k) for row in scores.tolist()]

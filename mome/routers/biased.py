@@ -11,7 +11,7 @@ from mome.errors import InputError
 from mome.map_context import MapContext
 from mome.registry import at_least
 from mome.routers.balancing_bias import BalancingBias
-from mome.routers.choice import chosen_experts
+from mome.routers.choice import ids_of_best
 from mome.routers.linear_router import LinearRouter
 from mome.routers.routing import Routing, TokenChoice
 
@@ -45,7 +45,7 @@ class BiasedRouter(LinearRouter):
 
     def choose(self, preferences_TE: Tensor) -> Tensor:
         """The experts (T, K) of each token, from its scores plus the bias."""
-        return chosen_experts(preferences_TE, self.k)
+        return ids_of_best(preferences_TE, self.k)
 
     def forward(self, x_BDHWC: Tensor, context: MapContext) -> TokenChoice:
         logits_TE = self.logits(x_BDHWC.flatten(0, 3))

@@ -5,14 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_MOST_MAXIMA = 4  # up to so many maxima one after the other take less time than a sort
 
-
-def chosen_experts(scores_TE: Tensor, k: int) -> Tensor:
+def ids_of_best(scores_TE: Tensor, k: int) -> Tensor:
     """The k experts of highest score of every token, best first; of equal scores the lower numbers first.
 
     `torch.topk` does not say which of equal scores it takes: a CPU takes others than a GPU does. All experts of a token
-    of zeros have the same score, so that masks would depend on the device.
+    of zeros have the same score, so that masks would depend on the device. For the one or two experts of most routers,
+    maxima one after the other take no longer.
 
     Args:
         scores_TE: Scores (…, E). NaN stands above all others. At least k of a token are above −∞, or NaN.
@@ -22,10 +21,8 @@ def chosen_experts(scores_TE: Tensor, k: int) -> Tensor:
         int64, (…, k).
     """
     scores_TE = scores_TE.detach()
-    if k > _MOST_MAXIMA:
-        return torch.sort(scores_TE, dim=-1, descending=True, stable=True).indices[..., :k]
-    chosen = [scores_TE.max(dim=-1, keepdim=True).indices]  # the first of several maxima, as torch promises
-    while len(chosen) < k:
-        scores_TE = scores_TE.scatter(-1, chosen[-1], -torch.inf)
-        chosen.append(scores_TE.max(dim=-1, keepdim=True).indices)
-    return torch.cat(chosen, dim=-1)
+    best = [scores_TE.max(dim=-1, keepdim=True).indices]  # the first of several maxima, as torch promises
+    while len(best) < k:
+        scores_TE = scores_TE.scatter(-1, best[-1], -torch.inf)
+        best.append(scores_TE.max(dim=-1, keepdim=True).indices)
+    return torch.cat(best, dim=-1)

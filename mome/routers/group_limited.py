@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mome.errors import InputError, did_you_mean
 from mome.routers.biased import BiasedRouter
-from mome.routers.choice import chosen_experts
+from mome.routers.choice import ids_of_best
 
 _SCORES = {"sigmoid": torch.sigmoid, "softmax": lambda logits_TE: logits_TE.softmax(dim=-1)}
 
@@ -62,7 +62,7 @@ class GroupLimitedRouter(BiasedRouter):
         preferences_TGM = preferences_TE.unflatten(-1, (self.groups, -1))
         group_scores_TG = preferences_TGM.topk(2, dim=-1).values.sum(-1)
         kept_TG = torch.zeros_like(group_scores_TG, dtype=torch.bool).scatter(
-            1, chosen_experts(group_scores_TG, self.groups_kept), True
+            1, ids_of_best(group_scores_TG, self.groups_kept), True
         )
         return super().choose(preferences_TGM.masked_fill(~kept_TG[..., None], -torch.inf).flatten(1))
 

@@ -10,7 +10,7 @@ from mome.errors import InputError
 from mome.map_context import MapContext
 from mome.registry import at_least
 from mome.routers.base import Router
-from mome.routers.choice import chosen_experts
+from mome.routers.choice import ids_of_best
 from mome.routers.gate import LinearGate
 from mome.routers.losses import WeightedLosses
 from mome.routers.routing import TokenChoice, count_assignments
@@ -69,7 +69,7 @@ class HierarchicalRouter(Router):
         groups_TG, inner_TGI = group_logits_TG.softmax(dim=-1), logits_TGI.softmax(dim=-1)
         group_T1 = groups_TG.argmax(dim=-1, keepdim=True)
         chosen_TI = inner_TGI.gather(1, group_T1[..., None].expand(-1, 1, self.size))[:, 0]
-        ids_TK = group_T1 * self.size + chosen_experts(chosen_TI, self.k)
+        ids_TK = group_T1 * self.size + ids_of_best(chosen_TI, self.k)
         scores_TE = (groups_TG[..., None] * inner_TGI).flatten(1)
         counts_E = count_assignments(ids_TK, self.num_experts)
         losses = {}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mome.errors import InputError
 from mome.routers.base import Router
-from mome.routers.choice import chosen_experts
+from mome.routers.choice import ids_of_best
 from mome.routers.gate import float32_linear
 from mome.routers.losses import WeightedLosses
 from mome.routers.routing import TokenChoice, count_assignments
@@ -78,6 +78,6 @@ def softmax_over_experts(logits_TE: Tensor) -> Tensor:
 
 
 def best_experts(scores_TE: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k best scores of every token and their experts, each (T, k), as `chosen_experts` orders them."""
-    ids_TK = chosen_experts(scores_TE, k)
+    """The k best scores of every token and their experts, each (T, k), as `ids_of_best` orders them."""
+    ids_TK = ids_of_best(scores_TE, k)
     return scores_TE.gather(-1, ids_TK), ids_TK

@@ -11,7 +11,7 @@ from torch import Tensor
 from mome.errors import InputError
 from mome.map_context import MapContext
 from mome.registry import at_least
-from mome.routers.choice import chosen_experts
+from mome.routers.choice import ids_of_best
 from mome.routers.gate import LinearGate
 from mome.routers.group_router import GroupRouter, logits_by_group
 from mome.routers.routing import TokenChoice, count_assignments
@@ -73,7 +73,7 @@ class SinkhornRouter(GroupRouter):
         logits_GME = logits_by_group(self.gate, x_BDHWC, groups)
         with torch.no_grad():
             plan_GME = sinkhorn(logits_GME, self.iterations) if self.training else logits_GME
-            ids_TK = groups.join(chosen_experts(plan_GME, self.k))
+            ids_TK = groups.join(ids_of_best(plan_GME, self.k))
         logits_TE = groups.join(logits_GME)
         scores_TE = logits_TE.sigmoid() if self.k == 1 else logits_TE.softmax(dim=-1)
         counts_E = count_assignments(ids_TK, self.num_experts)
