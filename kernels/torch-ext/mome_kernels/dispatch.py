@@ -68,8 +68,13 @@ def _kernels(name: str) -> ModuleType:
         ) from error
 
 
+def runs_kernels(x: Tensor) -> bool:
+    """Whether the expert layers of a tensor's device and dtype run as Triton kernels."""
+    return wants_kernels(x) and x.dtype in _KERNEL_DTYPES
+
+
 def _choose(x: Tensor, name: str, torch_module: ModuleType) -> ModuleType:
-    return _kernels(name) if wants_kernels(x) and x.dtype in _KERNEL_DTYPES else torch_module
+    return _kernels(name) if runs_kernels(x) else torch_module
 
 
 def routing(ids: Tensor) -> ModuleType:

@@ -100,8 +100,8 @@ def moe_mlp(
     """Runs one feed-forward network per expert and sums each token's outputs by its routing weights.
 
     The output is (T, D), or (T, the width that `down_EDF` gives). Gradients exist for everything but the ids, in
-    reverse mode and once. The backward pass keeps at most the hidden layer before its activation; on a GPU, at small
-    token widths (see the README), it keeps nothing.
+    reverse mode and once. For the backward pass at most the hidden layer before its activation is kept, on a GPU also
+    the order of the assignments (8 bytes each); there, at small token widths (see the README), it is all that is kept.
 
     Args:
         x_TD: Tokens.
@@ -137,7 +137,7 @@ def moe_mlp(
     layer = ExpertWeights(up, _cast(up_bias_EF, x), down, _cast(down_bias_ED, x), activation, gated)
     needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (x, weights_TK, up, down))
     keep_hidden = needs_grad and _keeps_hidden(x, out_width)
-    out_TD, _ = expert_ops.moe_mlp(x, ids_TK, weights_TK, *layer, keep_hidden)
+    out_TD, *_ = expert_ops.moe_mlp(x, ids_TK, weights_TK, *layer, keep_hidden)
     return out_TD
 
 

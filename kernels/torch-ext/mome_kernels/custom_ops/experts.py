@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import dispatch
+from ..order import kept_length
 from ..weights import ExpertWeights
 from .registration import differentiable, fake, operator
 
@@ -46,32 +47,36 @@ def _(ids: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 @operator(
     "moe_mlp",
-    f"(Tensor x, Tensor ids, Tensor weights, {_EXPERTS}, bool keep_hidden) -> (Tensor, Tensor)",
+    f"(Tensor x, Tensor ids, Tensor weights, {_EXPERTS}, bool keep_hidden) -> (Tensor, Tensor, Tensor)",
 )
-def moe_mlp(x: Tensor, ids: Tensor, weights: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    """(T, D) tokens, and z in expert order with `keep_hidden`, else an empty tensor."""
+def moe_mlp(x: Tensor, ids: Tensor, weights: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """(T, D) tokens, and what the backward pass may need: z in expert order, and the order of the assignments.
+
+    z is empty without `keep_hidden`. The order is empty where no kernels run: the torch code sorts again.
+    """
     experts, (keep_hidden,) = ExpertWeights(*rest[:_COUNT]), rest[_COUNT:]
     with dispatch.op_context(x):
         return dispatch.experts(x).mlp_forward(x, ids, weights, experts, keep_hidden)
 
 
 @fake(moe_mlp)
-def _(x: Tensor, ids: Tensor, weights: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+def _(x: Tensor, ids: Tensor, weights: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     experts, (keep_hidden,) = ExpertWeights(*rest[:_COUNT]), rest[_COUNT:]
     hidden = x.new_empty(ids.numel(), experts.up_width) if keep_hidden else x.new_empty(0)
-    return x.new_empty(x.shape[0], experts.out_width), hidden
+    length = kept_length(experts.num_experts, ids.numel()) if dispatch.runs_kernels(x) else 0
+    return x.new_empty(x.shape[0], experts.out_width), hidden, x.new_empty(length, dtype=torch.int32)
 
 
 @operator(
     "moe_mlp_backward",
-    f"(Tensor grad, Tensor x, Tensor ids, Tensor weights, {_EXPERTS}, Tensor hidden)"
+    f"(Tensor grad, Tensor x, Tensor ids, Tensor weights, {_EXPERTS}, Tensor hidden, Tensor order)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def moe_mlp_backward(grad: Tensor, x: Tensor, ids: Tensor, weights: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    """Gradients of x, weights, up, up_bias, down, down_bias; `hidden` is z, or empty where z was not kept."""
-    experts, (hidden,) = ExpertWeights(*rest[:_COUNT]), rest[_COUNT:]
+    """Gradients of x, weights, up, up_bias, down, down_bias; `hidden` and `order` are results of `moe_mlp`."""
+    experts, (hidden, order) = ExpertWeights(*rest[:_COUNT]), rest[_COUNT:]
     with dispatch.op_context(x):
-        return dispatch.experts(x).mlp_backward(grad, x, ids, weights, experts, hidden)
+        return dispatch.experts(x).mlp_backward(grad, x, ids, weights, experts, hidden, order)
 
 
 @fake(moe_mlp_backward)
@@ -81,19 +86,19 @@ def _(grad: Tensor, x: Tensor, ids: Tensor, weights: Tensor, *rest: Any) -> tupl
     return tuple(_empty_like(tensor, x) for tensor in (x, weights, *parameters))
 
 
-def _mlp_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _mlp_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     *tensors, ctx.activation, ctx.gated, _ = inputs
-    ctx.save_for_backward(*tensors, output[1])
-    ctx.set_materialize_grads(False)  # the kept z has no gradient
+    ctx.save_for_backward(*tensors, *output[1:])
+    ctx.set_materialize_grads(False)  # what is kept has no gradient
 
 
-def _mlp_gradients(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
-    x, ids, weights, up, up_bias, down, down_bias, hidden = ctx.saved_tensors
+def _mlp_gradients(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
+    x, ids, weights, up, up_bias, down, down_bias, hidden, order = ctx.saved_tensors
     if grad is None:
         return (None,) * (3 + _COUNT + 1)
     experts = ExpertWeights(up, up_bias, down, down_bias, ctx.activation, ctx.gated)
     d_x, d_weights, d_up, d_up_bias, d_down, d_down_bias = moe_mlp_backward(
-        grad.contiguous(), x, ids, weights, *experts, hidden
+        grad.contiguous(), x, ids, weights, *experts, hidden, order
     )
     return (
         d_x, None, d_weights, d_up, None if up_bias is None else d_up_bias, d_down,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..order import kept_length
 from ..weights import ExpertWeights
 from . import configs, fused, fused_backward, grouped_gradient, routing, rows
 from .grouped_linear import run_linear
@@ -42,16 +43,21 @@ def _zeros(like: Tensor | None, x: Tensor) -> Tensor:
 @through_float32
 def mlp_forward(
     x: Tensor, ids_TK: Tensor, weights_TK: Tensor, experts: ExpertWeights, keep_hidden: bool = False
-) -> tuple[Tensor, Tensor]:
-    """See `mome_kernels.moe_mlp`. Also returns z in expert order with `keep_hidden`, else an empty tensor."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `mome_kernels.moe_mlp`.
+
+    Also returns z in expert order with `keep_hidden`, else an empty tensor, and the order for the backward pass.
+    """
     x, weights_TK = contiguous(x, weights_TK)
     experts = _contiguous(experts)
     machine, n, per_token = machine_of(x), ids_TK.numel(), ids_TK.shape[1]
     out = empty(x, x.shape[0], experts.out_width)
     hidden = empty(x, 0)
     if n == 0:
-        return out.zero_(), empty(x, 0, experts.up_width) if keep_hidden else hidden
+        kept = empty(x, kept_length(experts.num_experts, 0), dtype=torch.int32).zero_()
+        return out.zero_(), empty(x, 0, experts.up_width) if keep_hidden else hidden, kept
     order = routing.route(ids_TK, experts.num_experts)
+    assert order.kept is not None
     single = per_token == 1  # then every row of the output is one row, weighted and stored by the last kernel
     if runs_fused(x, experts) and not keep_hidden:
         config = fused.config_of("mlp", x, experts, machine)
@@ -73,7 +79,7 @@ def mlp_forward(
         )  # fmt: skip
     if not single:
         rows.plan_combine(y, weights_TK, order.inverse, per_token, out).run()
-    return out, hidden
+    return out, hidden, order.kept
 
 
 def _fused_backward(
@@ -151,14 +157,18 @@ def _grouped_backward(
 
 @through_float32
 def mlp_backward(
-    grad: Tensor, x: Tensor, ids_TK: Tensor, weights_TK: Tensor, experts: ExpertWeights, hidden: Tensor
-) -> tuple[Tensor, ...]:
-    """Gradients of x, weights, up, up_bias, down, down_bias; that of an absent bias is an empty tensor."""
+    grad: Tensor, x: Tensor, ids_TK: Tensor, weights_TK: Tensor, experts: ExpertWeights, hidden: Tensor,
+    kept_order: Tensor,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Gradients of x, weights, up, up_bias, down, down_bias; that of an absent bias is an empty tensor.
+
+    `hidden` and `kept_order` are what the forward pass returned.
+    """
     grad, x, ids_TK, weights_TK = contiguous(grad.to(x.dtype), x, ids_TK, weights_TK)
     experts = _contiguous(experts)
     if ids_TK.numel() == 0:
         return tuple(_zeros(t, x) for t in (x, weights_TK, *experts[:4]))
-    order, machine = routing.route(ids_TK, experts.num_experts), machine_of(x)
+    order, machine = routing.from_kept(kept_order, experts.num_experts, ids_TK.numel()), machine_of(x)
     if runs_fused(x, experts, BACKWARD):
         return _fused_backward(grad, x, weights_TK, experts, order, machine)
     return _grouped_backward(grad, x, ids_TK, weights_TK, experts, hidden, order, machine)
