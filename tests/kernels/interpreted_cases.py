@@ -112,8 +112,8 @@ def unfused_mlps() -> Iterator[tuple[str, Result]]:
         inputs = layer(40, 3, 2, d, 70, d, True, True, "zipf")
 
         def direct(*tensors, keep=keep):
-            out, hidden = expert_ops.moe_mlp(*tensors, "silu", True, keep)
-            assert hidden.shape == ((80, 140) if keep else (0,))
+            out, hidden, order = expert_ops.moe_mlp(*tensors, "silu", True, keep)
+            assert hidden.shape == ((80, 140) if keep else (0,)) and order.numel() and not order.requires_grad
             return out
 
         yield f"hidden {d} {keep}", compare(direct, lambda *t: reference.moe_mlp(*t, "silu", True), inputs)

@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
 import triton
-from mome_kernels.gpu import launch
+from mome_kernels.gpu import launch, routing
 from mome_kernels.gpu.launch import Launch
 from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
@@ -82,3 +82,12 @@ def test_descriptors_and_rocm_keep_the_lookup_of_triton(device: list[int], monke
     assert Launch(_kernel, (1,), {**ARGUMENTS, "x": object()})._key() is None
     monkeypatch.setattr(torch.version, "hip", "7.0")
     assert Launch(_kernel, (1,), ARGUMENTS)._key() is None
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 7, 9])
+def test_keys_of_routing_do_not_depend_on_the_number_of_tokens(tokens: int) -> None:
+    ids = torch.zeros(tokens, 1, dtype=torch.int64)
+    _, order, _ = routing.plan_route(ids, 3, torch.int32)
+    parts = (order.permutation, order.inverse, order.offsets)
+    assert [part.shape[0] for part in parts] == [tokens, tokens, 4]
+    assert all(part.data_ptr() % 16 == 0 for part in parts)

@@ -14,6 +14,7 @@ from mome_kernels.torch_impl import experts as torch_experts
 from mome_kernels.torch_impl import routing as torch_routing
 from mome_kernels.weights import ExpertWeights
 from op_inputs import assignments, head_inputs, mlp_inputs, same_values_and_gradients
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
 
 ACTIVATIONS = ["none", "relu", "silu", "gelu", "gelu_tanh"]
@@ -187,6 +188,13 @@ def test_the_choice_of_kernels_can_be_traced(monkeypatch) -> None:
 
     compiled = torch.compile(choose, fullgraph=True, dynamic=True, backend="eager")
     assert compiled(torch.ones(2)).tolist() == [0, 0]
+
+
+def test_fake_tensors_of_a_gpu_need_no_gpu() -> None:
+    with FakeTensorMode(), torch.device("cuda"), torch.no_grad():
+        x, ids, weights_TK = torch.empty(7, 6), torch.empty(7, 2, dtype=torch.int64), torch.empty(7, 2)
+        out = kernels.moe_mlp(x, ids, weights_TK, torch.empty(3, 8, 6), None, torch.empty(3, 6, 8), None)
+    assert out.shape == (7, 6) and out.device.type == "cuda"
 
 
 @pytest.mark.wide  # starts a C++ compiler

@@ -100,8 +100,8 @@ def moe_mlp(
     """Runs one feed-forward network per expert and sums each token's outputs by its routing weights.
 
     The output is (T, D), or (T, the width that `down_EDF` gives). Gradients exist for everything but the ids, in
-    reverse mode and once. For the backward pass at most the hidden layer before its activation is kept, on a GPU also
-    the order of the assignments (8 bytes each); there, at small token widths (see the README), it is all that is kept.
+    reverse mode and once. Besides its arguments, the backward pass keeps the hidden layer before its activation, except
+    at small token widths on a GPU (see the README), and on a GPU the order of the assignments (8 bytes each).
 
     Args:
         x_TD: Tokens.

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import checks
-from ..order import kept_length
+from ..order import inverse_start, kept_length
 from .interpreter import interpreting
 from .launch import Launch, ceil_div, power_of_two
 
@@ -127,7 +127,10 @@ class Tiles:
 
 def from_kept(kept: Tensor, num_experts: int, assignments: int) -> SortedAssignments:
     """The order that a tensor of int32 holds, which `route` filled before."""
-    permutation, inverse, offsets = kept.split((assignments, assignments, num_experts + 1))
+    start = inverse_start(assignments)
+    permutation, inverse, offsets = kept.split((start, start, num_experts + 1))
+    if start > assignments:
+        permutation, inverse = permutation[:assignments], inverse[:assignments]
     return SortedAssignments(None, offsets, permutation, inverse, kept)
 
 
