@@ -112,8 +112,10 @@ def unfused_mlps() -> Iterator[tuple[str, Result]]:
         inputs = layer(40, 3, 2, d, 70, d, True, True, "zipf")
 
         def direct(*tensors, keep=keep):
-            out, hidden, order = expert_ops.moe_mlp(*tensors, "silu", True, keep)
-            assert hidden.shape == ((80, 140) if keep else (0,)) and order.numel() and not order.requires_grad
+            out, hidden, *order = expert_ops.moe_mlp(*tensors, "silu", True, keep)
+            assert hidden.shape == ((80, 140) if keep else (0,))
+            assert [part.shape[0] for part in order] == [80, 80, tensors[3].shape[0] + 1]
+            assert not any(part.requires_grad for part in order)
             return out
 
         yield f"hidden {d} {keep}", compare(direct, lambda *t: reference.moe_mlp(*t, "silu", True), inputs)

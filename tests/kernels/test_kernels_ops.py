@@ -134,8 +134,8 @@ def test_opcheck_of_the_backward_ops() -> None:
     detached = lambda given: [t.detach() if torch.is_tensor(t) else t for t in given]  # noqa: E731
     layer = detached(mlp_inputs(True, True, "uniform", torch.float32))
     for kept in (True, False):
-        _, hidden, order = expert_ops.moe_mlp(*layer, "silu", True, kept)
-        opcheck(expert_ops.moe_mlp_backward, (torch.randn(53, 5), *layer, "silu", True, hidden, order))
+        _, *results = expert_ops.moe_mlp(*layer, "silu", True, kept)
+        opcheck(expert_ops.moe_mlp_backward, (torch.randn(53, 5), *layer, "silu", True, *results))
     opcheck(expert_ops.moe_linear_backward, (torch.randn(53, 14), *layer[:5]))
     head = detached(head_inputs(dtype=torch.float32, voxels=40))
     opcheck(head_ops.fusion_head_backward, (torch.randn(2, 3, 40), *head, 0, 0.1))

@@ -23,7 +23,7 @@ def _mlp_backward(grad, *shapes: Any, **_: Any) -> int:
 
     Without them (see "Fused widths" in the README) z and ∂h are computed once each; shapes do not show which it is.
     """
-    x, ids, weights, up, up_bias, down, *_rest, hidden, _order = shapes
+    x, ids, weights, up, up_bias, down, *_rest, hidden, _permutation, _inverse, _offsets = shapes
     ups, downs = (2, 2) if prod(hidden) else (4, 3)
     return 2 * prod(ids) * (ups * up[1] * up[2] + downs * down[1] * down[2])
 

@@ -1,15 +1,23 @@
-"""The order of assignments by expert in one tensor, which a forward pass keeps for its backward pass."""
+"""The order of assignments by expert, which a forward pass on a GPU keeps for its backward pass."""
 
 from __future__ import annotations
 
-_ALIGNED = 4  # numbers of int32 in 16 bytes: Triton compiles a kernel twice if an address is not always a multiple
+from typing import NamedTuple
+
+from torch import Tensor
 
 
-def inverse_start(assignments: int) -> int:
-    """Where the inverse begins, behind the permutation; the offsets begin as far behind it."""
-    return -(-assignments // _ALIGNED) * _ALIGNED
+class AssignmentOrder(NamedTuple):
+    """Tensors of int32, which are empty where the torch code runs.
 
+    The order of the fields is that of the results of the op `moe_mlp` and of the last arguments of `moe_mlp_backward`.
 
-def kept_length(experts: int, assignments: int) -> int:
-    """The length of permutation (N,), inverse (N,) and offsets (E + 1,), each at a multiple of 16 bytes."""
-    return 2 * inverse_start(assignments) + experts + 1
+    Attributes:
+        permutation: (N,) the assignment at each place.
+        inverse: (N,) the place of each assignment.
+        offsets: (E + 1,) where the assignments of each expert begin.
+    """
+
+    permutation: Tensor
+    inverse: Tensor
+    offsets: Tensor

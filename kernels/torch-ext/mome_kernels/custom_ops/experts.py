@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from .. import dispatch
-from ..order import kept_length
 from ..weights import ExpertWeights
 from .registration import differentiable, fake, operator
 
@@ -47,12 +46,12 @@ def _(ids: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 @operator(
     "moe_mlp",
-    f"(Tensor x, Tensor ids, Tensor weights, {_EXPERTS}, bool keep_hidden) -> (Tensor, Tensor, Tensor)",
+    f"(Tensor x, Tensor ids, Tensor weights, {_EXPERTS}, bool keep_hidden) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
-def moe_mlp(x: Tensor, ids: Tensor, weights: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """(T, D) tokens, and what the backward pass may need: z in expert order, and the order of the assignments.
+def moe_mlp(x: Tensor, ids: Tensor, weights: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    """(T, D) tokens, and what the backward pass may need: z, and the fields of an `AssignmentOrder`.
 
-    z is empty without `keep_hidden`. The order is empty where no kernels run: the torch code sorts again.
+    z, in expert order, is empty without `keep_hidden`.
     """
     experts, (keep_hidden,) = ExpertWeights(*rest[:_COUNT]), rest[_COUNT:]
     with dispatch.op_context(x):
@@ -60,23 +59,26 @@ def moe_mlp(x: Tensor, ids: Tensor, weights: Tensor, *rest: Any) -> tuple[Tensor
 
 
 @fake(moe_mlp)
-def _(x: Tensor, ids: Tensor, weights: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _(x: Tensor, ids: Tensor, weights: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     experts, (keep_hidden,) = ExpertWeights(*rest[:_COUNT]), rest[_COUNT:]
-    hidden = x.new_empty(ids.numel(), experts.up_width) if keep_hidden else x.new_empty(0)
-    length = kept_length(experts.num_experts, ids.numel()) if dispatch.runs_kernels(x) else 0
-    return x.new_empty(x.shape[0], experts.out_width), hidden, x.new_empty(length, dtype=torch.int32)
+    n = ids.numel()
+    hidden = x.new_empty(n, experts.up_width) if keep_hidden else x.new_empty(0)
+    lengths = (n, n, experts.num_experts + 1) if dispatch.runs_kernels(x) else (0, 0, 0)
+    order = (x.new_empty(length, dtype=torch.int32) for length in lengths)
+    return x.new_empty(x.shape[0], experts.out_width), hidden, *order
 
 
 @operator(
     "moe_mlp_backward",
-    f"(Tensor grad, Tensor x, Tensor ids, Tensor weights, {_EXPERTS}, Tensor hidden, Tensor order)"
+    f"(Tensor grad, Tensor x, Tensor ids, Tensor weights, {_EXPERTS}, Tensor hidden, Tensor permutation,"
+    " Tensor inverse, Tensor offsets)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def moe_mlp_backward(grad: Tensor, x: Tensor, ids: Tensor, weights: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    """Gradients of x, weights, up, up_bias, down, down_bias; `hidden` and `order` are results of `moe_mlp`."""
-    experts, (hidden, order) = ExpertWeights(*rest[:_COUNT]), rest[_COUNT:]
+    """Gradients of x, weights, up, up_bias, down, down_bias; the last four arguments are results of `moe_mlp`."""
+    experts, kept = ExpertWeights(*rest[:_COUNT]), rest[_COUNT:]
     with dispatch.op_context(x):
-        return dispatch.experts(x).mlp_backward(grad, x, ids, weights, experts, hidden, order)
+        return dispatch.experts(x).mlp_backward(grad, x, ids, weights, experts, *kept)
 
 
 @fake(moe_mlp_backward)
@@ -86,19 +88,19 @@ def _(grad: Tensor, x: Tensor, ids: Tensor, weights: Tensor, *rest: Any) -> tupl
     return tuple(_empty_like(tensor, x) for tensor in (x, weights, *parameters))
 
 
-def _mlp_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+def _mlp_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *tensors, ctx.activation, ctx.gated, _ = inputs
     ctx.save_for_backward(*tensors, *output[1:])
     ctx.set_materialize_grads(False)  # what is kept has no gradient
 
 
 def _mlp_gradients(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
-    x, ids, weights, up, up_bias, down, down_bias, hidden, order = ctx.saved_tensors
+    x, ids, weights, up, up_bias, down, down_bias, *kept = ctx.saved_tensors
     if grad is None:
         return (None,) * (3 + _COUNT + 1)
     experts = ExpertWeights(up, up_bias, down, down_bias, ctx.activation, ctx.gated)
     d_x, d_weights, d_up, d_up_bias, d_down, d_down_bias = moe_mlp_backward(
-        grad.contiguous(), x, ids, weights, *experts, hidden, order
+        grad.contiguous(), x, ids, weights, *experts, *kept
     )
     return (
         d_x, None, d_weights, d_up, None if up_bias is None else d_up_bias, d_down,

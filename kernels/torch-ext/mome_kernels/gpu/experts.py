@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..order import kept_length
+from ..order import AssignmentOrder
 from ..weights import ExpertWeights
 from . import configs, fused, fused_backward, grouped_gradient, routing, rows
 from .grouped_linear import run_linear
@@ -32,6 +32,11 @@ def _contiguous(experts: ExpertWeights) -> ExpertWeights:
     return ExpertWeights(*contiguous(*experts[:4]), experts.activation, experts.gated)
 
 
+def _order(ids_TK: Tensor, experts: ExpertWeights) -> AssignmentOrder:
+    order = routing.route(ids_TK, experts.num_experts)
+    return AssignmentOrder(order.permutation, order.inverse, order.offsets)
+
+
 def _zeros(like: Tensor | None, x: Tensor) -> Tensor:
     """Zeros of the same shape, or an empty tensor where there is no parameter."""
     return empty(x, 0) if like is None else torch.zeros_like(like)
@@ -43,10 +48,10 @@ def _zeros(like: Tensor | None, x: Tensor) -> Tensor:
 @through_float32
 def mlp_forward(
     x: Tensor, ids_TK: Tensor, weights_TK: Tensor, experts: ExpertWeights, keep_hidden: bool = False
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """See `mome_kernels.moe_mlp`.
 
-    Also returns z in expert order with `keep_hidden`, else an empty tensor, and the order for the backward pass.
+    Also returns z in expert order with `keep_hidden`, else an empty tensor, and the fields of an `AssignmentOrder`.
     """
     x, weights_TK = contiguous(x, weights_TK)
     experts = _contiguous(experts)
@@ -54,10 +59,10 @@ def mlp_forward(
     out = empty(x, x.shape[0], experts.out_width)
     hidden = empty(x, 0)
     if n == 0:
-        kept = empty(x, kept_length(experts.num_experts, 0), dtype=torch.int32).zero_()
-        return out.zero_(), empty(x, 0, experts.up_width) if keep_hidden else hidden, kept
-    order = routing.route(ids_TK, experts.num_experts)
-    assert order.kept is not None
+        permutation, inverse, offsets = (empty(x, m, dtype=torch.int32) for m in (0, 0, experts.num_experts + 1))
+        hidden = empty(x, 0, experts.up_width) if keep_hidden else hidden
+        return out.zero_(), hidden, permutation, inverse, offsets.zero_()
+    order = _order(ids_TK, experts)
     single = per_token == 1  # then every row of the output is one row, weighted and stored by the last kernel
     if runs_fused(x, experts) and not keep_hidden:
         config = fused.config_of("mlp", x, experts, machine)
@@ -79,12 +84,11 @@ def mlp_forward(
         )  # fmt: skip
     if not single:
         rows.plan_combine(y, weights_TK, order.inverse, per_token, out).run()
-    return out, hidden, order.kept
+    return out, hidden, *order
 
 
 def _fused_backward(
-    grad: Tensor, x: Tensor, weights_TK: Tensor, experts: ExpertWeights, order: routing.SortedAssignments,
-    machine: Machine,
+    grad: Tensor, x: Tensor, weights_TK: Tensor, experts: ExpertWeights, order: AssignmentOrder, machine: Machine,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     up, up_bias, down, down_bias, *_ = experts
     n, per_token, d, f = weights_TK.numel(), weights_TK.shape[1], experts.out_width, experts.hidden_width
@@ -127,7 +131,7 @@ def _fused_backward(
 
 def _grouped_backward(
     grad: Tensor, x: Tensor, ids_TK: Tensor, weights_TK: Tensor, experts: ExpertWeights, hidden: Tensor,
-    order: routing.SortedAssignments, machine: Machine,
+    order: AssignmentOrder, machine: Machine,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     up, up_bias, down, down_bias, activation, gated = experts
     n, per_token = ids_TK.numel(), ids_TK.shape[1]
@@ -158,20 +162,20 @@ def _grouped_backward(
 @through_float32
 def mlp_backward(
     grad: Tensor, x: Tensor, ids_TK: Tensor, weights_TK: Tensor, experts: ExpertWeights, hidden: Tensor,
-    kept_order: Tensor,
+    *order: Tensor,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Gradients of x, weights, up, up_bias, down, down_bias; that of an absent bias is an empty tensor.
 
-    `hidden` and `kept_order` are what the forward pass returned.
+    `hidden` and `order` are what the forward pass returned behind its result.
     """
     grad, x, ids_TK, weights_TK = contiguous(grad.to(x.dtype), x, ids_TK, weights_TK)
     experts = _contiguous(experts)
     if ids_TK.numel() == 0:
         return tuple(_zeros(t, x) for t in (x, weights_TK, *experts[:4]))
-    order, machine = routing.from_kept(kept_order, experts.num_experts, ids_TK.numel()), machine_of(x)
+    machine = machine_of(x)
     if runs_fused(x, experts, BACKWARD):
-        return _fused_backward(grad, x, weights_TK, experts, order, machine)
-    return _grouped_backward(grad, x, ids_TK, weights_TK, experts, hidden, order, machine)
+        return _fused_backward(grad, x, weights_TK, experts, AssignmentOrder(*order), machine)
+    return _grouped_backward(grad, x, ids_TK, weights_TK, experts, hidden, AssignmentOrder(*order), machine)
 
 
 # -- linear experts -------------------------------------------------------------------------------------------------

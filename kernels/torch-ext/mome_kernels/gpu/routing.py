@@ -14,7 +14,6 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import checks
-from ..order import inverse_start, kept_length
 from .interpreter import interpreting
 from .launch import Launch, ceil_div, power_of_two
 
@@ -93,17 +92,12 @@ def _tile_map(offsets, tile_expert, tile_row, tile_start, E, ROWS, BOUND, EP: tl
 
 @dataclass(slots=True)
 class SortedAssignments:
-    """Counts (E,), offsets (E + 1,), and permutation and inverse (N,) of N = T · K assignments in expert order.
+    """Counts (E,), offsets (E + 1,), and permutation and inverse (N,) of N = T · K assignments in expert order."""
 
-    `kept` holds the last three as `order.kept_length` says. It is None where indices have 64 bits, and counts are None
-    where the others were taken from it.
-    """
-
-    counts: Tensor | None
+    counts: Tensor
     offsets: Tensor
     permutation: Tensor
     inverse: Tensor
-    kept: Tensor | None = None
 
 
 @dataclass(slots=True)
@@ -125,15 +119,6 @@ class Tiles:
     bound: int
 
 
-def from_kept(kept: Tensor, num_experts: int, assignments: int) -> SortedAssignments:
-    """The order that a tensor of int32 holds, which `route` filled before."""
-    start = inverse_start(assignments)
-    permutation, inverse, offsets = kept.split((start, start, num_experts + 1))
-    if start > assignments:
-        permutation, inverse = permutation[:assignments], inverse[:assignments]
-    return SortedAssignments(None, offsets, permutation, inverse, kept)
-
-
 def plan_route(
     ids_TK: Tensor, num_experts: int, index_dtype: torch.dtype
 ) -> tuple[list[Launch], SortedAssignments, Tensor]:
@@ -145,13 +130,9 @@ def plan_route(
     blocks = max(1, ceil_div(n, block))
     new = lambda *shape, dtype=torch.int32: torch.empty(*shape, dtype=dtype, device=ids_TK.device)  # noqa: E731
     block_counts, valid = new(num_experts + 1, blocks), new(1)
-    if index_dtype == torch.int32:
-        order = from_kept(new(kept_length(num_experts, n)), num_experts, n)
-        order.counts = new(num_experts)
-    else:
-        order = SortedAssignments(
-            new(num_experts), new(num_experts + 1), new(n, dtype=index_dtype), new(n, dtype=index_dtype)
-        )
+    order = SortedAssignments(
+        new(num_experts), new(num_experts + 1), new(n, dtype=index_dtype), new(n, dtype=index_dtype)
+    )
     sizes = {"N": n, "E": num_experts, "BLOCKS": blocks}
     count = {"ids": flat, "block_counts": block_counts, **sizes, "EP": ep, "BLOCK": block}
     scan = {"block_counts": block_counts, "counts": order.counts, "valid": valid, "E": num_experts, "BLOCKS": blocks}

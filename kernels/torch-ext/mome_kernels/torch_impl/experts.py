@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..order import AssignmentOrder
 from ..weights import ExpertWeights
 from .activation import activate, activate_backward
 from .routing import ExpertBlocks
@@ -118,18 +119,18 @@ def _hidden(
 
 def mlp_forward(
     x: Tensor, ids: Tensor, weights: Tensor, experts: ExpertWeights, keep_hidden: bool = False
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """See `mome_kernels.moe_mlp`.
 
-    Also returns z in expert order with `keep_hidden`, else an empty tensor, and an empty tensor in place of the order
-    that the kernels keep.
+    Also returns z in expert order with `keep_hidden`, else an empty tensor, and three empty tensors in place of the
+    order that the kernels keep.
     """
     up, up_bias, down, down_bias, activation, gated = experts
     width = experts.hidden_width
     kept = x.new_empty((ids.numel(), experts.up_width) if keep_hidden else 0)
-    no_order = x.new_empty(0, dtype=torch.int32)
+    order = [x.new_empty(0, dtype=torch.int32) for _ in AssignmentOrder._fields]
     if not ids.numel():
-        return x.new_zeros(x.shape[0], experts.out_width), kept, no_order
+        return x.new_zeros(x.shape[0], experts.out_width), kept, *order
     blocks = ExpertBlocks(ids, experts.num_experts, experts.up_width * x.element_size())
     gates_N1 = _gates(weights, blocks.slots, x)
     # what is kept for the backward pass has exactly the rows that there are
@@ -150,16 +151,17 @@ def mlp_forward(
             h = torch.mul(h, value, out=scratch.rows("h", n, width))
         y = _linear(h, downs[e], _of(down_bias, e), scratch.rows("y", n, down.shape[1]))[:taken]
         blocks.add_rows(out_TD, tokens, _weigh(y, gates_N1[rows], wide))
-    return out_TD.to(x.dtype), kept, no_order
+    return out_TD.to(x.dtype), kept, *order
 
 
 def mlp_backward(
     grad: Tensor, x: Tensor, ids: Tensor, weights: Tensor, experts: ExpertWeights, hidden: Tensor | None = None,
-    order: Tensor | None = None,
+    *_: Tensor,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Gradients of x, weights, up, up_bias, down, down_bias; that of an absent bias is an empty tensor.
 
-    `hidden` is the z that the forward pass kept; where it is None or empty, z is computed again. `order` is not read.
+    `hidden` is the z that the forward pass kept; where it is None or empty, z is computed again. The rows are sorted
+    again, too.
     """
     up, up_bias, down, down_bias, activation, gated = experts
     width = experts.hidden_width
