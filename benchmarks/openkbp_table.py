@@ -100,8 +100,8 @@ again: tokens of zeros have equal scores for all experts, and `torch.topk` may c
 With experts `adaptive`, `constant`, `conv`, `cross_attention` and `film`, the result of such a token depends on the
 expert. On the GPU 0.27, 0.29, 0.26, 0.23 and 0.15 of their logits differed; where ties were broken in another way on
 the CPU, 0.26, 0.28, 0.25, 0.24 and 0.14 did. Now the expert of the lower number is chosen everywhere
-(`mome/routers/choice.py`). The sixth is `linear`, whose gradients were 3.4 % off; ties changed them by 0.9 % on the CPU,
-so that this is not fully explained. `compute-sanitizer` and three whole models were not reached.
+(`mome/routers/choice.py`). The sixth is `linear`, whose gradients were 3.4 % off; on the CPU ties changed them by
+0.9 %, so that this is not fully explained. `compute-sanitizer` and three whole models were not reached.
 
 ## Faults that leave a plausible picture
 {doubtful_values}
