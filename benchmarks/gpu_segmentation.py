@@ -110,8 +110,8 @@ class Scan:
     def _agreement(self, side: str, other: str) -> dict[str, Any]:
         """The lowest and the mean Dice over the prompts of which one of both masks is not empty."""
         scores = {}
-        for name, mask in self._masks[side].items():
-            reference = self._masks[other][name]
+        for name in self._masks[side]:
+            mask, reference = (self._masks[one][name].to(self.device) for one in (side, other))
             total = int(mask.sum()) + int(reference.sum())
             if total:
                 scores[name] = 2 * int((mask & reference).sum()) / total
