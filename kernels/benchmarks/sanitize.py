@@ -15,6 +15,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,7 @@ TOOLS = {
     "racecheck": ["--tool", "racecheck", "--racecheck-report", "analysis"],
 }
 ALONE = ["--target-processes", "application-only"]  # not the compilers that a case starts
+NO_TOOL = "no tool"
 FOUND = 9  # the exit code of the tool where it found an error
 
 
@@ -95,14 +97,14 @@ def run_case(name: str, device: str) -> int:
     return 0
 
 
-def verdict(command: list[str], seconds: float) -> dict[str, Any]:
-    """Runs a command; the last lines of what it said are kept where it failed."""
+def verdict(command: list[str], seconds: float) -> dict[str, Any] | None:
+    """Runs a command; the last lines of what it said are kept where it failed. None where the time was too short."""
     begin = time.monotonic()
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "OMP_NUM_THREADS": "1"}
     try:
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=max(1.0, seconds))
     except subprocess.TimeoutExpired:
-        return {"ok": False, "problem": f"not done after {seconds:.0f} s"}
+        return None
     said = done.stdout + done.stderr
     result: dict[str, Any] = {"ok": done.returncode == 0, "seconds": round(time.monotonic() - begin, 1)}
     summary = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: .*", said)
@@ -136,27 +138,33 @@ def main(arguments: list[str] | None = None) -> int:
     deadline = time.monotonic() + 60 * options.minutes
     script = [sys.executable, str(Path(__file__).resolve()), "--out", str(options.out)]
     script += ["--rehearse"] if options.rehearse else []
-    names, left = list(cases(device)), []
-    for tool in ("no tool", *options.tools):  # the first fills Triton's cache, and says whether the case runs at all
-        prefix = (
-            []
-            if options.rehearse or tool == "no tool"
-            else [program, *TOOLS[tool], *ALONE, "--error-exitcode", str(FOUND)]
-        )
-        waiting = [name for name in names if f"{tool}: {name}" not in results]
+    left, lock = list[str](), threading.Lock()
 
-        def check(name: str, prefix: list[str] = prefix) -> dict[str, Any] | None:
+    def command(tool: str, name: str) -> list[str]:
+        if options.rehearse or tool == NO_TOOL:
+            return [*script, "--case", name]
+        return [program, *TOOLS[tool], *ALONE, "--error-exitcode", str(FOUND), *script, "--case", name]
+
+    def check(name: str) -> None:
+        """Runs one case without a tool, which fills Triton's cache, and then under each tool."""
+        for tool in (NO_TOOL, *options.tools):
+            step = f"{tool}: {name}"
+            if step in results:
+                continue
             seconds = deadline - time.monotonic()
-            return verdict([*prefix, *script, "--case", name], seconds) if seconds > 1 else None
+            result = verdict(command(tool, name), seconds) if seconds > 1 else None
+            if result is None:
+                left.append(step)
+                if seconds > 1:
+                    print(f"{step}: not done after {seconds:.0f} s", flush=True)
+                continue
+            with lock:
+                results.add(step, result)
+            said = "ok" if result["ok"] else "WRONG: " + json.dumps(result)
+            print(f"{tool}: {name:40} {result.get('seconds', 0):6.1f} s  {said}", flush=True)
 
-        with ThreadPoolExecutor(options.workers) as pool:
-            for name, result in zip(waiting, pool.map(check, waiting), strict=True):
-                if result is None:
-                    left.append(f"{tool}: {name}")
-                    continue
-                results.add(f"{tool}: {name}", result)
-                said = "ok" if result["ok"] else "WRONG: " + json.dumps(result)
-                print(f"{tool}: {name:40} {result.get('seconds', 0):6.1f} s  {said}", flush=True)
+    with ThreadPoolExecutor(options.workers) as pool:
+        list(pool.map(check, cases(device)))
     wrong = [name for name, result in results.data["steps"].items() if not result["ok"]]
     print(f"{results.path}: {len(results.data['steps'])} runs, {len(wrong)} wrong, {len(left)} left for another call")
     return 1 if wrong else 0
