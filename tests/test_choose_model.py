@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
+from mome.cli.main import main
 from mome.errors import InputError
 from mome.inference import choose_model as chooser
 from mome.inference.choose_model import choose_model, known_labels
@@ -51,6 +54,15 @@ def test_prompts_of_two_models_are_refused(two_models) -> None:
     with pytest.raises(InputError, match="no bundled model knows both 'mandible' and 'liver'") as caught:
         choose_model(["mandible", "liver"])
     assert "-m mome-ct-tiny and with -m torso" in str(caught.value)
+
+
+def test_prompts_of_two_models_in_a_jobs_file_are_refused(tmp_path, capsys) -> None:
+    jobs = [{"scan": "a.nii.gz", "prompts": ["mandible"]}, {"scan": "b.nii.gz", "prompts": ["liver"]}]
+    (tmp_path / "jobs.json").write_text(json.dumps({"jobs": jobs}))
+    assert main(["segment", "--jobs", str(tmp_path / "jobs.json"), "-o", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "no bundled model knows both 'mandible' and 'liver'" in error and "write a jobs file for each" in error
+    assert not (tmp_path / "out").exists()
 
 
 def test_known_labels_are_those_of_the_checkpoints() -> None:

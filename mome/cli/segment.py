@@ -20,6 +20,12 @@ from mome.errors import InputError
 from mome.printable import printable
 from mome.threads import check_threads, use_huge_pages
 
+# What to do where no bundled model knows all prompts: of a command, and of a jobs file.
+_TWO_MODELS = (
+    "segment twice, with -m {} and with -m {}",
+    "write a jobs file for each, and give -m {} with one and -m {} with the other",
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the command."""
@@ -111,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
                 long_scans.progress(done, total)
 
         prompts = job_prompts(args.jobs, args.prompt) if args.jobs else args.prompt
-        chosen = Choice(args.model, None) if args.model else choose_model(prompts)
+        chosen = Choice(args.model, None) if args.model else choose_model(prompts, _TWO_MODELS[bool(args.jobs)])
         segmenter = Segmenter(
             chosen.model,
             overlap=args.overlap,

@@ -31,16 +31,20 @@ def known_labels() -> dict[str, frozenset[str]]:
     return {model: found[model] for model in sorted(found, key=lambda name: name != DEFAULT_MODEL)}
 
 
-def choose_model(prompts: str | Sequence[str]) -> Choice:
+def choose_model(prompts: str | Sequence[str], hint: str = "segment twice, with -m {} and with -m {}") -> Choice:
     """Returns the bundled checkpoint that knows most of the structures that the prompts name.
 
     Of equally good ones, the first of `known_labels` is taken. So a prompt that no checkpoint knows goes to the
     default one, which warns about it.
 
+    Args:
+        prompts: Texts.
+        hint: As for `best_model`.
+
     Raises:
         InputError: Two checkpoints each know a structure that the other does not know.
     """
-    model, found = best_model(prompts, known_labels(), "bundled model", "segment twice, with -m {} and with -m {}")
+    model, found = best_model(prompts, known_labels(), "bundled model", hint)
     if model == DEFAULT_MODEL:
         return Choice(model, None)
     return Choice(model, chosen_note(model, found))
