@@ -93,19 +93,19 @@ were left. Descriptors before and after: {descriptors}; resident memory: {memory
 One H100: kernels in `kernels/README.md` and `kernels/NOTES.md` (`python kernels/benchmarks/run.py`, `tune.py`), whole
 models and a CT beside MONAI in `results/gpu_models.md` (`python benchmarks/gpu_models.py`), trainings in the neck study
 above. Checks against float64 (`python kernels/benchmarks/checks.py`,
-`results/checks_NVIDIA_H100_80GB_HBM3.json`): {checked} of {checks} are right; the row of `linear` with TMA and the
-grouped dW of width 192, which ship since then, were compared with the loop over experts where they were timed.
+`results/checks_NVIDIA_H100_80GB_HBM3.json`): {checked} of {checks} are right. They were run before the weight gradients
+of widths above 128 became grouped products; those kernels are among the checks, at other widths.
 
 `tests/test_gpu_zoo.py` had six failures in the second session. Five came from ties: tokens of zeros have equal scores
 for all experts, and `torch.topk` may choose others on a GPU than on a CPU. Since the expert of the lower number is
-chosen everywhere (`mome/routers/choice.py`), one test of the 76 that ran failed; the time ended before pytest named it,
-and its place among them fits the sixth, `experts linear`, whose gradients were 3.4 % off. That is the kink of an
-activation, which a rounding error can cross: on the CPU in float64, noise of 3e-6 on the volume of this test moves
-logits by 1e-5 of the largest and its gradients by up to 4.1 % (six draws; noise of 1e-4: up to 11.8 %). The bound was
-1 % and is 10 % now, where no choice of experts flips. It has not been run again on a GPU.
+chosen everywhere (`mome/routers/choice.py`), one test of the 76 that ran failed; the time ended before pytest named
+it, and its place among them fits the sixth, `experts linear`, whose gradients were 3.4 % off. A likely cause is the
+kink of an activation, which a rounding error can cross: on the CPU in float64, noise of 3e-6 on the volume of this test
+moves its gradients by up to 4 % (`tests/test_kinks.py`). The bound for this model was 1 % and is 10 % now. It has not
+been run on a GPU again.
 
-`compute-sanitizer` was begun twice and not reached: each case first runs without it, and starting Python took 10 to 25
-seconds beside other work. Now a case runs under the tool as soon as it has run without. `ncu` was not used.
+`compute-sanitizer` was begun twice, and no case ran under it: all cases first run without it, and starting Python took
+10 to 25 seconds beside other work. Now a case runs under the tool as soon as it has run without. `ncu` was not used.
 
 ## Faults that leave a plausible picture
 {doubtful_values}

@@ -61,7 +61,9 @@ def test_prompts_of_two_models_in_a_jobs_file_are_refused(tmp_path, capsys) -> N
     (tmp_path / "jobs.json").write_text(json.dumps({"jobs": jobs}))
     assert main(["segment", "--jobs", str(tmp_path / "jobs.json"), "-o", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
-    assert "no bundled model knows both 'mandible' and 'liver'" in error and "write a jobs file for each" in error
+    assert (
+        "no bundled model knows both 'mandible' and 'liver'" in error and "write one jobs file for each model" in error
+    )
     assert not (tmp_path / "out").exists()
 
 

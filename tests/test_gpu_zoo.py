@@ -1,10 +1,8 @@
 """Every router, expert, fusion and head on a GPU, in small models: float32 beside float64 on the CPU, and autocast.
 
 A hard choice of experts flips where a rounding error changes the order of two scores. A flipped token changes the
-voxels around it, so that a twentieth of the logits may differ, and gradients are compared by their norm. A rounding
-error can also cross the kink of an activation: on the CPU in float64, noise of 3e-6 on the volume changes gradients by
-up to 4 %, and noise of 1e-4 by up to 12 %. `-n 12` runs the file in parallel. `MOME_TEST_DEVICE=cpu` runs it without a
-GPU.
+voxels around it, so that a twentieth of the logits may differ, and gradients are compared by their norm. `-n 12` runs
+the file in parallel. `MOME_TEST_DEVICE=cpu` runs it without a GPU.
 """
 
 from __future__ import annotations
@@ -52,6 +50,8 @@ def _inside(case: Case) -> bool:
 
 
 MODELS = _models()
+# A rounding error crosses the kink of an activation in these, which changes gradients by percents; see test_kinks.py.
+AT_A_KINK = ("experts linear",)
 
 
 def run(model: MoME, given: dict[str, Tensor], autocast: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
@@ -103,7 +103,7 @@ def test_the_part_on_the_device(name: str) -> None:
     scale = expected.abs().max()
     apart = ((logits - expected).abs() > 1e-3 * scale).double().mean()
     assert float(apart) <= 0.05, float(apart)
-    assert difference(gradients, wanted) <= (0.1 if apart == 0 else 0.3)
+    assert difference(gradients, wanted) <= (0.3 if apart else 0.1 if name in AT_A_KINK else 0.01)
     assert torch.equal(again, logits) or ((again - logits).abs().max() <= 1e-4 * scale)
     rough, steep = run(half, given, autocast=True)
     assert torch.isfinite(rough).all()

@@ -20,12 +20,14 @@ import kinks
 import large_checks
 import mome_kernels as kernels
 import torch
+from mome_kernels.gpu import configs
 from torch import Tensor
 
 SINGLE, HALF, BRAIN = torch.float32, torch.float16, torch.bfloat16
 # Three tf32 products give float32 accuracy. One rounds its operands to 11 bits, and truncation adds up over layers.
 TF32 = {"floor": 1e-2, "most": 2e-2}
 LOADS = ("zipf", "empty", "one")
+TMA = ("sm_90", "sm_100", "sm_120")  # the tables of devices that have it
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,20 @@ def _mlp(inputs: Callable[[], list[Any]], **limits: Any) -> dict[str, Any]:
     return device_checks.compare(kernels.moe_mlp, device_checks.plain_mlp, inputs(), **limits)
 
 
+def _through_tma(run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Runs a check with TMA in every row of `linear`, which no shipped row has."""
+    rows = [row for arch in TMA for row in configs.table(arch)["linear"]]
+    before = [dict(row) for row in rows]
+    for row in rows:
+        row["tma"] = 1
+    try:
+        return run()
+    finally:
+        for row, values in zip(rows, before, strict=True):
+            row.clear()
+            row.update(values)
+
+
 def _head(inputs: Callable[[], list[Any]], tf32: bool = False) -> dict[str, Any]:
     arguments = inputs()
     keep = kinks.smooth_voxels(arguments, 1e-2 if tf32 else kinks.MARGIN)
@@ -192,6 +208,11 @@ def checks(device: str, tokens: int = 3000) -> dict[str, Check]:
             for load in ("uniform", "empty"):
                 mlp(f"4-8 K={k} T={tiny} {load}", BRAIN, (tiny, 4, k, 4, 8), "gelu", False, load)
         mlp(f"8-8 K={k}", BRAIN, (250, 4, k, 8, 8))
+    for load in ("uniform", "zipf"):  # the forward pass is fused on Hopper, the gradients are grouped products
+        mlp(f"192-768 {load}", BRAIN, (t, 8, 2, 192, 768), "gelu", False, load)
+    for d, f, *rest in ((1024, 512, "silu", True, "zipf"), (512, 1040, "gelu", False, "empty")):
+        wide = lambda sizes=(t, 5, 2, d, f), rest=rest: mlp_inputs(device, BRAIN, sizes, *rest)  # noqa: E731
+        add(f"mlp {d}-{f} through TMA", lambda wide=wide: _through_tma(lambda: _mlp(wide, most=1e-1)))
     for name, run, lane in large_checks.checks(device):
         add(name, run, poisoned=False, lane=lane)
     # several tiles per program, in which the sums of the backward pass go on

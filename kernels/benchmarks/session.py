@@ -63,24 +63,22 @@ def stages() -> list[list[Part]]:
     run, tests = "kernels/benchmarks/run.py", ("tests/test_gpu.py", "tests/test_gpu_zoo.py")
     models = "benchmarks/gpu_models.py"
     # without MONAI, which the preset of the encoder needs, a vision transformer takes its place
-    trainings = ("mome_ct_base_sparse grouped_mm", "mome_ct_base linear", "mome_ct_vit3d_small grouped_mm")
-    measured = layers("V1", "V2", "V5", "V6", "V7", "V14", "V11")
+    trainings = ("mome_ct_base_sparse kernels", "mome_ct_vit3d_small grouped_mm")
+    sanitize = "kernels/benchmarks/sanitize.py"
     return [
         [
-            # narrow widths come first in it
-            Part("checks", "kernels/benchmarks/checks.py", ("--workers", "6"), 3.0),
-            Part("tests", "", ("-n", "6", "--timeout", "100", *tests), 3.0),
-            Part("sanitizer", "kernels/benchmarks/sanitize.py", ("--workers", "3", "--tools", "memcheck"), 3.0),
+            # the newest checks come first: of TMA, and of widths above 128, whose gradients have changed
+            Part("checks", "kernels/benchmarks/checks.py", ("--workers", "4"), 3.0),
+            Part("tests", "", ("-n", "4", "--timeout", "100", *tests), 3.0),
+            Part("sanitizer", sanitize, ("--workers", "6", "--tools", "memcheck"), 4.0),
         ],
-        [Part("open_shapes", run, ("--steps", *layers("L3", "L4", "L6", "V3", "V4", "V8", "V15", "V9")), 1.8)],
-        [Part("models", models, ("--steps", *(f"train {step}" for step in trainings)), 1.3)],
-        # the backward pass has changed since these were measured
-        [Part("measured_shapes", run, ("--steps", *measured), 1.0)],
-        [Part("other_shapes", run, ("--steps", *layers("V12", "V13", "V10", "L5")), 1.0)],
+        [Part("models", models, ("--steps", *(f"train {step}" for step in trainings)), 1.0)],
+        [Part("wide_shapes", run, ("--steps", *layers("L1", "L2", "L3", "V10", "V12", "V3")), 1.5)],
         [
             Part("more_checks", "kernels/benchmarks/checks.py", ("--workers", "8"), 2.0),
-            Part("races", "kernels/benchmarks/sanitize.py", ("--workers", "5", "--tools", "racecheck"), 2.0),
+            Part("races", sanitize, ("--workers", "5", "--tools", "racecheck"), 2.0),
         ],
+        [Part("other_shapes", run, ("--steps", *layers("V13", "L5", "V8", "V9", "V15", "V4")), 1.0)],
         [Part("segmentations", models, ("--steps", "segment"), 1.0)],
     ]
 

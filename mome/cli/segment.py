@@ -20,11 +20,7 @@ from mome.errors import InputError
 from mome.printable import printable
 from mome.threads import check_threads, use_huge_pages
 
-# What to do where no bundled model knows all prompts: of a command, and of a jobs file.
-_TWO_MODELS = (
-    "segment twice, with -m {} and with -m {}",
-    "write a jobs file for each, and give -m {} with one and -m {} with the other",
-)
+_SPLIT_JOBS = "write one jobs file for each model, and give -m {} with the first and -m {} with the second"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -116,8 +112,10 @@ def run(args: argparse.Namespace) -> int:
             if not args.json and not console.is_terminal:
                 long_scans.progress(done, total)
 
-        prompts = job_prompts(args.jobs, args.prompt) if args.jobs else args.prompt
-        chosen = Choice(args.model, None) if args.model else choose_model(prompts, _TWO_MODELS[bool(args.jobs)])
+        prompts, hint = args.prompt, {}
+        if args.jobs:
+            prompts, hint = job_prompts(args.jobs, args.prompt), {"hint": _SPLIT_JOBS}
+        chosen = Choice(args.model, None) if args.model else choose_model(prompts, **hint)
         segmenter = Segmenter(
             chosen.model,
             overlap=args.overlap,

@@ -11,7 +11,6 @@ from mome_kernels.gpu.launch import Launch, Machine
 from mome_kernels.weights import ExpertWeights, HeadWeights
 
 EXPERTS, PER_TOKEN, TOKENS = 8, 2, 20000
-WIDE = 4096  # columns of a row without a bound on them; rows with TMA begin there on Hopper
 
 
 def new(*shape: int, dtype: torch.dtype) -> torch.Tensor:
@@ -94,7 +93,7 @@ def row_launch(machine: Machine, kernel: str, row: dict) -> Launch:
     if kernel in ("mlp", "mlp_dx", "mlp_dw"):
         return fused_launch(machine, kernel, bounds["d"], bounds.get("f", 4 * bounds["d"]), gated, dtype)
     odd = bounds.get("odd", 1)
-    n, k = bounds.get("n", WIDE) - 13 * odd, bounds.get("k", 1024) - 13 * odd
+    n, k = bounds.get("n", 1024) - 13 * odd, bounds.get("k", 1024) - 13 * odd
     if kernel == "dw":
         return dw_launch(machine, n, k, dtype)
     chosen = configs.linear(machine, n, k, dtype.itemsize, gated, bool(bounds.get("epilogue", 1)))
@@ -107,7 +106,7 @@ def linear_variants(machine: Machine, row: dict) -> Iterator[Launch]:
     bounds = row["up_to"]
     size, odd = bounds.get("bytes", 4), bounds.get("odd", 1)
     dtype = torch.bfloat16 if size == 2 else torch.float32
-    n, k = bounds.get("n", WIDE) - 13 * odd, bounds.get("k", 1024) - 13 * odd
+    n, k = bounds.get("n", 1024) - 13 * odd, bounds.get("k", 1024) - 13 * odd
     if configs.linear(machine, n, k, size, False, False) is row:
         yield linear_launch(machine, n, k, False, False, dtype, transpose=True)
     epilogue = bool(bounds.get("epilogue", 1))
@@ -148,7 +147,7 @@ def tma_launches(machine: Machine, row: dict) -> Iterator[Launch]:
     bounds = row["up_to"]
     size, odd = bounds.get("bytes", 4), bounds.get("odd", 1)
     dtype = torch.bfloat16 if size == 2 else torch.float32
-    n, k = bounds.get("n", WIDE) - 8 * odd, bounds.get("k", 1024) - 8 * odd  # 16-byte rows
+    n, k = bounds.get("n", 1024) - 8 * odd, bounds.get("k", 1024) - 8 * odd  # 16-byte rows
     gated, epilogue = bool(bounds.get("gated", 1)), bool(bounds.get("epilogue", 1))
     with tma(row):
         for gather in (True, False):

@@ -74,7 +74,9 @@ def test_a_session_asks_for_steps_that_exist(benchmark) -> None:
                 assert len([name for name in names if name.startswith(start)]) >= 1, start
 
 
-@pytest.mark.parametrize("name", ["head of equal scores", "mlp 37-50 gated float16", "rerun combine"])
+@pytest.mark.parametrize(
+    "name", ["head of equal scores", "mlp 37-50 gated float16", "rerun combine", "mlp 512-1040 through TMA"]
+)
 def test_checks_pass_on_a_cpu_and_leave_the_settings(name: str, benchmark) -> None:
     verdict = benchmark("check_cases").checks("cpu", 40)[name].verdict()
     assert verdict["ok"]

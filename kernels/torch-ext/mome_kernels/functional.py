@@ -18,8 +18,8 @@ from .custom_ops import head as head_ops
 from .weights import ExpertWeights, HeadWeights
 
 # The largest token width, by bytes per element, whose hidden layer z is computed again in the backward pass on a GPU.
-# The fused kernels compute it on the chip up to these widths. Above them, and on a CPU, computing it again would cost
-# a third of the forward pass, so that z is kept in memory.
+# Fused kernels compute it on the chip; where only the forward pass runs fused, z would be most of the memory. Above
+# these widths, and on a CPU, computing it again would cost a third of the forward pass, so that z is kept in memory.
 _FUSED_WIDTHS = {2: 256, 4: 64}
 
 
