@@ -129,7 +129,6 @@ def main() -> None:
         command.set_defaults(function=function)
         command.add_argument("--out", type=Path, default=Path("runs/neck_study"))
         if name == "scores":
-            command.add_argument("--cpu", action="store_true", help="they were trained on the CPU, beside the study")
             continue
         command.add_argument("--cached", type=Path, help="folder of the caches of another machine")
         command.add_argument("--texts", type=Path, help="file of stored_texts.py")
@@ -152,9 +151,9 @@ def main() -> None:
             command.add_argument("--arms", nargs="*", default=list(ARMS))
     args = parser.parse_args()
     if args.command == "scores":
-        from study_scores import CPU, GPU, write_scores
+        from study_scores import write_scores
 
-        write_scores(args.out, CPU if args.cpu else GPU)
+        write_scores(args.out)
         return
     args.function(args)
 
