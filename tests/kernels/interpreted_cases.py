@@ -107,6 +107,10 @@ def unfused_mlps() -> Iterator[tuple[str, Result]]:
         inputs = layer(40, 3, 2, d, 70, out, gated, True, "uniform")
         assert not experts.runs_fused(inputs[0], ExpertWeights(*inputs[3:], "gelu", gated))
         yield f"grouped {d} {out}", compare(kernels.moe_mlp, reference.moe_mlp, inputs, gated=gated)
+    inputs = layer(40, 3, 2, 192, 48, 192, False, True, "zipf", torch.float16)
+    weights = ExpertWeights(*inputs[3:], "gelu", False)
+    assert experts.runs_fused(inputs[0], weights) and not experts.runs_fused(inputs[0], weights, experts.BACKWARD)
+    yield "fused forward, grouped gradients", compare(kernels.moe_mlp, reference.moe_mlp, inputs)
     # z kept, also where the shapes would run fused, and z computed again
     for d, keep in ((80, True), (80, False), (48, True)):
         inputs = layer(40, 3, 2, d, 70, d, True, True, "zipf")

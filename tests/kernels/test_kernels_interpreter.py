@@ -15,7 +15,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 LIMITS = {"torch.float16": 2e-3, "torch.bfloat16": 2e-2}
 TIERS = [
     pytest.param("quick", 47, id="quick"),
-    pytest.param("wide", 32, id="wide", marks=pytest.mark.wide),
+    pytest.param("wide", 33, id="wide", marks=pytest.mark.wide),
     pytest.param("long", 2, id="long", marks=pytest.mark.long),
 ]
 
