@@ -50,8 +50,9 @@ def _inside(case: Case) -> bool:
 
 
 MODELS = _models()
-# A rounding error crosses the kink of an activation in these, which changes gradients by percents; see test_kinks.py.
-AT_A_KINK = ("experts linear",)
+# Where a rounding error crosses the kink of an activation, gradients change by percents. With volumes of these seeds,
+# no hidden value is so near to one; see test_kinks.py.
+SMOOTH_SEEDS = {"experts linear": 3}
 
 
 def run(model: MoME, given: dict[str, Tensor], autocast: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
@@ -74,6 +75,15 @@ def difference(ours: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     return (apart / sum(float(gradient.square().sum()) for gradient in expected.values())) ** 0.5
 
 
+def given_to(name: str, model: MoME) -> dict[str, Tensor]:
+    """The inputs of a model, which are away from kinks where the usual ones are not."""
+    given = inputs(model, batch=2)
+    if name in SMOOTH_SEEDS:
+        generator = torch.Generator().manual_seed(SMOOTH_SEEDS[name])
+        given["volume"] = torch.rand(given["volume"].shape, generator=generator)
+    return given
+
+
 def _chooses(name: str) -> bool:
     """Whether a model's router sends a token to some experts only."""
     return not any(router in str(MODELS[name].get("router", "")) for router in ("soft", "uniform"))
@@ -93,7 +103,7 @@ def _settings(one_thread: None) -> Iterator[None]:
 def test_the_part_on_the_device(name: str) -> None:
     """In eval, where no router draws random numbers; the gradients are those of evaluation."""
     exact = make_model(**MODELS[name])
-    given = inputs(exact, batch=2)
+    given = given_to(name, exact)
     if MODELS[name].get("router", "").startswith("label_group"):
         given["text_PT"] = exact.text_bank.rows(["liver", "aorta"])
     model, half = copy.deepcopy(exact).to(DEVICE), copy.deepcopy(exact).to(DEVICE)
@@ -103,7 +113,7 @@ def test_the_part_on_the_device(name: str) -> None:
     scale = expected.abs().max()
     apart = ((logits - expected).abs() > 1e-3 * scale).double().mean()
     assert float(apart) <= 0.05, float(apart)
-    assert difference(gradients, wanted) <= (0.3 if apart else 0.1 if name in AT_A_KINK else 0.01)
+    assert difference(gradients, wanted) <= (0.01 if apart == 0 else 0.3)
     assert torch.equal(again, logits) or ((again - logits).abs().max() <= 1e-4 * scale)
     rough, steep = run(half, given, autocast=True)
     assert torch.isfinite(rough).all()
