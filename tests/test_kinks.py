@@ -1,7 +1,8 @@
 """Noise as small as rounding errors changes gradients by percents where a hidden value is at a kink.
 
 A kink is that of an activation. `test_gpu_zoo.py` compares gradients within one percent, so the volumes of
-`SMOOTH_SEEDS` must be away from kinks, and the usual ones are not. Float64 on the CPU: the changes are the noise's, not rounding errors of their own.
+`SMOOTH_SEEDS` must be away from kinks, and the usual ones are not. Float64 on the CPU: the changes are the noise's, not
+rounding errors of their own.
 """
 
 from __future__ import annotations
