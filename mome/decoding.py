@@ -18,6 +18,7 @@ from mome.layers.predict import predict, predict_one_scale
 from mome.layers.scale_expert import ScaleExpert
 from mome.layers.scale_stack import stack_scales
 from mome.layers.text_bank import TextBank
+from mome.layers.trilinear import resize
 from mome.map_context import MapContext
 from mome.model_inputs import check_text
 from mome.outputs import Decoded, Features
@@ -84,7 +85,7 @@ class WithDecoding(WithExtraExperts):
         stride = self.encoder.strides[-1]
         if any(step > 1 for step in stride):
             full = [side * step for side, step in zip(logits.shape[2:], stride, strict=True)]
-            logits = F.interpolate(logits, size=full, mode="trilinear", align_corners=False)
+            logits = resize(logits, full)
         return Decoded(logits, routings, coarse)
 
     def _scale_logits(self, own_BSCDHW: Tensor, text_PT: Tensor, bottleneck: Tensor, count: int) -> tuple[Tensor, ...]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mome.encoders.base import Encoder, Pyramid, isotropic
 from mome.encoders.padding import on_padded
+from mome.layers.instance_norm import InstanceNorm
 from mome.map_context import DEFAULT_CONTEXT, MapContext
 from mome.registry import at_least
 
@@ -75,6 +76,6 @@ def _two_convolutions(in_channels: int, middle: int, out_channels: int) -> nn.Se
 def _convolution(in_channels: int, out_channels: int) -> tuple[nn.Module, ...]:
     return (
         nn.Conv3d(in_channels, out_channels, 3, padding=1, bias=False),
-        nn.InstanceNorm3d(out_channels, affine=True),
+        InstanceNorm(out_channels),
         nn.ReLU(inplace=True),
     )

@@ -22,7 +22,8 @@ class CompiledPredictor(ModelPredictor):
 
     Compilation takes a minute or two. That of the encoder happens here, with a tile of zeros; that of the head with the
     first tile. Inductor keeps what it compiled on this machine, so that the next process is faster. Sums are rounded in
-    another order than without compilation. `mome_kernels.torch_impl.head_compiled` says which heads are compiled.
+    another order than without compilation. `mome_kernels.torch_impl.head_compiled` says which heads are compiled. An
+    encoder in bfloat16 on the CPU is not compiled: `mome.inference.bfloat16_encoder` is faster.
 
     Args:
         model, autocast: As for `ModelPredictor`. The model itself is not changed.
@@ -32,7 +33,10 @@ class CompiledPredictor(ModelPredictor):
     """
 
     def __init__(self, model: Any, autocast: torch.dtype | None = None) -> None:
-        super().__init__(_with_compiled_encoder(model), autocast)
+        super().__init__(model, autocast)
+        if self._lowers_the_encoder():
+            return
+        self.model = _with_compiled_encoder(model)
         tile = torch.zeros(1, model.config.in_channels, *self.patch_size, device=self.device)
         with torch.inference_mode(), _refused("encoder"):
             self.encode(tile, (0, 0, 0))

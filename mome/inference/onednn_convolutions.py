@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+
+from mome.inference.plain_tensors import plain_on_cpu
 
 # Products of batch size, channels, and the first two sides up to this go to PyTorch's own convolution.
 _SMALL = 20_480
@@ -49,14 +50,8 @@ def _goes_to_pytorch(
 ) -> bool:
     """Whether PyTorch computes this convolution by its own code, and oneDNN could compute it."""
     lists = all(isinstance(value, tuple) and len(value) == 3 for value in (stride, padding, dilation))
-    tensors = [volume, weight, *([] if bias is None else [bias])]
-    plain = all(type(t) in (Tensor, Parameter) and t.device.type == "cpu" for t in tensors)
-    plain = plain and all(t.dtype == torch.float32 and t.layout == torch.strided for t in tensors)
+    plain = plain_on_cpu(volume, weight, bias, dtypes=(torch.float32,)) and not torch.is_autocast_enabled("cpu")
     if not (lists and plain and groups == 1 and volume.dim() == 5 and volume.shape[0] == 1):
-        return False
-    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
-        return False
-    if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
         return False
     # Of kernels of one voxel, both are equally fast.
     return max(weight.shape[2:]) > 1 and volume.shape[1] * volume.shape[2] * volume.shape[3] <= _SMALL

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from mome.inference.bfloat16_encoder import with_bfloat16_encoder
 from mome.inference.onednn_convolutions import OneDnnConvolutions
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ class ModelPredictor:
 
     Args:
         model: A MoME in eval mode.
-        autocast: Lower precision inside the network, as in `torch.bfloat16`; None for the model's own.
+        autocast: Lower precision inside the network, as in `torch.bfloat16`; None for the model's own. On the CPU it
+            is that of the encoder; see `mome.inference.bfloat16_encoder`.
     """
 
     def __init__(self, model: MoME, autocast: torch.dtype | None = None) -> None:
@@ -84,8 +86,9 @@ class ModelPredictor:
         """Returns the model's features of a tile; see `Predictor.encode`."""
         # On the CPU: a copy to a GPU would wait for it at every tile, and few routers read the place.
         origin_B3 = torch.tensor([origin] * tile_B1DHW.shape[0])
+        model = with_bfloat16_encoder(self.model) if self._lowers_the_encoder() else self.model
         with self._precision(), self._convolutions():
-            return self.model.encode(tile_B1DHW, origin_B3)
+            return model.encode(tile_B1DHW, origin_B3)
 
     def decode(self, features: Any, text_PT: Tensor) -> Tensor:
         """Returns the model's logits of a tile in float32; see `Predictor.decode`."""
@@ -93,7 +96,13 @@ class ModelPredictor:
             return self.model.decode(features, text_PT).float()
 
     def _precision(self) -> AbstractContextManager[None]:
-        return nullcontext() if self.autocast is None else torch.autocast(self.device.type, self.autocast)
+        if self.autocast is None or self._lowers_the_encoder():
+            return nullcontext()
+        return torch.autocast(self.device.type, self.autocast)
+
+    def _lowers_the_encoder(self) -> bool:
+        """Whether the lower precision is that of the encoder alone, as it is on the CPU."""
+        return self.autocast is torch.bfloat16 and self.device.type == "cpu" and "encoder" in self.model._modules
 
     def _convolutions(self) -> AbstractContextManager[Any]:
         return OneDnnConvolutions()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from mome.errors import InputError
+from mome.layers.instance_norm import InstanceNorm
 
 
 def norm_layer(name: str, channels: int) -> nn.Module:
@@ -14,7 +15,7 @@ def norm_layer(name: str, channels: int) -> nn.Module:
         InputError: The name is unknown, or the channels do not divide into groups.
     """
     if name == "instance":
-        return nn.InstanceNorm3d(channels, affine=True)
+        return InstanceNorm(channels)
     if name == "group":
         groups = max(1, channels // 8)
         if channels % groups:

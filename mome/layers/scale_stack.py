@@ -7,7 +7,8 @@ from functools import reduce
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from mome.layers.trilinear import resize
 
 
 def stack_scales(maps: list[Tensor], size: Sequence[int]) -> Tensor:
@@ -19,16 +20,10 @@ def stack_scales(maps: list[Tensor], size: Sequence[int]) -> Tensor:
         size: The finest size (D, H, W).
     """
     if torch.is_grad_enabled():
-        return torch.stack([_resized(map_BCDHW, size) for map_BCDHW in maps], dim=1)
+        return torch.stack([resize(map_BCDHW, size) for map_BCDHW in maps], dim=1)
     # As `torch.stack` does; under autocast, maps of two scales may have two types.
     dtype = reduce(torch.promote_types, [map_BCDHW.dtype for map_BCDHW in maps])
     stack = maps[0].new_empty(maps[0].shape[0], len(maps), maps[0].shape[1], *size, dtype=dtype)
     for scale in range(len(maps)):
-        stack[:, scale].copy_(_resized(maps.pop(0), size))
+        stack[:, scale].copy_(resize(maps.pop(0), size))
     return stack
-
-
-def _resized(map_BCDHW: Tensor, size: Sequence[int]) -> Tensor:
-    if map_BCDHW.shape[2:] == tuple(size):
-        return map_BCDHW
-    return F.interpolate(map_BCDHW, size=tuple(size), mode="trilinear", align_corners=False)

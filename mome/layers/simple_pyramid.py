@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from mome.layers.instance_norm import InstanceNorm
+
 Stride = tuple[int, int, int]
 
 
@@ -35,7 +37,7 @@ class SimplePyramid(nn.Module):
             self.finer.append(
                 nn.Sequential(
                     nn.ConvTranspose3d(channels, channels // 2, step, stride=step, bias=False),
-                    nn.InstanceNorm3d(channels // 2, affine=True),
+                    InstanceNorm(channels // 2),
                     nn.GELU(),
                 )
             )

@@ -131,9 +131,7 @@ class SparseResidual(nn.Module):
 
     def __init__(self, spec: dict[str, Any], *, channels: int, norm: str, owner: str) -> None:
         super().__init__()
-        # A group norm of one channel per group is an instance norm. InstanceNorm3d gives wrong gradients on CPUs (torch
-        # 2.14) where a batch of one map gets its gradient with channels last, as it does here.
-        self.norm = nn.GroupNorm(channels, channels) if norm == "instance" else norm_layer(norm, channels)
+        self.norm = norm_layer(norm, channels)
         self.layer = build_layer(spec, channels, owner)
         self.scale_C = nn.Parameter(torch.full((channels,), 0.1))
 

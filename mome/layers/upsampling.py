@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from mome.layers.instance_norm import InstanceNorm
+
 Stride = tuple[int, int, int]
 
 
@@ -30,7 +32,7 @@ class UpsamplingDecoder(nn.Module):
             self.steps.append(
                 nn.Sequential(
                     nn.ConvTranspose3d(widths[level], widths[level + 1], step, stride=step, bias=False),
-                    nn.InstanceNorm3d(widths[level + 1], affine=True),
+                    InstanceNorm(widths[level + 1]),
                     nn.GELU(),
                 )
             )
