@@ -36,14 +36,14 @@ class BFloat16Convolutions(TorchFunctionMode):
         kwargs = kwargs or {}
         if torch.compiler.is_compiling():
             return function(*args, **kwargs)
-        if function is F.conv3d and not kwargs and len(args) == 7 and _takes(*args[:3], args[6]):
+        if function is F.conv3d and not kwargs and len(args) == 7 and _takes(args[:3], args[6]):
             volume, weight, bias, *rest = args
             dtype = torch.float32 if volume.shape[1] < _FEW_CHANNELS else torch.bfloat16
             with torch.autocast("cpu", enabled=False):
                 result = function(*_channels_last(dtype, volume, weight, bias), *rest)
             # PyTorch's own convolution in float32 does not keep channels last.
             return result.to(torch.bfloat16, memory_format=torch.channels_last_3d)
-        if function is F.conv_transpose3d and not kwargs and len(args) == 8 and _takes(*args[:3], args[6]):
+        if function is F.conv_transpose3d and not kwargs and len(args) == 8 and _takes(args[:3], args[6]):
             with torch.autocast("cpu", enabled=False):
                 return function(*_channels_last(torch.bfloat16, *args[:3]), *args[3:])
         if function is F.instance_norm and len(args) == 1 and _normalises(args[0], **kwargs):
@@ -53,8 +53,9 @@ class BFloat16Convolutions(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
-def _takes(volume: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> bool:
-    return groups == 1 and volume.dim() == 5 and plain_on_cpu(volume, weight, bias)
+def _takes(tensors: Sequence[Any], groups: int) -> bool:
+    """Whether a convolution of this volume with this weight and bias is one of these."""
+    return groups == 1 and tensors[0].dim() == 5 and plain_on_cpu(*tensors)
 
 
 def _normalises(volume: Tensor, running_mean: Tensor | None, use_input_stats: bool, **others: Any) -> bool:
