@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
 from pathlib import Path
@@ -95,6 +96,8 @@ def test_time_in_the_network_is_counted(benchmark):
     measured = benchmark("network_time").NetworkTime(model)
     assert model.decode(model.encode(torch.ones(1))) == 4
     assert measured.tiles == 1 and measured.seconds > 0
+    copy.copy(model).encode(torch.ones(1))
+    assert measured.tiles == 2
     measured.reset()
     assert measured.tiles == 0 and measured.seconds == 0
 
