@@ -34,7 +34,7 @@ class CompiledPredictor(ModelPredictor):
 
     def __init__(self, model: Any, autocast: torch.dtype | None = None) -> None:
         super().__init__(model, autocast)
-        if self._lowers_the_encoder():
+        if self._lowers_the_encoder(self.device):
             return
         self.model = _with_compiled_encoder(model)
         tile = torch.zeros(1, model.config.in_channels, *self.patch_size, device=self.device)

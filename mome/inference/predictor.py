@@ -86,23 +86,24 @@ class ModelPredictor:
         """Returns the model's features of a tile; see `Predictor.encode`."""
         # On the CPU: a copy to a GPU would wait for it at every tile, and few routers read the place.
         origin_B3 = torch.tensor([origin] * tile_B1DHW.shape[0])
-        model = with_bfloat16_encoder(self.model) if self._lowers_the_encoder() else self.model
-        with self._precision(), self._convolutions():
+        lowers_the_encoder = self._lowers_the_encoder(tile_B1DHW.device)
+        model = with_bfloat16_encoder(self.model) if lowers_the_encoder else self.model
+        with self._precision(tile_B1DHW.device), self._convolutions():
             return model.encode(tile_B1DHW, origin_B3)
 
     def decode(self, features: Any, text_PT: Tensor) -> Tensor:
         """Returns the model's logits of a tile in float32; see `Predictor.decode`."""
-        with self._precision():
+        with self._precision(text_PT.device):
             return self.model.decode(features, text_PT).float()
 
-    def _precision(self) -> AbstractContextManager[None]:
-        if self.autocast is None or self._lowers_the_encoder():
+    def _precision(self, device: torch.device) -> AbstractContextManager[None]:
+        if self.autocast is None or self._lowers_the_encoder(device):
             return nullcontext()
-        return torch.autocast(self.device.type, self.autocast)
+        return torch.autocast(device.type, self.autocast)
 
-    def _lowers_the_encoder(self) -> bool:
+    def _lowers_the_encoder(self, device: torch.device) -> bool:
         """Whether the lower precision is that of the encoder alone, as it is on the CPU."""
-        return self.autocast is torch.bfloat16 and self.device.type == "cpu" and "encoder" in self.model._modules
+        return self.autocast is torch.bfloat16 and device.type == "cpu" and "encoder" in self.model._modules
 
     def _convolutions(self) -> AbstractContextManager[Any]:
         return OneDnnConvolutions()

@@ -19,7 +19,7 @@ class InstanceNorm(nn.InstanceNorm3d):
         super().__init__(channels, affine=True)
 
     def forward(self, input: Tensor) -> Tensor:
-        is_channels_last = not input.is_contiguous()
-        if input.device.type != "cpu" or (is_channels_last and not torch.is_grad_enabled()):
+        # In inference, `mome.inference.bfloat16_convolutions` normalises maps with channels last as they are.
+        if input.device.type != "cpu" or not (input.is_contiguous() or torch.is_grad_enabled()):
             return super().forward(input)
         return F.group_norm(input.contiguous(), self.num_features, self.weight, self.bias, self.eps)
