@@ -42,6 +42,18 @@ def test_features_are_those_of_the_model(backend, monkeypatch) -> None:
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
 
+def test_an_encoder_in_bfloat16_is_not_compiled(monkeypatch) -> None:
+    monkeypatch.setattr(compiled, "BACKEND", "no such backend")
+    model = model_of()
+    predictor = compiled.CompiledPredictor(model, torch.bfloat16)
+    tile = torch.randn(1, 1, 16, 16, 16)
+    assert predictor.model is model
+    for one, other in zip(
+        features_of(predictor, tile), features_of(ModelPredictor(model, torch.bfloat16), tile), strict=True
+    ):
+        assert torch.equal(one, other)
+
+
 def test_tiles_of_any_strides_are_compiled_once(monkeypatch) -> None:
     seen = []
 

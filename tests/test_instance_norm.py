@@ -55,6 +55,14 @@ def test_a_large_mean_costs_no_digits_without_gradients(layout: str, batch: int)
         torch.testing.assert_close(layer(x).double(), expected, rtol=0, atol=1e-4)
 
 
+def test_a_single_voxel_and_a_map_without_a_batch_are_as_in_pytorch() -> None:
+    layer, x = norm(), torch.randn(6, 6, 5, 4)
+    with pytest.raises(ValueError, match="more than 1 spatial element"):
+        layer(torch.randn(2, 6, 1, 1, 1))
+    expected = nn.functional.instance_norm(x[None].double(), None, None, layer.weight.double(), layer.bias.double())
+    torch.testing.assert_close(layer(x).double(), expected[0], rtol=1e-5, atol=1e-5)
+
+
 def test_it_is_an_instance_norm_for_whoever_looks() -> None:
     """Initialisation, converters and the check of one voxel look for the class and its names."""
     layer = norm()

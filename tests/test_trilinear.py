@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from mome.layers.trilinear import resize
 
@@ -42,6 +44,13 @@ def test_low_precision_is_rounded_once(dtype: torch.dtype, autocast: bool) -> No
 def test_its_gradients_are_right() -> None:
     x = torch.randn(1, 2, 2, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda each: resize(each, (5, 6, 8)), [x])
+
+
+def test_its_products_are_not_counted() -> None:
+    """`mome.model_cost` counts products, and a GPU interpolates without any."""
+    with FakeTensorMode(), FlopCounterMode(display=False) as counted:
+        assert resize(torch.empty(1, 2, 3, 4, 5), (6, 8, 10)).shape == (1, 2, 6, 8, 10)
+    assert counted.get_total_flops() == 0
 
 
 def test_a_map_of_this_size_is_returned_as_it_is() -> None:

@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     running.add_argument("--mirror", help="average over mirrored tiles: lr, ap, si, several with commas, or all")
     running.add_argument("--exact", action="store_true", help="tiles over the whole scan, air too; sums in float32")
     running.add_argument("--precision", default="auto", help="auto, fp32, bf16 or fp16")
-    running.add_argument("--compile", action="store_true", help="compile the network first; it needs a C++ compiler")
+    running.add_argument("--compile", action="store_true", help="compile parts of the network; it needs a C++ compiler")
     running.add_argument("--device", help="cpu, cuda or cuda:1; default cpu")
     running.add_argument("--threads", type=int, default=0, help="CPU threads")
     running.add_argument("--memory", help="memory that the run may take, as in 4GB; default what is free")

@@ -24,9 +24,10 @@ _FEW_CHANNELS = 8
 class BFloat16Convolutions(TorchFunctionMode):
     """Within this context, 3-D convolutions of CPU tensors return bfloat16 with channels last.
 
-    So do transposed convolutions. The instance norm of a single map with channels last keeps it so. Only without
-    gradients and groups, as `torch.nn` calls these functions; other code, subclasses of `Tensor` and what the user has
-    switched off (`torch.backends.mkldnn`) are left alone. Use it inside of `torch.autocast`, for the other layers.
+    So do transposed convolutions. The instance norm of a single map with channels last keeps it so; a group norm gets
+    channels first, because PyTorch's loses digits otherwise. Only under bfloat16 autocast, without gradients and
+    groups, as `torch.nn` calls these functions; other code, subclasses of `Tensor` and what the user has switched off
+    (`torch.backends.mkldnn`) are left alone.
     """
 
     def __torch_function__(
@@ -50,12 +51,15 @@ class BFloat16Convolutions(TorchFunctionMode):
             # Of one map, an instance norm is a batch norm, and the batch norm of PyTorch knows channels last.
             weight, bias, eps = kwargs["weight"], kwargs["bias"], kwargs["eps"]
             return F.batch_norm(args[0], None, None, weight, bias, training=True, eps=eps)
+        if function is F.group_norm and plain_on_cpu(args[0]):
+            return function(args[0].contiguous(), *args[1:], **kwargs)
         return function(*args, **kwargs)
 
 
 def _takes(tensors: Sequence[Any], groups: int) -> bool:
     """Whether a convolution of this volume with this weight and bias is one of these."""
-    return groups == 1 and tensors[0].dim() == 5 and plain_on_cpu(*tensors)
+    lowers = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") is torch.bfloat16
+    return lowers and groups == 1 and tensors[0].dim() == 5 and plain_on_cpu(*tensors)
 
 
 def _normalises(volume: Tensor, running_mean: Tensor | None, use_input_stats: bool, **others: Any) -> bool:

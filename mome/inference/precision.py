@@ -19,7 +19,7 @@ from mome.module_objects import weights_sha256
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Models whose masks in bfloat16 were compared with those in float32, by the first digits of the SHA-256 of their
 # weights: the Dice coefficient of the structure that agrees least, as a mean over scans, which
-# `benchmarks/inference_precision.py` measures. Of single masks of about 30 voxels, one voxel may differ.
+# `benchmarks/inference_precision.py` measures. Single masks may differ more.
 MEASURED_IN_BFLOAT16 = {
     "c20c895b356cb730": 0.999,  # mome-ct-tiny, the larynx in the 33 validation patients of OpenKBP
 }

@@ -102,8 +102,12 @@ class ModelPredictor:
         return torch.autocast(device.type, self.autocast)
 
     def _lowers_the_encoder(self, device: torch.device) -> bool:
-        """Whether the lower precision is that of the encoder alone, as it is on the CPU."""
-        return self.autocast is torch.bfloat16 and device.type == "cpu" and "encoder" in self.model._modules
+        """Whether the lower precision is that of the encoder alone, as it is on the CPU.
+
+        A method `encode` that was set on the model itself knows only the model's own encoder.
+        """
+        has_encoder = "encoder" in self.model._modules and "encode" not in vars(self.model)
+        return self.autocast is torch.bfloat16 and device.type == "cpu" and has_encoder
 
     def _convolutions(self) -> AbstractContextManager[Any]:
         return OneDnnConvolutions()

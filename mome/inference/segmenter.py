@@ -57,7 +57,8 @@ class Segmenter:
             the model.
         overlap: The share of a tile that its neighbour covers too, 0 to 0.9; None for the processor's.
         device: A torch device such as "cuda"; where None, the model stays where it is.
-        precision: `fp32`, `bf16` or `fp16` inside the network, or `auto`; see `mome.inference.precision`.
+        precision: `fp32`, `bf16` or `fp16` inside the network (`bf16` on the CPU: inside the encoder), or `auto`;
+            see `mome.inference.precision`.
         prompt_chunk: Prompts that are decoded at once; a smaller number needs less memory.
         exact: Look at the whole scan, and keep sums of logits in float32. Otherwise they are kept in float16 where it
             holds them, and tiles without a part of the patient are left out: what lies in air is background without a
@@ -66,7 +67,8 @@ class Segmenter:
         memory: The memory that the process may take, as in "4GB" or a number of bytes; what is free where None.
         mirror: Axes along which tiles are mirrored too, `lr`, `ap`, `si`, several with commas, or `all`; the logits are
             averaged (`mome.inference.mirror`). Each axis doubles the time.
-        compile: Compile the encoder and the head, which takes a minute or two; see `mome.inference.compiled`.
+        compile: Compile the head and, except in bf16 on the CPU, the encoder, which takes a minute or two; see
+            `mome.inference.compiled`.
         postprocess: Rules that change the masks: a config string such as `largest_component` for every mask,
             `spinal_cord=keep_near(mm=10)`, a list of these, `rules` or `none` (`mome.postprocess.rules.asked_rules`).
             None for the rules of the checkpoint's processor, of which there may be none.
@@ -122,10 +124,11 @@ class Segmenter:
         The model is not among them: `mome.inference.fingerprint.model_fingerprint` stands for it. Whoever adds an
         option that changes masks adds it here. `prompt_chunk` and the device change none.
         """
+        in_the_encoder = self.precision == "bf16" and self.predictor.device.type == "cpu"
         return {
             "overlap": self.overlap,
             "tiles": "in even steps",
-            "precision": self.precision,
+            "precision": f"{self.precision} in the encoder" if in_the_encoder else self.precision,
             "exact": self.exact,
             "sums": "float32" if self.exact else "float16 where it holds them",
             "predictor": predictor_settings(self.predictor, self.model),

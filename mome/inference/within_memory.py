@@ -79,7 +79,7 @@ def predict_within_memory(
             if smaller is None:
                 raise InputError(
                     f"the memory of {predictor.device.type} is not enough for this scan, one prompt at a time",
-                    hint="precision='bf16', a machine with more memory, or a part of the scan",
+                    hint="a machine with more memory, or a part of the scan",
                 ) from error
             plan = smaller
             notes[_FEWER_PROMPTS] = None

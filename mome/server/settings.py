@@ -31,7 +31,7 @@ class ServerSettings:
         queue: Jobs that wait or are being uploaded at a time.
         data: The folder of the queue and its files; None for a private temporary folder that ends with the server.
         device: A torch device of the worker; None for the CPU.
-        precision: `auto`, `fp32`, `bf16` or `fp16` inside the network.
+        precision: `auto`, `fp32`, `bf16` or `fp16`; see `mome.inference.Segmenter`.
         threads: CPU threads of the worker; 0 for torch's choice, within the quota of a container.
         time_limit_s: Seconds that a job may run.
         client_timeout_s: Seconds that a client may pause while it sends or receives.
