@@ -2,7 +2,7 @@
 
 For one image of at most 20,480 numbers per slice of all channels, PyTorch takes a convolution of its own in place of
 oneDNN's (`use_mkldnn` in `aten/src/ATen/native/Convolution.cpp`). A tile is one image, and the maps of most layers are
-that small. With oneDNN for these too, the encoders of mome-ct-tiny and mome-ct-torso-tiny took 0.96 and 0.71 of the
+that small. With oneDNN for these too, the encoders of mome-ct-tiny and mome-ct-torso-tiny took 0.96 and 0.67 of the
 time on two cores (`benchmarks/encoder_convolutions.py`, torch 2.14).
 """
 
