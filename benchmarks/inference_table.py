@@ -150,8 +150,8 @@ def folder(report: dict[str, Any]) -> str:
         ratio = now["reported_seconds_per_scan"] / before["reported_seconds_per_scan"]
         text += f""" Before resizing, norms and bfloat16 became faster (commit {report["commits"]["before"][:7]},
 {before["scans"]:.0f} scans): {before["seconds_per_scan"]:.2f} s and {before["reported_seconds_per_scan"]:.2f} s, so now
-{ratio:.2f} of the time. Wanted are 3 s. The machine's speed changes: of commit 34c9e6d, three runs had a median of 3.18 s,
-when the earlier commit took 4.70 s, and the earlier commit itself had 5.44 s on another day."""
+{ratio:.2f} of the time. Wanted are 3 s. The machine's speed changes: of commit 34c9e6d, three runs had a median of
+3.18 s, when the earlier commit took 4.70 s, and the earlier commit itself had 5.44 s on another day."""
     return paragraph(text).rstrip() + "\n"
 
 
