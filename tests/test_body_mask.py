@@ -178,7 +178,7 @@ def test_auto_is_bfloat16_only_where_it_was_measured(monkeypatch) -> None:
     monkeypatch.setattr(module, "multiplies_bfloat16", lambda: True)
     assert chosen_precision("auto", bundled, cpu) == "bf16" and chosen_precision("auto", other, cpu) == "fp32"
     assert chosen_precision("fp32", bundled, cpu) == "fp32" and chosen_precision("bf16", other, cpu) == "bf16"
-    monkeypatch.setattr(module, "LOWEST_DICE", 0.999)
+    monkeypatch.setattr(module, "LOWEST_DICE", 1.0)
     assert chosen_precision("auto", bundled, cpu) == "fp32"
     monkeypatch.setattr(module, "multiplies_bfloat16", lambda: False)
     assert chosen_precision("auto", bundled, cpu) == "fp32"
