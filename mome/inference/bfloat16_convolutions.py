@@ -2,7 +2,7 @@
 
 oneDNN multiplies bfloat16 fast where the channels of a voxel lie together (AMX): a convolution of 32 to 16 channels
 over 64³ voxels took 4 ms so and 12 ms otherwise, on two cores (torch 2.14). PyTorch keeps maps as they come, and its
-instance norm brings them back to channels first, so this mode decides for all three layers.
+instance norm brings them back to channels first, so this mode decides for convolutions and norms.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class BFloat16Convolutions(TorchFunctionMode):
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Calls a function of torch, with its tensors in bfloat16 and channels last where it is one of the three."""
+        """Calls a function of torch, with its tensors in bfloat16 and channels last where it is one of these layers."""
         kwargs = kwargs or {}
         if torch.compiler.is_compiling():
             return function(*args, **kwargs)

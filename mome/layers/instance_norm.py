@@ -19,7 +19,7 @@ class InstanceNorm(nn.InstanceNorm3d):
         super().__init__(channels, affine=True)
 
     def forward(self, input: Tensor) -> Tensor:
-        if input.device.type != "cpu" or input.dim() != 5 or input[0, 0].numel() < 2:
+        if input.device.type != "cpu" or input.dim() != 5 or input.shape[2:].numel() < 2:
             return super().forward(input)  # it refuses a single voxel
         if not (input.is_contiguous() or torch.is_grad_enabled()):
             return super().forward(input)  # `mome.inference.bfloat16_convolutions` takes maps with channels last
