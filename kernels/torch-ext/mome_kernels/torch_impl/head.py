@@ -11,7 +11,8 @@ from torch import Tensor
 from ..weights import HeadWeights
 from .scratch import Scratch
 
-_TILE_BYTES = 1 << 20  # size of one (P, C, n) tile; a few of them fit a core's caches
+# Size of one (P, C, n) tile. Of 1 to 4 MiB this is the fastest on two cores with 2 MiB of second-level cache each.
+_TILE_BYTES = 2 << 20
 
 
 def tile_voxels(prompts: int, channels: int, element_size: int) -> int:
@@ -71,7 +72,8 @@ def forward(features: Tensor, head: HeadWeights) -> Tensor:
             weight = _weights(f, query, bias_SP, top_k, scratch) if scales > 1 else None
             mixture = _mixture(f, weight, prompts, scratch)
             hidden = _layer(mixture, w1[b], b1[b], negative_slope, scratch("first", *shape))
-            hidden = _layer(hidden, w2[b], b2[b], negative_slope, scratch("second", *shape))
+            # The mixture is not read again; a fourth tile in its place would take the cache.
+            hidden = _layer(hidden, w2[b], b2[b], negative_slope, scratch("mixture", *shape))
             tile = scratch("tile", prompts, 1, n)
             torch.baddbmm(b3[b, :, None, None], w3[b, :, None], hidden, out=tile)
             out[b, :, start : start + n] = tile[:, 0]
