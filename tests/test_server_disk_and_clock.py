@@ -144,6 +144,20 @@ def test_a_full_disk_is_no_bug(store: Store, tmp_path: Path, monkeypatch) -> Non
         refused(queue.folders.new_upload)
 
 
+def test_an_image_that_replaces_another_is_not_one_too_many(store: Store, tmp_path: Path) -> None:
+    images = KeptImages(Folders(tmp_path, 0), store, 1)
+
+    def upload() -> Upload:
+        upload_id, folder = images._folders.new_upload()
+        return Upload(upload_id, folder, "scan.nii", 1)
+
+    first = images.add(upload())
+    with pytest.raises(HttpError, match="too many images"):
+        images.add(upload())
+    second = images.add(upload(), instead_of=first)
+    assert images.remove(first) and store.image_ids() == [second]
+
+
 def test_a_start_on_a_full_disk_says_so(store: Store, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(store, "recover", full)
     with pytest.raises(OutputError, match="the queue cannot be written: database or disk is full"):

@@ -26,13 +26,17 @@ class KeptImages:
     def __init__(self, folders: Folders, store: Store, most: int) -> None:
         self._folders, self._store, self._most = folders, store, most
 
-    def add(self, upload: Upload) -> str:
+    def add(self, upload: Upload, instead_of: str | None = None) -> str:
         """Keeps an upload as an image for later jobs and returns its id.
+
+        Args:
+            upload: The upload.
+            instead_of: The image that the caller removes for it, which is not counted.
 
         Raises:
             HttpError: As many images are kept as may be, status 503; or they cannot be written, status 507.
         """
-        if len(self._store.image_ids()) >= self._most:
+        if len(set(self._store.image_ids()) - {instead_of}) >= self._most:
             self._folders.remove(upload.folder)
             raise HttpError(
                 503, "too many images are kept", hint="DELETE /session/{id}, or try again later", retry_s=60

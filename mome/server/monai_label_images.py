@@ -77,18 +77,19 @@ async def remove_session(request: Request, session_id: str) -> dict[str, Any]:
 @router.put("/datastore/")
 async def upload_image(request: Request, image: Annotated[str, Query(max_length=LONGEST_NAME)]) -> dict[str, str]:
     """Stores an image, in the field `file`, under the client's name for it."""
-    before = request.app.state.image_names.put(image, await _store_image(request, "file"))
+    names = request.app.state.image_names
+    before = names.put(image, await _store_image(request, "file", instead_of=names.get(image)))
     if before is not None:
         queue_of(request).images.remove(before)
     return {"image": image}
 
 
-async def _store_image(request: Request, field: str) -> str:
-    """Receives an image and returns its id."""
+async def _store_image(request: Request, field: str, instead_of: str | None = None) -> str:
+    """Receives an image and returns its id; `instead_of` is the image that is removed for it."""
     queue = queue_of(request)
     async with queue.place():
         upload = await receive_upload(request, queue.folders, queue.settings, file_fields=(field,), other_fields=None)
-        return queue.images.add(upload)
+        return queue.images.add(upload, instead_of)
 
 
 def _session(queue: JobQueue, session_id: str) -> dict[str, Any]:
