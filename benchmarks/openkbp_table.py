@@ -96,10 +96,11 @@ above. Checks against float64 (`python kernels/benchmarks/checks.py`,
 `results/checks_NVIDIA_H100_80GB_HBM3.json`): {checked} of {checks} are right. They were run before the weight gradients
 of widths above 128 became grouped products; those kernels are among the checks, at other widths.
 
-`tests/test_gpu_zoo.py` had six failures in the second session. Five came from ties: tokens of zeros have equal scores
-for all experts, and `torch.topk` may choose others on a GPU than on a CPU. Since the expert of the lower number is
-chosen everywhere (`mome/routers/choice.py`), one test of the 76 that ran failed; the time ended before pytest named
-it, and its place among them fits the sixth, `experts linear`, whose gradients were 3.4 % off. A likely cause is the
+On the H100, `tests/test_gpu_zoo.py` first had six failures. In five of them, tokens of zeros have equal scores for all
+experts, and `torch.topk` may choose others on a GPU than on a CPU. Now the expert of the lower number is chosen
+everywhere (`mome/routers/choice.py`). In the next run one of 76 tests failed. The device time ended before pytest
+printed its name; by its position it is probably `experts linear`, the sixth, whose gradients were 3.4 % off. A likely
+cause is the
 kink of an activation, which a rounding error can cross: on the CPU in float64, noise of 3e-6 on the volume of this
 test moves its gradients by up to 4 % (`tests/test_kinks.py`). The test now gives this model a volume that is away
 from kinks, with the same bound of 1 %. It has not been run on a GPU again.

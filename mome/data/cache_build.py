@@ -87,7 +87,7 @@ def build_cache(
     Raises:
         InputError: There is no such format, its package is not installed, there are more labels than a uint8 map can
             number, the cache is damaged, its folder cannot be written, or another process builds in it for an hour.
-        OutputError: The cache cannot be written; a partial one is removed.
+        OutputError: The cache cannot be written; finished cases stay for the next try.
     """
     if len(names) > 254:
         raise InputError(f"a cache holds at most 254 labels, got {len(names)}", hint="train on fewer structures")

@@ -24,7 +24,7 @@ _MOST_LEVELS = 6
 
 
 def model_fingerprint(model: MoME) -> str:
-    """Returns the first 16 hexadecimal digits of the SHA-256 of a model's config and weights (about 1 s per GB).
+    """Returns the first 16 hexadecimal digits of the SHA-256 of a model's config and weights (1 to 2 s per GB).
 
     The weights are those in memory, with their types, and so are buffers that no checkpoint stores.
     """
