@@ -95,3 +95,9 @@ def weights_sum(files: Iterable[str | Path]) -> str:
     for mapped in maps:
         mapped.close()
     return total.hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """Returns the SHA-256 of a file's bytes, by which a file that somebody has changed is recognised."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

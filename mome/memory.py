@@ -11,6 +11,7 @@ from pathlib import Path
 from mome.errors import InputError
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
+          "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12,
           "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}  # fmt: skip
 _CGROUPS = Path("/sys/fs/cgroup")
 _PROCESS = Path("/proc/self")
@@ -26,7 +27,7 @@ def parse_bytes(text: str, option: str) -> int:
     Raises:
         InputError: It is no positive number with such a unit.
     """
-    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)\s*", str(text).lower()[:40])
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-z]*)\s*", str(text).lower()[:40])
     if match is None or match[2] not in _UNITS or float(match[1]) <= 0:
         raise InputError(f"{option} is a number of bytes with a unit, got {str(text)!r:.40}", hint="4GB, 4GiB, 500MB")
     return int(float(match[1]) * _UNITS[match[2]])

@@ -276,6 +276,11 @@ def test_demo(capsys, tmp_path: Path, monkeypatch, overlap: float | None) -> Non
     for path in report["files"]:
         assert Path(path).is_file()
     assert any(path.endswith("preview.png") for path in report["files"])
+    corrected = next(Path(path) for path in report["files"] if path.endswith("_mandible.nii.gz"))
+    corrected.write_bytes(b"corrected by hand")
+    assert main(["demo", "-o", str(tmp_path)]) == 2
+    assert "the file was changed after the demo wrote it" in capsys.readouterr().err
+    assert corrected.read_bytes() == b"corrected by hand"
 
 
 @pytest.mark.wide

@@ -13,7 +13,6 @@ import pytest
 from test_data_layouts import liver_map, nnunet, save, scan
 
 from mome.cli.main import main
-from mome.cli.parser import byte_count
 from mome.data.fingerprint import CaseFingerprint, Fingerprint, fingerprint
 from mome.data.layouts import open_cases
 from mome.data.plan import make_plan
@@ -71,17 +70,6 @@ def test_a_split_is_by_patient_and_stays_when_cases_are_added(tmp_path: Path) ->
     assert len(part_of(cases, "all", 0.3)) == 30
 
 
-@pytest.mark.parametrize(("text", "wanted"), [("4GB", 4 * 10**9), ("512 MiB", 2**29), ("1.5gb", 15 * 10**8), ("7", 7)])
-def test_byte_count(text: str, wanted: int) -> None:
-    assert byte_count(text, "--memory") == wanted
-
-
-@pytest.mark.parametrize("text", ["", "GB", "-1GB", "4 XB", "0", "1e9"])
-def test_bad_byte_counts(text: str) -> None:
-    with pytest.raises(InputError, match="number of bytes"):
-        byte_count(text, "--memory")
-
-
 def test_three_commands_lead_from_a_folder_to_masks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A few steps teach nothing; the test is that every command takes what the one before it wrote."""
     names = [f"p{i}" for i in range(6)]
@@ -106,7 +94,8 @@ def test_three_commands_lead_from_a_folder_to_masks(tmp_path: Path, capsys: pyte
     assert "1 of 6 cases cannot be used; 'p3'" in capsys.readouterr().err
     assert main([*arguments, "--skip-broken"]) == 0
     assert "left out: 1 cases, such as 'p3'" in capsys.readouterr().out
-    assert main([*arguments, "--skip-broken", "--json"]) == 0
+    assert main([*arguments, "--skip-broken", "--json", "-p", "liver", "-p", "liver"]) == 0
+    assert load_run_config(out / "run.yaml", []).labels == ("liver",)
     assert json.loads(capsys.readouterr().out)["batch_size"] >= 2
     assert any("p3" in json.loads(path.read_text()) for path in (out / "cache").glob("*/problems.json"))
 

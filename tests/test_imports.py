@@ -31,6 +31,7 @@ LAYERS = [
         "hub_connection",
         "json_file",
         "checksums",
+        "loopback",
     ],
     [
         "patterns",

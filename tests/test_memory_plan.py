@@ -54,7 +54,10 @@ def blobs(shape: tuple[int, int, int] = (40, 44, 36)) -> Volume:
 def test_bytes_are_read_and_shown() -> None:
     assert parse_bytes("4GB", "--memory") == 4_000_000_000 and parse_bytes(" 1.5 GiB", "m") == 3 << 29
     assert parse_bytes("2000", "m") == 2000 and as_text(3.24e9) == "3.2 GB" and as_text(52e6) == "52 MB"
-    for wrong in ("", "4 bananas", "-1GB", "0GB", "1e9", "GB"):
+    assert [parse_bytes(text, "m") for text in ("1.5 MB", "500k", "7", "1TB", "8B", ".5gb")] == [
+        1_500_000, 500_000, 7, 10**12, 8, 500_000_000,
+    ]  # fmt: skip
+    for wrong in ("", "4 bananas", "-1GB", "0GB", "1e9", "GB", "4 XB", "0"):
         with pytest.raises(InputError, match="--memory is a number of bytes"):
             parse_bytes(wrong, "--memory")
 

@@ -82,7 +82,7 @@ def test_slots_are_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     groups = Groups(2, (2, 2, 2), window=2)
     routing = Slots(torch.tensor([4, 4, 4]), keys_GMC=torch.randn(2, 8, 5), queries_SC=torch.randn(6, 5), groups=groups)
     dispatch_GMS, combine_GMS = routing.matrices()
-    monkeypatch.setattr("mome.routers.shares._PIECE_ELEMENTS", 36)  # three tokens at a time
+    monkeypatch.setattr("mome.routers.slot_attention._PIECE_ELEMENTS", 36)  # three tokens at a time
     dispatch_TE, combine_TE = slot_masses(routing)
     for got_TE, want_GME in (
         (dispatch_TE, dispatch_GMS.view(2, 8, 3, 2).mean(-1)),

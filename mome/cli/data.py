@@ -7,8 +7,9 @@ import dataclasses
 import json
 import sys
 
-from mome.cli.parser import byte_count, given_path, output_folder
+from mome.cli.parser import given_path, output_folder
 from mome.errors import InputError, did_you_mean
+from mome.memory import parse_bytes
 from mome.printable import printable
 
 _MOST_NOTES = 3  # that are printed; most say the same of many cases
@@ -100,17 +101,17 @@ def _prepare(args: argparse.Namespace) -> int:
             f"--held-out is at least 0 and below 1, got {args.held_out}",
             hint="--held-out 0.2 for a fifth of the patients",
         )
-    memory = byte_count(args.memory, "--memory")
+    memory = parse_bytes(args.memory, "--memory")
     from rich.console import Console
     from rich.progress import track
 
-    from mome.cli.quiet import quiet_libraries, quiet_readers
+    from mome.cli.quiet import quiet_libraries
     from mome.labels import load_table
     from mome.training.prepare import EARLIER, prepare
 
     quiet_libraries()
-    quiet_readers()
-    labels = tuple(name for text in args.prompt for name in load_table().resolve(text).names or (text,))
+    named = [name for text in args.prompt for name in load_table().resolve(text).names or (text,)]
+    labels = tuple(dict.fromkeys(named))  # "kidneys" and "left kidney" name one of them twice
     error = Console(stderr=True)
     plan, path = prepare(
         args.folder,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mome.atomic import atomic_write, check_output_folder
+from mome.checksums import file_sha256
 from mome.cli.parser import given_path, output_folder
 from mome.cpu_load import CpuLoad, set_threads
 from mome.errors import InputError
@@ -25,7 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the command."""
     parser.add_argument("ct", nargs="?", type=given_path, help="a CT; default: a synthetic head and neck")
     parser.add_argument("-o", "--out", type=output_folder, default=Path("mome-demo"), help="folder of the results")
-    parser.add_argument("--overwrite", action="store_true", help="replace files that no earlier demo wrote")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="also replace files that no demo wrote or that were changed"
+    )
     parser.add_argument(
         "-p",
         "--prompt",
@@ -52,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
     from rich.table import Table
 
-    from mome.cli.quiet import quiet_libraries, quiet_readers
+    from mome.cli.quiet import quiet_libraries
     from mome.inference import Segmenter
     from mome.metrics import dice
     from mome.temporary_names import remove_stale_parts
@@ -61,7 +64,6 @@ def run(args: argparse.Namespace) -> int:
     from mome.volumes.scan_files import stem
 
     quiet_libraries()
-    quiet_readers([args.ct] if args.ct else [])
     threads_note = set_threads(0, load)
     began = time.perf_counter()
     console = Console(stderr=args.json)
@@ -90,7 +92,8 @@ def run(args: argparse.Namespace) -> int:
         paths.insert(0, _write_ct(args.out / "phantom_ct.nii.gz", volume))
     paths.append(save_preview(args.out / f"{name}_preview.png", volume, result.masks))
     with atomic_write(args.out / _RECORD, "the record of the demo") as part:
-        record = {"scan": _scan_record(args.ct), "files": sorted(path.name for path in paths)}
+        sums = {path.name: file_sha256(path) for path in sorted(paths)}
+        record = {"scan": _scan_record(args.ct), "files": list(sums), "sha256": list(sums.values())}
         part.write_text(json.dumps(record, indent=1) + "\n")
     seconds = time.perf_counter() - began
     rows: list[dict[str, Any]] = []
@@ -154,22 +157,25 @@ def _refuse_files_of_others(folder: Path, outputs: list[Path], ct: Path | None) 
     """Checks that the files which are there already are those of an earlier demo with the same scan.
 
     Raises:
-        InputError: A file would be replaced that no demo wrote, or that is of another scan.
+        InputError: A file would be replaced that no demo wrote, that is of another scan, or that was changed since.
     """
     from mome.text_file import read_json
 
     ours: list[str] = []
+    sums: dict[str, str] = {}
     if (folder / _RECORD).is_file():
         record = read_json(folder / _RECORD, "the record of the demo", hint="--overwrite, or another folder")
-        files = record.get("files")
+        files, known = record.get("files"), record.get("sha256")
         ours = files if isinstance(files, list) and record.get("scan") == _scan_record(ct) else []
-    for path in outputs:
-        if path.exists() and path.name not in ours:
-            raise InputError(
-                "the file is there already, and no demo of this scan wrote it",
-                where=str(path),
-                hint="--overwrite, or another folder with -o",
-            )
+        sums = dict(zip(ours, known, strict=False)) if isinstance(known, list) else {}
+    for path in (path for path in outputs if path.exists()):
+        if path.name not in ours:
+            reason = "the file is there already, and no demo of this scan wrote it"
+        elif path.name in sums and (not path.is_file() or file_sha256(path) != sums[path.name]):
+            reason = "the file was changed after the demo wrote it"
+        else:
+            continue
+        raise InputError(reason, where=str(path), hint="--overwrite, or another folder with -o")
 
 
 def _scan_record(ct: Path | None) -> dict[str, Any]:

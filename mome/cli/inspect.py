@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from mome.cli.quiet import quiet_libraries, quiet_readers
+    from mome.cli.quiet import quiet_libraries
     from mome.inference import Segmenter
     from mome.inspection.inspect import inspect
     from mome.volumes.dicom import DicomOptions
@@ -54,7 +54,6 @@ def run(args: argparse.Namespace) -> int:
     from mome.volumes.scan_files import stem
 
     quiet_libraries()
-    quiet_readers([args.ct])
     threads_note = set_threads(args.threads, load)
     segmenter = Segmenter(args.model, overlap=args.overlap, device=args.device)
     segmenter.notes += (threads_note,) if threads_note else ()

@@ -68,23 +68,3 @@ def output_folder(text: str) -> Path:
             f"{text} is the name of a file, results go into a folder; give a folder, as in -o masks"
         )
     return path
-
-
-_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-
-
-def byte_count(text: str, option: str) -> int:
-    """Reads a number of bytes, such as `4GB` or `512 MiB`.
-
-    Args:
-        text: The text.
-        option: Its name in errors.
-
-    Raises:
-        InputError: The text is no positive number of bytes.
-    """
-    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([A-Za-z]*)\s*", text)
-    unit = found[2].lower() if found else None
-    if found is None or unit not in _UNITS or not float(found[1]) > 0:
-        raise InputError(f"{option} is a number of bytes, got {text!r:.60}", hint=f"{option} 4GB")
-    return int(float(found[1]) * _UNITS[str(unit)])

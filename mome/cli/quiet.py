@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 import warnings
-from collections.abc import Iterable
-from pathlib import Path
-
-from mome.volumes.scan_files import is_nifti
 
 # Readers and writers that print their own account of a file before our message. What matters of it is in our notes and
 # errors. highdicom logs that a mask is empty, which the volume of 0 ml says.
-_READERS = ("nibabel", "nibabel.global", "pydicom", "highdicom", "SimpleITK")
+_READERS = ("nibabel", "nibabel.global", "pydicom", "highdicom")
 
 
 def quiet_libraries() -> None:
@@ -26,17 +21,9 @@ def quiet_libraries() -> None:
     quiet_readers()
 
 
-def quiet_readers(paths: Iterable[Path] = ()) -> None:
-    """Turns off the warnings of the libraries that read scans and write masks.
-
-    Args:
-        paths: What will be read. SimpleITK, whose import takes a while, is imported for files that are no NIfTI.
-    """
+def quiet_readers() -> None:
+    """Turns off the warnings of the libraries that read scans and write masks."""
     for name in _READERS:
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     for module in ("nibabel", "pydicom"):
         warnings.filterwarnings("ignore", module=module)
-    if any(not is_nifti(path) for path in paths) and importlib.util.find_spec("SimpleITK"):
-        import SimpleITK
-
-        SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)

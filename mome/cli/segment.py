@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from mome.cli.quiet import quiet_libraries, quiet_readers
+    from mome.cli.quiet import quiet_libraries
     from mome.inference import Segmenter, segment_folder, segment_jobs
     from mome.inference.choose_model import Choice, choose_model
     from mome.inference.jobs import job_prompts
@@ -94,7 +94,6 @@ def run(args: argparse.Namespace) -> int:
     from mome.volumes.dicom import DicomOptions
 
     quiet_libraries()
-    quiet_readers(args.inputs)
     threads_note = set_threads(args.threads, load)
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from mome.cli.parser import given_path
+from mome.memory import parse_bytes
 from mome.presets import bundled_models
 from mome.threads import check_threads
 
@@ -40,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs the command until a signal ends it."""
     from mome.server.run import serve
-    from mome.server.settings import ServerSettings, parse_duration, parse_size, read_token
+    from mome.server.settings import ServerSettings, parse_duration, read_token
 
     check_threads(args.threads, "--threads")
     if args.dicomweb is not None:
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
             port=args.port,
             token=read_token(args.token_file),
             keep_s=parse_duration(args.keep),
-            max_upload=parse_size(args.max_upload),
+            max_upload=parse_bytes(args.max_upload, "--max-upload"),
             queue=args.queue,
             data=args.data,
             device=args.device,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import ipaddress
 import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
 from mome.errors import InputError
+from mome.loopback import is_loopback
 
 if TYPE_CHECKING:
     import requests
@@ -63,7 +63,7 @@ def check_url(url: str, *, insecure: bool = False) -> None:
             where="the URL",
             hint=f"put a token into the environment variable {TOKEN_VARIABLE}",
         )
-    if parts.scheme == "http" and not insecure and not _is_loopback(parts.hostname):
+    if parts.scheme == "http" and not insecure and not is_loopback(parts.hostname):
         raise InputError(
             f"http to {parts.hostname} can be read by anybody on the network",
             where="the URL",
@@ -139,10 +139,3 @@ def _parts(url: str) -> Any:
         return parts
     except ValueError:
         return None
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

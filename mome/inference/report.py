@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import threading
 from pathlib import Path
 from typing import Any
 
 from mome.atomic import atomic_write, output_errors
+from mome.checksums import file_sha256
 from mome.errors import InputError, OutputError
 from mome.folder_lock import folder_lock
 from mome.inference.earlier_runs import with_earlier_runs
@@ -110,12 +110,6 @@ def read_report(path: Path) -> dict[str, dict[str, Any]]:
             "there is a report here that cannot be read: it does not list studies", where=str(path), hint=_HINT
         )
     return {entry["name"]: entry for entry in studies}
-
-
-def file_sha256(path: Path) -> str:
-    """Returns the SHA-256 of a file's bytes, by which a mask that somebody has changed is recognised."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def changed_masks(entry: dict[str, Any], folder: Path) -> list[str]:

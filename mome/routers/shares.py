@@ -5,15 +5,12 @@ Shapes: T tokens, E experts; G groups, M tokens of a group, S slots.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
 from mome.routers.routing import Assignments, Routing, Slots, TokenChoice
+from mome.routers.slot_attention import token_pieces
 
-# Elements of the logits of one piece of tokens; 8 MB in float32.
-_PIECE_ELEMENTS = 2**21
 _TINY = 1e-20
 
 
@@ -89,18 +86,12 @@ def slot_masses(routing: Slots) -> tuple[Tensor, Tensor]:
     """
     keys_GMC, queries_SC = routing.keys_GMC.detach(), routing.queries_SC.detach()
     experts = routing.counts_E.shape[0]
-    sums = [(keys_GMC[:, at] @ queries_SC.T).logsumexp(dim=1) for at in _pieces(keys_GMC, queries_SC)]
+    sums = [(keys_GMC[:, at] @ queries_SC.T).logsumexp(dim=1) for at in token_pieces(queries_SC, keys_GMC)]
     log_sum_G1S = torch.stack(sums).logsumexp(dim=0)[:, None]
     dispatch, combine = [], []
-    for at in _pieces(keys_GMC, queries_SC):
+    for at in token_pieces(queries_SC, keys_GMC):
         logits_GNS = keys_GMC[:, at] @ queries_SC.T
         dispatch.append((logits_GNS - log_sum_G1S).exp().unflatten(2, (experts, -1)).mean(dim=3))
         combine.append(logits_GNS.softmax(dim=2).unflatten(2, (experts, -1)).sum(dim=3))
     join = routing.groups.join
     return join(torch.cat(dispatch, dim=1)).float(), join(torch.cat(combine, dim=1)).float()
-
-
-def _pieces(keys_GMC: Tensor, queries_SC: Tensor) -> Iterator[slice]:
-    groups, tokens = keys_GMC.shape[:2]
-    size = max(1, _PIECE_ELEMENTS // (groups * queries_SC.shape[0]))
-    return (slice(start, min(start + size, tokens)) for start in range(0, tokens, size))

@@ -44,10 +44,10 @@ class _SlotsOfTokens(torch.autograd.Function):
 
     @staticmethod
     def forward(queries_SC: Tensor, keys_GMC: Tensor, x_GMC: Tensor) -> tuple[Tensor, Tensor]:
-        sums = [_logits(queries_SC, keys_GMC[:, at]).logsumexp(dim=2) for at in _pieces(queries_SC, keys_GMC)]
+        sums = [_logits(queries_SC, keys_GMC[:, at]).logsumexp(dim=2) for at in token_pieces(queries_SC, keys_GMC)]
         log_sum_GS1 = torch.stack(sums).logsumexp(dim=0)[..., None]
         slots_GSC = x_GMC.new_zeros(x_GMC.shape[0], queries_SC.shape[0], x_GMC.shape[2])
-        for at in _pieces(queries_SC, keys_GMC):
+        for at in token_pieces(queries_SC, keys_GMC):
             slots_GSC += (_logits(queries_SC, keys_GMC[:, at]) - log_sum_GS1).exp() @ x_GMC[:, at]
         return slots_GSC, log_sum_GS1
 
@@ -63,7 +63,7 @@ class _SlotsOfTokens(torch.autograd.Function):
         grad_queries, grad_keys, grad_x = (torch.zeros_like(given) for given in (queries_SC, keys_GMC, x_GMC))
         mean_GS1 = (grad_GSC * slots_GSC).sum(dim=2, keepdim=True)
         with torch.autocast(x_GMC.device.type, enabled=False):  # backward may be called inside autocast
-            for at in _pieces(queries_SC, keys_GMC):
+            for at in token_pieces(queries_SC, keys_GMC):
                 weights_GSN = (_logits(queries_SC, keys_GMC[:, at]) - log_sum_GS1).exp()
                 grad_x[:, at] = weights_GSN.transpose(1, 2) @ grad_GSC
                 grad_logits_GSN = weights_GSN.mul_(grad_GSC @ x_GMC[:, at].transpose(1, 2) - mean_GS1)
@@ -72,8 +72,13 @@ class _SlotsOfTokens(torch.autograd.Function):
         return grad_queries, grad_keys, grad_x
 
 
-def _pieces(queries_SC: Tensor, keys_GMC: Tensor) -> Iterator[slice]:
-    """Slices of the tokens of every group."""
+def token_pieces(queries_SC: Tensor, keys_GMC: Tensor) -> Iterator[slice]:
+    """Returns slices of the tokens of every group, so that the logits of one take 8 MB in float32.
+
+    Args:
+        queries_SC: The queries of the slots.
+        keys_GMC: The keys of the tokens.
+    """
     groups, tokens = keys_GMC.shape[:2]
     size = max(1, _PIECE_ELEMENTS // (groups * queries_SC.shape[0]))
     return (slice(start, min(start + size, tokens)) for start in range(0, tokens, size))

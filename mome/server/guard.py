@@ -10,10 +10,11 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from mome.loopback import is_loopback
 from mome.server.http_errors import HttpError
 from mome.server.log import LOGGER, place_of
 from mome.server.metrics import Metrics
-from mome.server.settings import ServerSettings, is_loopback
+from mome.server.settings import ServerSettings
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]

@@ -9,11 +9,12 @@ from pathlib import Path
 from types import FrameType
 
 from mome.errors import InputError
+from mome.loopback import is_loopback
 from mome.server.folders import Folders, data_folder
 from mome.server.job_queue import JobQueue
 from mome.server.log import LOGGER, set_up_log
 from mome.server.metrics import Metrics
-from mome.server.settings import ServerSettings, is_loopback
+from mome.server.settings import ServerSettings
 from mome.server.store import Store
 
 _GRACE_S = 20.0

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mome.errors import InputError
+from mome.loopback import is_loopback
 from mome.presets import bundled_models
 
-_SIZES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _SECONDS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 _SHORTEST_TOKEN = 16
 _LONGEST_TOKEN = 1024
@@ -91,16 +90,6 @@ class ServerSettings:
                 )
 
 
-def is_loopback(host: str) -> bool:
-    """Says whether an address or a name can be reached from this machine only."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
-
-
 def read_token(file: Path | None) -> str | None:
     """Returns the token of a file, else that of the environment variable MOME_TOKEN, else None.
 
@@ -127,19 +116,6 @@ def read_token(file: Path | None) -> str | None:
             hint="openssl rand -hex 32 > token",
         )
     return text
-
-
-def parse_size(text: str) -> int:
-    """Returns the bytes that a text such as "2GB" or "500 MB" stands for; a unit is a power of 1000.
-
-    Raises:
-        InputError: It is no size.
-    """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKmMgGtT]?[bB]?)", text.strip())
-    unit = found[2].upper() if found else ""
-    if found is None or (unit and (unit if unit.endswith("B") else f"{unit}B") not in _SIZES):
-        raise InputError(f"{text!r:.40} is no size", hint="as in 2GB or 500MB")
-    return int(float(found[1]) * _SIZES[unit if unit.endswith("B") or not unit else f"{unit}B"])
 
 
 def parse_duration(text: str) -> float:

@@ -60,10 +60,9 @@ class Worker:
 
     def load(self) -> dict[str, Any]:
         """Loads the models and returns what they can do."""
-        from mome.cli.quiet import quiet_libraries, quiet_readers
+        from mome.cli.quiet import quiet_libraries
 
         quiet_libraries()
-        quiet_readers([Path("scan.mha")])
         set_threads(self._settings["threads"])
         from mome.server.served_models import ServedModels
 

@@ -13,7 +13,6 @@ Nothing in a state is executed, so a run folder that comes from somebody else ca
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -28,6 +27,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from mome.atomic import output_errors
+from mome.checksums import file_sha256
 from mome.errors import InputError
 from mome.text_file import read_json
 from mome.training.adapters import Adapters
@@ -175,7 +175,7 @@ def _contents(state: TrainingState, folder: Path, step: int) -> dict[str, Any]:
         "processes": accelerator.num_processes,
         "samples": step * state.samples_per_step,
         "gradient_scaler": None if accelerator.scaler is None else accelerator.scaler.state_dict(),
-        "sha256": {name: _sha256(folder / name) for name in _file_names(state)},
+        "sha256": {name: file_sha256(folder / name) for name in _file_names(state)},
     }
 
 
@@ -199,17 +199,12 @@ def _check_contents(contents: dict[str, Any], state: TrainingState, path: Path) 
     sums = contents.get("sha256")
     for name in _file_names(state):
         file = path / name
-        if not isinstance(sums, dict) or not file.is_file() or sums.get(name) != _sha256(file):
+        if not isinstance(sums, dict) or not file.is_file() or sums.get(name) != file_sha256(file):
             raise InputError(
                 f"the training state is damaged: {name} {'has changed' if file.is_file() else 'is missing'}",
                 where=str(path),
                 hint=f"remove this folder to resume from the state before it; or {_RESTART}",
             )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
