@@ -43,7 +43,6 @@ class PartTable:
     def __init__(self, kind: str, package: str, group: str, contract: str | None = None) -> None:
         self.kind, self.package, self.group, self.contract = kind, package, group, contract
         self._entries: dict[str, _Entry] = {}
-        self._deprecated: dict[str, str] = {}
         self._loaded: set[str] = set()
         _ALL.append(self)
 
@@ -80,10 +79,6 @@ class PartTable:
             )
         self._entries[name] = _Entry(target, summary, owner, extra)
 
-    def register_deprecated(self, old: str, new: str) -> None:
-        """Keeps an old name working, with a warning."""
-        self._deprecated[old] = new
-
     def names(self, pattern: Patterns = "*", exclude: Patterns = ()) -> list[str]:
         """Sorted names that match any wildcard pattern and none of `exclude`. Imports no part.
 
@@ -109,7 +104,7 @@ class PartTable:
         Raises:
             InputError: The name is unknown, or the part cannot be imported.
         """
-        return self._import(self._current(name))
+        return self._import(name)
 
     def base_class(self) -> type | None:
         """The base class of every part of this kind, imported where it was not yet; None where there is none."""
@@ -137,14 +132,6 @@ class PartTable:
                     self.register(point.name, f"{point.module}:{point.attr}", owner=owner, summary=f"from {owner}")
                 except InputError as error:  # one faulty package must not hide the others
                     warnings.warn(f"a part of the package {owner} is left out: {error.what}", stacklevel=3)
-
-    def _current(self, name: str) -> str:
-        self._load_builtin()
-        if name in self._deprecated and name not in self._entries:
-            new = self._deprecated[name]
-            warnings.warn(f"{self.kind} '{name}' is now called '{new}'", DeprecationWarning, stacklevel=3)
-            return new
-        return name
 
     def _entry(self, name: str) -> _Entry:
         self._load_builtin()

@@ -57,7 +57,7 @@ class Registry(PartTable):
             found = module_objects.recall(given, self.kind)
             self._check_contract(type(found))
             return found, None
-        name = self._current(given["name"])
+        name = given["name"]
         cls, owner = self._import(name), f"{self.kind} '{name}'"
         values = {key: value for key, value in given.items() if key != "name"}
         return cls, with_nested(from_data(cls.Config, values, owner=owner), owner)
@@ -73,7 +73,7 @@ class Registry(PartTable):
         if module_objects.is_reference(given):
             return given
         _, config = self.resolve(given)
-        return canonical({"name": self._current(given["name"]), **arguments(config)})
+        return canonical({"name": given["name"], **arguments(config)})
 
     def defaults(self, spec: Spec) -> dict[str, Any]:
         """The part's default arguments as JSON values, nested parts in their canonical form."""

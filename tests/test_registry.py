@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
-import warnings
 from pathlib import Path
 
 import pytest
@@ -102,17 +101,6 @@ def test_the_owner_of_a_part_is_the_package_of_its_class() -> None:
     registry.register("c", type("Mine", (LinearExperts,), {"__module__": "my_script"}))
     registry.register("d", "one:D", owner="first-package")
     assert [registry.origin(name)[0] for name in "abcd"] == ["one", "mome", "my_script", "first-package"]
-
-
-def test_deprecated_name_still_works_with_a_warning() -> None:
-    registry = Registry("expert", "mome.experts", "mome.test_experts")
-    registry.register("mlp", "mome.experts.mlp:MLPExperts")
-    registry.register_deprecated("ffn", "mlp")
-    with pytest.warns(DeprecationWarning, match="'ffn' is now called 'mlp'"):
-        assert registry.canonical("ffn(n=2)")["name"] == "mlp"
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        registry.canonical("mlp")
 
 
 def test_missing_package_says_what_to_install() -> None:
