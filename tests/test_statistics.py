@@ -11,10 +11,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 from scipy import ndimage
-from stand_in_models import Threshold
+from stand_in_models import Contrast, Threshold
 
+from mome.errors import InputError
 from mome.inference import Segmenter, segment_folder
 from mome.inference.statistics import CSV_NAME, write_statistics, write_table
+from mome.inference.volumes_table import write_volumes
 from mome.processing import MoMEProcessor
 from mome.volumes import Grid
 from mome.volumes.boxed import BoxedArray
@@ -117,6 +119,47 @@ def test_a_folder_run_writes_json_and_one_table(tmp_path: Path, caplog: pytest.L
     segment_folder(segmenter, [given / "empty.nii.gz"], out, ["liver"], statistics=True, resume=True)
     assert "a_statistics.json is missing or damaged" in caplog.text and "\na," not in (out / CSV_NAME).read_text()
     assert all(entry["skipped"] for entry in segment_folder(segmenter, [given], out, ["liver"], resume=True))
+
+
+def test_a_run_with_other_prompts_keeps_the_statistics_of_the_first(tmp_path: Path) -> None:
+    """The tables hold the masks that are there; what was replaced without being measured is no longer in them."""
+    segmenter = Segmenter(Contrast(), MoMEProcessor(spacing=[2, 2, 2], hu_window=[-100, 100]))
+    given, out = tmp_path / "in", tmp_path / "out"
+    given.mkdir()
+    hu = np.random.default_rng(0).normal(0, 60, (8, 8, 8)).astype(np.int16)
+    nib.save(nib.Nifti1Image(hu, np.diag([2.0, 2, 2, 1])), given / "a.nii.gz")
+
+    def run(prompt: str, **options: bool) -> tuple[dict[str, float], set[str], dict[str, float]]:
+        segment_folder(segmenter, [given], out, [prompt], **options)
+        file = out / "a_statistics.json"
+        found = json.loads(file.read_text())["structures"] if file.is_file() else {}
+        with (out / CSV_NAME).open(newline="") as table:
+            names = {row["structure"] for row in csv.DictReader(table)}
+        with write_volumes(out).open(newline="") as table:
+            volumes = {row["structure"]: float(row["ml"]) for row in csv.DictReader(table)}
+        return {name: values["volume_ml"] for name, values in found.items()}, names, volumes
+
+    liver, _, _ = run("liver", statistics=True)
+    both, table, volumes = run("spleen", statistics=True)
+    assert set(both) == table == {"liver", "spleen"} and both["liver"] == liver["liver"] != both["spleen"]
+    assert volumes == pytest.approx(both, abs=0.01)
+    measured, table, volumes = run("spleen", overwrite=True)
+    assert set(measured) == table == {"liver"} and set(volumes) == {"liver", "spleen"}
+    measured, table, volumes = run("liver", overwrite=True)
+    assert measured == {} and table == set() and set(volumes) == {"liver", "spleen"}
+
+
+def test_statistics_of_another_scan_are_not_replaced(tmp_path: Path) -> None:
+    segmenter = Segmenter(Contrast(), MoMEProcessor(spacing=[2, 2, 2], hu_window=[-100, 100]))
+    for number, name in enumerate(("one", "two")):
+        (tmp_path / name).mkdir()
+        hu = np.random.default_rng(number).normal(0, 60, (8, 8, 8)).astype(np.int16)
+        nib.save(nib.Nifti1Image(hu, np.diag([2.0, 2, 2, 1])), tmp_path / name / "a.nii.gz")
+    segment_folder(segmenter, [tmp_path / "one"], tmp_path / "out", ["liver"], statistics=True)
+    before = (tmp_path / "out" / "a_statistics.json").read_bytes()
+    with pytest.raises(InputError, match="no report here says that it is of this scan"):
+        segment_folder(segmenter, [tmp_path / "two"], tmp_path / "out", ["spleen"], statistics=True)
+    assert (tmp_path / "out" / "a_statistics.json").read_bytes() == before
 
 
 def test_names_that_are_not_utf_8_are_written(tmp_path: Path) -> None:

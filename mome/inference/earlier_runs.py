@@ -11,7 +11,7 @@ from typing import Any
 
 EARLIER = "earlier"
 # What decides whether a file may be replaced.
-_KEPT = ("scan", "model", "settings", "prompts", "multilabel", "writer", "ended")
+_KEPT = ("scan", "model", "settings", "prompts", "multilabel", "writer", "ended", "statistics")
 # Lists with an item per mask.
 _PER_MASK = ("masks", "mask_bytes", "mask_sha256")
 
@@ -44,6 +44,31 @@ def files_of(entry: dict[str, Any], scan: dict[str, Any]) -> set[str]:
     return {name for run in runs_of(entry) if run.get("scan") == scan for name in _names(run, "files")}
 
 
+def structures_of_earlier_runs(entry: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns what the report says of the structures whose masks earlier runs of the same scan wrote, each once.
+
+    Args:
+        entry: The study's entry; masks that its last run replaced are not among them.
+    """
+    _, *earlier = runs_of(entry)
+    found: dict[str, dict[str, Any]] = {}
+    for run in earlier:
+        for structure in _list(run, "structures") if run.get("scan") == entry.get("scan") else ():
+            if isinstance(structure, dict):
+                found.setdefault(str(structure.get("name")), structure)
+    return list(found.values())
+
+
+def has_statistics(entry: dict[str, Any], scan: Any) -> bool:
+    """Says whether a run of a study measured the masks of a scan.
+
+    Args:
+        entry: The study's entry.
+        scan: `mome.inference.fingerprint.scan_identity` of the scan.
+    """
+    return any(run.get("statistics") is True and run.get("scan") == scan for run in runs_of(entry))
+
+
 def with_earlier_runs(entry: dict[str, Any], before: dict[str, Any] | None) -> dict[str, Any]:
     """Returns a new entry of a study with what the entry before it knows of files that the new run did not write.
 
@@ -65,11 +90,14 @@ def _left_of(run: dict[str, Any], masks: set[str], files: set[str]) -> dict[str,
     if not at and not others:
         return {}
     lists = {key: _list(run, key) for key in _PER_MASK}
+    structures = [item for item in _list(run, "structures") if isinstance(item, dict)]
+    if len(structures) == len(names):  # else one file held all of them
+        structures = [structures[number] for number in at]
     return {
         **{key: run[key] for key in _KEPT if key in run},
         **{key: [items[number] for number in at] for key, items in lists.items() if len(items) == len(names)},
         **({"files": others} if others else {}),
-        "structures": [{"name": item.get("name")} for item in _list(run, "structures") if isinstance(item, dict)],
+        "structures": structures,
     }
 
 

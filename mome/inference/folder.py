@@ -10,6 +10,7 @@ from mome.atomic import check_output_folder
 from mome.errors import InputError
 from mome.inference.batch import Batch
 from mome.inference.disagreement import watched_routers
+from mome.inference.earlier_runs import has_statistics
 from mome.inference.output_checks import (
     check_dicom_options,
     check_names,
@@ -185,10 +186,18 @@ def segment_studies(
         on_done=on_done,
         debug=debug,
     )
+    measured = any(study.statistics for study in studies) or bool(_measured(report))
     entries = batch.run()
-    if any(study.statistics for study in studies):
+    if measured:
         report.refresh()
-        done = [entry for entry in report.entries.values() if entry.get("statistics") and entry.get("status") == "done"]
-        if done or (out / CSV_NAME).is_file():  # a run that failed leaves no table without a row
-            write_table(out, [statistics_name(file_part(entry["name"])) for entry in done])
+        names = _measured(report)
+        if names or (out / CSV_NAME).is_file():  # a run that failed leaves no table without a row
+            write_table(out, names)
     return entries
+
+
+def _measured(report: Report) -> list[str]:
+    """Returns the names of the files of statistics that a report knows."""
+    done = [entry for entry in report.entries.values() if entry.get("status") == "done"]
+    names = [statistics_name(file_part(entry["name"])) for entry in done if has_statistics(entry, entry.get("scan"))]
+    return [name for name in names if (report.path.parent / name).is_file()]

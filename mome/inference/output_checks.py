@@ -8,7 +8,7 @@ from typing import Any
 
 from mome.errors import InputError
 from mome.inference.claims import TO_WRITE, WRITE_WAIT_S, Claims
-from mome.inference.earlier_runs import files_of, run_that_wrote
+from mome.inference.earlier_runs import files_of, has_statistics, run_that_wrote
 from mome.inference.fingerprint import scan_identity
 from mome.inference.report import Report, is_changed, is_complete, is_whole
 from mome.inference.study import Requests, Study
@@ -223,7 +223,7 @@ def _refuse_other_structures(path: Path, study: Study, names: Sequence[str], ent
 def refuse_files_of_others(
     studies: Sequence[Study], structures: Sequence[list[str]], out: Path, report: Report
 ) -> None:
-    """Checks that the pages, previews and maps which are there already are of the same scans.
+    """Checks that the pages, previews, maps and statistics which are there already are of the same scans.
 
     Args:
         studies: The studies.
@@ -235,8 +235,9 @@ def refuse_files_of_others(
         InputError: A file would be replaced that no earlier run wrote for this scan.
     """
     for study, names in zip(studies, structures, strict=True):
-        known = files_of(report.entries.get(study.name, {}), scan_identity(study.scan))
-        for path in study.file_paths(out, names):
+        entry, scan = report.entries.get(study.name, {}), scan_identity(study.scan)
+        known = files_of(entry, scan) | ({study.statistics_file} if has_statistics(entry, scan) else set())
+        for path in (*study.file_paths(out, names), *([out / study.statistics_file] if study.statistics else ())):
             if path.exists() and path.relative_to(out).as_posix() not in known:
                 raise InputError(
                     "the file is there already, and no report here says that it is of this scan",

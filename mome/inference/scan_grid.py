@@ -43,7 +43,7 @@ def scan_grid(volume: Volume, processor: MoMEProcessor) -> Grid:
     mask, to_volume = coarse_mask(volume, _AIR_HU)
     edge = np.argwhere(mask & ~ndimage.binary_erosion(mask))
     if not len(edge):
-        return grid
+        return processor.extended(grid)
     to_grid = np.linalg.inv(grid.affine) @ volume.affine @ to_volume
     places = edge @ to_grid[:3, :3].T + to_grid[:3, 3]
     # Between two voxels of the coarse mask lies less than one of them that was not looked at.

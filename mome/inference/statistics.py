@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +50,23 @@ def statistics_name(scan: str) -> str:
     return f"{scan}_statistics.json"
 
 
-def write_statistics(path: Path, study: str, statistics: dict[str, dict[str, Any]]) -> None:
-    """Writes the statistics of one scan.
+def write_statistics(
+    path: Path, study: str, statistics: dict[str, dict[str, Any]], earlier: Collection[str] = ()
+) -> None:
+    """Writes the statistics of one scan, and keeps those in the file of structures that were measured before.
+
+    Args:
+        path: The file.
+        study: The scan's name.
+        statistics: What was measured now.
+        earlier: Names of the structures whose masks were written before and are still there.
 
     Raises:
         OutputError: The file cannot be written.
     """
+    kept = set(earlier) - set(statistics)
+    before = _structures_in(path) if kept and path.is_file() else {}
+    statistics = {**statistics, **{name: found for name, found in before.items() if name in kept}}
     with atomic_write(path, "the statistics") as temporary:
         temporary.write_text(json.dumps({"study": study, "structures": statistics}, indent=1) + "\n")
 
@@ -85,6 +96,17 @@ def _rows(path: Path) -> list[list[Any]]:
     except (InputError, KeyError, TypeError, AttributeError):
         logger.warning("%s is missing or damaged: %s has no rows of this study", path.name, CSV_NAME)
         return []
+
+
+def _structures_in(path: Path) -> dict[str, Any]:
+    try:
+        found = read_json(path, "the statistics", hint="segment the scan again").get("structures")
+    except InputError:
+        found = None
+    if isinstance(found, dict):
+        return found
+    logger.warning("%s is damaged: the statistics of earlier masks are lost", path.name)
+    return {}
 
 
 def _row(study: str, structure: str, found: dict[str, Any]) -> list[Any]:

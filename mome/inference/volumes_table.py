@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mome.atomic import atomic_write
+from mome.inference.earlier_runs import structures_of_earlier_runs
 from mome.inference.report import read_report
 from mome.inference.statistics import spreadsheet_text
 
@@ -21,7 +22,7 @@ def write_volumes(folder: str | Path) -> Path:
     There is one row per study and structure: `study`, `structure`, `ml`, and `mean_hu`, which is empty where the report
     does not hold it. Both are of the whole mask. Where studies were written as maps of ids, the column `ml_in_map`
     follows: what the map holds of the structure, without the voxels that smaller structures cover. Studies stand in the
-    order of their names; those that failed have no rows.
+    order of their names; those that failed have no rows. Masks of earlier runs that are still there have rows, too.
 
     Returns:
         The file.
@@ -48,7 +49,9 @@ def _rows(entries: Iterable[dict[str, Any]]) -> list[list[Any]]:
         structures = entry.get("structures")
         if entry.get("status") != "done" or not isinstance(structures, list):
             continue
-        for structure in structures:
+        now = {structure.get("name") for structure in structures if isinstance(structure, dict)}
+        earlier = [found for found in structures_of_earlier_runs(entry) if found.get("name") not in now]
+        for structure in (*structures, *earlier):
             if isinstance(structure, dict):
                 numbers = [structure.get(key) for key in ("volume_ml", "mean_hu", "volume_ml_in_map")]
                 names = [spreadsheet_text(str(text)) for text in (entry["name"], structure.get("name"))]
