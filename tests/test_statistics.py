@@ -15,7 +15,9 @@ from stand_in_models import Contrast, Threshold
 
 from mome.errors import InputError
 from mome.inference import Segmenter, segment_folder
+from mome.inference.report import read_report
 from mome.inference.statistics import CSV_NAME, write_statistics, write_table
+from mome.inference.study_run import StudyRun
 from mome.inference.volumes_table import write_volumes
 from mome.processing import MoMEProcessor
 from mome.volumes import Grid
@@ -143,6 +145,10 @@ def test_a_run_with_other_prompts_keeps_the_statistics_of_the_first(tmp_path: Pa
     both, table, volumes = run("spleen", statistics=True)
     assert set(both) == table == {"liver", "spleen"} and both["liver"] == liver["liver"] != both["spleen"]
     assert volumes == pytest.approx(both, abs=0.01)
+    with pytest.MonkeyPatch.context() as patch:  # a run that fails changes no mask
+        patch.setattr(StudyRun, "segment", lambda *_: (_ for _ in ()).throw(InputError("it fails")))
+        assert run("spleen", statistics=True, overwrite=True) == (both, table, volumes)
+        assert read_report(out / "report.json")["a"]["status"] == "failed"
     measured, table, volumes = run("spleen", overwrite=True)
     assert set(measured) == table == {"liver"} and set(volumes) == {"liver", "spleen"}
     measured, table, volumes = run("liver", overwrite=True)

@@ -60,13 +60,14 @@ def structures_of_earlier_runs(entry: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def has_statistics(entry: dict[str, Any], scan: Any) -> bool:
-    """Says whether a run of a study measured the masks of a scan.
+    """Says whether a run of a study, which did not fail, measured the masks of a scan.
 
     Args:
         entry: The study's entry.
         scan: `mome.inference.fingerprint.scan_identity` of the scan.
     """
-    return any(run.get("statistics") is True and run.get("scan") == scan for run in runs_of(entry))
+    runs = [run for run in runs_of(entry) if run.get("status", "done") == "done"]  # earlier ones have no status
+    return any(run.get("statistics") is True and run.get("scan") == scan for run in runs)
 
 
 def with_earlier_runs(entry: dict[str, Any], before: dict[str, Any] | None) -> dict[str, Any]:

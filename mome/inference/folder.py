@@ -198,6 +198,6 @@ def segment_studies(
 
 def _measured(report: Report) -> list[str]:
     """Returns the names of the files of statistics that a report knows."""
-    done = [entry for entry in report.entries.values() if entry.get("status") == "done"]
-    names = [statistics_name(file_part(entry["name"])) for entry in done if has_statistics(entry, entry.get("scan"))]
+    entries = [entry for entry in report.entries.values() if has_statistics(entry, entry.get("scan"))]
+    names = [statistics_name(file_part(entry["name"])) for entry in entries]
     return [name for name in names if (report.path.parent / name).is_file()]

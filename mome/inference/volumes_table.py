@@ -22,7 +22,7 @@ def write_volumes(folder: str | Path) -> Path:
     There is one row per study and structure: `study`, `structure`, `ml`, and `mean_hu`, which is empty where the report
     does not hold it. Both are of the whole mask. Where studies were written as maps of ids, the column `ml_in_map`
     follows: what the map holds of the structure, without the voxels that smaller structures cover. Studies stand in the
-    order of their names; those that failed have no rows. Masks of earlier runs that are still there have rows, too.
+    order of their names. Masks of earlier runs that are still there have rows, too; a run that failed has none.
 
     Returns:
         The file.
@@ -46,14 +46,15 @@ def write_volumes(folder: str | Path) -> Path:
 def _rows(entries: Iterable[dict[str, Any]]) -> list[list[Any]]:
     rows = []
     for entry in sorted(entries, key=lambda entry: str(entry["name"])):
-        structures = entry.get("structures")
-        if entry.get("status") != "done" or not isinstance(structures, list):
-            continue
-        now = {structure.get("name") for structure in structures if isinstance(structure, dict)}
-        earlier = [found for found in structures_of_earlier_runs(entry) if found.get("name") not in now]
-        for structure in (*structures, *earlier):
-            if isinstance(structure, dict):
-                numbers = [structure.get(key) for key in ("volume_ml", "mean_hu", "volume_ml_in_map")]
-                names = [spreadsheet_text(str(text)) for text in (entry["name"], structure.get("name"))]
-                rows.append([*names, *("" if number is None else number for number in numbers)])
+        found = entry.get("structures") if entry.get("status") == "done" else []
+        structures = [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
+        now = {each.get("name") for each in structures}
+        # Reports of earlier versions hold only the names of these.
+        structures += [
+            each for each in structures_of_earlier_runs(entry) if each.get("name") not in now and "volume_ml" in each
+        ]
+        for structure in structures:
+            numbers = [structure.get(key) for key in ("volume_ml", "mean_hu", "volume_ml_in_map")]
+            names = [spreadsheet_text(str(text)) for text in (entry["name"], structure.get("name"))]
+            rows.append([*names, *("" if number is None else number for number in numbers)])
     return rows
