@@ -100,10 +100,9 @@ On the H100, `tests/test_gpu_zoo.py` first had six failures. In five of them, to
 experts, and `torch.topk` may choose others on a GPU than on a CPU. Now the expert of the lower number is chosen
 everywhere (`mome/routers/choice.py`). In the next run one of 76 tests failed. The device time ended before pytest
 printed its name; by its position it is probably `experts linear`, the sixth, whose gradients were 3.4 % off. A likely
-cause is the
-kink of an activation, which a rounding error can cross: on the CPU in float64, noise of 3e-6 on the volume of this
-test moves its gradients by up to 4 % (`tests/test_kinks.py`). The test now gives this model a volume that is away
-from kinks, with the same bound of 1 %. It has not been run on a GPU again.
+cause is the kink of an activation, which a rounding error can cross: on the CPU in float64, noise of 3e-6 on the
+volume of this test moves its gradients by up to 4 % (`tests/test_kinks.py`). The test now gives this model a volume
+that is away from kinks, with the same bound of 1 %. It has not been run on a GPU again.
 
 `compute-sanitizer` was begun twice, and no case ran under it: all cases first run without it, and starting Python took
 10 to 25 seconds beside other work. Now a case runs under the tool as soon as it has run without. `ncu` was not used.

@@ -27,10 +27,11 @@ def parse_bytes(text: str, option: str) -> int:
     Raises:
         InputError: It is no positive number with such a unit.
     """
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-z]*)\s*", str(text).lower()[:40])
-    if match is None or match[2] not in _UNITS or float(match[1]) <= 0:
+    match = re.fullmatch(r"\s*([0-9]{0,20}\.?[0-9]{1,20})\s*([a-z]*)\s*", str(text).lower())
+    count = int(float(match[1]) * _UNITS[match[2]]) if match is not None and match[2] in _UNITS else 0
+    if count < 1:
         raise InputError(f"{option} is a number of bytes with a unit, got {str(text)!r:.40}", hint="4GB, 4GiB, 500MB")
-    return int(float(match[1]) * _UNITS[match[2]])
+    return count
 
 
 def as_text(count: float) -> str:

@@ -279,7 +279,7 @@ def test_demo(capsys, tmp_path: Path, monkeypatch, overlap: float | None) -> Non
     corrected = next(Path(path) for path in report["files"] if path.endswith("_mandible.nii.gz"))
     corrected.write_bytes(b"corrected by hand")
     assert main(["demo", "-o", str(tmp_path)]) == 2
-    assert "the file was changed after the demo wrote it" in capsys.readouterr().err
+    assert "the file is not as the last demo wrote it" in capsys.readouterr().err
     assert corrected.read_bytes() == b"corrected by hand"
 
 

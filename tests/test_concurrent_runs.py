@@ -182,8 +182,8 @@ def test_two_runs_do_not_write_one_mask_at_once(tmp_path: Path, monkeypatch: pyt
     (out / ".b.writing").touch()  # as a run leaves it that was killed
     write, both = StudyRun.write, threading.Barrier(2)
 
-    def write_and_wait(run: StudyRun, *arguments: Any) -> None:
-        write(run, *arguments)
+    def write_and_wait(run: StudyRun) -> None:
+        write(run)
         with contextlib.suppress(threading.BrokenBarrierError):
             both.wait(1)
 

@@ -245,8 +245,8 @@ def test_a_run_that_was_killed_while_it_replaced_masks_is_resumed(
     other = Segmenter(Contrast(thresholds=(0.7, 0.6)), segmenter().processor)
     real = StudyRun.write
 
-    def killed(self: StudyRun, *arguments: Any) -> None:
-        real(self, *arguments)
+    def killed(self: StudyRun) -> None:
+        real(self)
         raise KeyboardInterrupt  # not an error of the study: no entry is added
 
     with monkeypatch.context() as patch:

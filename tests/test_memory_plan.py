@@ -57,7 +57,7 @@ def test_bytes_are_read_and_shown() -> None:
     assert [parse_bytes(text, "m") for text in ("1.5 MB", "500k", "7", "1TB", "8B", ".5gb")] == [
         1_500_000, 500_000, 7, 10**12, 8, 500_000_000,
     ]  # fmt: skip
-    for wrong in ("", "4 bananas", "-1GB", "0GB", "1e9", "GB", "4 XB", "0"):
+    for wrong in ("", "4 bananas", "-1GB", "0GB", "1e9", "GB", "4 XB", "0", "0.4", "4" + " " * 40 + "x"):
         with pytest.raises(InputError, match="--memory is a number of bytes"):
             parse_bytes(wrong, "--memory")
 

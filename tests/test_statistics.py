@@ -6,6 +6,7 @@ import csv
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -15,7 +16,6 @@ from stand_in_models import Contrast, Threshold
 
 from mome.errors import InputError
 from mome.inference import Segmenter, segment_folder
-from mome.inference.report import read_report
 from mome.inference.statistics import CSV_NAME, write_statistics, write_table
 from mome.inference.study_run import StudyRun
 from mome.inference.volumes_table import write_volumes
@@ -123,58 +123,129 @@ def test_a_folder_run_writes_json_and_one_table(tmp_path: Path, caplog: pytest.L
     assert all(entry["skipped"] for entry in segment_folder(segmenter, [given], out, ["liver"], resume=True))
 
 
-def test_a_run_with_other_prompts_keeps_the_statistics_of_the_first(tmp_path: Path) -> None:
-    """The tables hold the masks that are there; what was replaced without being measured is no longer in them."""
-    segmenter = Segmenter(Contrast(), MoMEProcessor(spacing=[2, 2, 2], hu_window=[-100, 100]))
-    given, out = tmp_path / "in", tmp_path / "out"
-    given.mkdir()
-    hu = np.random.default_rng(0).normal(0, 60, (8, 8, 8)).astype(np.int16)
-    nib.save(nib.Nifti1Image(hu, np.diag([2.0, 2, 2, 1])), given / "a.nii.gz")
+@pytest.fixture
+def folder(tmp_path: Path) -> MeasuredFolder:
+    return MeasuredFolder(tmp_path)
 
-    def run(prompt: str, **options: bool) -> tuple[dict[str, float], set[str], dict[str, float]]:
-        segment_folder(segmenter, [given], out, [prompt], **options)
-        file = out / "a_statistics.json"
-        found = json.loads(file.read_text())["structures"] if file.is_file() else {}
-        with (out / CSV_NAME).open(newline="") as table:
-            names = {row["structure"] for row in csv.DictReader(table)}
-        with write_volumes(out).open(newline="") as table:
-            volumes = {row["structure"]: float(row["ml"]) for row in csv.DictReader(table)}
-        return {name: values["volume_ml"] for name, values in found.items()}, names, volumes
 
-    liver, _, _ = run("liver", statistics=True)
-    both, table, volumes = run("spleen", statistics=True)
-    assert set(both) == table == {"liver", "spleen"} and both["liver"] == liver["liver"] != both["spleen"]
-    assert volumes == pytest.approx(both, abs=0.01)
+class MeasuredFolder:
+    """Runs into one folder, on two scans of the same name."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.out = path, path / "out"
+        for number, name in enumerate(("one", "two")):
+            (path / name).mkdir()
+            hu = np.random.default_rng(number).normal(0, 60, (8, 8, 8)).astype(np.int16)
+            nib.save(nib.Nifti1Image(hu, np.diag([2.0, 2, 2, 1])), path / name / "a.nii.gz")
+
+    def run(self, prompt: str, scan: str = "one", level: float = 0.4, **options: Any) -> dict[str, Any]:
+        model = Contrast(thresholds=(level, level + 0.2))
+        segmenter = Segmenter(model, MoMEProcessor(spacing=[2, 2, 2], hu_window=[-100, 100]))
+        return segment_folder(segmenter, [self.path / scan], self.out, [prompt], **options)[0]
+
+    def measured(self) -> dict[str, int]:
+        """Voxels of the structures in the file of the scan and in the table, all of which are those of the masks."""
+        file = self.out / "a_statistics.json"
+        structures = json.loads(file.read_text())["structures"] if file.is_file() else {}
+        found = {name: values["voxels"] for name, values in structures.items()}
+        with (self.out / CSV_NAME).open(newline="") as table:
+            assert {row["structure"]: int(row["voxels"]) for row in csv.DictReader(table)} == found
+        for name, voxels in found.items():
+            assert np.count_nonzero(nib.load(self.out / f"a_{name}.nii.gz").get_fdata()) == voxels
+        return found
+
+    def volumes(self) -> set[str]:
+        with write_volumes(self.out).open(newline="") as table:
+            return {row["structure"] for row in csv.DictReader(table)}
+
+
+def test_a_run_with_other_prompts_keeps_the_statistics_of_the_first(folder: MeasuredFolder) -> None:
+    """Masks that were replaced without being measured are no longer in the tables."""
+    folder.run("liver", statistics=True)
+    liver = folder.measured()
+    folder.run("spleen", statistics=True)
+    both = folder.measured()
+    assert set(both) == folder.volumes() == {"liver", "spleen"} and both["liver"] == liver["liver"]
     with pytest.MonkeyPatch.context() as patch:  # a run that fails changes no mask
         patch.setattr(StudyRun, "segment", lambda *_: (_ for _ in ()).throw(InputError("it fails")))
-        assert run("spleen", statistics=True, overwrite=True) == (both, table, volumes)
-        assert read_report(out / "report.json")["a"]["status"] == "failed"
-    measured, table, volumes = run("spleen", overwrite=True)
-    assert set(measured) == table == {"liver"} and set(volumes) == {"liver", "spleen"}
-    measured, table, volumes = run("liver", overwrite=True)
-    assert measured == {} and table == set() and set(volumes) == {"liver", "spleen"}
+        assert folder.run("spleen", statistics=True, overwrite=True)["status"] == "failed"
+    assert folder.measured() == both and folder.volumes() == {"liver", "spleen"}
+    folder.run("spleen", overwrite=True)  # the same mask again
+    assert folder.measured() == both
+    folder.run("spleen", level=0.5, overwrite=True)
+    assert folder.measured() == liver and folder.volumes() == {"liver", "spleen"}
+    folder.run("liver", level=0.5, overwrite=True)
+    assert folder.measured() == {} and not (folder.out / "a_statistics.json").exists()
 
 
-def test_statistics_of_another_scan_are_not_replaced(tmp_path: Path) -> None:
-    segmenter = Segmenter(Contrast(), MoMEProcessor(spacing=[2, 2, 2], hu_window=[-100, 100]))
-    for number, name in enumerate(("one", "two")):
-        (tmp_path / name).mkdir()
-        hu = np.random.default_rng(number).normal(0, 60, (8, 8, 8)).astype(np.int16)
-        nib.save(nib.Nifti1Image(hu, np.diag([2.0, 2, 2, 1])), tmp_path / name / "a.nii.gz")
-    segment_folder(segmenter, [tmp_path / "one"], tmp_path / "out", ["liver"], statistics=True)
-    before = (tmp_path / "out" / "a_statistics.json").read_bytes()
+def test_statistics_of_another_scan_are_not_replaced(folder: MeasuredFolder) -> None:
+    folder.run("liver", statistics=True)
+    before = folder.measured()
     with pytest.raises(InputError, match="no report here says that it is of this scan"):
-        segment_folder(segmenter, [tmp_path / "two"], tmp_path / "out", ["spleen"], statistics=True)
-    assert (tmp_path / "out" / "a_statistics.json").read_bytes() == before
+        folder.run("spleen", "two", statistics=True)
+    assert folder.measured() == before
+    folder.run("liver", "two", overwrite=True)
+    assert folder.measured() == {}
+    folder.run("spleen", "two", statistics=True, overwrite=True)
+    assert set(folder.measured()) == {"spleen"}
+
+
+def test_a_killed_run_leaves_no_numbers_of_masks_that_it_replaced(folder: MeasuredFolder) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    folder.run("liver", statistics=True)
+    for scan, statistics in (("one", False), ("two", True)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(StudyRun, "_write_statistics", killed)
+            with pytest.raises(KeyboardInterrupt):
+                folder.run("liver", scan, level=0.6, overwrite=True, statistics=statistics)
+        folder.run("spleen", scan, level=0.6, resume=True, statistics=True)
+        assert set(folder.measured()) == {"spleen"}
+        folder.run("liver", scan, level=0.6, resume=True, statistics=True)
+        assert set(folder.measured()) == {"liver", "spleen"}
+
+
+def test_the_table_follows_what_is_in_the_folder(folder: MeasuredFolder, caplog: pytest.LogCaptureFixture) -> None:
+    """A file that was removed or damaged, a mask that was changed, and a file of an earlier version."""
+    file = folder.out / "a_statistics.json"
+    folder.run("liver", statistics=True)
+    file.unlink()
+    folder.run("spleen")
+    assert folder.measured() == {}
+    folder.run("liver", statistics=True, overwrite=True)
+    content = json.loads(file.read_text())
+    content["structures"]["liver"] = {}
+    file.write_text(json.dumps(content))
+    folder.run("spleen", statistics=True, overwrite=True)
+    assert "spleen" in (folder.out / CSV_NAME).read_text() and "has no row of liver" in caplog.text
+    folder.run("liver", statistics=True, overwrite=True)
+    mask = folder.out / "a_spleen.nii.gz"
+    nib.save(nib.Nifti1Image(np.ones((8, 8, 8), np.uint8), np.diag([2.0, 2, 2, 1])), mask)
+    folder.run("liver", statistics=True, overwrite=True)
+    assert set(folder.measured()) == {"liver"}
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({"study": "a", "structures": content["structures"]}))
+    folder.run("spleen", statistics=True, overwrite=True)
+    assert set(folder.measured()) == {"spleen"} and "is of an earlier version" in caplog.text
+
+
+def test_a_map_has_the_statistics_of_its_own_structures(folder: MeasuredFolder) -> None:
+    folder.run("liver", statistics=True, multilabel=True)
+    assert "liver" in (folder.out / CSV_NAME).read_text()
+    folder.run("liver", level=0.5, multilabel=True, overwrite=True)
+    assert (folder.out / CSV_NAME).read_text().count("\n") == 1
 
 
 def test_names_that_are_not_utf_8_are_written(tmp_path: Path) -> None:
     """A file name of another encoding, and one of UTF-8 that was read in an ASCII locale."""
     cube = np.ones((2, 2, 2), bool)
     found = {"liver": measured(cube, cube * 40.0, Grid(cube.shape, np.eye(4)))}
+    mask = tmp_path / "liver.nii.gz"
+    mask.touch()
     latin, utf8 = os.fsdecode(b"pati\xebnt"), "pati\udcc3\udcabnt"
     for i, name in enumerate((latin, utf8)):
-        write_statistics(tmp_path / f"{i}.json", name, found)
+        write_statistics(tmp_path / f"{i}.json", name, {}, found, {"liver": mask})
     write_table(tmp_path, ["0.json", "1.json"])
     rows = (tmp_path / "statistics.csv").read_text(encoding="utf-8").splitlines()
     assert rows[1].startswith("pati\\xebnt,liver") and rows[2].startswith("patiënt,liver")

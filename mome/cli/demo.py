@@ -16,7 +16,7 @@ from mome.errors import InputError
 from mome.printable import printable
 
 MODEL = "mome-ct-tiny"
-# The files that a demo wrote, so that the next one replaces these and no others.
+# The files that a demo wrote, with their SHA-256, so that the next one replaces these and no others.
 _RECORD = "demo.json"
 # Measured with the bundled model on two cores of a server: 5.8 s for the 18 tiles of the synthetic CT.
 _SECONDS_PER_TILE = 0.35
@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
     paths.append(save_preview(args.out / f"{name}_preview.png", volume, result.masks))
     with atomic_write(args.out / _RECORD, "the record of the demo") as part:
         sums = {path.name: file_sha256(path) for path in sorted(paths)}
-        record = {"scan": _scan_record(args.ct), "files": list(sums), "sha256": list(sums.values())}
+        record = {"scan": _scan_record(args.ct), "files": sums}
         part.write_text(json.dumps(record, indent=1) + "\n")
     seconds = time.perf_counter() - began
     rows: list[dict[str, Any]] = []
@@ -161,18 +161,17 @@ def _refuse_files_of_others(folder: Path, outputs: list[Path], ct: Path | None) 
     """
     from mome.text_file import read_json
 
-    ours: list[str] = []
-    sums: dict[str, str] = {}
+    sums: dict[str, Any] = {}
     if (folder / _RECORD).is_file():
         record = read_json(folder / _RECORD, "the record of the demo", hint="--overwrite, or another folder")
-        files, known = record.get("files"), record.get("sha256")
-        ours = files if isinstance(files, list) and record.get("scan") == _scan_record(ct) else []
-        sums = dict(zip(ours, known, strict=False)) if isinstance(known, list) else {}
+        files = record.get("files")
+        if isinstance(files, dict) and record.get("scan") == _scan_record(ct):
+            sums = {str(name): known for name, known in files.items()}
     for path in (path for path in outputs if path.exists()):
-        if path.name not in ours:
+        if path.name not in sums:
             reason = "the file is there already, and no demo of this scan wrote it"
-        elif path.name in sums and (not path.is_file() or file_sha256(path) != sums[path.name]):
-            reason = "the file was changed after the demo wrote it"
+        elif not path.is_file() or file_sha256(path) != sums[path.name]:
+            reason = "the file is not as the last demo wrote it: it was changed, or a later demo was interrupted"
         else:
             continue
         raise InputError(reason, where=str(path), hint="--overwrite, or another folder with -o")

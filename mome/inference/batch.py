@@ -239,8 +239,8 @@ class Batch:
             if not (self._resume or self._overwrite):
                 self._refuse_masks_made_meanwhile(run)
             if self._overwrite or self._attempt(run, self._refuse_corrected_masks, run):
-                before = self._tell_of_replacement(run)
-                self._attempt(run, run.write, before)
+                self._tell_of_replacement(run)
+                self._attempt(run, run.write)
             self._record(run)
 
     def _refuse_corrected_masks(self, run: StudyRun) -> None:
@@ -249,8 +249,8 @@ class Batch:
         masks = [self._out / name for name in self._mask_names(run.study)]
         refuse_masks_corrected_meanwhile(run.study, masks, self._report, resume=self._resume)
 
-    def _tell_of_replacement(self, run: StudyRun) -> dict[str, Any]:
-        """Lets the report say that masks which it knows are being replaced, and returns the study's entry until now.
+    def _tell_of_replacement(self, run: StudyRun) -> None:
+        """Lets the report say that masks which it knows are being replaced.
 
         Else, after SIGKILL, the new masks would seem to be those of the earlier run, changed by somebody.
         """
@@ -258,7 +258,6 @@ class Batch:
         masks, entry = self._mask_names(run.study), self._report.entries.get(run.study.name, {})
         if any(run_that_wrote(entry, mask) for mask in masks):
             self._report.add(run.study.name, run.entry_while_writing(masks))
-        return entry
 
     def _mask_names(self, study: Study) -> list[str]:
         return [path.name for path in study.masks(self._out, [p.name for p in self._understood[study.prompts]])]

@@ -11,7 +11,7 @@ from typing import Any
 
 EARLIER = "earlier"
 # What decides whether a file may be replaced.
-_KEPT = ("scan", "model", "settings", "prompts", "multilabel", "writer", "ended", "statistics")
+_KEPT = ("scan", "model", "settings", "prompts", "multilabel", "writer", "ended")
 # Lists with an item per mask.
 _PER_MASK = ("masks", "mask_bytes", "mask_sha256")
 
@@ -48,7 +48,7 @@ def structures_of_earlier_runs(entry: dict[str, Any]) -> list[dict[str, Any]]:
     """Returns what the report says of the structures whose masks earlier runs of the same scan wrote, each once.
 
     Args:
-        entry: The study's entry; masks that its last run replaced are not among them.
+        entry: The study's entry; masks that a later run replaced are not among them.
     """
     _, *earlier = runs_of(entry)
     found: dict[str, dict[str, Any]] = {}
@@ -57,17 +57,6 @@ def structures_of_earlier_runs(entry: dict[str, Any]) -> list[dict[str, Any]]:
             if isinstance(structure, dict):
                 found.setdefault(str(structure.get("name")), structure)
     return list(found.values())
-
-
-def has_statistics(entry: dict[str, Any], scan: Any) -> bool:
-    """Says whether a run of a study, which did not fail, measured the masks of a scan.
-
-    Args:
-        entry: The study's entry.
-        scan: `mome.inference.fingerprint.scan_identity` of the scan.
-    """
-    runs = [run for run in runs_of(entry) if run.get("status", "done") == "done"]  # earlier ones have no status
-    return any(run.get("statistics") is True and run.get("scan") == scan for run in runs)
 
 
 def with_earlier_runs(entry: dict[str, Any], before: dict[str, Any] | None) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from mome.atomic import check_output_folder
 from mome.errors import InputError
 from mome.inference.batch import Batch
 from mome.inference.disagreement import watched_routers
-from mome.inference.earlier_runs import has_statistics
 from mome.inference.output_checks import (
     check_dicom_options,
     check_names,
@@ -22,7 +21,7 @@ from mome.inference.output_checks import (
 from mome.inference.report import Report
 from mome.inference.scans import find_named_scans
 from mome.inference.segmenter import Segmenter
-from mome.inference.statistics import CSV_NAME, statistics_name, write_table
+from mome.inference.statistics import CSV_NAME, is_table, scan_of_statistics, statistics_name, write_table
 from mome.inference.study import Requests, Study
 from mome.inference.study_files import checked_kinds
 from mome.temporary_names import remove_stale_parts
@@ -186,18 +185,22 @@ def segment_studies(
         on_done=on_done,
         debug=debug,
     )
-    measured = any(study.statistics for study in studies) or bool(_measured(report))
     entries = batch.run()
-    if measured:
+    has_table = is_table(out / CSV_NAME)
+    if has_table or any(study.statistics for study in studies):
         report.refresh()
         names = _measured(report)
-        if names or (out / CSV_NAME).is_file():  # a run that failed leaves no table without a row
+        if names or has_table:  # a run that failed leaves no table without a row
             write_table(out, names)
     return entries
 
 
 def _measured(report: Report) -> list[str]:
-    """Returns the names of the files of statistics that a report knows."""
-    entries = [entry for entry in report.entries.values() if has_statistics(entry, entry.get("scan"))]
-    names = [statistics_name(file_part(entry["name"])) for entry in entries]
-    return [name for name in names if (report.path.parent / name).is_file()]
+    """Returns the names of the files of statistics: those that are there, and those that should be."""
+    found = []
+    for name, entry in report.entries.items():
+        file = statistics_name(file_part(name))
+        is_expected = entry.get("statistics") is True and entry.get("status") == "done"
+        if is_expected or scan_of_statistics(report.path.parent / file) is not None:
+            found.append(file)
+    return found

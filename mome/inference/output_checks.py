@@ -8,9 +8,10 @@ from typing import Any
 
 from mome.errors import InputError
 from mome.inference.claims import TO_WRITE, WRITE_WAIT_S, Claims
-from mome.inference.earlier_runs import files_of, has_statistics, run_that_wrote
+from mome.inference.earlier_runs import files_of, run_that_wrote
 from mome.inference.fingerprint import scan_identity
 from mome.inference.report import Report, is_changed, is_complete, is_whole
+from mome.inference.statistics import scan_of_statistics
 from mome.inference.study import Requests, Study
 from mome.volumes.mask_names import check_different_names, refuse_to_overwrite
 from mome.volumes.scan_files import scan_ending
@@ -235,8 +236,10 @@ def refuse_files_of_others(
         InputError: A file would be replaced that no earlier run wrote for this scan.
     """
     for study, names in zip(studies, structures, strict=True):
-        entry, scan = report.entries.get(study.name, {}), scan_identity(study.scan)
-        known = files_of(entry, scan) | ({study.statistics_file} if has_statistics(entry, scan) else set())
+        scan = scan_identity(study.scan)
+        known = files_of(report.entries.get(study.name, {}), scan)
+        if study.statistics and scan_of_statistics(out / study.statistics_file) in (None, scan):
+            known.add(study.statistics_file)  # files of earlier versions do not name their scan
         for path in (*study.file_paths(out, names), *([out / study.statistics_file] if study.statistics else ())):
             if path.exists() and path.relative_to(out).as_posix() not in known:
                 raise InputError(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from mome.atomic import atomic_write
+from mome.atomic import atomic_write, output_errors
+from mome.checksums import file_sha256
 from mome.errors import InputError
 from mome.inference.packed import PackedMasks
 from mome.text_file import read_json
@@ -20,6 +21,7 @@ from mome.volumes.statistics import structure_statistics
 logger = logging.getLogger(__name__)
 
 CSV_NAME = "statistics.csv"
+_LONGEST_LINE = 2000
 _NUMBERS = ("voxels", "volume_ml", "mean_hu", "median_hu", "sd_hu", "p5_hu", "p95_hu")
 _COLUMNS = (
     *("study", "structure", *_NUMBERS),
@@ -51,24 +53,81 @@ def statistics_name(scan: str) -> str:
 
 
 def write_statistics(
-    path: Path, study: str, statistics: dict[str, dict[str, Any]], earlier: Collection[str] = ()
+    path: Path, study: str, scan: dict[str, Any], statistics: dict[str, dict[str, Any]], masks: dict[str, Path]
 ) -> None:
-    """Writes the statistics of one scan, and keeps those in the file of structures that were measured before.
+    """Writes the statistics of one scan; those of masks of earlier runs stay in the file as long as their masks do.
+
+    Every structure has the checksum of its mask in the file, so that numbers of a mask that was replaced are never
+    taken for those of the new one. Where nothing is left to say, the file is removed.
 
     Args:
-        path: The file.
+        path: The file, in the folder of the masks.
         study: The scan's name.
-        statistics: What was measured now.
-        earlier: Names of the structures whose masks were written before and are still there.
+        scan: `mome.inference.fingerprint.scan_identity` of the scan.
+        statistics: What was measured now; empty where nothing was.
+        masks: Structure → the file of its mask, of every structure that was measured now.
 
     Raises:
         OutputError: The file cannot be written.
     """
-    kept = set(earlier) - set(statistics)
-    before = _structures_in(path) if kept and path.is_file() else {}
-    statistics = {**statistics, **{name: found for name, found in before.items() if name in kept}}
-    with atomic_write(path, "the statistics") as temporary:
-        temporary.write_text(json.dumps({"study": study, "structures": statistics}, indent=1) + "\n")
+    structures, files = dict(statistics), {name: _named(mask) for name, mask in masks.items()}
+    content = _content(path)
+    for name, found in content["structures"].items():
+        mask = content["masks"].get(name)
+        if name in structures:
+            continue
+        if content.get("scan") == scan and is_of_mask(mask, path.parent):
+            structures[name], files[name] = found, mask
+        elif mask is None:
+            logger.warning("%s is of an earlier version: its statistics of %s are left out", path.name, name)
+    if structures:
+        new = {"study": study, "scan": scan, "structures": structures, "masks": files}
+        with atomic_write(path, "the statistics") as temporary:
+            temporary.write_text(json.dumps(new, indent=1) + "\n")
+    else:
+        with output_errors(path, "the statistics"):
+            path.unlink(missing_ok=True)
+
+
+def is_of_mask(mask: Any, folder: Path) -> bool:
+    """Says whether a mask lies in a folder as it was when it was measured.
+
+    Args:
+        mask: What `write_statistics` wrote of it.
+        folder: The folder.
+    """
+    if not isinstance(mask, dict) or not isinstance(mask.get("file"), str) or not mask["file"]:
+        return False
+    file = folder / Path(mask["file"]).name
+    return file.is_file() and file_sha256(file) == mask.get("sha256")
+
+
+def scan_of_statistics(path: Path) -> Any:
+    """Returns the identity of the scan that a file of statistics is of; None where it does not say."""
+    return _content(path).get("scan")
+
+
+def _named(mask: Path) -> dict[str, str]:
+    return {"file": mask.name, "sha256": file_sha256(mask)}
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """Returns what a file of statistics holds; `structures` and `masks` are empty where it is missing or damaged."""
+    try:
+        content = read_json(path, "the statistics", hint="segment the scan again") if path.is_file() else {}
+    except InputError:
+        content = {}
+    tables = {key: content[key] if isinstance(content.get(key), dict) else {} for key in ("structures", "masks")}
+    return {**content, **tables}
+
+
+def is_table(path: Path) -> bool:
+    """Says whether a file is a table that `write_table` wrote."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return file.readline(_LONGEST_LINE).rstrip("\r\n") == ",".join(_COLUMNS)
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def write_table(folder: Path, files: Iterable[str]) -> None:
@@ -76,7 +135,8 @@ def write_table(folder: Path, files: Iterable[str]) -> None:
 
     Args:
         folder: The folder of the files and the table.
-        files: Names of the JSON files. One that is missing or damaged is left out, with a warning.
+        files: Names of the JSON files. One that is missing or damaged is left out, with a warning, and so is a
+            structure whose mask is no longer the one that was measured.
 
     Raises:
         OutputError: The table cannot be written.
@@ -90,23 +150,20 @@ def write_table(folder: Path, files: Iterable[str]) -> None:
 
 
 def _rows(path: Path) -> list[list[Any]]:
-    try:
-        content = read_json(path, "the statistics", hint="segment the scan again")
-        return [_row(content["study"], name, found) for name, found in content["structures"].items()]
-    except (InputError, KeyError, TypeError, AttributeError):
+    content, rows = _content(path), []
+    if not isinstance(content.get("study"), str):
         logger.warning("%s is missing or damaged: %s has no rows of this study", path.name, CSV_NAME)
         return []
-
-
-def _structures_in(path: Path) -> dict[str, Any]:
-    try:
-        found = read_json(path, "the statistics", hint="segment the scan again").get("structures")
-    except InputError:
-        found = None
-    if isinstance(found, dict):
-        return found
-    logger.warning("%s is damaged: the statistics of earlier masks are lost", path.name)
-    return {}
+    for name, found in content["structures"].items():
+        # Files of earlier versions name no masks; each holds what the last run measured.
+        if content["masks"] and not is_of_mask(content["masks"].get(name), path.parent):
+            logger.warning("the mask of %s was changed or removed after it was measured: %s", name, path.name)
+            continue
+        try:
+            rows.append(_row(content["study"], name, found))
+        except (KeyError, TypeError, AttributeError):
+            logger.warning("%s is damaged: %s has no row of %s", path.name, CSV_NAME, name)
+    return rows
 
 
 def _row(study: str, structure: str, found: dict[str, Any]) -> list[Any]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from mome.checksums import file_sha256
 from mome.errors import InputError, OutputError, is_bug, lacks_memory
-from mome.inference.earlier_runs import has_statistics, structures_of_earlier_runs, with_earlier_runs
 from mome.inference.loaded_scan import LoadedScan
 from mome.inference.peak_memory import PeakMemory
 from mome.inference.phases import Phases
@@ -19,7 +18,7 @@ from mome.inference.prepared import PreparedPrompts
 from mome.inference.provenance import versions
 from mome.inference.result import Segmentation
 from mome.inference.segmenter import Segmenter
-from mome.inference.statistics import write_statistics
+from mome.inference.statistics import scan_of_statistics, write_statistics
 from mome.inference.study import Study
 from mome.inference.study_files import reads_scan, segment_options, write_files
 from mome.volumes import Volume
@@ -109,11 +108,8 @@ class StudyRun:
             **segment_options(self.study.files),
         )
 
-    def write(self, before: dict[str, Any] | None = None) -> None:
+    def write(self) -> None:
         """Writes the masks and makes the entry.
-
-        Args:
-            before: The study's entry in the report until now.
 
         Raises:
             InputError: The masks cannot be written in this format.
@@ -127,10 +123,10 @@ class StudyRun:
         # The run has checked what it may replace.
         paths = result.save(self._out, part, multilabel=study.multilabel, writer=study.writer, overwrite=True)
         structures = result.summary()
+        self._write_statistics(result.statistics or {}, paths)
         if result.statistics is not None:
             for structure in structures:
                 structure["mean_hu"] = result.statistics[structure["name"]]["mean_hu"]
-        self._write_statistics(result.statistics, [path.name for path in paths], before or {})
         files = write_files(study.files, result, self._volume, self._out, part)
         self._volume = None
         phases.end("write")
@@ -154,19 +150,13 @@ class StudyRun:
         }
         self._result = None
 
-    def _write_statistics(
-        self, measured: dict[str, dict[str, Any]] | None, masks: list[str], before: dict[str, Any]
-    ) -> None:
+    def _write_statistics(self, measured: dict[str, dict[str, Any]], masks: Sequence[Path]) -> None:
         """Writes the file of statistics; without new ones, those of masks that were replaced are removed from it."""
         path = self._out / self.study.statistics_file
-        if measured is None and not (has_statistics(before, self.request["scan"]) and path.is_file()):
+        if not measured and scan_of_statistics(path) is None:  # there is none, or one of an earlier version
             return
-        left = with_earlier_runs({"masks": masks, "scan": self.request["scan"]}, before)
-        earlier = [str(structure.get("name")) for structure in structures_of_earlier_runs(left)]
-        if measured is None and not earlier:
-            path.unlink()
-        else:
-            write_statistics(path, self.study.name, measured or {}, earlier)
+        files = dict.fromkeys(measured, masks[0]) if len(masks) == 1 else dict(zip(measured, masks, strict=True))
+        write_statistics(path, self.study.name, self.request["scan"], measured, files if measured else {})
 
     def entry_while_writing(self, masks: list[str]) -> dict[str, Any]:
         """Returns what the report says while masks of an earlier run are replaced, and after a process that is killed.

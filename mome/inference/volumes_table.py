@@ -22,7 +22,7 @@ def write_volumes(folder: str | Path) -> Path:
     There is one row per study and structure: `study`, `structure`, `ml`, and `mean_hu`, which is empty where the report
     does not hold it. Both are of the whole mask. Where studies were written as maps of ids, the column `ml_in_map`
     follows: what the map holds of the structure, without the voxels that smaller structures cover. Studies stand in the
-    order of their names. Masks of earlier runs that are still there have rows, too; a run that failed has none.
+    order of their names. Masks of earlier runs that no later run replaced have rows, too; a run that failed has none.
 
     Returns:
         The file.
