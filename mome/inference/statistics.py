@@ -70,13 +70,15 @@ def write_statistics(
     Raises:
         OutputError: The file cannot be written.
     """
-    structures, files = dict(statistics), {name: _named(mask) for name, mask in masks.items()}
+    sums = _Sums(path.parent)
+    structures = dict(statistics)
+    files = {name: {"file": mask.name, "sha256": sums.of(mask.name)} for name, mask in masks.items()}
     content = _content(path)
     for name, found in content["structures"].items():
         mask = content["masks"].get(name)
         if name in structures:
             continue
-        if content.get("scan") == scan and is_of_mask(mask, path.parent):
+        if content.get("scan") == scan and sums.are_of(mask):
             structures[name], files[name] = found, mask
         elif mask is None:
             logger.warning("%s is of an earlier version: its statistics of %s are left out", path.name, name)
@@ -89,26 +91,29 @@ def write_statistics(
             path.unlink(missing_ok=True)
 
 
-def is_of_mask(mask: Any, folder: Path) -> bool:
-    """Says whether a mask lies in a folder as it was when it was measured.
+class _Sums:
+    """Checksums of the files of a folder; each is read once, since one file may hold the masks of all structures."""
 
-    Args:
-        mask: What `write_statistics` wrote of it.
-        folder: The folder.
-    """
-    if not isinstance(mask, dict) or not isinstance(mask.get("file"), str) or not mask["file"]:
-        return False
-    file = folder / Path(mask["file"]).name
-    return file.is_file() and file_sha256(file) == mask.get("sha256")
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._known = folder, dict[str, str]()
+
+    def of(self, name: str) -> str:
+        """Returns the checksum of a file; an empty text where there is none."""
+        if name not in self._known:
+            file = self._folder / Path(name).name
+            self._known[name] = file_sha256(file) if file.is_file() else ""
+        return self._known[name]
+
+    def are_of(self, mask: Any) -> bool:
+        """Says whether a mask lies in the folder as it was when it was measured; `mask` is what the file says of it."""
+        if not isinstance(mask, dict) or not isinstance(mask.get("file"), str) or not mask.get("sha256"):
+            return False
+        return self.of(mask["file"]) == mask["sha256"]
 
 
 def scan_of_statistics(path: Path) -> Any:
     """Returns the identity of the scan that a file of statistics is of; None where it does not say."""
     return _content(path).get("scan")
-
-
-def _named(mask: Path) -> dict[str, str]:
-    return {"file": mask.name, "sha256": file_sha256(mask)}
 
 
 def _content(path: Path) -> dict[str, Any]:
@@ -150,13 +155,13 @@ def write_table(folder: Path, files: Iterable[str]) -> None:
 
 
 def _rows(path: Path) -> list[list[Any]]:
-    content, rows = _content(path), []
+    content, sums, rows = _content(path), _Sums(path.parent), []
     if not isinstance(content.get("study"), str):
         logger.warning("%s is missing or damaged: %s has no rows of this study", path.name, CSV_NAME)
         return []
     for name, found in content["structures"].items():
         # Files of earlier versions name no masks; each holds what the last run measured.
-        if content["masks"] and not is_of_mask(content["masks"].get(name), path.parent):
+        if content["masks"] and not sums.are_of(content["masks"].get(name)):
             logger.warning("the mask of %s was changed or removed after it was measured: %s", name, path.name)
             continue
         try:
