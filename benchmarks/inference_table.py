@@ -85,7 +85,9 @@ def compiled(report: dict[str, Any]) -> str:
     """`inference_peers.py --sides exact default compiled monai` as a table."""
     text = f"""The same scan on the same machine ({where(report)}, {report["rounds"]} rounds). MONAI computes the same
 network without compilation. `--compile` makes one loop of the fusion head on the CPU; compiling takes a minute or two,
-once on a machine, and is not in the seconds. An encoder in bfloat16 is not compiled. On a machine
+once on a machine, and is not in the seconds. An encoder in bfloat16 is not compiled. This table was measured later than
+the one above; the machine was slower then and changed its speed from run to run. Meanwhile the head had become faster
+on both sides. Why the ratios of time are higher was not measured. On a machine
 without bfloat16 (commit 193d48b, where all sides computed in float32), the ratios of time were 0.88, 0.90 and, with
 `--compile`, 0.73."""
     return paragraph(text) + table(side_rows(report))
