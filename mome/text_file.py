@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,25 @@ def read_text(path: str | Path, what: str, *, limit: int = 256 * 2**20) -> str:
             f"{what} is not UTF-8 text: byte {error.start} is {data[error.start]:#04x}",
             where=str(path),
             hint="save it as UTF-8",
+        ) from error
+
+
+def read_table(path: str | Path, what: str, *, delimiter: str = ",") -> list[dict[str, str]]:
+    """Returns the rows of a CSV or TSV file whose first line names the columns.
+
+    Args:
+        path: The file.
+        what: Its name in errors, as in "cases.csv".
+        delimiter: What stands between two columns.
+
+    Raises:
+        InputError: The file cannot be read, or is no table.
+    """
+    try:
+        return [dict(row) for row in csv.DictReader(read_text(path, what).splitlines(), delimiter=delimiter)]
+    except csv.Error as error:
+        raise InputError(
+            f"{what} is no table: {error}", where=str(path), hint="is a quotation mark not closed?"
         ) from error
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from test_data_layouts import liver_map, nnunet, save, scan
@@ -145,6 +146,10 @@ def test_cases_of_a_test_are_not_trained_on(
     (tmp_path / "out" / "run.yaml").write_text(edited)
     assert main([*given, "-p", "liver"]) == 0 and "run.before.yaml" in capsys.readouterr().out
     assert (tmp_path / "out" / "run.before.yaml").read_text() == edited
+    assert main([*given, "-p", "liver"]) == 0 and "run.before" not in capsys.readouterr().out
+    (tmp_path / "out" / "run.yaml").write_text("# other\n")
+    assert main([*given, "-p", "liver"]) == 0 and "run.before.2.yaml" in capsys.readouterr().out
+    assert (tmp_path / "out" / "run.before.yaml").read_text() == edited
     (index,) = (tmp_path / "out" / "cache").glob("*/index.json")
     assert [entry["name"] for entry in json.loads(index.read_text())["cases"]] == ["a", "c"]
     (tmp_path / "list.csv").write_text("\n".join(["image,labels,case,split", rows[1]]))
@@ -176,7 +181,7 @@ def test_structures_without_a_voxel_in_any_case_are_said(tmp_path: Path, capsys:
     folder = nnunet(tmp_path / "data", {"a": liver_map(), "b": liver_map()}, labels)
     arguments = ["data", "prepare", str(folder), "--layout", "nnunet", "--memory", "1500MB", "--held-out", "0"]
     assert main([*arguments, "-o", str(tmp_path / "all")]) == 0
-    said = "annotated, but without a voxel in any case: spleen; "
+    said = "annotated, but without a voxel in any training case: spleen; "
     assert said + "run.yaml does not train them" in capsys.readouterr().out
     assert load_run_config(tmp_path / "all" / "run.yaml", []).labels == ("liver",)
     assert main([*arguments, "-o", str(tmp_path / "asked"), "-p", "liver", "-p", "spleen"]) == 0
@@ -184,3 +189,21 @@ def test_structures_without_a_voxel_in_any_case_are_said(tmp_path: Path, capsys:
     assert load_run_config(tmp_path / "asked" / "run.yaml", []).labels == ("liver", "spleen")
     assert main([*arguments, "-o", str(tmp_path / "one"), "-p", "liver"]) == 0
     assert "without a voxel" not in capsys.readouterr().out
+
+
+def test_cases_of_a_test_decide_nothing_of_the_plan(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mome.training.prepare.bytes_per_voxel", lambda *_: 1000.0)
+    tumour_only_in_test = {"a": (liver_map() == 1).astype(np.uint8), "b": liver_map()}
+    nnunet(tmp_path, tumour_only_in_test)
+    path = tmp_path / "imagesTr" / "b_0000.nii.gz"
+    bright = nib.load(path)
+    nib.save(nib.Nifti1Image((np.asarray(bright.dataobj) + 800).astype(np.int16), bright.affine), path)
+    rows = [f"imagesTr/{c}_0000.nii.gz,labelsTr/{c}.nii.gz,{c},{s}" for c, s in (("a", "train"), ("b", "test"))]
+    (tmp_path / "list.csv").write_text("\n".join(["image,labels,case,split", *rows]))
+    given = ["data", "prepare", str(tmp_path / "list.csv"), "--layout", "manifest", "--dataset", "lits"]
+    assert main([*given, "-o", str(tmp_path / "out"), "--memory", "1500MB"]) == 0
+    assert "without a voxel in any training case: liver_tumor" in capsys.readouterr().out
+    run = load_run_config(tmp_path / "out" / "run.yaml", [])
+    assert list(run.labels) == ["liver"] and run.processor["hu_window"][1] < 500

@@ -112,6 +112,8 @@ def test_unlabelled_structures_are_unknown_or_absent(files) -> None:
     assert set(made.masks) == {"urinary_bladder", "liver"} and not made.masks["urinary_bladder"].any()
     with pytest.raises(InputError, match="has no structure 'brainstem'"):
         load_anatomy(files[0], "totalsegmentator_v2", unknown=["brainstem"])
+    known = load_anatomy(files[0], "totalsegmentator_v2", unknown=["lung_upper_lobe_left"]).members
+    assert "lung_left" not in known and "lung_right" in known
 
 
 def test_real_hu_keep_their_place(files) -> None:
@@ -149,3 +151,25 @@ def test_an_empty_label_map_is_refused(tmp_path: Path) -> None:
     nibabel.save(nibabel.Nifti1Image(np.zeros((8, 8, 8), dtype=np.uint8), np.eye(4)), tmp_path / "empty.nii.gz")
     with pytest.raises(InputError, match="no voxel of the label map is labelled"):
         load_anatomy(tmp_path / "empty.nii.gz", "totalsegmentator_v2")
+
+
+def test_numbers_that_no_structure_has(files, tmp_path: Path) -> None:
+    stored = nibabel.load(files[0])
+    array = np.asarray(stored.dataobj).astype(np.int32)
+    expected = load_anatomy(files[0], "totalsegmentator_v2").ids
+    array[0, 0, 0] = 2**31 - 1
+    nibabel.save(nibabel.Nifti1Image(array, stored.affine), tmp_path / "large.nii.gz")
+    assert np.mean(load_anatomy(tmp_path / "large.nii.gz", "totalsegmentator_v2").ids == expected) > 0.999
+    array[0, 0, 0] = -1
+    nibabel.save(nibabel.Nifti1Image(array, stored.affine), tmp_path / "negative.nii.gz")
+    with pytest.raises(InputError, match="no negative numbers, this one holds -1"):
+        load_anatomy(tmp_path / "negative.nii.gz", "totalsegmentator_v2")
+
+
+def test_a_label_map_whose_voxels_are_stored_in_another_order(files, tmp_path: Path) -> None:
+    turned = nibabel.as_closest_canonical(nibabel.load(files[0]))
+    nibabel.save(turned, tmp_path / "labels.nii.gz")
+    first, second = (
+        load_anatomy(path, "totalsegmentator_v2", files[1]) for path in (files[0], tmp_path / "labels.nii.gz")
+    )
+    assert np.array_equal(first.ids, second.ids)

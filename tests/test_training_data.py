@@ -149,6 +149,8 @@ def test_mirroring_swaps_sides(tmp_path: Path) -> None:
     assert BatchAugmentation(AugmentationConfig(mirror=1.0), NAMES).can_mirror
     lonely = BatchAugmentation(AugmentationConfig(mirror=1.0), NAMES[:1])
     assert not lonely.can_mirror and not any(lonely.swaps_sides(number) for number in range(9))
+    one_sided = BatchAugmentation(AugmentationConfig(mirror=1.0), ["liver", "lung_middle_lobe_right"])
+    assert not one_sided.can_mirror and "lung_middle_lobe_right" in one_sided.notes[0]
 
 
 def crop(array: np.ndarray, centre: tuple[int, ...], patch: tuple[int, ...]) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -82,6 +83,30 @@ def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:
     check_same_run(tmp_path / "r", load_run_config(recipe, []))
     with pytest.raises(InputError, match=r"another 'sampling\.cut'"):
         check_same_run(tmp_path / "r", load_run_config(recipe, ["sampling.cut=0.4"]))
+
+
+def test_a_run_does_not_go_on_with_other_cases(tmp_path: Path) -> None:
+    recipe, out = write_recipe(tmp_path), tmp_path / "r"
+    few = ["train.steps=2", "train.checkpoint_every=1", f"train.out={out}"]
+    train(load_run_config(recipe, few))
+    train(load_run_config(recipe, few))  # the same cases
+    scans = sorted(tmp_path.rglob("c0.nii.gz"))
+    assert len(scans) == 2, scans
+    for path in scans:  # another scan and another label map under the name of the first case
+        path.write_bytes(path.with_name("c1.nii.gz").read_bytes())
+    with pytest.raises(InputError, match="the training cases have changed") as caught:
+        train(load_run_config(recipe, few))
+    assert len(str(caught.value).splitlines()) == 3
+    train(load_run_config(recipe, few), resume=False)
+
+
+def test_labels_of_a_source_that_is_never_drawn_are_not_trained(tmp_path: Path, capsys) -> None:
+    recipe = write_recipe(tmp_path)
+    run = load_run_config(recipe, ["train.steps=1", f"train.out={tmp_path / 'r'}"])
+    never = dataclasses.replace(run.sources[0], kind="phantom", count=1, weight=0.0)
+    model = train(dataclasses.replace(run, labels=[*run.labels, "spinal_cord"], sources=[*run.sources, never]))
+    assert "no training case annotates spinal_cord" in capsys.readouterr().out
+    assert "spinal_cord" not in json.loads((model / "config.json").read_text())["trained_labels"]
 
 
 @pytest.mark.parametrize("override", ["loss=bce_dicee", "sources=[{kind: cases, folder: /none, dataset: openkbp}]"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,21 +12,26 @@ from accelerate import Accelerator
 from stand_in_models import LetterTower
 from training_runs import NAMES, write_recipe
 
+from mome import MoME
 from mome.data.label_codes import mask_of
 from mome.training import validation
 from mome.training.config_file import load_run_config
+from mome.training.loop import train
 from mome.training.setup import build_model
 from mome.training.sources import open_all_sources
 from mome.training.text_rows import TextRows
+from mome.training.validation_history import ValidationHistory
+from mome.training.weight_average import RECORD
 
 
 @pytest.fixture
 def ready(tmp_path: Path) -> tuple:
-    """A run on the small data set with its model, its bank filled, and its processor."""
+    """A run on the small data set with its model, its bank filled, and its validation cases."""
     run = load_run_config(write_recipe(tmp_path), [])
     model, processor = build_model(run)
     TextRows(model, list(run.labels), 0.0, 0)
-    return model, run, processor
+    _, cases = open_all_sources(run, processor, Accelerator(cpu=True))
+    return model, run, cases
 
 
 def find_bright(model, volume, text, **options):
@@ -88,3 +94,40 @@ def test_validation_on_training_cases_is_said(tmp_path: Path, capsys) -> None:
     apart = "validation=[{kind: phantom, count: 1}]"
     open_all_sources(load_run_config(tmp_path / "run.yaml", [apart]), processor, Accelerator(cpu=True))
     assert "are training cases" not in capsys.readouterr().out
+
+
+def test_scores_of_other_validation_cases_are_not_compared(tmp_path: Path) -> None:
+    """The best of one easy case stayed the best for ever, and ended the run early."""
+    accelerator = Accelerator(cpu=True)
+    first = ValidationHistory(accelerator, tmp_path, 0, "easy")
+    first.add(2, {"dice/mean": 0.95})
+    again = ValidationHistory(accelerator, tmp_path, 2, "easy")
+    assert again.best == (2, 0.95) and not again.is_improvement({"dice/mean": 0.8})
+    other = ValidationHistory(accelerator, tmp_path, 2, "all of them")
+    assert other.best is None and other.is_improvement({"dice/mean": 0.7})
+    assert ValidationHistory(accelerator, tmp_path, 2).best == (2, 0.95)  # a run that does not validate
+
+
+def test_the_best_model_of_a_later_step_stays_the_best(tmp_path: Path) -> None:
+    """A run was killed after the validation of step 6, and goes on from the checkpoint of step 4."""
+    accelerator = Accelerator(cpu=True)
+    history = ValidationHistory(accelerator, tmp_path, 0, "cases")
+    history.add(4, {"dice/mean": 0.4})
+    record = history.record(6, {"dice/mean": 0.5})
+    (tmp_path / "best").mkdir()
+    (tmp_path / "best" / RECORD).write_text(json.dumps(record))
+    history.add(6, {"dice/mean": 0.5})
+    resumed = ValidationHistory(accelerator, tmp_path, 4, "cases")
+    assert resumed.best == (6, 0.5) and resumed.without_improvement == 0
+    assert not resumed.is_improvement({"dice/mean": 0.5})
+    resumed.add(6, {"dice/mean": 0.5})
+    assert resumed.without_improvement == 0
+
+
+def test_the_best_model_has_a_record_of_its_validation(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path)
+    train(load_run_config(recipe, ["train.steps=2", "train.validate_every=1", f"train.out={tmp_path / 'r'}"]))
+    lines = [json.loads(line) for line in (tmp_path / "r" / "validation.jsonl").read_text().splitlines()]
+    record = json.loads((tmp_path / "r" / "best" / RECORD).read_text())
+    assert record["dice/mean"] == max(line["dice/mean"] for line in lines) and record["cases"] == lines[0]["cases"]
+    MoME.from_pretrained(tmp_path / "r" / "best")

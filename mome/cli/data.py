@@ -107,13 +107,13 @@ def _prepare(args: argparse.Namespace) -> int:
 
     from mome.cli.quiet import quiet_libraries
     from mome.labels import load_table
-    from mome.training.prepare import EARLIER, prepare
+    from mome.training.prepare import prepare
 
     quiet_libraries()
     named = [name for text in args.prompt for name in load_table().resolve(text).names or (text,)]
     labels = tuple(dict.fromkeys(named))  # "kidneys" and "left kidney" name one of them twice
     error = Console(stderr=True)
-    plan, path = prepare(
+    plan, path, earlier = prepare(
         args.folder,
         args.out,
         layout=_layout(args),
@@ -145,7 +145,7 @@ def _prepare(args: argparse.Namespace) -> int:
         (asked, "only their absence is trained"),
     ):
         if names:
-            print(printable(f"annotated, but without a voxel in any case: {', '.join(names)}; {effect}"))
+            print(printable(f"annotated, but without a voxel in any training case: {', '.join(names)}; {effect}"))
     notes = [note for case in found["cases"] for note in case["notes"]]
     for note in notes[:_MOST_NOTES]:
         print(printable(f"note: {note}"))
@@ -160,8 +160,8 @@ def _prepare(args: argparse.Namespace) -> int:
         )
     if args.held_out and "validation:" not in path.read_text():
         print(f"no case is held out for validation: with few cases, --held-out {args.held_out:g} may choose none")
-    if (path.parent / EARLIER).is_file():
-        print(printable(f"an earlier configuration, which was another, is {path.parent / EARLIER}"))
+    if earlier is not None:
+        print(printable(f"the earlier configuration, which differs, is now {earlier}"))
     print(printable(f"wrote {path}; next: mome train --config {path}"))
     return 0
 

@@ -264,6 +264,15 @@ def _write_array(stem: Path, array: np.ndarray, cache_format: str) -> str:
     return checksum(table)
 
 
+def _identity(case: Case) -> list[Any]:
+    """Returns all that decides what is read of a case, as JSON values."""
+    rules = sorted((name, rule.values, rule.side) for name, rule in case.rules.items())
+    masks = [(name, len(paths)) for name, paths in case.masks.items()]  # which of the files belong to which structure
+    files = [list(identity(path).values()) for path in case.files]
+    values = [sorted(case.named_values), sorted(case.ignored_values)]
+    return [case.name, case.annotated, rules, masks, files, values]
+
+
 def cache_case_folder(
     root: str | Path,
     cases: Iterable[Case],
@@ -299,9 +308,7 @@ def cache_case_folder(
 
         return load
 
-    files = [list(identity(path).values()) for case in cases for path in case.files]
-    rules = [sorted((name, rule.values, rule.side) for name, rule in case.rules.items()) for case in cases]
-    fingerprint = json.dumps([[(case.name, case.annotated) for case in cases], files, rules])
+    fingerprint = json.dumps([_identity(case) for case in cases])
     loaders = [(case.name, loader(case)) for case in cases]
     return build_cache(
         root, source, names, processor, loaders, fingerprint, progress,

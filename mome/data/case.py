@@ -11,7 +11,7 @@ import numpy as np
 from mome.errors import InputError
 from mome.labels.dataset import StructureRule
 from mome.volumes import Grid, Volume, read_label_map, read_volume
-from mome.volumes.label_map import listed_values, unnamed_values
+from mome.volumes.label_map import listed_values, read_mask, unnamed_values
 from mome.volumes.reordered import reordered
 from mome.volumes.structure_masks import structure_mask
 
@@ -124,7 +124,7 @@ class Case:
         for name in self.annotated:
             union = np.zeros(grid.shape, dtype=bool)
             for path in self.masks[name]:
-                union |= _on_grid(read_label_map(path), grid, path).array != 0
+                union |= _on_grid(read_mask(path), grid, path).array
             masks[name] = union
         return masks
 

@@ -5,7 +5,7 @@ The idea of planning from such a fingerprint is nnU-Net's (Isensee et al., Natur
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -52,6 +52,17 @@ class Fingerprint:
 
     cases: tuple[CaseFingerprint, ...]
     problems: dict[str, str] = field(default_factory=dict)
+
+    def of(self, names: Collection[str]) -> Fingerprint:
+        """Returns the fingerprint of some of the cases.
+
+        Raises:
+            InputError: None of them can be used.
+        """
+        kept = tuple(case for case in self.cases if case.name in names)
+        if not kept:
+            raise InputError("no training case can be used", hint="mome data check FOLDER")
+        return Fingerprint(kept, {name: reason for name, reason in self.problems.items() if name in names})
 
     @property
     def structures(self) -> list[str]:

@@ -13,7 +13,9 @@ import numpy as np
 from mome.labels import load_table
 from mome.labels.label import GROUPS
 
-_STREAM = 5417  # keeps these draws apart from the sampler's and from those of the wordings
+# Keeps these draws apart from the sampler's and from those of the wordings. Only those of step 0 are drawn like sample
+# 5417, because NumPy fills up short seeds with zeros.
+_STREAM = 5417
 
 
 @dataclass(frozen=True)

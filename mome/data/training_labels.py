@@ -19,5 +19,5 @@ def check_image(hu: np.ndarray, case: str, where: Path) -> None:
         raise InputError(
             f"all voxels of case {case!r} have one value, {float(hu.flat[0]):g} HU (NaN is read as air)",
             where=str(where),
-            hint="convert the scan again, or remove the case from cases.json",
+            hint="convert the scan again, or leave the case out",
         )

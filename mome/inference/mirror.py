@@ -163,11 +163,18 @@ def mirrored_name(prompt: Prompt, model: MoME) -> str:
     sides from it or refuses it. The names of a model's own labels are mirrored by their words.
 
     Raises:
-        InputError: The name of a model's own label has a side, and the model has no label of the other one.
+        InputError: The structure lies on one side only, or the name of a model's own label has a side and the model has
+            no label of the other one.
     """
     table = load_table()
     if prompt.name in table:
-        return table[prompt.name].mirror or prompt.name
+        label = table[prompt.name]
+        if label.mirror is None and label.laterality is not None:
+            raise InputError(
+                f"{prompt.name!r} lies on one side only, so that a mirrored scan does not show it",
+                hint="mirror='ap,si', which keeps left and right",
+            )
+        return label.mirror or prompt.name
     words = re.split(r"([^A-Za-z]+)", prompt.name)
     mirrored = "".join(_OPPOSITES.get(word.lower(), word) for word in words)
     if mirrored.lower() == prompt.name.lower():

@@ -45,7 +45,8 @@ class FocalLoss(nn.Module):
         signed_BPV = torch.where(data.targets_BPV > 0.5, data.logits_BPV, -data.logits_BPV)
         loss_BPV = -F.logsigmoid(signed_BPV)
         if self.gamma:
-            loss_BPV = loss_BPV * torch.sigmoid(-signed_BPV) ** self.gamma
+            # p^γ as exp(γ log p): the slope of the power at p = 0 is infinite below γ = 1.
+            loss_BPV = loss_BPV * (self.gamma * F.logsigmoid(-signed_BPV)).exp()
         if self.alpha is not None:
             loss_BPV = loss_BPV * torch.where(data.targets_BPV > 0.5, self.alpha, 1 - self.alpha)
         return mean_over_annotated(loss_BPV.mean(-1), data.mask_BP)

@@ -62,8 +62,9 @@ class _RowSums(torch.autograd.Function):
             sums_4BP[2][rows] = p_RV.sum(-1)
             sums_4BP[1][rows] = p_RV.mul_(t_RV).sum(-1)
             sums_4BP[3][rows] = t_RV.sum(-1)
-        ctx.mark_non_differentiable(sums_4BP[3])
-        return tuple(sums_4BP.unbind())
+        sums = sums_4BP.unbind()
+        ctx.mark_non_differentiable(sums[3])
+        return sums
 
     @staticmethod
     @once_differentiable

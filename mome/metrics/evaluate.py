@@ -104,7 +104,7 @@ def evaluate_folder(
             where=str(prediction),
             hint="files are matched by their names: <case>.nii.gz, <case>_<structure>.nii.gz",
         )
-    available = _available_structures(wanted, dataset, cases)
+    available = _available_structures(wanted, dataset, cases, partial=on_missing is not None)
     known = set().union(*available.values())
     if dataset is not None and not any(map(is_map_without_table, [*wanted.values(), *predicted.values()])):
         logger.warning("the names of %r are not used: no file is a label map without a table of its own", dataset)
@@ -179,16 +179,25 @@ def _say_what_is_not_scored(
 
 
 def _available_structures(
-    wanted: dict[str, Files], dataset: str | None, cases: str | Path | None
+    wanted: dict[str, Files], dataset: str | None, cases: str | Path | None, *, partial: bool
 ) -> dict[str, set[str]]:
     """For every case, the structures that its reference annotates: those listed in `cases`, else those of its files.
 
     Raises:
-        InputError: A case of the reference is not in the list, or its label map has no names.
+        InputError: A case of the reference is not in the list, its label map has no names, or a listed case has no
+            reference and `partial` is False.
     """
     annotated = None if cases is None else read_case_list(cases)
     if annotated is not None:  # names of files and of the list may have accents in another form
         annotated = {unicodedata.normalize("NFC", case): names for case, names in annotated.items()}
+        given = {unicodedata.normalize("NFC", case) for case in wanted}
+        without = [case for case, names in annotated.items() if names and case not in given]
+        if without:
+            shown = ", ".join(without[:5]) + (", …" if len(without) > 5 else "")
+            what = f"{len(without)} listed cases have no reference: {shown}"
+            if not partial:
+                raise InputError(what, where=str(cases), hint="--partial scores the others")
+            logger.warning("%s", what)
     available = {}
     for case, files in wanted.items():
         listed = unicodedata.normalize("NFC", case)
@@ -227,7 +236,11 @@ def _score(case: str, structure: str, prediction: Volume, reference: Volume, tol
             what = f"the {whose} of {structure!r} fills {share:.0%} of the image"
             logger.warning("case %r: %s: is it inverted?", case, what)
     if p.any() and not r.any():
-        logger.warning("case %r: the reference of %r has no voxel, so the scores are 0", case, structure)
+        logger.warning(
+            "case %r: the reference of %r has no voxel, so both Dice are 0, and HD95 is the image's diagonal",
+            case,
+            structure,
+        )
     if p.any() and r.any():  # not cropped if one is empty, because HD95 is then the diagonal of the whole image
         box = bounding_box(p | r)
         p, r = p[box], r[box]

@@ -8,18 +8,18 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from mome.errors import InputError
 from mome.labels import load_dataset, load_table
 from mome.labels.dataset import StructureRule
 from mome.volumes import Volume, read_label_map, read_label_table
-from mome.volumes.label_map import listed_values, unnamed_values
+from mome.volumes.label_map import listed_values, read_mask, several_numbers, unnamed_values
 from mome.volumes.mask_names import file_part, safe_characters, split_mask_name
 from mome.volumes.scan_files import is_nifti, scans_in, stem
 from mome.volumes.structure_masks import structure_mask
 
 logger = logging.getLogger(__name__)
+
+_WHOSE = "say whose numbers they are, as in --labels openkbp"
 
 Files = dict[str | None, Path]
 """The files of one case. The key is a structure for a mask, or None for a label map."""
@@ -116,7 +116,7 @@ def open_masks(files: Files, dataset: str | None = None) -> dict[str, Callable[[
             raises, or an `InputError` for a mask that contains several numbers, or whose sides cannot be told apart.
     """
     masks: dict[str, Callable[[], Volume]] = {
-        name: functools.partial(_read_mask, path) for name, path in files.items() if name is not None
+        name: functools.partial(read_mask, path, hint=_WHOSE) for name, path in files.items() if name is not None
     }
     if None in files:
         rules = _map_rules(files, dataset)
@@ -124,7 +124,7 @@ def open_masks(files: Files, dataset: str | None = None) -> dict[str, Callable[[
             raise InputError(
                 "the file's numbers have no names: it holds no label table",
                 where=str(files[None]),
-                hint="say whose numbers they are, as in --labels openkbp",
+                hint=_WHOSE,
             )
         values = {value for rule in rules.values() for value in rule.values}
         read = functools.cache(functools.partial(_read_map, files[None], tuple(sorted(values))))
@@ -140,7 +140,7 @@ def _is_map(file: Path, structure: str, dataset: str | None) -> bool:
         if len(table) == 1 and int(table[0]["id"]) == 1:  # `mome segment` marks a single mask by `table_id`
             return "table_id" not in table[0] and table[0]["name"] != structure
         # Without a data set the numbers would have no names, so the voxels need not be read.
-        return bool(table) or (dataset is not None and _several_numbers(read_label_map(file).array))
+        return bool(table) or (dataset is not None and several_numbers(read_label_map(file).array))
     except InputError:
         return False  # a damaged file raises its error when its mask is read, which may never happen
 
@@ -166,34 +166,6 @@ def _map_rules(files: Files, dataset: str | None) -> dict[str, StructureRule]:
         return {}
     table = {entry["name"]: StructureRule((int(entry["id"]),)) for entry in _label_table(files[None])}
     return table or ({} if dataset is None else load_dataset(dataset).structures)
-
-
-def _several_numbers(array: np.ndarray) -> bool:
-    """Says whether an array contains several different numbers above 0."""
-    inside = array[array > 0]
-    return bool(inside.size and inside.min() != inside.max())
-
-
-def _read_mask(path: Path) -> Volume:
-    """Reads a file of 0 and one other number as a mask.
-
-    Raises:
-        InputError: It contains several numbers or a negative one, or cannot be read.
-    """
-    volume = read_label_map(path)
-    if volume.array.min() < 0:
-        raise InputError(
-            f"a mask holds no negative values, this file holds {volume.array.min()}",
-            where=str(path),
-            hint="write the structure as 1 and everything else as 0",
-        )
-    if _several_numbers(volume.array):
-        raise InputError(
-            "a mask holds 0 and one other number, this file holds several: it is a map without a label table",
-            where=str(path),
-            hint="say whose numbers they are, as in --labels openkbp",
-        )
-    return Volume(volume.array > 0, volume.affine, volume.header)
 
 
 def _read_map(path: Path, numbers: tuple[int, ...]) -> Volume:

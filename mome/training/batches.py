@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
@@ -37,10 +38,7 @@ def batches_from(
     """
     size, processes, rank = config.batch_size, accelerator.num_processes, accelerator.process_index
     accumulated = config.gradient_accumulation
-    numbers = [
-        [(batch * processes + rank) * size + i for i in range(size)]
-        for batch in range(start * accumulated, steps * accumulated)
-    ]
+    numbers = _Numbers(range(start * accumulated, steps * accumulated), size, processes, rank)
     on_device = dataset.augmentation is None or dataset.augmentation.runs_on(accelerator.device)
     # A DataLoader draws a seed from its generator when it starts. With the global generator, a resumed run would draw
     # once more than an uninterrupted one, and everything random after it would differ.
@@ -54,6 +52,24 @@ def batches_from(
     )
     started = iter(loader)  # forks the workers before the progress bar starts its thread
     return (dataset.finish(batch, accelerator.device) for batch in _plain_errors(started))
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """The numbers of the samples of every batch; they are computed one batch at a time, since a run may be long."""
+
+    batches: range
+    size: int
+    processes: int
+    rank: int
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in self.batches:
+            first = (batch * self.processes + self.rank) * self.size
+            yield list(range(first, first + self.size))
 
 
 class _StoredPatches(Dataset):

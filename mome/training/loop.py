@@ -18,6 +18,7 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from mome.atomic import check_output_folder, output_errors
+from mome.data.cache import CaseCache
 from mome.data.sampling import PatchDataset
 from mome.errors import InputError
 from mome.folder_lock import folder_lock
@@ -40,9 +41,15 @@ from mome.training.out_of_memory import says_that_validation_is_too_large, says_
 from mome.training.profiling import StepProfiler
 from mome.training.progress import StepReporter
 from mome.training.router_statistics import RouterStatistics
-from mome.training.run_settings import check_same_run, remove_run_settings, save_run_settings, tracker_settings
+from mome.training.run_settings import (
+    check_same_cases,
+    check_same_run,
+    remove_run_settings,
+    save_run_settings,
+    tracker_settings,
+)
 from mome.training.setup import build_model_of_init
-from mome.training.sources import annotated_labels, open_all_sources, patch_dataset
+from mome.training.sources import annotated_labels, contents_of, drawn, open_all_sources, patch_dataset
 from mome.training.step import optimizer_step
 from mome.training.text_rows import TextRows, text_rows
 from mome.training.trackers import missing_note, start_tracker, tracker_errors
@@ -105,9 +112,10 @@ def _train(run: RunConfig, accelerator: Accelerator, resume: bool, profile: int)
     if config.channels_last:
         model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-arg]  # transformers wraps Module.to
 
-    caches = open_all_sources(run, processor, accelerator)
+    caches, validation = open_all_sources(run, processor, accelerator)
+    contents = contents_of(caches)
     # A mask of a label that no case annotates is said to be of an untrained one.
-    learned = annotated_labels(caches) | known
+    learned = annotated_labels(drawn(caches, run)) | known
     model.config.trained_labels = [name for name in run.labels if name in learned]
     per_step = samples_per_step(config, accelerator)
     steps = config.steps if config.steps is not None else math.ceil(config.samples / per_step)
@@ -129,12 +137,14 @@ def _train(run: RunConfig, accelerator: Accelerator, resume: bool, profile: int)
             _remove_earlier_run(accelerator, out)
         else:  # the folder may have become another run's while the data was read
             check_same_run(out, run)
+            if latest_checkpoint(out / "checkpoints") is not None:
+                check_same_cases(out, contents)
         start = _load_newest(state, out, steps)
         if accelerator.is_main_process:
-            save_run_settings(out, run)
+            save_run_settings(out, run, contents)
         profiled = profile if accelerator.is_main_process else 0
         profiler = StepProfiler(out / "profile", profiled, accelerator.device)
-        _run_steps(state, run, processor, loss_function, text, dataset, start, steps, profiler)
+        _run_steps(state, run, processor, loss_function, text, dataset, validation, start, steps, profiler)
         save_model(accelerator, averaged_model(accelerator, model, average), processor, out / "model", adapters)
         with tracker_errors(out):
             accelerator.end_training()
@@ -148,6 +158,7 @@ def _run_steps(
     loss_function: nn.Module,
     text: TextRows,
     dataset: PatchDataset,
+    validation: list[CaseCache],
     start: int,
     steps: int,
     profiler: StepProfiler,
@@ -162,7 +173,8 @@ def _run_steps(
     checkpoints = out / "checkpoints"
     accelerator, model, optimizer, average = state.accelerator, state.model, state.optimizer, state.average
     reporter = StepReporter(accelerator, out, start, steps, config.log_every)
-    history = ValidationHistory(accelerator, out, start)
+    cases = contents_of(validation, config.validate_cases) if validation else ""
+    history = ValidationHistory(accelerator, out, start, cases)
     statistics = RouterStatistics(accelerator.unwrap_model(model), run.labels)
     start_tracker(accelerator, config.tracker, out, tracker_settings(run))
     if (note := missing_note(config.tracker)) is not None:
@@ -203,10 +215,11 @@ def _run_steps(
             if validates:
                 scored = averaged_model(accelerator, model, average)
                 with says_that_validation_is_too_large(accelerator.device):
-                    scores = validate(scored, run, processor, accelerator)
+                    scores = validate(scored, run, validation, accelerator)
                 model.train()
                 if history.is_improvement(scores):
-                    save_model(accelerator, scored, processor, out / "best", state.adapters)
+                    record = history.record(done, scores)
+                    save_model(accelerator, scored, processor, out / "best", state.adapters, record)
                 history.add(done, scores)
                 reporter.validation(done, scores)
             if saves and done < steps:

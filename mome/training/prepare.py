@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import yaml
@@ -27,7 +28,19 @@ from mome.training.memory import BYTES_PER_AVERAGED_WEIGHT, BYTES_PER_WEIGHT, by
 from mome.training.setup import build_processor
 from mome.training.sources import open_source
 
-EARLIER = "run.before.yaml"
+
+class Prepared(NamedTuple):
+    """What `prepare` made.
+
+    Attributes:
+        plan: The plan.
+        path: The configuration.
+        earlier: The new name of a configuration that was there and differed; None if there was none.
+    """
+
+    plan: Plan
+    path: Path
+    earlier: Path | None
 
 
 def prepare(
@@ -44,10 +57,10 @@ def prepare(
     workers: int = 1,
     cache_format: str = "plain",
     progress: Callable[[Iterable[Any]], Iterable[Any]] = lambda items: items,
-) -> tuple[Plan, Path]:
+) -> Prepared:
     """Reads the cases, plans a training, writes `<out>/run.yaml` and fills the caches in `<out>/cache`.
 
-    A `run.yaml` that is there and differs becomes `run.before.yaml`.
+    A `run.yaml` that is there and differs becomes `run.before.yaml`, or `run.before.2.yaml` and so on.
 
     Args:
         folder: The folder of cases.
@@ -64,7 +77,7 @@ def prepare(
         progress: Wraps the iteration over cases, for a progress bar.
 
     Returns:
-        The plan, and the path of the configuration.
+        See `Prepared`.
 
     Raises:
         InputError: The folder, a case or a setting cannot be used.
@@ -76,6 +89,10 @@ def prepare(
     cases = open_cases(folder, layout, dataset)
     _check_annotated(labels, cases, folder)
     val, train = (part_of(cases, part, held_out) for part in ("val", "train"))
+    if not train:
+        raise InputError(
+            f"none of the {len(cases)} cases is left for training", where=str(folder), hint="a smaller --held-out"
+        )
     found = fingerprint(cases, progress)
     if found.problems and not skip_broken:
         name, reason = next(iter(found.problems.items()))
@@ -84,14 +101,14 @@ def prepare(
             where=str(folder),
             hint="mend them (mome data check), or --skip-broken",
         )
-    names = labels or tuple(found.structures)
+    # Cases that are kept for validation or a test decide nothing.
+    planned = found.of({case.name for case in train})
+    names = labels or tuple(planned.structures)
     if not names:
-        raise InputError("no case annotates a structure with a voxel", where=str(folder), hint="mome data check")
-    plan = _plan(found, preset, len(names), memory_bytes)
-    if not train:
         raise InputError(
-            f"none of the {len(cases)} cases is left for training", where=str(folder), hint="a smaller --held-out"
+            "no training case annotates a structure with a voxel", where=str(folder), hint="mome data check"
         )
+    plan = _plan(planned, preset, len(names), memory_bytes)
     source = SourceConfig(
         folder=str(folder.resolve()),
         layout=layout,
@@ -103,17 +120,34 @@ def prepare(
     path = out / "run.yaml"
     out.mkdir(parents=True, exist_ok=True)
     with atomic_write(out / "fingerprint.json", "the fingerprint") as temporary:
-        temporary.write_text(json.dumps(found.summary(), indent=1) + "\n")
+        summary = {**found.summary(), "without_voxels": _without_voxels(found, planned)}
+        temporary.write_text(json.dumps(summary, indent=1) + "\n")
     text = _configuration(plan, preset, names, source, bool(val), out, len(cases), cache_format)
+    earlier = None
     if path.is_file() and path.read_bytes() != text.encode():  # a user may have changed it
+        earlier = _free_name(out)
         with output_errors(out, "the earlier training configuration"):
-            os.replace(path, out / EARLIER)
+            os.replace(path, earlier)
     with atomic_write(path, "the training configuration") as temporary:
         temporary.write_text(text)
     run = load_run_config(path, [])
     for each in (*run.sources, *run.validation):
         _fill(each, run, skip_broken, workers, progress)
-    return plan, path
+    return Prepared(plan, path, earlier)
+
+
+def _free_name(out: Path) -> Path:
+    """Returns a name for an earlier configuration that no file has."""
+    names = (
+        out / f"run.before{number}.yaml" for number in itertools.chain([""], (f".{n}" for n in itertools.count(2)))
+    )
+    return next(name for name in names if not name.exists())
+
+
+def _without_voxels(found: Fingerprint, planned: Fingerprint) -> list[str]:
+    """Returns the structures that a case annotates and of which no training case has a voxel."""
+    annotated = (name for case in found.cases for name in case.volumes_ml)
+    return [name for name in dict.fromkeys(annotated) if name not in planned.structures]
 
 
 def _check_annotated(labels: Sequence[str], cases: Sequence[Case], folder: Path) -> None:

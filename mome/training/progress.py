@@ -12,7 +12,6 @@ from accelerate import Accelerator
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mome.atomic import atomic_write, output_errors
-from mome.text_file import read_text
 from mome.training.router_statistics import flat
 from mome.training.trackers import tracker_errors
 
@@ -27,11 +26,10 @@ class StepLog:
 
     def __init__(self, path: Path, resume_step: int) -> None:
         self.path = path
-        kept = []
-        if path.is_file() and resume_step:
-            kept = [line for line in read_text(path, "the log").splitlines() if 0 < _step_of(line) <= resume_step]
-        with atomic_write(path, "the log") as part:
-            part.write_text("".join(line + "\n" for line in kept))
+        with atomic_write(path, "the log") as part, part.open("w") as file:
+            if path.is_file() and resume_step:  # line by line: a long run has a long log
+                with path.open(encoding="utf-8", errors="replace") as lines:
+                    file.writelines(line.rstrip("\n") + "\n" for line in lines if 0 < _step_of(line) <= resume_step)
 
     def write(self, **values: Any) -> None:
         """Appends one line and flushes it.

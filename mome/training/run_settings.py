@@ -24,15 +24,22 @@ _CHANGEABLE_TRAIN_KEYS = frozenset(
     )
 )  # fmt: skip
 
+_CONTENTS = "contents_of_sources"
 
-def save_run_settings(folder: Path, run: RunConfig) -> None:
+
+def save_run_settings(folder: Path, run: RunConfig, contents: str = "") -> None:
     """Writes a run's settings to `run.json`, for `check_same_run`.
+
+    Args:
+        folder: The run's folder.
+        run: The settings.
+        contents: A checksum of the training cases, for `check_same_cases`.
 
     Raises:
         OutputError: The file cannot be written.
     """
     with atomic_write(folder / "run.json", "the run's settings") as part:
-        part.write_text(json.dumps(_fixed_settings(run), indent=1) + "\n")
+        part.write_text(json.dumps({**_fixed_settings(run), _CONTENTS: contents}, indent=1) + "\n")
 
 
 def remove_run_settings(folder: Path) -> None:
@@ -67,6 +74,26 @@ def check_same_run(folder: Path, run: RunConfig) -> None:
     )
 
 
+def check_same_cases(folder: Path, contents: str) -> None:
+    """Checks that the training cases of a run are those it was started with: other ones would be drawn at every step.
+
+    Args:
+        folder: The run's folder.
+        contents: The checksum that `save_run_settings` was given; a run of an earlier release has none.
+
+    Raises:
+        InputError: They are others.
+    """
+    path = folder / "run.json"
+    before = read_json(path, "the settings of the run in this folder").get(_CONTENTS) if path.is_file() else None
+    if before and before != contents:
+        raise InputError(
+            "the training cases have changed since the run in this folder began",
+            where=str(folder),
+            hint="another train.out=…, or --restart to start again",
+        )
+
+
 def _with_defaults(before: dict[str, Any]) -> dict[str, Any]:
     """Returns the settings of a run with the defaults of those that its release did not have."""
     merged = {**_fixed_settings(RunConfig()), **before}
@@ -85,12 +112,14 @@ def _refuse_folder_of_others(folder: Path) -> None:
     Raises:
         InputError: There is a model, a log, or training states.
     """
-    for name in ("model", "best", "log.jsonl", "checkpoints"):
+    for name in ("checkpoints", "model", "best", "log.jsonl"):
         if (folder / name).exists():
             raise InputError(
                 f"the folder holds {name!r} and no run.json, so it is not a run's folder",
                 where=str(folder),
-                hint="another train.out=…, or --restart to replace what is there",
+                # --restart does not remove checkpoints of another program
+                hint="another train.out=…, or "
+                + ("move them away" if name == "checkpoints" else "--restart to replace what is there"),
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -65,8 +66,10 @@ def open_source(
     raise InputError(f"unknown kind of source {source.kind!r}", hint="kind: cases, cached, phantom or synthetic")
 
 
-def open_all_sources(run: RunConfig, processor: MoMEProcessor, accelerator: Accelerator) -> list[CaseCache]:
-    """Returns the cached cases of all training sources. Validation sources are cached too if the run validates.
+def open_all_sources(
+    run: RunConfig, processor: MoMEProcessor, accelerator: Accelerator
+) -> tuple[list[CaseCache], list[CaseCache]]:
+    """Returns the cached cases of all training sources, and those of the validation sources if the run validates.
 
     The main process builds the caches, the others open them. Notes on the cases are printed.
 
@@ -95,7 +98,7 @@ def open_all_sources(run: RunConfig, processor: MoMEProcessor, accelerator: Acce
 
     caches, validation = first_then_others(accelerator, opened, shown)
     _say_what_is_annotated(run, caches, validation, accelerator)
-    return caches
+    return caches, validation
 
 
 def _say_what_is_annotated(
@@ -106,15 +109,19 @@ def _say_what_is_annotated(
     Raises:
         InputError: No training case, or no validation case, annotates a trained structure.
     """
-    trained, validated = annotated_labels(caches), annotated_labels(validation)
+    trained, validated = annotated_labels(drawn(caches, run)), annotated_labels(validation)
     wanted = f"labels: [{', '.join(run.labels)}]"
     if not trained:
         raise InputError(
-            "no training case annotates one of the labels", where=wanted, hint="see 'annotated' in cases.json"
+            "no training case annotates one of the labels",
+            where=wanted,
+            hint="what is annotated: mome data check, or 'annotated' in cases.json",
         )
     if validation and not validated:
         raise InputError(
-            "no validation case annotates one of the labels", where=wanted, hint="see 'annotated' in cases.json"
+            "no validation case annotates one of the labels",
+            where=wanted,
+            hint="what is annotated: mome data check, or 'annotated' in cases.json",
         )
     notes = [note for cache in (*caches, *validation) for note in cache.notes]
     shared = _in_both(caches, validation)
@@ -139,7 +146,26 @@ def _in_both(caches: list[CaseCache], validation: list[CaseCache]) -> list[str]:
     return [entry["name"] for cache in validation for entry in cache.index if entry["checksums"]["volume"] in trained]
 
 
-def annotated_labels(caches: list[CaseCache]) -> set[str]:
+def drawn(caches: Sequence[CaseCache], run: RunConfig) -> list[CaseCache]:
+    """Returns the caches of the training sources that are drawn at all: a source may have the weight 0."""
+    return [cache for cache, source in zip(caches, run.sources, strict=True) if source.weight > 0]
+
+
+def contents_of(caches: Sequence[CaseCache], first: int = 0) -> str:
+    """Returns a checksum of the names, annotations and contents of cases.
+
+    Args:
+        caches: One per source.
+        first: How many cases of each source count; 0 counts all.
+    """
+    cases = [
+        [[entry["name"], entry["annotated"], entry["checksums"]] for entry in cache.index[: first or None]]
+        for cache in caches
+    ]
+    return hashlib.sha256(json.dumps(cases, sort_keys=True).encode()).hexdigest()
+
+
+def annotated_labels(caches: Sequence[CaseCache]) -> set[str]:
     """Returns the structures that a case of the caches annotates."""
     return {name for cache in caches for entry in cache.index for name in entry["annotated"]}
 

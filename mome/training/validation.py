@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,20 +11,19 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from mome.data.cache import CaseCache
 from mome.data.label_codes import mask_of
 from mome.inference.predictor import ModelPredictor
 from mome.inference.stream import stream_logits
 from mome.metrics import dice
-from mome.processing import MoMEProcessor
 from mome.training.config import RunConfig
-from mome.training.sources import open_source
 
 if TYPE_CHECKING:
     from mome.modeling import MoME
 
 
 def validate(
-    model: MoME, run: RunConfig, processor: MoMEProcessor, accelerator: Accelerator | None = None
+    model: MoME, run: RunConfig, caches: Sequence[CaseCache], accelerator: Accelerator | None = None
 ) -> dict[str, float]:
     """Returns every trained structure's mean Dice over the validation cases that annotate it, and the mean of these.
 
@@ -32,8 +32,8 @@ def validate(
 
     Args:
         model: The model; its training mode is restored at the end.
-        run: Its validation sources, labels and `train.validate_cases` are used.
-        processor: Decides the network grid.
+        run: Its labels and `train.validate_cases` are used.
+        caches: The cases of every validation source, on the network grid.
         accelerator: Its processes share the cases; every process returns the scores of all.
 
     Returns:
@@ -46,8 +46,7 @@ def validate(
     text_PT = model.prompt_rows(model.text_bank.rows(names), names)
     found: list[tuple[int, int, str, float]] = []  # source, case, structure, Dice
     rank, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    for source_number, source in enumerate(run.validation):
-        cache = open_source(source, run, processor)
+    for source_number, cache in enumerate(caches):
         count = min(len(cache), run.train.validate_cases or len(cache))
         for i in range(rank, count, processes):
             case = cache[i]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -17,6 +18,8 @@ from mome.training.adapters import Adapters
 
 if TYPE_CHECKING:
     from mome.modeling import MoME
+
+RECORD = "validation.json"  # beside the best model: the step and the score of its validation
 
 
 def start_average(model: nn.Module, decay: float, device: torch.device) -> AveragedModel | None:
@@ -41,6 +44,7 @@ def save_model(
     processor: MoMEProcessor,
     folder: Path,
     adapters: Adapters | None = None,
+    record: dict[str, Any] | None = None,
 ) -> None:
     """Saves a copy of a model with its processor; the model stays as it is.
 
@@ -50,6 +54,7 @@ def save_model(
         processor: Its processor.
         folder: Where; a folder that is there is replaced.
         adapters: Are merged into the copy.
+        record: Is written beside the model as `validation.json`, so that both always belong together.
 
     Raises:
         OutputError: The folder cannot be written; the one that was there stays.
@@ -59,4 +64,6 @@ def save_model(
         with atomic_write(folder, "the model") as part:
             kept.to(memory_format=torch.contiguous_format).save_pretrained(part)  # type: ignore[call-arg]
             processor.save_pretrained(part)
+            if record is not None:
+                (part / RECORD).write_text(json.dumps(record) + "\n")
     accelerator.wait_for_everyone()

@@ -100,3 +100,38 @@ def _smallest(low: float, high: float, where: str) -> np.dtype:
         where=where,
         hint="is it a label map?",
     )
+
+
+def read_mask(path: str | Path, *, hint: str = "write the structure as 1 and everything else as 0") -> Volume:
+    """Reads a file of 0 and one other number as a mask.
+
+    Args:
+        path: The file.
+        hint: What to do about a file with several numbers.
+
+    Returns:
+        A volume whose array (i, j, k) is bool.
+
+    Raises:
+        InputError: It contains several numbers or a negative one, or cannot be read.
+    """
+    volume = read_label_map(path)
+    if volume.array.min() < 0:
+        raise InputError(
+            f"a mask holds no negative values, this file holds {volume.array.min()}",
+            where=str(path),
+            hint="write the structure as 1 and everything else as 0",
+        )
+    if several_numbers(volume.array):
+        raise InputError(
+            "a mask holds 0 and one other number, this file holds several: it is a label map",
+            where=str(path),
+            hint=hint,
+        )
+    return Volume(volume.array > 0, volume.affine, volume.header)
+
+
+def several_numbers(array: np.ndarray) -> bool:
+    """Says whether an array contains several different numbers above 0."""
+    inside = array[array > 0]
+    return bool(inside.size and inside.min() != inside.max())

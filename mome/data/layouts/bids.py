@@ -6,7 +6,6 @@ The numbers are named by `<map>.tsv` beside a map, by a `dseg.tsv` above it, or 
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from mome.data.layouts.base import Layout, rules_of, table_name
 from mome.errors import InputError
 from mome.labels import LabelMap
 from mome.labels.dataset import StructureRule
-from mome.text_file import read_text
+from mome.text_file import read_table
 from mome.volumes.scan_files import is_nifti, stem
 
 
@@ -112,10 +111,10 @@ def _rules(labels: Path, root: Path) -> dict[str, StructureRule]:
         raise InputError(
             "no table names the numbers of a label map", where=str(labels), hint=f"{beside.name}, or a data set"
         )
-    rows = list(csv.DictReader(read_text(table, "the table").splitlines(), delimiter="\t"))
+    rows = read_table(table, "the table", delimiter="\t")
     rules: dict[str, StructureRule] = {}
     for row in rows:
-        if not {"index", "name"} <= set(row) or not str(row["index"]).strip().isdecimal():
+        if not {"index", "name"} <= set(row) or not _is_index(row["index"]):
             raise InputError("the table has no columns 'index' (a whole number) and 'name'", where=str(table))
         if int(row["index"]) == 0:
             continue
@@ -123,4 +122,12 @@ def _rules(labels: Path, root: Path) -> dict[str, StructureRule]:
         if structure in rules:
             raise InputError(f"the table names {structure} twice", where=str(table), hint="name a data set instead")
         rules[structure] = StructureRule((int(row["index"]),))
+    if not rules:
+        raise InputError("the table names no structure", where=str(table), hint="a row per structure: index, name")
     return rules
+
+
+def _is_index(text: str | None) -> bool:
+    """Says whether a cell is a whole number of a label map."""
+    digits = (text or "").strip()
+    return digits.isdecimal() and len(digits) < 10

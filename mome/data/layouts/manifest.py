@@ -6,8 +6,8 @@ wanted `case`, `annotated` (names, in CSV separated by spaces or semicolons), `p
 
 from __future__ import annotations
 
-import csv
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,7 +16,7 @@ from mome.data.case import Case
 from mome.data.layouts.base import Layout, rules_of
 from mome.errors import InputError, did_you_mean
 from mome.labels import LabelMap
-from mome.text_file import RepeatedKeyError, read_text, without_repeated_keys
+from mome.text_file import RepeatedKeyError, read_table, read_text, without_repeated_keys
 from mome.volumes.scan_files import stem
 
 _KEYS = ("image", "labels", "case", "annotated", "patient", "split")
@@ -55,31 +55,30 @@ class Manifest(Layout):
             _check_keys(row, where)
             annotated = _annotated(row.get("annotated"), dataset, where)
             image, labels = (_path(row, key, folder.parent, where) for key in ("image", "labels"))
-            name = str(row.get("case") or stem(image))
+            name = _text(row, "case", where) or stem(image)
             if name in seen:
                 raise InputError(f"two cases are named {name!r:.60}", where=where, hint="give them names in 'case'")
             seen.add(name)
-            split = str(row.get("split") or "")
+            split = _text(row, "split", where)
             if split not in _SPLITS:
                 raise InputError(f"a split is train, val or test, got {split!r:.60}", where=where)
             if self.split in ("", split):
                 chosen = {structure: rules[structure] for structure in annotated}
-                patient = str(row.get("patient") or "")
+                patient = _text(row, "patient", where)
                 found.append(Case(name, image, labels, annotated, chosen, named, patient=patient, split=split))
         return found
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def _rows(path: Path) -> Sequence[dict[str, Any]]:
     """Returns the rows of the file.
 
     Raises:
         InputError: It is no table, or no list of objects.
     """
-    text = read_text(path, "the list of cases")
     if path.suffix.lower() == ".csv":
-        return [dict(row) for row in csv.DictReader(text.splitlines())]
+        return read_table(path, "the list of cases")
     try:
-        rows = json.loads(text, object_pairs_hook=without_repeated_keys)
+        rows = json.loads(read_text(path, "the list of cases"), object_pairs_hook=without_repeated_keys)
     except RepeatedKeyError as error:
         raise InputError(f"a case has the key {error.args[0]!r:.80} twice", where=str(path)) from error
     except (ValueError, RecursionError) as error:
@@ -106,14 +105,30 @@ def _path(row: dict[str, Any], key: str, folder: Path, where: str) -> Path:
     return path
 
 
+def _text(row: dict[str, Any], key: str, where: str) -> str:
+    """Returns a value that is a text, or a whole number as text; empty where there is none."""
+    value = row.get(key)
+    if value is None:
+        return ""
+    if not isinstance(value, str | int) or isinstance(value, bool):
+        raise InputError(f"{key!r} is a text, got {value!r:.60}", where=where, hint=f'"{key}": "s0011"')
+    return str(value).strip()
+
+
 def _annotated(given: Any, dataset: LabelMap, where: str) -> tuple[str, ...]:
-    """Returns the structures that a case annotates; all of the data set where none is listed."""
-    names = given.replace(";", " ").split() if isinstance(given, str) else given
-    if not names:
+    """Returns the structures that a case annotates.
+
+    They are all of the data set where the key is missing, null or an empty cell. An empty list is none: what is not
+    annotated must not become background.
+    """
+    if given is None or (isinstance(given, str) and not given.strip()):
         return dataset.annotated
+    names = given.replace(";", " ").split() if isinstance(given, str) else given
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise InputError("'annotated' is a list of names", where=where, hint="liver spleen")
-    for name in names:
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            raise InputError(f"'annotated' lists {name!r:.60} twice", where=where, hint="each structure once")
         if name not in dataset.annotated:
             close = did_you_mean(name, dataset.annotated)
             raise InputError(f"the data set does not annotate {name!r:.60}{close}", where=where)

@@ -74,10 +74,11 @@ def _scan(place: Path) -> Path:
 def _structures(masks: dict[str, Path], dataset: LabelMap | None) -> dict[str, tuple[Path, ...]]:
     """Returns structure → mask files. A file of another name than a structure's is left out: it is unknown."""
     if dataset is not None and dataset.files:
-        patterns = dataset.files.items()
         matches = {
             name: tuple(path for file, path in masks.items() if any(fnmatch.fnmatchcase(file, p) for p in wanted))
-            for name, wanted in patterns
+            for name, wanted in dataset.files.items()
+            # Without its own file, an organ would be its tumours alone.
+            if all(pattern in masks for pattern in wanted if "*" not in pattern)
         }
         return {name: paths for name, paths in matches.items() if paths}
     allowed = set(dataset.annotated) if dataset else {label.name for label in load_table()}

@@ -64,17 +64,26 @@ class OpenKBP(Layout):
 class CsvCase(Case):
     """A case whose scan and masks are sparse CSV files."""
 
+    @property
+    def files(self) -> list[Path]:
+        return [*super().files, self._voxel_size]
+
+    @property
+    def _voxel_size(self) -> Path:
+        """The file that decides the grid."""
+        return self.image.with_name("voxel_dimensions.csv")
+
     def read_image(self) -> Volume:
         array = np.zeros(int(np.prod(SHAPE)), dtype=np.float32)
         index, values = _read(self.image, 2)
         array[index] = values
         array = np.maximum(array - _OFFSET, -_OFFSET)
-        spacing = _numbers(self.image.with_name("voxel_dimensions.csv"))
+        spacing = _numbers(self._voxel_size)
         if spacing.size != 3 or not (np.isfinite(spacing).all() and (spacing > 0).all()):
             raise InputError(
                 "voxel_dimensions.csv holds three positive numbers in mm, "
                 f"got {', '.join(f'{v:g}' for v in spacing.flat[:4])}",
-                where=str(self.image.with_name("voxel_dimensions.csv")),
+                where=str(self._voxel_size),
             )
         affine = np.eye(4)
         affine[:3, :3] = 0

@@ -13,6 +13,7 @@ from mome.data.synthetic.body import add_spine_and_lungs, fill_from_ct, fill_fro
 from mome.errors import InputError
 from mome.labels import load_dataset, load_table
 from mome.volumes import network_grid, read_label_map, read_volume, resample
+from mome.volumes.reordered import reordered
 
 SPACING_MM = 3.0  # of the grid on which anatomies are kept; our choice
 
@@ -54,8 +55,8 @@ def load_anatomy(
         unknown: Structures of the data set that are not annotated in this label map.
 
     Raises:
-        InputError: A file cannot be read, the data set or a name is unknown, no voxel is labelled, or image and label
-            map are on different grids.
+        InputError: A file cannot be read, the data set or a name is unknown, a label is negative, no voxel is labelled,
+            or image and label map are on different grids.
     """
     table = load_table()
     numbers = {name: number for name, number in load_dataset(dataset).name_to_id.items()}
@@ -64,18 +65,23 @@ def load_anatomy(
     if wrong:
         raise InputError(f"data set {dataset!r} has no structure {wrong[0]!r:.60}", where=str(label_map))
     labels = read_label_map(label_map)
-    lookup = np.zeros(int(max(int(np.max(labels.array)), *numbers.values())) + 1, dtype=np.uint8)
+    volume = None if image is None else read_volume(image)
+    if volume is not None:  # the axes of one may be turned, as LAS beside LPS
+        labels = reordered(labels, volume.grid)
+    values = np.asarray(labels.array)
+    if values.min() < 0:
+        raise InputError(f"a label map holds no negative numbers, this one holds {values.min()}", where=str(label_map))
+    lookup = np.zeros(max(numbers.values()) + 2, dtype=np.uint8)  # the last entry is for all numbers without a name
     for name, number in numbers.items():
         lookup[number] = table[name].id
     target = network_grid(labels.grid, spacing=(SPACING_MM,) * 3, orientation="RAS")
-    mapped = torch.from_numpy(lookup[np.asarray(labels.array)])
+    mapped = torch.from_numpy(lookup[np.minimum(values, len(lookup) - 1)])
     ids = resample(mapped.float(), labels.grid, target, mode="nearest", fill=0.0).to(torch.uint8).numpy()
     if not ids.any():
         raise InputError("no voxel of the label map is labelled", where=str(label_map), hint=f"is it of {dataset!r}?")
 
     hu = None
-    if image is not None:
-        volume = read_volume(image)
+    if volume is not None:
         if not volume.grid.same_as(labels.grid, tolerance=0.01):
             raise InputError(
                 "image and label map are on different grids: " + volume.grid.difference(labels.grid),
@@ -92,7 +98,7 @@ def load_anatomy(
 
     members: dict[str, tuple[int, ...]] = {name: (table[name].id,) for name in numbers}
     for union, parts in UNIONS.items():
-        if union not in members and all(part in members for part in parts):
+        if union not in members and all(part in members and part not in unknown for part in parts):
             members[union] = tuple(table[part].id for part in parts)
     return Anatomy(
         ids=ids,
