@@ -63,6 +63,8 @@ def locate(
         bundled = bundled_folder(text)
         if bundled is not None:
             return _folder(str(bundled), subfolder, holding)
+    if isinstance(name, Path):
+        raise InputError("no such folder", where=text, hint="the name of a Hub model is a string, 'org/name'")
     found = _HUB_ID.fullmatch(text.removeprefix("hf-hub:"))
     if found and not found["place"].startswith("."):
         if found["revision"] and revision and found["revision"] != revision:

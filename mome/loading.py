@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from transformers.utils import find_adapter_config_file
 from transformers.utils.hub import cached_file
 
 from mome.configuration import MoMEConfig, keys_of_file
-from mome.errors import InputError
+from mome.errors import InputError, did_you_mean
 from mome.experts.whole_model_reference import references, same_experts
 from mome.json_file import read_json_object
 from mome.registry import TEXT_ENCODERS
@@ -30,7 +32,23 @@ def errors_for_people(name: str | Path | None) -> Iterator[None]:
     """Turns the errors of transformers' loading into InputErrors that name the model."""
     try:
         yield
+    except TypeError as error:
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if unknown is None:
+            raise
+        key, fields = unknown[1], [field for field in MoMEConfig.__dataclass_fields__ if field != "dtype"]
+        raise InputError(
+            f"from_pretrained has no argument {key!r:.60}{did_you_mean(key, fields)}",
+            hint=".to('cuda') after loading, or device_map='cuda'" if key == "device" else "mome list presets",
+        ) from error
     except OSError as error:
+        if name is not None and os.path.isdir(name):
+            held = ", ".join(sorted(os.listdir(name))[:6]) or "nothing"
+            raise InputError(
+                f"the folder cannot be loaded: {str(error).splitlines()[0][:160]}",
+                where=str(name),
+                hint=f"it holds {held}; weights are model.safetensors",
+            ) from error
         raise InputError(
             f"'{name}' cannot be loaded: {str(error).splitlines()[0][:160]}",
             hint="check the id and the network; HF_HUB_OFFLINE=1 reads the local cache only",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -111,3 +111,47 @@ def check_targets(volume: Tensor, prompts: int, targets: Any, supervised: Any) -
             found = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
             axes = "(B, P, D, H, W)" if name == "targets" else "(B, P)"
             raise InputError(f"{name} is {axes} = {shape}, got {found}", hint="P is the number of rows of text_PT")
+
+
+def check_pyramid(pyramid: Any, encoder: nn.Module, volume: tuple[int, ...]) -> None:
+    """Checks that an encoder's maps have the channels and strides that it declares; encoders may be a user's own.
+
+    Args:
+        pyramid: What the encoder returned.
+        encoder: The encoder.
+        volume: The sides D, H, W of the volume.
+
+    Raises:
+        InputError: It is no pyramid, or a map has another shape.
+    """
+    name, encoder_of = type(encoder).__name__, cast("Any", encoder)
+    maps = getattr(pyramid, "maps", None)
+    channels, strides = encoder_of.channels, encoder_of.strides
+    if maps is None or not hasattr(pyramid, "bottleneck") or len(maps) != len(channels):
+        got = type(pyramid).__name__ if maps is None else f"{len(maps)} maps"
+        raise InputError(
+            f"encoder {name} returns a Pyramid of {len(channels)} maps and a bottleneck, got {got}",
+            hint="see mome/encoders/base.py",
+        )
+    for number, (map_BCDHW, width, stride) in enumerate(zip(maps, channels, strides, strict=True)):
+        expected = (width, *(side // step for side, step in zip(volume, stride, strict=True)))
+        if tuple(map_BCDHW.shape[1:]) != expected:
+            raise InputError(
+                f"map {number} of encoder {name} is {tuple(map_BCDHW.shape)}; by its channels and strides, coarse to "
+                f"fine, it is (B, {', '.join(map(str, expected))})",
+                hint="see mome/encoders/base.py",
+            )
+
+
+def check_scalar(loss: Any, loss_function: nn.Module) -> None:
+    """Checks that a loss is one number; losses may be a user's own.
+
+    Raises:
+        InputError: It is not.
+    """
+    if not isinstance(loss, Tensor) or loss.dim():
+        got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise InputError(
+            f"loss {type(loss_function).__name__} returns one number, a tensor without dimensions, got {got}",
+            hint="the mean over the annotated structures, as in mome/losses/masked.py",
+        )

@@ -24,7 +24,7 @@ from mome.decoding import WithDecoding
 from mome.errors import InputError
 from mome.expert_parallel import FSDP_PLAN, expert_plan
 from mome.map_context import MapContext
-from mome.model_inputs import check_bottleneck, check_targets, check_text, check_volume
+from mome.model_inputs import check_bottleneck, check_pyramid, check_scalar, check_targets, check_text, check_volume
 from mome.model_size import build_within_limits
 from mome.outputs import Features, MoMEOutput
 from mome.parts import build_parts
@@ -137,6 +137,7 @@ class MoME(WithDecoding, SavedModel):
         check_bottleneck(volume_B1DHW, self.encoder.size_divisor, (self.encoder, self.scale_experts))
         context = MapContext(origin_B3)
         pyramid = self._checkpointed(self.encoder, volume_B1DHW.to(self.dtype), context)
+        check_pyramid(pyramid, self.encoder, tuple(volume_B1DHW.shape[2:]))
         extra_maps = tuple(self._checkpointed(scale, volume_B1DHW) for scale in self.extra_experts)
         maps_BCDHW = pyramid.maps[self.first_scale :]
         experts = self._own_scales()
@@ -195,6 +196,7 @@ class MoME(WithDecoding, SavedModel):
         if targets is None or not return_loss:
             return MoMEOutput(logits=logits, aux_loss=aux_loss, aux_losses=aux_losses, scale_logits=coarse or None)
         segmentation = self.segmentation_loss((logits, *coarse) if coarse else logits, targets, supervised_BP)
+        check_scalar(segmentation, self.segmentation_loss)
         return MoMEOutput(
             loss=segmentation + aux_loss,
             logits=logits,

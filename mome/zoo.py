@@ -71,9 +71,26 @@ def create_model(name: str, *, pretrained: bool | None = None, **overrides: Any)
     labels = values.get("labels", "openkbp")
     if isinstance(labels, str):
         values["labels"] = list(load_dataset(labels).name_to_id)
+    else:
+        _check_synonyms(labels)
     model = MoME(MoMEConfig(**values))
     model.processor = preset_processor(name)
     return model
+
+
+def _check_synonyms(labels: Iterable[str]) -> None:
+    """Checks that labels of the class table have its names; a model may have labels of its own beside them.
+
+    Raises:
+        InputError: A label is a synonym, a pair or a group of the class table, or has other capitals.
+    """
+    from mome.labels import load_table
+    from mome.labels.unknown import unknown_label
+
+    table = load_table()
+    for name in labels:
+        if isinstance(name, str) and name.strip() and name not in table and table.names_of(name):
+            raise unknown_label(name)
 
 
 def preset_processor(name: str, **overrides: Any) -> MoMEProcessor:

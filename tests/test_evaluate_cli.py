@@ -144,3 +144,13 @@ def test_a_tolerance_that_is_no_distance(tmp_path: Path, capsys, tolerance: str)
     (tmp_path / "a").mkdir()
     assert main(["evaluate", str(tmp_path / "a"), str(tmp_path / "a"), f"--tolerance={tolerance}"]) == 2
     assert "--tolerance is a finite number of mm of at least 0" in capsys.readouterr().err
+
+
+def test_a_listed_case_without_a_reference_is_said(capsys, folders: list[str], tmp_path: Path, caplog) -> None:
+    """A reference folder that was copied in part gave a mean that looked complete."""
+    cases = tmp_path / "cases.json"
+    cases.write_text(json.dumps({name: {"annotated": NAMES} for name in ("x", "y", "z")}))
+    assert main(["evaluate", *folders, "--cases", str(cases)]) == 2
+    said = capsys.readouterr().err
+    assert "2 listed cases have no reference: y, z" in said and "--partial" in said and len(said.splitlines()) <= 3
+    assert main(["evaluate", *folders, "--cases", str(cases), "--partial"]) == 0

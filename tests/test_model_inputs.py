@@ -169,3 +169,47 @@ def test_a_nibabel_image_becomes_a_volume_as_the_error_says() -> None:
     image: nib.Nifti1Image = patient_image()
     result = Segmenter(liver_and_spleen(), PROCESSOR).segment(Volume(image.get_fdata(), image.affine), ["liver"])
     assert result.masks["liver"].shape == image.shape
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"strides": ((1, 1, 1), (2, 2, 2))}, r"map 0 of encoder UNet is .*; by its channels and strides"),
+        ({"channels": (8, 5)}, "map 1 of encoder UNet"),
+        ({"channels": (8,)}, "a Pyramid of 1 maps and a bottleneck, got 2 maps"),
+    ],
+)
+def test_an_encoder_that_is_not_what_it_says(change: dict, message: str, monkeypatch) -> None:
+    model = small()
+    for name, value in change.items():
+        monkeypatch.setattr(model.encoder, name, value)
+    refused(message, lambda: model.encode(volume()))
+
+
+def test_an_encoder_that_returns_no_pyramid(monkeypatch) -> None:
+    model = small()
+    monkeypatch.setattr(model.encoder, "forward", lambda volume, context: (volume, volume))
+    refused("returns a Pyramid of 2 maps and a bottleneck, got tuple", lambda: model.encode(volume()))
+
+
+def test_a_loss_that_is_no_scalar(monkeypatch) -> None:
+    model = small()
+    monkeypatch.setattr(model.segmentation_loss, "forward", lambda logits, targets, supervised=None: logits.mean(-1))
+    text_PT = torch.randn(2, model.config.text_dim)
+    refused(
+        "loss BCEDice.* returns one number, a tensor without dimensions, got shape",
+        lambda: model(volume(), text_PT, targets=torch.zeros(1, 2, 16, 16, 16)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("array", "affine", "message"),
+    [
+        (np.zeros((8, 8, 8)), np.eye(3), r"the affine is of shape \(3, 3\), not \(4, 4\)"),
+        (np.zeros((8, 8, 8)), None, r"the affine is missing, not \(4, 4\)"),
+        (np.zeros((1, 8, 8, 8)), np.eye(4), r"(?s)shape \(1, 8, 8, 8\).*array\[0\], without the axis"),
+        (np.zeros((8, 8, 8, 1)), np.eye(4), r"(?s)shape \(8, 8, 8, 1\).*array\[\.\.\., 0\]"),
+    ],
+)
+def test_arrays_and_affines_of_another_shape(array: np.ndarray, affine: Any, message: str) -> None:
+    refused(message, lambda: segment(Volume(array, affine), ["liver"], model=liver_and_spleen(), processor=PROCESSOR))

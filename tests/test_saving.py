@@ -213,3 +213,42 @@ def test_a_newer_spec_version_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match="pip install --upgrade mome"):
         MoME.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"expert": "mlp(n=2)"}, "no argument 'expert', did you mean 'experts'"),
+        ({"device": "cpu"}, r"(?s)no argument 'device'.*\.to\('cuda'\)"),
+    ],
+)
+def test_an_argument_that_from_pretrained_does_not_have(arguments: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        MoME.from_pretrained("mome-ct-tiny", **arguments)
+    assert len(str(caught.value).splitlines()) <= 3
+
+
+def test_a_folder_that_is_no_model_is_not_looked_for_on_the_hub(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no such folder\n.*a/none"):
+        MoME.from_pretrained(Path("a/none"))
+    small().save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"(?s)cannot be loaded.*it holds config.json.*weights are model.safetensors"):
+        MoME.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("hepar", "'hepar' is another name for liver"),
+        ("kidneys", "a name for kidney_right, kidney_left|kidney_left, kid"),
+    ],
+)
+def test_labels_have_the_names_of_the_class_table(name: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        create_model("plain_ct_tiny", labels=["liver", name])
+    assert len(str(caught.value).splitlines()) <= 3
+    assert list(create_model("plain_ct_tiny", labels=["liver", "my own thing"]).config.labels) == [
+        "liver",
+        "my own thing",
+    ]

@@ -150,3 +150,29 @@ def test_the_processor_says_how_far_tiles_overlap(model_folder: Path) -> None:
     assert tiles(less) == tiles(usual, 0.25) < tiles(usual) == tiles(less, 0.5)
     # A report holds it as JSON.
     assert json.loads(json.dumps(Segmenter(model, usual, overlap=np.float32(0.25)).mask_settings()))["overlap"] == 0.25
+
+
+def test_a_model_that_trains_is_segmented_in_evaluation_mode_and_trains_on(model_folder: Path) -> None:
+    """A validation between two steps left the model in evaluation mode, without the routers' losses."""
+    model = MoME.from_pretrained(model_folder)
+    model.train()
+    model.encoder.eval()  # a part that is frozen
+    modes = {name: module.training for name, module in model.named_modules()}
+    seen = []
+    model.head.register_forward_hook(lambda module, given, found: seen.append(module.training))
+    made = Segmenter(model, MoMEProcessor(spacing=[5, 5, 5]))
+    for _ in range(2):
+        made.segment(scan(), ["liver"])
+        assert {name: module.training for name, module in model.named_modules()} == modes
+    with pytest.raises(InputError):
+        made.segment(scan(), ["no such thing"])
+    assert {name: module.training for name, module in model.named_modules()} == modes
+    assert not any(module.training for module in Segmenter(model_folder, MoMEProcessor()).model.modules())
+
+
+def test_probabilities_are_found_in_other_words(model_folder: Path) -> None:
+    made = Segmenter(model_folder, MoMEProcessor(spacing=[5, 5, 5]))
+    result = made.segment(scan(), ["liver", "spleen"], probabilities=["lien"])
+    assert list(result.probabilities) == ["spleen"] and result.probabilities["lien"].dtype == np.uint8
+    with pytest.raises(KeyError, match="no map of probabilities of 'liver', only of spleen"):
+        result.probabilities["liver"]

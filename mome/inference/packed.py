@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from mome.errors import InputError
-from mome.labels import load_table
+from mome.inference.meant_name import meant_name
 
 _ALL = slice(None)
 
@@ -169,14 +167,7 @@ class PackedMasks(Mapping[str, np.ndarray]):
         Raises:
             KeyError: There is no such mask; the message names the masks there are.
         """
-        names: list[str | None] = [key]
-        with contextlib.suppress(InputError, AttributeError):  # an empty key, or one that is no text
-            resolved = load_table().resolve(key)
-            names += [key.strip(), resolved.name if resolved.how in ("exact", "synonym") else None]
-        for name in names:
-            if name in self._parts:
-                return name
-        raise KeyError(f"there is no mask of {key!r}, only of {', '.join(self.names)}")
+        return meant_name(key, self.names, "mask")
 
     def __contains__(self, key: object) -> bool:
         try:

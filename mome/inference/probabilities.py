@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from mome.errors import InputError
+from mome.inference.meant_name import meant_name
+from mome.labels import load_table
 
 # A lower logit has a probability that rounds to 0 of 255, so that nothing of it is stored.
 LOWEST_LOGIT = math.log(0.5 / 254.5)
@@ -44,6 +46,12 @@ class ProbabilityMaps(Mapping[str, np.ndarray]):
             self._parts[name].append((first, block.shape, data))
 
     def __getitem__(self, name: str) -> np.ndarray:
+        """Returns the map of a prompt, by its name or a synonym: uint8, the probability × 255.
+
+        Raises:
+            KeyError: There is no such map; the message names the maps there are.
+        """
+        name = meant_name(name, self.names, "map of probabilities")
         out = np.zeros(self.shape, dtype=np.uint8)
         for first, shape, data in self._parts[name]:
             place = tuple(slice(at, at + side) for at, side in zip(first, shape, strict=True))
@@ -62,7 +70,7 @@ def asked_names(asked: bool | Sequence[str], names: Sequence[str]) -> list[str]:
     """Returns the names of the prompts whose probabilities are asked, each once.
 
     Args:
-        asked: True for all, False for none, or names.
+        asked: True for all, False for none, or names, synonyms, pairs and groups.
         names: The names of the prompts.
 
     Raises:
@@ -71,13 +79,24 @@ def asked_names(asked: bool | Sequence[str], names: Sequence[str]) -> list[str]:
     if isinstance(asked, bool):
         return list(names) if asked else []
     chosen = [asked] if isinstance(asked, str) else list(asked)
+    found: list[str] = []
     for name in chosen:
-        if name not in names:
+        # A pair or group, such as "kidneys", stands for several of the prompts.
+        meant = [name] if name in names else [each for each in _names_of(name) if each in names]
+        if not meant:
             raise InputError(
                 f"probabilities are asked of {name!r:.60}, which is no prompt here",
                 hint="names of prompts, as in " + ", ".join(names[:5]),
             )
-    return list(dict.fromkeys(chosen))
+        found += meant
+    return list(dict.fromkeys(found))
+
+
+def _names_of(text: str) -> tuple[str, ...]:
+    try:
+        return load_table().names_of(text)
+    except (InputError, AttributeError):  # empty, or no text
+        return ()
 
 
 def quantised(logits: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from mome.inference.decoded_at_once import decoded_at_once
 from mome.inference.disagreement import RouterWatch, on_scan
 from mome.inference.doubtful_anatomy import upside_down
 from mome.inference.doubtful_masks import filled_masks
+from mome.inference.eval_mode import in_evaluation_mode
 from mome.inference.fingerprint import predictor_settings
 from mome.inference.first_tile import FirstTile
 from mome.inference.loaded_scan import LoadedScan, load_scan
@@ -52,7 +53,8 @@ class Segmenter:
 
     Args:
         model: A MoME, one inside `DataParallel` or `DistributedDataParallel`, or what `MoME.from_pretrained` accepts.
-            One in float16 that is on the CPU is copied to float32.
+            One in float16 that is on the CPU is copied to float32. It runs in evaluation mode, and is afterwards in the
+            mode that it was in.
         processor: The model's processor. Where None, it is the model's attribute `processor`, else the one saved with
             the model.
         overlap: The share of a tile that its neighbour covers too, 0 to 0.9; None for the processor's.
@@ -106,7 +108,7 @@ class Segmenter:
         place = ModelPredictor(network).device
         precision = chosen_precision(precision, network, place)
         network, autocast, notes = without_float16(network, place, PRECISIONS[precision])
-        self.model, self.processor = network.eval(), processor
+        self.model, self.processor = network, processor
         self.overlap = processor.overlap if overlap is None else float(overlap)  # reports hold it as JSON
         self.precision, self.prompt_chunk, self.exact = precision, prompt_chunk, exact
         self.memory = None if memory is None else parse_bytes(str(memory), "memory")
@@ -195,6 +197,7 @@ class Segmenter:
     def _postprocessing(self, names: Sequence[str]) -> PostProcessing:
         return PostProcessing(self.postprocess, names, leave_out=not self._asks_rules)
 
+    @in_evaluation_mode
     def prepare(self, prompts: str | Sequence[str] | Sequence[Prompt]) -> PreparedPrompts:
         """Understands and embeds prompts once; the result may be passed to `segment` for any number of scans.
 
@@ -214,6 +217,7 @@ class Segmenter:
             text_PT = with_mirrored_rows(text_PT, understood, self.model, self.mirror)
         return PreparedPrompts(understood, text_PT, self.model, self.mirror)
 
+    @in_evaluation_mode
     def segment(
         self,
         scan: str | Path | Volume,

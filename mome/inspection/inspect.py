@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mome.errors import InputError
+from mome.inference.eval_mode import evaluating
 from mome.inference.prepared import PreparedPrompts
 from mome.inference.scan_grid import scan_grid
 from mome.inference.segmenter import Segmenter
@@ -75,7 +76,8 @@ def inspect(
     array, network = segmenter.processor.to_network(volume, scan_grid(volume, segmenter.processor))
     recording = _Recording(segmenter, prepared, Regions(array[0, 0], network, result.masks, volume.grid))
     recording.views = list(plan_views(volume, result.masks, network))
-    recording.run(array, progress)
+    with evaluating(segmenter.model):
+        recording.run(array, progress)
     names = _scale_names(segmenter.model, network.spacing, recording.scales)
     report = {
         "scan": str(scan),

@@ -8,6 +8,7 @@ import torch
 
 from mome.errors import InputError, did_you_mean
 from mome.labels import load_table
+from mome.labels.unknown import unknown_label
 from mome.presets import preset
 from mome.processing import MoMEProcessor
 from mome.registry import PARTS, TEXT_ENCODERS
@@ -97,10 +98,7 @@ def _check_labels(run: RunConfig) -> None:
     table = load_table()
     for name in run.labels:
         if name not in table:
-            raise InputError(
-                f"{name!r} is not a label of the class table{did_you_mean(name, table.names())}",
-                hint="mome list labels",
-            )
+            raise unknown_label(name)
     twice = next((name for i, name in enumerate(run.labels) if name in run.labels[:i]), None)
     if twice is not None:
         raise InputError(f"the configuration names the label {twice!r} twice", hint="each label once in labels: […]")

@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from mome.model_inputs import check_scalar
 from mome.training.config import TrainConfig
 
 
@@ -28,12 +29,15 @@ def optimizer_step(
         optimizer: Likewise.
         loss_function: Logits, targets and what is annotated → segmentation loss.
         batches: What `mome.training.batches.batches_from` returns.
-        text_PT: Rows of the P prompts.
+        text_PT: Rows (P, T) of the P prompts, as `TextRows.at` makes them.
         config: Settings of the loop.
 
     Returns:
         `loss`, `segmentation_loss`, `aux_loss` and, as `aux_loss/<name>`, every named auxiliary loss of the routers;
         means over the batches and all processes.
+
+    Raises:
+        InputError: The loss is no scalar.
     """
     totals: dict[str, Tensor] = {}
     for _ in range(config.gradient_accumulation):
@@ -44,6 +48,7 @@ def optimizer_step(
         with accelerator.accumulate(model):
             output = model(volume=volume, text_PT=text_PT.to(volume.device), origin_B3=batch["origin"])
             segmentation = loss_function(output.compared, batch["targets"], batch["supervised"])
+            check_scalar(segmentation, loss_function)
             loss = segmentation + output.aux_loss
             accelerator.backward(loss)
             if accelerator.sync_gradients and config.clip_norm:

@@ -161,7 +161,12 @@ def check_grid(shape: Sequence[int], affine: np.ndarray, where: str | None) -> N
         raise InputError(
             f"a CT is a volume of three dimensions, this has shape {tuple(shape)}",
             where=where,
-            hint="give the whole stack of slices",
+            hint=_three_dimensions(shape),
+        )
+    if np.shape(affine) != (4, 4):
+        what = "missing" if np.shape(affine) == () else f"of shape {np.shape(affine)}"
+        raise InputError(
+            f"the affine is {what}, not (4, 4)", where=where, hint="a matrix from voxels (i, j, k, 1) to mm in RAS"
         )
     if not _can_be_inverted(affine):
         raise InputError(
@@ -215,6 +220,15 @@ def _extent_notes(shape: tuple[int, ...], affine: np.ndarray) -> list[str]:
     if second < _SMALLEST_VIEW_MM and largest_sides[0] >= _FEWEST_PIXELS:
         return [f"the field of view is {second / 10:.2g} cm: a specimen, an animal, or a crop?"]
     return []
+
+
+def _three_dimensions(shape: Sequence[int]) -> str:
+    """Returns what to do about an array of another number of dimensions."""
+    if len(shape) == 4 and shape[0] == 1:
+        return "array[0], without the axis of one channel"
+    if len(shape) == 4 and shape[-1] == 1:
+        return "array[..., 0], without the axis of one channel"
+    return "give the whole stack of slices"
 
 
 def _can_be_inverted(affine: np.ndarray) -> bool:

@@ -1,0 +1,32 @@
+"""Finds which of several prompts a name or a synonym means."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection
+
+from mome.errors import InputError
+from mome.labels import load_table
+
+
+def meant_name(key: str, names: Collection[str], what: str) -> str:
+    """Returns the prompt that is meant by its name or by a synonym of the class table.
+
+    Args:
+        key: What a user wrote.
+        names: The names of the prompts there are.
+        what: What there is of each prompt, for the message.
+
+    Raises:
+        KeyError: It means none of them; the message names them.
+    """
+    meant = [key]
+    with contextlib.suppress(InputError, AttributeError):  # an empty key, or one that is no text
+        resolved = load_table().resolve(key)
+        meant.append(key.strip())
+        if resolved.name is not None and resolved.how in ("exact", "synonym"):
+            meant.append(resolved.name)
+    for name in meant:
+        if name in names:
+            return name
+    raise KeyError(f"there is no {what} of {key!r}, only of {', '.join(names)}")
