@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,18 @@ _OTHER_FILES = ("variant", "gguf_file", "key_mapping", "tp_plan", "tp_size")
 
 
 @contextlib.contextmanager
-def errors_for_people(name: str | Path | None) -> Iterator[None]:
-    """Turns the errors of transformers' loading into InputErrors that name the model."""
+def errors_for_people(name: str | Path | None, arguments: Collection[str] = ()) -> Iterator[None]:
+    """Turns the errors of transformers' loading into InputErrors that name the model.
+
+    Args:
+        name: The model.
+        arguments: The names of the user's arguments, of which transformers may not know one.
+    """
     try:
         yield
     except TypeError as error:
         unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-        if unknown is None:
+        if unknown is None or unknown[1] not in arguments:  # else it is a fault of a part's code
             raise
         key, fields = unknown[1], [field for field in MoMEConfig.__dataclass_fields__ if field != "dtype"]
         raise InputError(
@@ -43,7 +48,9 @@ def errors_for_people(name: str | Path | None) -> Iterator[None]:
         ) from error
     except OSError as error:
         if name is not None and os.path.isdir(name):
-            held = ", ".join(sorted(os.listdir(name))[:6]) or "nothing"
+            held = "nothing that can be read"
+            with contextlib.suppress(OSError):
+                held = ", ".join(sorted(os.listdir(name))[:6])
             raise InputError(
                 f"the folder cannot be loaded: {str(error).splitlines()[0][:160]}",
                 where=str(name),

@@ -120,7 +120,7 @@ class SavedModel(PreTrainedModel):
         labels: dict[str, Any] = {}
         new_text = False
         notes: list[str] = []
-        with errors_for_people(name):
+        with errors_for_people(name, kwargs):
             saved = None if place is None else saved_or_none(str(name), place, hub, needed=config is None)
             changed = bool(overrides) or config is not None
             if saved is not None and config is None:

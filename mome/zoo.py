@@ -71,7 +71,7 @@ def create_model(name: str, *, pretrained: bool | None = None, **overrides: Any)
     labels = values.get("labels", "openkbp")
     if isinstance(labels, str):
         values["labels"] = list(load_dataset(labels).name_to_id)
-    else:
+    elif isinstance(labels, list | tuple):  # the config refuses anything else
         _check_synonyms(labels)
     model = MoME(MoMEConfig(**values))
     model.processor = preset_processor(name)

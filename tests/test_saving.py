@@ -241,7 +241,7 @@ def test_a_folder_that_is_no_model_is_not_looked_for_on_the_hub(tmp_path: Path) 
     ("name", "message"),
     [
         ("hepar", "'hepar' is another name for liver"),
-        ("kidneys", "a name for kidney_right, kidney_left|kidney_left, kid"),
+        ("kidneys", "'kidneys' is a name for kidney_left, kidney_right"),
     ],
 )
 def test_labels_have_the_names_of_the_class_table(name: str, message: str) -> None:

@@ -15,6 +15,7 @@ import mome
 from mome import MoMEConfig
 from mome.errors import InputError
 from mome.inference import Segmenter, segment
+from mome.inference.eval_mode import evaluating
 from mome.modeling import MoME
 from mome.processing import MoMEProcessor
 from mome.prompts import embed_prompts, understand
@@ -159,11 +160,15 @@ def test_a_model_that_trains_is_segmented_in_evaluation_mode_and_trains_on(model
     model.encoder.eval()  # a part that is frozen
     modes = {name: module.training for name, module in model.named_modules()}
     seen = []
-    model.head.register_forward_hook(lambda module, given, found: seen.append(module.training))
+    model.scale_experts[0].register_forward_hook(lambda module, given, found: seen.append(module.training))
     made = Segmenter(model, MoMEProcessor(spacing=[5, 5, 5]))
     for _ in range(2):
         made.segment(scan(), ["liver"])
         assert {name: module.training for name, module in model.named_modules()} == modes
+    assert seen and not any(seen)
+    with evaluating(model), evaluating(model):
+        assert not any(module.training for module in model.modules())
+    assert {name: module.training for name, module in model.named_modules()} == modes
     with pytest.raises(InputError):
         made.segment(scan(), ["no such thing"])
     assert {name: module.training for name, module in model.named_modules()} == modes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -16,11 +17,13 @@ from mome.data.cache import CaseCache
 from mome.data.cache_build import cache_case_folder
 from mome.data.case_folder import CaseFolder
 from mome.data.label_codes import prompt_masks
+from mome.data.layouts import open_cases
 from mome.data.mapped_pages import release_pages
 from mome.data.patch_box import cut_middle, patch_start, read_box
 from mome.data.sampling import PatchDataset
 from mome.data.sampling_config import SamplingConfig
 from mome.errors import InputError
+from mome.labels.dataset import StructureRule
 from mome.processing import MoMEProcessor
 from mome.training.config import RunConfig, SourceConfig
 from mome.training.sources import open_source, patch_dataset
@@ -149,8 +152,25 @@ def test_mirroring_swaps_sides(tmp_path: Path) -> None:
     assert BatchAugmentation(AugmentationConfig(mirror=1.0), NAMES).can_mirror
     lonely = BatchAugmentation(AugmentationConfig(mirror=1.0), NAMES[:1])
     assert not lonely.can_mirror and not any(lonely.swaps_sides(number) for number in range(9))
-    one_sided = BatchAugmentation(AugmentationConfig(mirror=1.0), ["liver", "lung_middle_lobe_right"])
-    assert not one_sided.can_mirror and "lung_middle_lobe_right" in one_sided.notes[0]
+
+
+def test_a_structure_of_one_side_teaches_nothing_in_mirrored_patches(tmp_path: Path) -> None:
+    """It was left where it is by name, so that a mirrored patch taught it on the patient's other side."""
+    folder = write_cases(tmp_path / "data")
+    numbers = {"lung_middle_lobe_right": 4, "liver": 6}
+    cases = [
+        dataclasses.replace(
+            case,
+            annotated=tuple(numbers),
+            rules={name: StructureRule((number,)) for name, number in numbers.items()},
+        )
+        for case in open_cases(folder, "cases", "openkbp")
+    ]
+    cache = cache_case_folder(tmp_path / "cache", cases, "x", list(numbers), MoMEProcessor(spacing=(4, 4, 3)))
+    for mirror, expected in ((0.0, [True, True]), (1.0, [False, True])):
+        augmentation = BatchAugmentation(AugmentationConfig(mirror=mirror), list(numbers))
+        patches = PatchDataset([cache], [1.0], list(numbers), (8, 8, 8), 4, 0, SamplingConfig(), augmentation)
+        assert all(patches.read(number)["supervised"].tolist() == expected for number in range(4))
 
 
 def crop(array: np.ndarray, centre: tuple[int, ...], patch: tuple[int, ...]) -> np.ndarray:

@@ -120,6 +120,10 @@ def test_the_best_model_of_a_later_step_stays_the_best(tmp_path: Path) -> None:
     resumed = ValidationHistory(accelerator, tmp_path, 4, "cases")
     assert resumed.best == (6, 0.5) and resumed.without_improvement == 0
     assert not resumed.is_improvement({"dice/mean": 0.5})
+    resumed.add(5, {"dice/mean": 0.45})  # repeated: an uninterrupted run was not without improvement here
+    assert resumed.without_improvement == 0
+    assert ValidationHistory(accelerator, tmp_path, 0, "cases").best is None
+    resumed = ValidationHistory(accelerator, tmp_path, 4, "cases")
     resumed.add(6, {"dice/mean": 0.5})
     assert resumed.without_improvement == 0
 

@@ -30,7 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--labels", help="data set whose numbers label maps without a table use, as in openkbp")
     parser.add_argument("--cases", type=given_path, help="cases.json with what is annotated in each case")
     parser.add_argument("-p", "--prompt", action="append", help="score this structure only; may be repeated")
-    parser.add_argument("--partial", action="store_true", help="leave out what has no prediction, and print how much")
+    parser.add_argument(
+        "--partial", action="store_true", help="leave out what has no prediction, and listed cases without a reference"
+    )
     parser.add_argument("--tolerance", type=float, default=2.0, help="tolerance of the surface Dice in mm")
     parser.add_argument("--out", type=given_path, help="write the scores of every case to this .csv or .json")
     parser.add_argument("--overwrite", action="store_true", help="replace the file of --out")

@@ -127,8 +127,7 @@ class BatchAugmentation:
     ) -> None:  # fmt: skip
         self.config, self.frame, self.seed = config, frame, seed
         table = load_table()
-        # A one-sided structure has no partner, such as the right lung's middle lobe.
-        partners = {name: table[name].mirror or (name if table[name].laterality is None else None) for name in names}
+        partners = {name: table[name].mirror or name for name in names}
         self._without_partner = [name for name, partner in partners.items() if partner not in partners]
         self.can_mirror = not self._without_partner
         specs = [AUGMENTATIONS.canonical(spec) for spec in config.specs(frame.hu_width)]

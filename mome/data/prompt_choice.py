@@ -13,8 +13,8 @@ import numpy as np
 from mome.labels import load_table
 from mome.labels.label import GROUPS
 
-# Keeps these draws apart from the sampler's and from those of the wordings. Only those of step 0 are drawn like sample
-# 5417, because NumPy fills up short seeds with zeros.
+# Keeps these draws apart from the sampler's and from those of the wordings. NumPy takes [seed, 5417, 0] for the seed
+# [seed, 5417] of sample 5417; no other step has the seed of a sample.
 _STREAM = 5417
 
 
@@ -44,6 +44,12 @@ class PatchContents:
 def other_side(name: str) -> str:
     """Returns the structure on the other side of the body, by the class table; the structure itself where none is."""
     return load_table()[name].mirror or name
+
+
+def has_no_other_side(name: str) -> bool:
+    """Says whether a structure lies on one side only, as the right lung's middle lobe: no mirrored scan shows it."""
+    label = load_table()[name]
+    return label.laterality is not None and label.mirror is None
 
 
 def confusable(present: Collection[str], absent: Collection[str]) -> list[str]:

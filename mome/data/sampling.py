@@ -15,7 +15,7 @@ from mome.data.cache import CaseCache
 from mome.data.label_codes import prompt_masks
 from mome.data.mapped_pages import release_pages
 from mome.data.patch_box import cut_middle, patch_start, read_box
-from mome.data.prompt_choice import PatchContents, choose_prompts, other_side
+from mome.data.prompt_choice import PatchContents, choose_prompts, has_no_other_side, other_side
 from mome.data.sampling_config import SamplingConfig
 from mome.data.structure_places import structures_in
 from mome.errors import InputError, did_you_mean
@@ -155,7 +155,10 @@ class PatchDataset(Dataset):
             "volume": torch.from_numpy(volume),
             "codes": torch.from_numpy(codes if codes.dtype == np.uint8 else codes.astype(np.int32)),
             "members": torch.from_numpy(case.members[:, columns]),
-            "supervised": torch.tensor([name in case.annotated for name in stored]),
+            # A structure of one side is on the wrong one in a mirrored patch, which teaches nothing of it.
+            "supervised": torch.tensor(
+                [name in case.annotated and not (swaps and has_no_other_side(name)) for name in stored]
+            ),
             "origin": torch.tensor(start),
             "number": torch.tensor(number),
         }

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 from torch import nn
@@ -12,16 +15,39 @@ from torch import nn
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
+@dataclass
+class _Use:
+    """How many threads run a model in evaluation mode, and the modules that were in training mode before the first."""
+
+    count: int = 0
+    training: list[nn.Module] = field(default_factory=list)
+
+
+_uses: weakref.WeakKeyDictionary[nn.Module, _Use] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Sets a model to evaluation mode for the block; afterwards every module has its own mode again."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
+    """Sets a model to evaluation mode for the block; afterwards every module has its own mode again.
+
+    Several threads may do so at once: the last one that leaves restores the modes.
+    """
+    with _lock:
+        use = _uses.setdefault(model, _Use())
+        if not use.count:
+            use.training = [module for module in model.modules() if module.training]
+            model.eval()
+        use.count += 1
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        with _lock:
+            use.count -= 1
+            if not use.count:
+                for module in use.training:
+                    module.training = True
+                use.training = []
 
 
 def in_evaluation_mode(method: _Method) -> _Method:

@@ -16,7 +16,7 @@ from mome.inference.decoded_at_once import decoded_at_once
 from mome.inference.disagreement import RouterWatch, on_scan
 from mome.inference.doubtful_anatomy import upside_down
 from mome.inference.doubtful_masks import filled_masks
-from mome.inference.eval_mode import in_evaluation_mode
+from mome.inference.eval_mode import evaluating, in_evaluation_mode
 from mome.inference.fingerprint import predictor_settings
 from mome.inference.first_tile import FirstTile
 from mome.inference.loaded_scan import LoadedScan, load_scan
@@ -112,7 +112,8 @@ class Segmenter:
         self.overlap = processor.overlap if overlap is None else float(overlap)  # reports hold it as JSON
         self.precision, self.prompt_chunk, self.exact = precision, prompt_chunk, exact
         self.memory = None if memory is None else parse_bytes(str(memory), "memory")
-        self.predictor: Predictor = (CompiledPredictor if compile else ModelPredictor)(self.model, autocast)
+        with evaluating(self.model):  # a compiled predictor runs it once
+            self.predictor: Predictor = (CompiledPredictor if compile else ModelPredictor)(self.model, autocast)
         if self.mirror:
             self.predictor = MirrorPredictor(self.predictor, self.mirror, processor.orientation)
         self.postprocess = asked_rules(postprocess, processor.postprocess)

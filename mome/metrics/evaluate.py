@@ -104,7 +104,7 @@ def evaluate_folder(
             where=str(prediction),
             hint="files are matched by their names: <case>.nii.gz, <case>_<structure>.nii.gz",
         )
-    available = _available_structures(wanted, dataset, cases, partial=on_missing is not None)
+    available = _available_structures(wanted, dataset, cases)
     known = set().union(*available.values())
     if dataset is not None and not any(map(is_map_without_table, [*wanted.values(), *predicted.values()])):
         logger.warning("the names of %r are not used: no file is a label map without a table of its own", dataset)
@@ -115,6 +115,8 @@ def evaluate_folder(
             where=str(reference),
             hint="there are: " + ", ".join(sorted(known)) if known else "mome list labels",
         )
+    if cases is not None and Path(reference).is_dir():
+        _check_references(cases, set(wanted), chosen, partial=on_missing is not None)
     _say_what_is_not_scored(predicted, wanted, prediction, reference)
     to_score = [(case, sorted(names & chosen)) for case, names in available.items() if names & chosen]
     scores = []
@@ -157,6 +159,24 @@ def evaluate_folder(
     return scores
 
 
+def _check_references(cases: str | Path, found: set[str], chosen: set[str], *, partial: bool) -> None:
+    """Checks that the listed cases have references: a folder that was copied in part would give a mean of the rest.
+
+    Raises:
+        InputError: Some have none, and `partial` is False.
+    """
+    found = {unicodedata.normalize("NFC", case) for case in found}
+    listed = {unicodedata.normalize("NFC", case): names for case, names in read_case_list(cases).items()}
+    without = [case for case, names in listed.items() if set(names) & chosen and case not in found]
+    if not without:
+        return
+    shown = ", ".join(without[:5]) + (", …" if len(without) > 5 else "")
+    what = f"{len(without)} listed cases have no reference: {shown}"
+    if not partial:
+        raise InputError(what, where=str(cases), hint="--partial scores the others")
+    logger.warning("%s", what)
+
+
 def _without_reference(files: Files, predictions: dict[str, Callable[[], Volume]], annotated: set[str]) -> list[str]:
     """Returns the predicted structures of a case that its reference does not have.
 
@@ -179,25 +199,16 @@ def _say_what_is_not_scored(
 
 
 def _available_structures(
-    wanted: dict[str, Files], dataset: str | None, cases: str | Path | None, *, partial: bool
+    wanted: dict[str, Files], dataset: str | None, cases: str | Path | None
 ) -> dict[str, set[str]]:
     """For every case, the structures that its reference annotates: those listed in `cases`, else those of its files.
 
     Raises:
-        InputError: A case of the reference is not in the list, its label map has no names, or a listed case has no
-            reference and `partial` is False.
+        InputError: A case of the reference is not in the list, or its label map has no names.
     """
     annotated = None if cases is None else read_case_list(cases)
     if annotated is not None:  # names of files and of the list may have accents in another form
         annotated = {unicodedata.normalize("NFC", case): names for case, names in annotated.items()}
-        given = {unicodedata.normalize("NFC", case) for case in wanted}
-        without = [case for case, names in annotated.items() if names and case not in given]
-        if without:
-            shown = ", ".join(without[:5]) + (", …" if len(without) > 5 else "")
-            what = f"{len(without)} listed cases have no reference: {shown}"
-            if not partial:
-                raise InputError(what, where=str(cases), hint="--partial scores the others")
-            logger.warning("%s", what)
     available = {}
     for case, files in wanted.items():
         listed = unicodedata.normalize("NFC", case)

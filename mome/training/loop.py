@@ -49,7 +49,7 @@ from mome.training.run_settings import (
     tracker_settings,
 )
 from mome.training.setup import build_model_of_init
-from mome.training.sources import annotated_labels, contents_of, drawn, open_all_sources, patch_dataset
+from mome.training.sources import annotated_labels, contents_of, drawn, names_of_cases, open_all_sources, patch_dataset
 from mome.training.step import optimizer_step
 from mome.training.text_rows import TextRows, text_rows
 from mome.training.trackers import missing_note, start_tracker, tracker_errors
@@ -173,7 +173,7 @@ def _run_steps(
     checkpoints = out / "checkpoints"
     accelerator, model, optimizer, average = state.accelerator, state.model, state.optimizer, state.average
     reporter = StepReporter(accelerator, out, start, steps, config.log_every)
-    cases = contents_of(validation, config.validate_cases) if validation else ""
+    cases = names_of_cases(validation, config.validate_cases) if validation else ""
     history = ValidationHistory(accelerator, out, start, cases)
     statistics = RouterStatistics(accelerator.unwrap_model(model), run.labels)
     start_tracker(accelerator, config.tracker, out, tracker_settings(run))

@@ -151,18 +151,31 @@ def drawn(caches: Sequence[CaseCache], run: RunConfig) -> list[CaseCache]:
     return [cache for cache, source in zip(caches, run.sources, strict=True) if source.weight > 0]
 
 
-def contents_of(caches: Sequence[CaseCache], first: int = 0) -> str:
-    """Returns a checksum of the names, annotations and contents of cases.
+def contents_of(caches: Sequence[CaseCache]) -> str:
+    """Returns how the caches are stored and a checksum of the cases in them, as in "plain:5f1c…".
+
+    The checksum is of the stored bytes, so that it says nothing about caches that are stored in another way.
+    """
+    cases = [[(entry["name"], entry["annotated"], entry["checksums"]) for entry in cache.index] for cache in caches]
+    formats = sorted({str(entry["format"]) for cache in caches for entry in cache.index})
+    return f"{','.join(formats)}:{_checksum(cases)}"
+
+
+def names_of_cases(caches: Sequence[CaseCache], first: int = 0) -> str:
+    """Returns a checksum of which cases the caches hold and what is annotated in them.
 
     Args:
         caches: One per source.
         first: How many cases of each source count; 0 counts all.
     """
-    cases = [
-        [[entry["name"], entry["annotated"], entry["checksums"]] for entry in cache.index[: first or None]]
-        for cache in caches
-    ]
-    return hashlib.sha256(json.dumps(cases, sort_keys=True).encode()).hexdigest()
+    return _checksum(
+        [[(entry["name"], entry["annotated"], entry["shape"]) for entry in cache.index[: first or None]]
+         for cache in caches]
+    )  # fmt: skip
+
+
+def _checksum(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def annotated_labels(caches: Sequence[CaseCache]) -> set[str]:

@@ -44,7 +44,7 @@ class ValidationHistory:
             if self._counts(of):
                 self._count(step, score)
         # The model in `best` may be of a step after the checkpoint. It stays the best until a better one replaces it.
-        if record is not None and self._counts(record[2]) and (self.best is None or record[1] > self.best[1]):
+        if start and record is not None and self._counts(record[2]) and (self.best is None or record[1] > self.best[1]):
             self.best, self.without_improvement = (record[0], record[1]), 0
 
     def add(self, step: int, scores: dict[str, float]) -> None:
@@ -74,7 +74,7 @@ class ValidationHistory:
     def _count(self, step: int, score: float) -> None:
         if self.is_improvement({"dice/mean": score}):
             self.best, self.without_improvement = (step, score), 0
-        elif self.best is None or step != self.best[0]:  # a repeated validation of the best step changes nothing
+        elif self.best is None or step > self.best[0]:  # those before the best are repeated, after a resume
             self.without_improvement += 1
 
 

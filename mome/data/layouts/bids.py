@@ -113,12 +113,20 @@ def _rules(labels: Path, root: Path) -> dict[str, StructureRule]:
         )
     rows = read_table(table, "the table", delimiter="\t")
     rules: dict[str, StructureRule] = {}
+    named: dict[int, str] = {}
     for row in rows:
         if not {"index", "name"} <= set(row) or not _is_index(row["index"]):
             raise InputError("the table has no columns 'index' (a whole number) and 'name'", where=str(table))
         if int(row["index"]) == 0:
             continue
-        structure = table_name(str(row["name"]).replace("_", " "), table)
+        other = named.setdefault(int(row["index"]), row["name"] or "")
+        if other != (row["name"] or ""):
+            raise InputError(
+                f"the table gives {other!r:.60} and {row['name']!r:.60} the number {int(row['index'])}",
+                where=str(table),
+                hint="each structure its own number",
+            )
+        structure = table_name(str(row["name"] or "").replace("_", " "), table)
         if structure in rules:
             raise InputError(f"the table names {structure} twice", where=str(table), hint="name a data set instead")
         rules[structure] = StructureRule((int(row["index"]),))

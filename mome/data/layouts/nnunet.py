@@ -105,7 +105,7 @@ def _rules(path: Path) -> dict[str, StructureRule]:
         InputError: It is damaged, or the class table does not have a name.
     """
     rules: dict[str, StructureRule] = {}
-    of_one_value: dict[int, str] = {}
+    of_values: dict[tuple[int, ...], str] = {}
     for name, values in _pairs(path):
         if name.lower() in _IGNORED or values == [0]:
             continue
@@ -113,10 +113,10 @@ def _rules(path: Path) -> dict[str, StructureRule]:
             raise InputError(
                 f"dataset.json counts the background, 0, to {name!r:.60}", where=str(path), hint="leave 0 out"
             )
-        other = of_one_value.setdefault(values[0], name) if len(values) == 1 else name
-        if other != name:  # a region may share its values, as a tumour those of its organ
+        other = of_values.setdefault(tuple(sorted(set(values))), name)
+        if other != name:  # a region may share some of its values, as a tumour those of its organ
             raise InputError(
-                f"dataset.json gives {other!r:.60} and {name!r:.60} the value {values[0]}",
+                f"dataset.json gives {other!r:.60} and {name!r:.60} the value {' + '.join(map(str, values))}",
                 where=str(path),
                 hint="each structure its own number",
             )

@@ -75,7 +75,7 @@ def load_anatomy(
     for name, number in numbers.items():
         lookup[number] = table[name].id
     target = network_grid(labels.grid, spacing=(SPACING_MM,) * 3, orientation="RAS")
-    mapped = torch.from_numpy(lookup[np.minimum(values, len(lookup) - 1)])
+    mapped = torch.from_numpy(lookup[np.minimum(values.astype(np.int32), len(lookup) - 1)])
     ids = resample(mapped.float(), labels.grid, target, mode="nearest", fill=0.0).to(torch.uint8).numpy()
     if not ids.any():
         raise InputError("no voxel of the label map is labelled", where=str(label_map), hint=f"is it of {dataset!r}?")
