@@ -44,12 +44,14 @@ def create_model(name: str, *, pretrained: bool | None = None, **overrides: Any)
         The model, with its processor as `model.processor`.
 
     Raises:
-        InputError: An unknown preset, tag or value, or no weights are there for this preset.
+        InputError: An unknown preset, tag or value, no weights are there for this preset, or a part leaves a weight
+            without values.
     """
     from mome.configuration import MoMEConfig
     from mome.labels import load_dataset
     from mome.modeling import MoME
     from mome.processing import MoMEProcessor
+    from mome.uninitialised import refuse_uninitialised, uninitialised_as_nan
 
     name, tag = split_tag(name)
     chosen = preset(name)
@@ -73,7 +75,9 @@ def create_model(name: str, *, pretrained: bool | None = None, **overrides: Any)
         values["labels"] = list(load_dataset(labels).name_to_id)
     elif isinstance(labels, list | tuple):  # the config refuses anything else
         _check_synonyms(labels)
-    model = MoME(MoMEConfig(**values))
+    with uninitialised_as_nan():
+        model = MoME(MoMEConfig(**values))
+    refuse_uninitialised(model)
     model.processor = preset_processor(name)
     return model
 

@@ -12,8 +12,9 @@ import throwaway_parts
 import torch
 from small_models import small
 
-from mome import MoME, MoMEConfig
+from mome import MoME, MoMEConfig, create_model
 from mome.errors import InputError
+from mome.experts.constant import ConstantExperts
 from mome.registry import EXPERTS, ROUTERS
 
 
@@ -105,3 +106,19 @@ def test_a_bank_is_set_whole_or_not_at_all(centre: torch.Tensor) -> None:
     with pytest.raises(InputError, match="centre_on has shape|not finite"):
         model.text_bank.set(torch.ones(3, 12), centre_on=centre)
     assert model.text_bank.is_empty
+
+
+def test_a_part_that_gives_its_weights_no_values_is_refused() -> None:
+    """They were whatever the memory held, and training then blamed the learning rate."""
+
+    class Forgetful(ConstantExperts):
+        def init_weights_(self, init: object, std: float) -> None:
+            pass
+
+    EXPERTS.register("forgetful", Forgetful)
+    options = {"encoder": "unet(channels=[4, 8])", "labels": ["liver"], "text_encoder": "bank(width=6)", "dim": 4}
+    with pytest.raises(InputError, match="Forgetful leaves its parameter 'blend_E2D' without values") as caught:
+        create_model("mome_ct_tiny", experts="forgetful(n=2)", router="topk(k=1)", **options)
+    assert "init_weights_" in str(caught.value) and len(str(caught.value).splitlines()) <= 3
+    create_model("mome_ct_tiny", experts="constant(n=2)", router="topk(k=1)", **options)
+    assert not torch.are_deterministic_algorithms_enabled()

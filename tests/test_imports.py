@@ -69,6 +69,7 @@ LAYERS = [
         "saved_files",
         "changed_files",
         "model_size",
+        "uninitialised",
         "model_inputs",
         "parts",
         "upcycling",

@@ -36,7 +36,8 @@ class LinearRouter(Router):
         if not 1 <= k <= num_experts:
             raise InputError(
                 f"router {name} picks k={k} experts of {num_experts}",
-                hint=f"use a k from 1 to {num_experts}, or more experts, as in experts='swiglu(n=8)'",
+                hint=f"use a k from 1 to {num_experts}"
+                + (", or more experts, as in experts='swiglu(n=8)'" if k > num_experts else ""),
             )
         self.num_experts, self.k = num_experts, k
         self.weighted_losses = WeightedLosses(config, f"router {name}")

@@ -138,10 +138,8 @@ def prepare(
 
 def _free_name(out: Path) -> Path:
     """Returns a name for an earlier configuration that no file has."""
-    names = (
-        out / f"run.before{number}.yaml" for number in itertools.chain([""], (f".{n}" for n in itertools.count(2)))
-    )
-    return next(name for name in names if not name.exists())
+    endings = itertools.chain([""], (f".{number}" for number in itertools.count(2)))
+    return next(path for ending in endings if not (path := out / f"run.before{ending}.yaml").exists())
 
 
 def _without_voxels(found: Fingerprint, planned: Fingerprint) -> list[str]:
