@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ from mome.pretrained import PRETRAINED, default_tag, matching_models, pretrained
 if TYPE_CHECKING:
     from mome.modeling import MoME
     from mome.processing import MoMEProcessor
+
+logger = logging.getLogger(__name__)
 
 
 def list_models(pattern: Patterns = "*", *, exclude: Patterns = (), pretrained: bool = False) -> list[str]:
@@ -51,6 +54,7 @@ def create_model(name: str, *, pretrained: bool | None = None, **overrides: Any)
     from mome.labels import load_dataset
     from mome.modeling import MoME
     from mome.processing import MoMEProcessor
+    from mome.routers.base import Router
     from mome.uninitialised import refuse_uninitialised, uninitialised_as_nan
 
     name, tag = split_tag(name)
@@ -78,6 +82,8 @@ def create_model(name: str, *, pretrained: bool | None = None, **overrides: Any)
     with uninitialised_as_nan():
         model = MoME(MoMEConfig(**values))
     refuse_uninitialised(model)
+    if overrides.get("router") is not None and not any(isinstance(module, Router) for module in model.modules()):
+        logger.warning("the router is not used: every layer of this model has one expert")
     model.processor = preset_processor(name)
     return model
 

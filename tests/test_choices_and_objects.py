@@ -122,3 +122,13 @@ def test_a_part_that_gives_its_weights_no_values_is_refused() -> None:
     assert "init_weights_" in str(caught.value) and len(str(caught.value).splitlines()) <= 3
     create_model("mome_ct_tiny", experts="constant(n=2)", router="topk(k=1)", **options)
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_router_that_is_not_used_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    """A comparison of routers compared one model with itself."""
+    options = {"encoder": "unet(channels=[4, 8])", "labels": ["liver"], "text_encoder": "bank(width=6)", "dim": 4}
+    create_model("mome_ct_tiny", experts="linear", **options)
+    create_model("mome_ct_tiny", experts="linear(n=2)", router="switch", **options)
+    assert "not used" not in caplog.text
+    create_model("mome_ct_tiny", experts="linear", router="switch", **options)
+    assert "the router is not used" in caplog.text
