@@ -124,7 +124,7 @@ def read_mask(path: str | Path, *, hint: str = "write the structure as 1 and eve
         )
     if several_numbers(volume.array):
         raise InputError(
-            "a mask holds 0 and one other number, this file holds several: it is a label map",
+            "a mask holds 0 and one other number, this file holds several: it is a map without a label table",
             where=str(path),
             hint=hint,
         )
