@@ -44,7 +44,9 @@ def errors_for_people(name: str | Path | None, arguments: Collection[str] = ()) 
         key, fields = unknown[1], [field for field in MoMEConfig.__dataclass_fields__ if field != "dtype"]
         raise InputError(
             f"from_pretrained has no argument {key!r:.60}{did_you_mean(key, fields)}",
-            hint=".to('cuda') after loading, or device_map='cuda'" if key == "device" else "mome list presets",
+            hint=".to('cuda') after loading, or device_map='cuda'"
+            if key == "device"
+            else "arguments: " + ", ".join(fields[:8]) + ", …",
         ) from error
     except OSError as error:
         if name is not None and os.path.isdir(name):

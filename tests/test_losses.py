@@ -240,3 +240,21 @@ def test_the_list_of_losses_is_in_the_run_configuration(tmp_path) -> None:
     recipe = tmp_path / "run.yaml"
     recipe.write_text(f"labels: [liver]\nloss: '{SUM}'\n")
     assert LOSSES.build(load_run_config(recipe, []).loss)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 2.0])
+def test_the_focal_loss_has_a_slope_at_large_logits(gamma: float) -> None:
+    """With γ below 1 the power's slope is infinite at p = 0, which made the gradient NaN."""
+    logits = torch.tensor([-300.0, 300.0, -1.0, 1.0]).expand(1, 2, 4).clone().requires_grad_()
+    targets = torch.tensor([[[0.0, 1.0, 1.0, 0.0]] * 2])
+    loss = LOSSES.build(f"focal(gamma={gamma})")(logits[..., None, None], targets[..., None, None])
+    loss.backward()
+    assert torch.isfinite(logits.grad).all() and bool((logits.grad[..., 2:] != 0).all())
+    p_V = torch.sigmoid(torch.tensor([-1.0, -1.0]))  # of the right side, at the last two voxels
+    expected = (-((1 - p_V) ** gamma) * p_V.log()).sum() / 4
+    torch.testing.assert_close(loss.detach(), expected)
+
+
+def test_the_sum_of_targets_asks_for_no_gradient() -> None:
+    sums = row_sums(torch.zeros(1, 1, 8, requires_grad=True), torch.ones(1, 1, 8))
+    assert not sums.target.requires_grad and sums.both.requires_grad
