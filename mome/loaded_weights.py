@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from mome.errors import InputError, did_you_mean
+from mome.errors import InputError
 from mome.labels import load_table
 
 # A disk or a download loses blocks of 4,096 bytes or more, which are this many numbers in float32.
@@ -68,14 +68,17 @@ def unused_note(stored: Iterable[str], used: Mapping[str, object]) -> list[str]:
 
 
 def unknown_label_notes(trained_labels: Iterable[str]) -> list[str]:
-    """Returns a note on trained labels that the class table does not have; a typo makes a structure unknown."""
+    """Returns a note on trained labels that are typos or synonyms of the class table's, which make a structure unknown.
+
+    Other labels that the class table does not have are structures of the model's own.
+    """
     table = load_table()
-    names = [label.name for label in table]
+    meant = {name: table.resolve(name).names for name in trained_labels if name not in table and name.strip()}
     return [
-        f"the checkpoint calls itself trained on {name!r:.60}, which the class table does not have"
-        + did_you_mean(name[:60], names)
-        for name in trained_labels
-        if name not in table
+        f"the checkpoint calls itself trained on {name!r:.60}, which the class table does not have, did you mean "
+        f"{names[0]!r}?"
+        for name, names in meant.items()
+        if names
     ]
 
 

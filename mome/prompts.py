@@ -13,6 +13,7 @@ from mome.encoders.text.base import check_width
 from mome.encoders.text.stored import StoredText
 from mome.errors import InputError
 from mome.labels import Resolved, load_table
+from mome.labels.own import find_own
 from mome.pretrained import bundled_model_of
 from mome.registry import TEXT_ENCODERS
 from mome.spec import brief
@@ -62,11 +63,10 @@ def understand(texts: list[str], model: MoME) -> list[Prompt]:
     for text in texts:
         if not isinstance(text, str):
             raise InputError(f"a prompt is a text, got {text!r:.60}", hint="segment(scan, ['liver'])")
-        own_label = text.strip() in model.config.labels and text.strip() not in table
-        resolved = Resolved(text, text.strip(), None, "exact", None) if own_label else table.resolve(text)
+        resolved = _own_label(text, model) or table.resolve(text)
         if resolved.how == "refused":
             raise InputError(str(resolved.warning), hint=resolved.hint)
-        names = resolved.names or (text.strip(),)
+        names = resolved.names or (resolved.name or text.strip(),)
         earlier = {prompt.name for prompt in prompts}
         first_new = next((name for name in names if name not in earlier), None)
         about_text = [resolved.warning] if resolved.warning else []
@@ -81,6 +81,15 @@ def understand(texts: list[str], model: MoME) -> list[Prompt]:
             prompts.append(Prompt(text, name, resolved, trained, "; ".join(notes) or None))
     # The first prompt of each label is kept, at the place of the last one.
     return list({prompt.name: prompt for prompt in reversed(prompts)}.values())[::-1]
+
+
+def _own_label(text: str, model: MoME) -> Resolved | None:
+    """Returns the label of the model that a text names, where the class table has no such structure."""
+    table = load_table()
+    name = find_own(text, [label for label in model.config.labels if label not in table])
+    if name is None or (name != text.strip() and text.strip() and table.names_of(text)):
+        return None
+    return Resolved(text, name, None, "exact", None)
 
 
 def _not_trained(names: list[str], of: int, model: MoME, *, shows_labels: bool) -> str:

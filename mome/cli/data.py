@@ -22,6 +22,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", nargs="?", type=given_path, help="folder of cases, or the file of a manifest")
     parser.add_argument("--layout", help="how it is laid out: cases, nnunet, masks, bids, openkbp or manifest")
     parser.add_argument("--dataset", help="the data set whose numbers its label maps use, as in lits")
+    parser.add_argument(
+        "--own",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a structure that the folder names and the class table does not have, as in thymus",
+    )
     parser.add_argument("--against", type=given_path, help="another folder that must share no patient and no scan")
     parser.add_argument("-o", "--out", type=output_folder, help="prepare: the folder for run.yaml and the caches")
     parser.add_argument("-p", "--prompt", action="append", default=[], help="prepare: train this structure only")
@@ -51,10 +58,13 @@ def run(args: argparse.Namespace) -> int:
     from mome.cli.quiet import quiet_readers
     from mome.data.check import check_cases
     from mome.data.layouts import open_cases
+    from mome.labels.own import read_own_structures
 
     layout = _layout(args)
-    cases = open_cases(args.folder, layout, args.dataset)
-    others = {} if args.against is None else {str(args.against): open_cases(args.against, layout, args.dataset)}
+    own = read_own_structures(dict.fromkeys(args.own))
+    folders = [args.folder, *([] if args.against is None else [args.against])]
+    cases, *against = (open_cases(folder, layout, args.dataset, own) for folder in folders)
+    others = {str(args.against): one for one in against}
     quiet_readers()
     error = Console(stderr=True)
     found = check_cases(
@@ -119,6 +129,7 @@ def _prepare(args: argparse.Namespace) -> int:
         layout=_layout(args),
         dataset=args.dataset,
         labels=labels,
+        own=args.own,
         preset=args.preset,
         memory_bytes=memory,
         held_out=args.held_out,

@@ -15,7 +15,7 @@ from torch import Tensor
 from mome.data.augmentations.base import Augmentation, Cut, Flip, ImageChange, Movement, PatchFrame
 from mome.data.patch_movement import centre_of, moved
 from mome.errors import InputError
-from mome.labels import load_table
+from mome.labels.sides import other_side
 from mome.registry import AUGMENTATIONS
 from mome.typed import check_range
 
@@ -126,8 +126,7 @@ class BatchAugmentation:
         self, config: AugmentationConfig, names: Sequence[str], frame: PatchFrame = PatchFrame(), seed: int = 0  # noqa: B008
     ) -> None:  # fmt: skip
         self.config, self.frame, self.seed = config, frame, seed
-        table = load_table()
-        partners = {name: table[name].mirror or name for name in names}
+        partners = {name: other_side(name) for name in names}
         self._without_partner = [name for name, partner in partners.items() if partner not in partners]
         self.can_mirror = not self._without_partner
         specs = [AUGMENTATIONS.canonical(spec) for spec in config.specs(frame.hu_width)]

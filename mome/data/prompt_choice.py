@@ -12,6 +12,7 @@ import numpy as np
 
 from mome.labels import load_table
 from mome.labels.label import GROUPS
+from mome.labels.sides import other_side
 
 # Keeps these draws apart from the sampler's and from those of the wordings. NumPy takes [seed, 5417, 0] for the seed
 # [seed, 5417] of sample 5417; no other step has the seed of a sample.
@@ -41,30 +42,22 @@ class PatchContents:
         )
 
 
-def other_side(name: str) -> str:
-    """Returns the structure on the other side of the body, by the class table; the structure itself where none is."""
-    return load_table()[name].mirror or name
-
-
-def has_no_other_side(name: str) -> bool:
-    """Says whether a structure lies on one side only, as the right lung's middle lobe: no mirrored scan shows it."""
-    label = load_table()[name]
-    return label.laterality is not None and label.mirror is None
-
-
 def confusable(present: Collection[str], absent: Collection[str]) -> list[str]:
     """Returns the absent structures that are easily taken for a present one, in the order of the class table.
 
     These are the other side of a present structure, and structures of the same anatomical group or of a group beside it
     (`mome.labels.label.GROUPS`); where one of the first two kinds exists, the third is left out. Our choice.
+    Structures that the class table does not have come last, by their names, and are of the group `other`.
     """
     table, place = load_table(), {group: number for number, group in enumerate(GROUPS)}
-    sides = {other_side(name) for name in present}
-    groups = {place[table[name].group] for name in present}
-    beside = {number + step for number in groups for step in (-1, 1)}
     ordered = [label.name for label in table if label.name in absent]
-    near = [name for name in ordered if name in sides or place[table[name].group] in groups]
-    return near or [name for name in ordered if place[table[name].group] in beside]
+    ordered += sorted(name for name in absent if name not in table)
+    group = {name: place[table[name].group if name in table else "other"] for name in (*present, *ordered)}
+    sides = {other_side(name) for name in present}
+    groups = {group[name] for name in present}
+    beside = {number + step for number in groups for step in (-1, 1)}
+    near = [name for name in ordered if name in sides or group[name] in groups]
+    return near or [name for name in ordered if group[name] in beside]
 
 
 def choose_prompts(

@@ -15,10 +15,11 @@ from mome.data.cache import CaseCache
 from mome.data.label_codes import prompt_masks
 from mome.data.mapped_pages import release_pages
 from mome.data.patch_box import cut_middle, patch_start, read_box
-from mome.data.prompt_choice import PatchContents, choose_prompts, has_no_other_side, other_side
+from mome.data.prompt_choice import PatchContents, choose_prompts
 from mome.data.sampling_config import SamplingConfig
 from mome.data.structure_places import structures_in
 from mome.errors import InputError, did_you_mean
+from mome.labels.sides import has_no_other_side, other_side
 
 # Patches of a step whose contents decide its prompts; every process looks at all of them.
 _MOST_LOOKED_AT = 64

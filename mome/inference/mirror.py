@@ -6,7 +6,6 @@ scan, the left kidney looks like the right one. So every prompt has two text row
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain, combinations
@@ -18,6 +17,7 @@ from torch import Tensor
 from mome.errors import InputError, did_you_mean
 from mome.inference.predictor import Predictor
 from mome.labels import Resolved, load_table
+from mome.labels.sides import mirrored_words
 from mome.prompts import Prompt, embed_prompts
 from mome.volumes.orientation import parse_orientation
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 # The letters of an axis in an option, and the world axis that they stand for.
 AXES = {"lr": 0, "ap": 1, "si": 2}
-_OPPOSITES = {"left": "right", "right": "left"}
 
 
 def read_axes(text: str) -> tuple[str, ...]:
@@ -175,8 +174,7 @@ def mirrored_name(prompt: Prompt, model: MoME) -> str:
                 hint="mirror='ap,si', which keeps left and right",
             )
         return label.mirror or prompt.name
-    words = re.split(r"([^A-Za-z]+)", prompt.name)
-    mirrored = "".join(_OPPOSITES.get(word.lower(), word) for word in words)
+    mirrored = mirrored_words(prompt.name)
     if mirrored.lower() == prompt.name.lower():
         return prompt.name
     found = next((label for label in model.config.labels if label.lower() == mirrored.lower()), None)

@@ -6,8 +6,13 @@ from mome.errors import InputError, did_you_mean
 from mome.labels.table import load_table
 
 
-def unknown_label(name: str) -> InputError:
-    """Returns the error for a label that is not in the class table; it names the label where `name` is a synonym."""
+def unknown_label(name: str, hint: str = "mome list labels") -> InputError:
+    """Returns the error for a label that is not in the class table; it names the label where `name` is a synonym.
+
+    Args:
+        name: What was given.
+        hint: What to do where it is no synonym.
+    """
     table = load_table()
     meant = table.names_of(name) if name.strip() else ()
     if meant:
@@ -16,6 +21,4 @@ def unknown_label(name: str) -> InputError:
             f"{name!r:.60} is {what} {', '.join(meant[:8])}, and labels are named as in the class table",
             hint=f"labels: [{', '.join(meant[:8])}]",
         )
-    return InputError(
-        f"{name!r:.60} is not a label of the class table{did_you_mean(name, table.names())}", hint="mome list labels"
-    )
+    return InputError(f"{name!r:.60} is not a label of the class table{did_you_mean(name, table.names())}", hint=hint)

@@ -9,6 +9,7 @@ from typing import Any
 from mome.data.augmentation import AugmentationConfig
 from mome.data.sampling_config import SamplingConfig
 from mome.errors import InputError
+from mome.labels.own import read_own_structures
 from mome.threads import check_threads
 from mome.training.trackers import NONE, TRACKERS
 from mome.typed import check_range
@@ -196,7 +197,10 @@ class RunConfig:
         model: Replaces parts and sizes of the preset, as in `{experts: swiglu(n=8), dim: 32}`.
         processor: Replaces settings of the processor, as in `{spacing: [2, 2, 2]}` (mm), which is that of `init`, else
             the preset's. `overlap` and `extend_mm` are not those of `init`, because they were chosen for other weights.
-        labels: Names of the structures to train.
+        structures: Structures of one's own, which the class table does not have, as in `{thymus: [thymic gland]}`: a
+            name in snake_case and a list of other words for it, which may be empty. Names that differ by left and right
+            are two sides of one structure.
+        labels: Names of the structures to train, of the class table or of `structures`.
         bank: Whose text embeddings the checkpoint stores: `table` (every label of the class table, so that each can be
             prompted without the text tower) or `trained` (only `labels`).
         sources: Where training cases come from.
@@ -215,6 +219,7 @@ class RunConfig:
     lora: LoraSettings = field(default_factory=LoraSettings)
     model: dict[str, Any] = field(default_factory=dict)
     processor: dict[str, Any] = field(default_factory=dict)
+    structures: dict[str, Any] = field(default_factory=dict)
     labels: tuple[str, ...] = ()
     bank: str = "table"
     sources: tuple[SourceConfig, ...] = ()
@@ -227,8 +232,14 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
+        read_own_structures(self.structures)
         if self.text_rows not in ("kept", "new"):
             raise InputError(f"text_rows is 'kept' or 'new', got {self.text_rows!r:.60}")
         for name, folder in (("cache", self.cache), ("train.out", self.train.out)):
             if not folder.strip():
                 raise InputError(f"{name} is the path of a folder, got an empty text", hint=f"{name}=runs/a")
+
+    @property
+    def own_structures(self) -> dict[str, tuple[str, ...]]:
+        """Structure of one's own → other words for it."""
+        return read_own_structures(self.structures)

@@ -21,6 +21,7 @@ from mome.data.layouts import open_cases
 from mome.data.plan import Plan, make_plan
 from mome.data.splits import part_of
 from mome.errors import InputError, did_you_mean
+from mome.labels.own import read_own_structures
 from mome.threads import container_cpus
 from mome.training.config import RunConfig, SourceConfig
 from mome.training.config_file import load_run_config
@@ -50,6 +51,7 @@ def prepare(
     layout: str | dict[str, Any] = "cases",
     dataset: str | None = None,
     labels: tuple[str, ...] = (),
+    own: Sequence[str] = (),
     preset: str = "mome_ct_tiny",
     memory_bytes: float = 8e9,
     held_out: float = 0.2,
@@ -68,6 +70,7 @@ def prepare(
         layout: A name of `mome.data.layouts`.
         dataset: The data set whose numbers the label maps use; None where the folder names them.
         labels: The structures to train; empty takes all that occur.
+        own: Structures that the class table does not have, which the folder may name.
         preset: The model's preset.
         memory_bytes: Memory of the device that will train.
         held_out: Share of the patients that are held out for validation.
@@ -86,7 +89,8 @@ def prepare(
     check_output_folder(out)
     check_format(cache_format)
     out, folder = Path(out), Path(folder)
-    cases = open_cases(folder, layout, dataset)
+    structures = {name: list(words) for name, words in read_own_structures(dict.fromkeys(own)).items()}
+    cases = open_cases(folder, layout, dataset, structures)
     _check_annotated(labels, cases, folder)
     val, train = (part_of(cases, part, held_out) for part in ("val", "train"))
     if not train:
@@ -122,7 +126,7 @@ def prepare(
     with atomic_write(out / "fingerprint.json", "the fingerprint") as temporary:
         summary = {**found.summary(), "without_voxels": _without_voxels(found, planned)}
         temporary.write_text(json.dumps(summary, indent=1) + "\n")
-    text = _configuration(plan, preset, names, source, bool(val), out, len(cases), cache_format)
+    text = _configuration(plan, preset, structures, names, source, bool(val), out, len(cases), cache_format)
     earlier = None
     if path.is_file() and path.read_bytes() != text.encode():  # a user may have changed it
         earlier = _free_name(out)
@@ -188,6 +192,7 @@ def _plan(found: Fingerprint, preset: str, prompts: int, memory_bytes: float) ->
 def _configuration(
     plan: Plan,
     preset: str,
+    structures: dict[str, list[str]],
     names: tuple[str, ...],
     source: SourceConfig,
     validates: bool,
@@ -205,6 +210,7 @@ def _configuration(
         "preset": preset,
         "model": {"patch_size": list(plan.patch_size)},
         "processor": {"spacing": list(plan.spacing), "hu_window": list(plan.hu_window)},
+        **({"structures": structures} if structures else {}),
         "labels": list(names),
         "cache": str((out / "cache").resolve()),
         **({} if cache_format == "plain" else {"cache_format": cache_format}),

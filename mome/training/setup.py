@@ -97,8 +97,8 @@ def _check_labels(run: RunConfig) -> None:
         raise InputError("the configuration names no labels to train on", hint="labels: [liver, spleen]")
     table = load_table()
     for name in run.labels:
-        if name not in table:
-            raise unknown_label(name)
+        if name not in table and name not in run.structures:
+            raise unknown_label(name, f"mome list labels; a structure of your own: structures: {{{name[:60]}: []}}")
     twice = next((name for i, name in enumerate(run.labels) if name in run.labels[:i]), None)
     if twice is not None:
         raise InputError(f"the configuration names the label {twice!r} twice", hint="each label once in labels: […]")

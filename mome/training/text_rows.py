@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,6 +44,7 @@ class TextRows:
         templates: Probability that a wording stands in a sentence of `prompt_templates`, likewise.
         keep: Leaves the rows that the bank holds, their mean and their scale as they are, so that the model's logits
             do not change. Only labels without a row are embedded.
+        own: Other words for trained labels that the class table does not have.
 
     Attributes:
         notes: Sentences for the user, about settings without an effect.
@@ -63,6 +64,7 @@ class TextRows:
         templates: float = 0.0,
         *,
         keep: bool = False,
+        own: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self.seed, self.templates = seed, templates
         self.notes: list[str] = []
@@ -71,9 +73,11 @@ class TextRows:
         if encoder.needs_tower and without_tower != []:
             self.probability = synonyms
             with _says_what_needs_no_tower(without_tower):
-                self.wordings = _embed_wordings(model, encoder, names, ["{}"])
+                self.wordings = _embed_wordings(model, encoder, names, ["{}"], own or {})
             # For each wording of a label, the rows of all sentences one after the other.
-            self.sentences = _embed_wordings(model, encoder, names, list(prompt_templates())) if templates else []
+            self.sentences = (
+                _embed_wordings(model, encoder, names, list(prompt_templates()), own or {}) if templates else []
+            )
             if keep and not model.text_bank.is_empty:
                 _check_kept(model, encoder)
                 _fill_missing(model, encoder)
@@ -138,7 +142,7 @@ def text_rows(model: MoME, run: RunConfig) -> TextRows:
         )
     keep = run.init is not None and run.text_rows == "kept"
     settings = run.train.synonyms, run.train.seed, run.sampling.templates
-    return TextRows(model, list(run.labels), *settings, keep=keep)
+    return TextRows(model, list(run.labels), *settings, keep=keep, own=run.own_structures)
 
 
 def _settings_without_tower(
@@ -195,10 +199,13 @@ def _fill_missing(model: MoME, encoder: Any) -> None:
         model.text_bank.set_rows(missing, _checked(model, encoder.encode([_words(label) for label in missing])))
 
 
-def _embed_wordings(model: MoME, encoder: Any, names: list[str], templates: list[str]) -> list[Tensor]:
+def _embed_wordings(
+    model: MoME, encoder: Any, names: list[str], templates: list[str], own: Mapping[str, Sequence[str]]
+) -> list[Tensor]:
     """Returns for every label the embeddings (W · K, T) of its W wordings (name, then synonyms) in K templates."""
     table = load_table()
-    wordings = [[_words(name), *table[name].synonyms] for name in names]
+    others = [table[name].synonyms if name in table else own.get(name, ()) for name in names]
+    wordings = [[_words(name), *words] for name, words in zip(names, others, strict=True)]
     texts = [[template.format(text) for text in words for template in templates] for words in wordings]
     rows = _checked(model, encoder.encode([text for some in texts for text in some]))
     return list(rows.split([len(some) for some in texts]))

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,16 @@ LAYOUTS.register("openkbp", "mome.data.layouts.openkbp:OpenKBP", summary="OpenKB
 LAYOUTS.register("manifest", "mome.data.layouts.manifest:Manifest", summary="a CSV or JSON file that lists the cases")
 
 
-def open_cases(folder: str | Path, layout: str | dict[str, Any], dataset: str | None = None) -> list[Case]:
+def open_cases(
+    folder: str | Path, layout: str | dict[str, Any], dataset: str | None = None, own: Collection[str] = ()
+) -> list[Case]:
     """Lists the cases of a folder; no volume is read.
 
     Args:
         folder: The folder, or the file of a manifest.
         layout: A name of `LAYOUTS`, or a config string such as `nnunet(part='Ts')`.
         dataset: The data set whose numbers the label maps use; None where the folder itself names them.
+        own: Structures that the class table does not have, which the folder may name.
 
     Returns:
         The cases, sorted as the layout says; at least one.
@@ -41,6 +45,7 @@ def open_cases(folder: str | Path, layout: str | dict[str, Any], dataset: str | 
     if not folder.exists():
         raise InputError("no such folder of cases", where=str(folder), hint="check the path")
     reader = LAYOUTS.build(layout)
+    reader.own = tuple(own)
     cases: list[Case] = reader.cases(folder, None if dataset is None else load_dataset(dataset))
     if not cases:
         raise InputError("the folder lists no case", where=str(folder), hint=f"layout {layout!r}: {reader.shape}")

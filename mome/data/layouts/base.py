@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import ClassVar
 
@@ -9,6 +10,7 @@ from mome.data.case import Case
 from mome.errors import InputError, did_you_mean
 from mome.labels import LabelMap, load_table
 from mome.labels.dataset import StructureRule
+from mome.labels.own import find_own, suggested_name
 from mome.volumes.scan_files import listed, scan_ending, stem
 
 
@@ -17,9 +19,11 @@ class Layout:
 
     Attributes:
         shape: The layout in one line, for messages.
+        own: Structures that the class table does not have, which the folder may name; `open_cases` sets them.
     """
 
     shape: ClassVar[str]
+    own: Collection[str] = ()
 
     def cases(self, folder: Path, dataset: LabelMap | None) -> list[Case]:
         """Lists the cases; no volume is read.
@@ -46,20 +50,23 @@ def scans_by_name(folder: Path) -> dict[str, Path]:
     return found
 
 
-def table_name(text: str, where: Path) -> str:
-    """Returns the structure of the class table that a file calls `text`.
+def structure_name(text: str, where: Path, own: Collection[str]) -> str:
+    """Returns the structure that a file calls `text`, of the class table or of one's own.
 
     Raises:
-        InputError: The class table has no such structure.
+        InputError: There is no such structure.
     """
-    table = load_table()
+    table, mine = load_table(), find_own(text, own)
+    if mine is not None:
+        return mine
     found = table.resolve(text) if text.strip() else None
     if found is None or found.name is None or found.how not in ("exact", "synonym") or found.name not in table:
         close = did_you_mean(text, [label.name for label in table])
         raise InputError(
             f"{text!r:.60} is no structure of the class table{close}",
             where=str(where),
-            hint="name a data set whose YAML says what it is, or leave it out; mome list labels",
+            hint=f"a structure of your own: --own {suggested_name(text)} (in a configuration, structures:); or name a "
+            "data set whose YAML says what it is",
         )
     return found.name
 

@@ -7,13 +7,13 @@ The numbers are named by `<map>.tsv` beside a map, by a `dseg.tsv` above it, or 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from mome.data.case import Case
-from mome.data.layouts.base import Layout, rules_of, table_name
+from mome.data.layouts.base import Layout, rules_of, structure_name
 from mome.errors import InputError
 from mome.labels import LabelMap
 from mome.labels.dataset import StructureRule
@@ -49,7 +49,7 @@ class Bids(Layout):
         for key, labels in maps.items():
             if key not in scans:
                 raise InputError("a label map has no scan", where=str(labels), hint=f"sub-*/ct/{key}_ct.nii.gz")
-            rules = rules_of(dataset, labels) if dataset else _rules(labels, root)
+            rules = rules_of(dataset, labels) if dataset else _rules(labels, root, self.own)
             named = frozenset(value for rule in rules.values() for value in rule.values)
             found.append(Case(key, scans[key], labels, tuple(rules), rules, named, patient=key.split("_")[0]))
         return found
@@ -98,7 +98,7 @@ def _key(path: Path) -> str:
     return "_".join(parts)
 
 
-def _rules(labels: Path, root: Path) -> dict[str, StructureRule]:
+def _rules(labels: Path, root: Path, own: Collection[str]) -> dict[str, StructureRule]:
     """Returns the rules of the table that belongs to a label map.
 
     Raises:
@@ -126,7 +126,7 @@ def _rules(labels: Path, root: Path) -> dict[str, StructureRule]:
                 where=str(table),
                 hint="each structure its own number",
             )
-        structure = table_name(str(row["name"] or "").replace("_", " "), table)
+        structure = structure_name(str(row["name"] or "").replace("_", " "), table, own)
         if structure in rules:
             raise InputError(f"the table names {structure} twice", where=str(table), hint="name a data set instead")
         rules[structure] = StructureRule((int(row["index"]),))

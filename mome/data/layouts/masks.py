@@ -11,6 +11,7 @@ The scan is the file `ct`, `image` or `scan`, or the only scan in the case's fol
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -44,12 +45,12 @@ class Masks(Layout):
             masks = next((there for name in _FOLDERS if (there := scans_by_name(place / name))), {})
             if not masks:
                 continue
-            chosen = _structures(masks, dataset)
+            chosen = _structures(masks, dataset, self.own)
             if not chosen:
                 raise InputError(
                     f"no mask of case {place.name!r:.60} is a structure of the class table: {', '.join(masks)[:80]}",
                     where=str(place),
-                    hint="name a data set whose YAML says what its files are",
+                    hint="name a data set whose YAML says what its files are, or structures of your own with --own",
                 )
             found.append(Case(place.name, _scan(place), None, tuple(chosen), masks=chosen, patient=place.name))
         return found
@@ -71,7 +72,7 @@ def _scan(place: Path) -> Path:
     return next(iter(scans.values()))
 
 
-def _structures(masks: dict[str, Path], dataset: LabelMap | None) -> dict[str, tuple[Path, ...]]:
+def _structures(masks: dict[str, Path], dataset: LabelMap | None, own: Collection[str]) -> dict[str, tuple[Path, ...]]:
     """Returns structure → mask files. A file of another name than a structure's is left out: it is unknown."""
     if dataset is not None and dataset.files:
         matches = {
@@ -81,5 +82,5 @@ def _structures(masks: dict[str, Path], dataset: LabelMap | None) -> dict[str, t
             if all(pattern in masks for pattern in wanted if "*" not in pattern)
         }
         return {name: paths for name, paths in matches.items() if paths}
-    allowed = set(dataset.annotated) if dataset else {label.name for label in load_table()}
+    allowed = {*own, *(dataset.annotated if dataset else load_table().names())}
     return {name: (path,) for name, path in masks.items() if name in allowed}

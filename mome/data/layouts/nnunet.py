@@ -6,12 +6,13 @@ nnU-Net names images `<case>_0000.nii.gz`, with a number per channel, and writes
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from mome.data.case import Case
-from mome.data.layouts.base import Layout, rules_of, scans_by_name, table_name
+from mome.data.layouts.base import Layout, rules_of, scans_by_name, structure_name
 from mome.errors import InputError
 from mome.labels import LabelMap
 from mome.labels.dataset import StructureRule
@@ -50,7 +51,7 @@ class NnUNet(Layout):
         if not labels:
             where = folder / f"labels{self.part}"
             raise InputError("the folder holds no label maps", where=str(where), hint=f"layout nnunet: {self.shape}")
-        rules = rules_of(dataset, folder) if dataset else _rules(folder / "dataset.json")
+        rules = rules_of(dataset, folder) if dataset else _rules(folder / "dataset.json", self.own)
         named = frozenset(value for rule in rules.values() for value in rule.values)
         ignored = frozenset[int]()
         if dataset is None:
@@ -98,11 +99,11 @@ def _is_whole(number: Any) -> bool:
     return digits or (isinstance(number, int) and not isinstance(number, bool))
 
 
-def _rules(path: Path) -> dict[str, StructureRule]:
-    """Returns the rules that `dataset.json` states, with the names of the class table.
+def _rules(path: Path, own: Collection[str]) -> dict[str, StructureRule]:
+    """Returns the rules that `dataset.json` states, with the names of the class table and of one's own structures.
 
     Raises:
-        InputError: It is damaged, or the class table does not have a name.
+        InputError: It is damaged, or has another name.
     """
     rules: dict[str, StructureRule] = {}
     of_values: dict[tuple[int, ...], str] = {}
@@ -120,7 +121,7 @@ def _rules(path: Path) -> dict[str, StructureRule]:
                 where=str(path),
                 hint="each structure its own number",
             )
-        structure = table_name(name.replace("_", " "), path)
+        structure = structure_name(name.replace("_", " "), path, own)
         if structure in rules:
             raise InputError(f"dataset.json names {structure} twice", where=str(path), hint="name a data set instead")
         rules[structure] = StructureRule(tuple(values))

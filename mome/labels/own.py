@@ -1,0 +1,85 @@
+"""Structures of a user's own, which a run trains beside those of the class table.
+
+A structure has a name, as in `thymus`, and may have other words for it. `plaque_left` and `plaque_right` are two sides
+of one structure, because their names differ by the side alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from mome.errors import InputError
+from mome.labels.characters import unreadable
+from mome.labels.table import load_table
+from mome.labels.tokens import normalise
+
+_NAME = re.compile(r"[A-Za-z0-9]+(_[A-Za-z0-9]+)*")
+_LONGEST_NAME = 60  # a name is part of the names of mask files
+_HINT = "structures: {thymus: [thymic gland]}"
+
+
+def read_own_structures(given: Mapping[Any, Any]) -> dict[str, tuple[str, ...]]:
+    """Returns structure → other words for it.
+
+    Args:
+        given: Name → a list of other words, one of them as a text, or None.
+
+    Raises:
+        InputError: A name is not made of letters, digits and underscores, other words are no texts, or two structures,
+            one of which may be in the class table, share a name.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    of_phrase: dict[str, str] = {}
+    for name, words in given.items():
+        if not isinstance(name, str) or not _NAME.fullmatch(name) or len(name) > _LONGEST_NAME:
+            raise InputError(
+                f"a structure's name is made of letters, digits and underscores, got {name!r:.80}", hint=_HINT
+            )
+        others = [] if words is None else [words] if isinstance(words, str) else words
+        if not isinstance(others, list | tuple) or not all(isinstance(word, str) for word in others):
+            raise InputError(f"other words for {name!r} are a list of texts, got {words!r:.80}", hint=_HINT)
+        for phrase in (name, *others):
+            _check_phrase(phrase, name)
+            owner = of_phrase.setdefault(normalise(phrase), name)
+            if owner != name:
+                raise InputError(f"{phrase!r:.80} names both {owner!r} and {name!r} in structures", hint=_HINT)
+        found[name] = tuple(normalise(word) for word in others)
+    return found
+
+
+def _check_phrase(phrase: str, name: str) -> None:
+    """Checks that a phrase can be read, and that it is not the name of a structure of the class table.
+
+    Raises:
+        InputError: It is, or may be a typo of one.
+    """
+    words = normalise(phrase)
+    refusal = unreadable(phrase)
+    if refusal or not any(map(str.isalpha, words)):
+        reason = refusal.reason if refusal else "has no letter"
+        raise InputError(f"{phrase!r:.80}, a name of {name!r} in structures, {reason}", hint=_HINT)
+    found = load_table().resolve(words)
+    meant = ", ".join(found.names[:4])
+    if found.how == "close":
+        raise InputError(
+            f"{phrase!r:.80} in structures is close to {meant} of the class table",
+            hint=f"labels: [{meant}], or a name that differs more",
+        )
+    if found.names:
+        raise InputError(
+            f"{phrase!r:.80} in structures is a name of {meant} in the class table", hint=f"labels: [{meant}]"
+        )
+
+
+def find_own(text: str, own: Collection[str]) -> str | None:
+    """Returns the structure of one's own that a text names, whatever its capitals and the order of its words."""
+    words = sorted(normalise(text).split())
+    exact = text.strip()
+    return exact if exact in own else next((name for name in own if sorted(normalise(name).split()) == words), None)
+
+
+def suggested_name(text: str) -> str:
+    """Returns a name in the form of structures for what a file calls one, as in `left_plaque` for "Left plaque"."""
+    return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")[:_LONGEST_NAME] or "name"

@@ -1,0 +1,178 @@
+"""Structures that the class table does not have: read from folders, trained, segmented, and mirrored by their names."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from small_models import small
+from stand_in_models import LetterTower
+from test_data_layouts import SHAPE, liver_map, nnunet, save, scan
+
+from mome.cli.main import main
+from mome.data.augmentation import AugmentationConfig, BatchAugmentation
+from mome.data.layouts import open_cases
+from mome.data.prompt_choice import confusable
+from mome.errors import InputError
+from mome.labels.own import find_own, read_own_structures
+from mome.labels.sides import has_no_other_side, other_side
+from mome.loaded_weights import unknown_label_notes
+from mome.prompts import understand
+from mome.registry import TEXT_ENCODERS
+from mome.training.config import RunConfig
+from mome.training.config_file import load_run_config
+from mome.training.setup import build_model
+from mome.training.text_rows import TextRows
+
+PLAQUES = {"background": 0, "liver": 1, "Left Plaque": 2, "plaque_right": 3}
+
+
+def plaques() -> np.ndarray:
+    """A liver with a plaque on either side of it. On this grid, larger i is further to the right."""
+    labels = np.zeros(SHAPE, np.uint8)
+    labels[14:24, 10:20, 5:15] = 1
+    labels[8:12, 12:18, 6:14] = 2
+    labels[26:30, 12:18, 6:14] = 3
+    return labels
+
+
+def test_other_words_are_read_and_normalised() -> None:
+    given = {"thymus": ["Thymic gland", "thymic-remnant"], "plaque_left": None, "stent": "metal stent"}
+    assert read_own_structures(given) == {
+        "thymus": ("thymic gland", "thymic remnant"),
+        "plaque_left": (),
+        "stent": ("metal stent",),
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"my thymus": []}, "letters, digits and underscores"),
+        ({"../thymus": []}, "letters, digits and underscores"),
+        ({7: []}, "letters, digits and underscores"),
+        ({"x" * 61: []}, "letters, digits and underscores"),
+        ({"thymus": 3}, "a list of texts, got 3"),
+        ({"thymus": [3]}, "a list of texts"),
+        ({"liver": []}, "'liver' in structures is a name of liver in the class table"),
+        ({"thymus": ["hepar"]}, "'hepar' in structures is a name of liver"),
+        ({"kidneys": []}, "a name of kidney_left, kidney_right"),
+        ({"livr": []}, "'livr' in structures is close to liver"),
+        ({"thymus": ["gland"], "stent": ["gland"]}, "names both 'thymus' and 'stent'"),
+        ({"thymus": [""]}, "has no letter"),
+        ({"thymus": ["12"]}, "has no letter"),
+        ({"thymus": ["тимус"]}, "'тимус', a name of 'thymus' in structures"),
+    ],
+)
+def test_faulty_structures_are_refused(given: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read_own_structures(given)
+    with pytest.raises(InputError, match=message):
+        RunConfig(structures=given)
+
+
+def test_a_name_is_found_in_any_order_of_its_words() -> None:
+    assert find_own("Left Plaque", ["plaque_left", "plaque_right"]) == "plaque_left"
+    assert find_own("plaque", ["plaque_left"]) is None and find_own("thymus", []) is None
+
+
+def test_folders_may_name_them(tmp_path: Path) -> None:
+    """nnU-Net's dataset.json, the table of BIDS, and mask files; else the message says how to name them."""
+    own = ["plaque_left", "plaque_right"]
+    folder = nnunet(tmp_path / "nnunet", {"a": plaques()}, PLAQUES)
+    with pytest.raises(InputError, match=r"'Left Plaque' is no structure .*\n.*\n.*--own left_plaque"):
+        open_cases(folder, "nnunet")
+    (case,) = open_cases(folder, "nnunet", own=own)
+    assert case.annotated == ("liver", *own)
+    masks, _ = case.read_masks(case.read_image().grid)
+    assert [int(masks[name].sum()) for name in own] == [192, 192] and masks["plaque_left"][8, 12, 6]
+
+    save(tmp_path / "bids" / "sub-1" / "ct" / "sub-1_ct.nii.gz", scan())
+    save(tmp_path / "bids" / "derivatives" / "x" / "sub-1" / "sub-1_dseg.nii.gz", plaques())
+    (tmp_path / "bids" / "derivatives" / "x" / "dseg.tsv").write_text("index\tname\n1\tliver\n2\tplaque left\n")
+    (case,) = open_cases(tmp_path / "bids", "bids", own=own)
+    assert case.annotated == ("liver", "plaque_left")
+
+    save(tmp_path / "masks" / "s1" / "ct.nii.gz", scan())
+    for name in ("liver", "plaque_left", "notes"):
+        save(tmp_path / "masks" / "s1" / "masks" / f"{name}.nii.gz", (plaques() == 1).astype(np.uint8))
+    (case,) = open_cases(tmp_path / "masks", "masks", own=own)
+    assert set(case.annotated) == {"liver", "plaque_left"}
+    (case,) = open_cases(tmp_path / "masks", "masks")
+    assert case.annotated == ("liver",)
+
+
+def test_sides_follow_from_the_names() -> None:
+    assert other_side("plaque_left") == "plaque_right" and other_side("thymus") == "thymus"
+    assert not has_no_other_side("plaque_left") and has_no_other_side("lung_middle_lobe_right")
+    pair = BatchAugmentation(AugmentationConfig(mirror=0.5), ["plaque_left", "plaque_right", "thymus"])
+    assert pair.can_mirror
+    assert not BatchAugmentation(AugmentationConfig(mirror=0.5), ["plaque_left", "thymus"]).can_mirror
+
+
+def test_hard_negatives_of_own_structures() -> None:
+    """The other side comes near; structures outside of the table are one group, beside the lesions."""
+    assert confusable(["plaque_left"], ["plaque_right", "liver"]) == ["plaque_right"]
+    assert confusable(["thymus"], ["stent", "liver"]) == ["stent"]
+    assert confusable(["thymus"], ["liver_tumor", "liver"]) == ["liver_tumor"]
+    assert confusable(["liver"], ["thymus", "stomach"]) == ["stomach"]
+
+
+def test_labels_must_be_declared(tmp_path: Path) -> None:
+    run = RunConfig(labels=("liver", "thymus"), bank="trained", model={"text_encoder": "bank(width=8)"})
+    with pytest.raises(InputError, match=r"'thymus' is not a label of the class table[^\n]*\n.*structures: \{thymus:"):
+        build_model(run)
+    model, _ = build_model(dataclasses.replace(run, structures={"thymus": []}))
+    assert model.config.labels == ["liver", "thymus"]
+
+
+def test_their_other_words_are_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TEXT_ENCODERS, "build", lambda spec: LetterTower())
+    model = small(labels=["liver", "thymus"], text_encoder="bank(width=384)")
+    rows = TextRows(model, ["liver", "thymus"], 1.0, seed=0, own={"thymus": ["thymic gland"]})
+    assert [len(words) for words in rows.wordings] == [3, 2]
+
+
+def test_prompts_name_labels_of_the_model() -> None:
+    model = small(labels=["liver", "plaque_left"], trained_labels=["liver", "plaque_left"])
+    for text in ("plaque_left", "Plaque left", "left plaque"):
+        (prompt,) = understand([text], model)
+        assert prompt.name == "plaque_left" and prompt.trained and prompt.warning is None
+    assert understand(["hepar"], model)[0].name == "liver"
+    assert not unknown_label_notes(["liver", "plaque_left"])
+    assert unknown_label_notes(["livr"])
+
+
+def test_from_a_folder_to_masks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = nnunet(tmp_path / "data", {name: plaques() for name in "abcd"}, PLAQUES)
+    own = ["--own", "plaque_left", "--own", "plaque_right"]
+    prepared = ["data", "prepare", str(folder), "-o", str(tmp_path / "out"), "--memory", "1500MB"]
+    assert main(prepared) == 2 and "--own left_plaque" in capsys.readouterr().err
+    assert main(["data", "check", str(folder), *own]) == 0
+    assert main([*prepared, *own]) == 0
+    run = load_run_config(tmp_path / "out" / "run.yaml", [])
+    assert run.labels == ("liver", "plaque_left", "plaque_right")
+    assert run.own_structures == {"plaque_left": (), "plaque_right": ()}
+    short = ["train.steps=2", "train.ema=0", "train.tracker=none", "train.threads=1"]
+    towerless = ["bank=trained", "text_encoder=bank(width=8)", "model.text_dim=8", "sampling.prompts=2"]
+    assert main(["train", "--config", str(tmp_path / "out" / "run.yaml"), *short, *towerless]) == 0
+    model, masks = str(tmp_path / "out" / "run" / "model"), tmp_path / "masks"
+    capsys.readouterr()
+    ct = str(folder / "imagesTr" / "a_0000.nii.gz")
+    assert main(["segment", ct, "-p", "left plaque", "-p", "liver", "-m", model, "-o", str(masks), "--multilabel"]) == 0
+    assert "not trained" not in capsys.readouterr().err
+    assert nib.load(masks / "a_0000.nii.gz").shape == SHAPE
+
+
+def test_a_resumed_run_keeps_its_structures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = nnunet(tmp_path / "data", {name: liver_map() for name in "ab"}, {"liver": 1, "thymus": 2})
+    prepared = ["data", "prepare", str(folder), "-o", str(tmp_path / "out"), "--memory", "1500MB", "--held-out", "0"]
+    assert main([*prepared, "--own", "thymus"]) == 0
+    train = ["train", "--config", str(tmp_path / "out" / "run.yaml"), "train.ema=0", "train.tracker=none",
+             "train.threads=1", "bank=trained", "text_encoder=bank(width=8)", "model.text_dim=8"]  # fmt: skip
+    assert main([*train, "train.steps=1"]) == 0
+    assert main([*train, "train.steps=1", "structures={thymus: [thymic gland]}"]) == 2
+    assert "was started with another 'structures.thymus'" in capsys.readouterr().err
