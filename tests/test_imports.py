@@ -18,6 +18,7 @@ LAYERS = [
         "temporary_names",
         "folder_lock",
         "text_file",
+        "yaml_file",
         "printable",
         "threads",
         "cpu_load",

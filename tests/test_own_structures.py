@@ -17,6 +17,7 @@ from mome.data.augmentation import AugmentationConfig, BatchAugmentation
 from mome.data.layouts import open_cases
 from mome.data.prompt_choice import confusable
 from mome.errors import InputError
+from mome.labels.dataset_file import open_dataset
 from mome.labels.own import find_own, read_own_structures
 from mome.labels.sides import has_no_other_side, other_side
 from mome.loaded_weights import unknown_label_notes
@@ -103,6 +104,50 @@ def test_folders_may_name_them(tmp_path: Path) -> None:
     assert set(case.annotated) == {"liver", "plaque_left"}
     (case,) = open_cases(tmp_path / "masks", "masks")
     assert case.annotated == ("liver",)
+
+
+def test_a_data_set_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A YAML file says what the numbers mean; what it names beside the class table is a structure of one's own."""
+    folder = nnunet(tmp_path / "data", {name: plaques() for name in "abc"})
+    rows = [f"imagesTr/{case}_0000.nii.gz,labelsTr/{case}.nii.gz,{case}" for case in "abc"]
+    (folder / "list.csv").write_text("\n".join(["image,labels,case", *rows]) + "\n")
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("layout: manifest\nstructures: {liver: 1, plaque_left: 2, plaque: [2, 3]}\n")
+    given = ["data", "prepare", str(folder / "list.csv"), "--dataset", str(mine), "-o", str(tmp_path / "out")]
+    assert main([*given, "--memory", "1500MB"]) == 0
+    run = load_run_config(tmp_path / "out" / "run.yaml", [])
+    assert run.labels == ("liver", "plaque_left", "plaque") and set(run.structures) == {"plaque_left", "plaque"}
+    assert run.sources[0].dataset == str(mine)
+    assert next((tmp_path / "out" / "cache").iterdir()).name.startswith("mine-list-csv")
+    for case in "abc":
+        save(tmp_path / "masks" / f"{case}_plaque.nii.gz", (plaques() > 1).astype(np.uint8))
+    capsys.readouterr()
+    evaluate = ["evaluate", str(tmp_path / "masks"), str(folder / "labelsTr"), "--labels", str(mine), "-p", "plaque"]
+    assert main(evaluate) == 0 and "1.000" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("structures: {livr: 1}", "'livr' in structures is close to liver"),
+        ("structures: {hepar: 1}", "'hepar' in structures is a name of liver"),
+        ("structures: {thymus: 0}", "mine.yaml: thymus is a positive whole number"),
+        ("structures: {thymus: 1, thymus: 2}", "the key 'thymus' twice"),
+        ("structurs: {thymus: 1}", "the key 'structurs', did you mean 'structures'"),
+        ("{}", "mine.yaml lists no structure"),
+        ("[1]", "mine.yaml holds no mapping"),
+        ("structures: [liver]", "structures is a mapping of structures"),
+        ("files: {thymus: 3}", "the files of thymus are a list of patterns"),
+        ("structures: {liver: {values: [1], side: left}}", "the side that its name ends with"),
+    ],
+)
+def test_a_faulty_data_set_of_ones_own_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        open_dataset(str(path))
+    with pytest.raises(InputError, match="cannot be read"):
+        open_dataset(str(tmp_path / "none.yaml"))
 
 
 def test_sides_follow_from_the_names() -> None:

@@ -17,7 +17,7 @@ from training_runs import REPOSITORY, command, losses, write_recipe
 
 from mome.errors import InputError
 from mome.training.launch import ProcessLost, check_launch, other_processes_live
-from mome.training.yaml_file import read_yaml
+from mome.yaml_file import read_yaml
 
 CONFIGS = REPOSITORY / "examples/configs/accelerate"
 STEPS = ["train.steps=20", "train.validate_every=10", "train.gradient_accumulation=1"]

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", help="check (read every case), prepare (a training), or list (known data sets)")
     parser.add_argument("folder", nargs="?", type=given_path, help="folder of cases, or the file of a manifest")
     parser.add_argument("--layout", help="how it is laid out: cases, nnunet, masks, bids, openkbp or manifest")
-    parser.add_argument("--dataset", help="the data set whose numbers its label maps use, as in lits")
+    parser.add_argument("--dataset", help="whose numbers its label maps use: lits, or a YAML file of yours")
     parser.add_argument(
         "--own",
         action="append",
@@ -92,10 +92,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _layout(args: argparse.Namespace) -> str:
     """Returns the layout: the one that was given, else that of the data set, else the one that the folder shows."""
-    from mome.labels import load_dataset
+    from mome.labels.dataset_file import open_dataset
 
-    if args.layout or args.dataset:
-        return args.layout or load_dataset(args.dataset).layout
+    of_dataset = open_dataset(args.dataset).layout if args.dataset else ""
+    if args.layout or of_dataset:
+        return args.layout or of_dataset
     is_nnunet = (args.folder / "dataset.json").is_file() and (args.folder / "labelsTr").is_dir()
     return "nnunet" if is_nnunet else "cases"
 

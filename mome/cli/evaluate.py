@@ -27,7 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the command."""
     parser.add_argument("prediction", type=given_path, help="folder or file of masks")
     parser.add_argument("reference", type=given_path, help="folder or file of reference masks")
-    parser.add_argument("--labels", help="data set whose numbers label maps without a table use, as in openkbp")
+    parser.add_argument(
+        "--labels", help="whose numbers label maps without a table use: openkbp, or a YAML file of yours"
+    )
     parser.add_argument("--cases", type=given_path, help="cases.json with what is annotated in each case")
     parser.add_argument("-p", "--prompt", action="append", help="score this structure only; may be repeated")
     parser.add_argument(

@@ -6,6 +6,7 @@ structure that the file does not list is unknown in that data set, not backgroun
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +19,7 @@ from mome.labels.table import load_table
 
 _FOLDER = Path(__file__).parent / "datasets"
 _SIDES = ("left", "right")
-_TEXTS = ("name", "citation", "licence", "get", "layout", "source")
+TEXTS = ("name", "citation", "licence", "get", "layout", "source")
 
 
 @dataclass(frozen=True)
@@ -98,35 +99,48 @@ def load_dataset(name: str) -> LabelMap:
     return parse_dataset(yaml.safe_load((_FOLDER / f"{name}.yaml").read_text()), f"{name}.yaml")
 
 
-def parse_dataset(raw: Any, where: str) -> LabelMap:
+def parse_dataset(raw: Any, where: str, own: Collection[str] = ()) -> LabelMap:
     """Makes a `LabelMap` of what a YAML file holds.
 
     Args:
         raw: The content.
         where: The file's name, for errors.
+        own: Structures that the class table does not have and that the file may name.
 
     Raises:
-        ValueError: A key is missing or unknown, a structure is not in the class table, a value is no positive whole
-            number, or a side does not fit the structure.
+        ValueError: A key is missing or unknown, a structure is unknown, a value is no positive whole number, or a side
+            does not fit the structure.
     """
     if not isinstance(raw, dict):
         raise ValueError(f"{where} holds no mapping")
-    unknown = set(raw) - {*_TEXTS, "structures", "files"}
+    unknown = set(raw) - {*TEXTS, "structures", "files"}
     if unknown:
         key = str(sorted(map(str, unknown))[0])
-        raise ValueError(f"{where} has the key {key!r}{did_you_mean(key, [*_TEXTS, 'structures', 'files'])}")
-    for key in _TEXTS:
+        raise ValueError(f"{where} has the key {key!r}{did_you_mean(key, [*TEXTS, 'structures', 'files'])}")
+    for key in TEXTS:
         if not isinstance(raw.get(key), str):
             raise ValueError(f"{where} has no text {key!r}")
-    structures = {name: _rule(name, rule, where) for name, rule in (raw.get("structures") or {}).items()}
-    files = {name: tuple(map(str, patterns)) for name, patterns in (raw.get("files") or {}).items()}
+    sections = {key: raw.get(key) or {} for key in ("structures", "files")}
+    for key, section in sections.items():
+        if not isinstance(section, dict):
+            raise ValueError(f"{where}: {key} is a mapping of structures, got {section!r:.60}")
+    structures = {name: _rule(name, rule, where) for name, rule in sections["structures"].items()}
+    files = {name: _patterns(name, patterns, where) for name, patterns in sections["files"].items()}
     for name in (*structures, *files):
-        if name not in load_table():
+        if name not in load_table() and name not in own:
             known = [label.name for label in load_table()]
             raise ValueError(f"{where} names {name!r}{did_you_mean(str(name), known)}, no structure of the class table")
     if not structures and not files:
         raise ValueError(f"{where} lists no structure")
-    return LabelMap(**{key: raw[key] for key in _TEXTS}, structures=structures, files=files)
+    return LabelMap(**{key: raw[key] for key in TEXTS}, structures=structures, files=files)
+
+
+def _patterns(name: str, patterns: Any, where: str) -> tuple[str, ...]:
+    """Returns the patterns of a structure's mask files: a list of texts, or one text."""
+    given = [patterns] if isinstance(patterns, str) else patterns
+    if not isinstance(given, list) or not given or not all(isinstance(pattern, str) for pattern in given):
+        raise ValueError(f"{where}: the files of {name} are a list of patterns, got {patterns!r:.60}")
+    return tuple(given)
 
 
 def _rule(name: str, rule: Any, where: str) -> StructureRule:

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from mome.errors import InputError
-from mome.labels import load_dataset, load_table
+from mome.labels import load_table
+from mome.labels.dataset_file import open_dataset
 from mome.metrics.files import Files, find_masks, is_map_without_table, open_masks, pair_files
 from mome.metrics.overlap import dice
 from mome.metrics.surface import hausdorff95, normalized_surface_dice
@@ -86,7 +87,7 @@ def evaluate_folder(
             grids.
     """
     if dataset is not None:
-        load_dataset(dataset)  # an unknown name is an error even where every map has a table of its own
+        open_dataset(dataset)  # an unknown name is an error even where every map has a table of its own
     if Path(prediction).is_file() and Path(reference).is_file():
         predicted, wanted = pair_files(prediction, reference, dataset=dataset)
     else:

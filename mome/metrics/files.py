@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mome.errors import InputError
-from mome.labels import load_dataset, load_table
+from mome.labels import load_table
 from mome.labels.dataset import StructureRule
+from mome.labels.dataset_file import open_dataset
 from mome.volumes import Volume, read_label_map, read_label_table
 from mome.volumes.label_map import listed_values, read_mask, several_numbers, unnamed_values
 from mome.volumes.mask_names import file_part, safe_characters, split_mask_name
@@ -165,7 +166,7 @@ def _map_rules(files: Files, dataset: str | None) -> dict[str, StructureRule]:
     if None not in files:
         return {}
     table = {entry["name"]: StructureRule((int(entry["id"]),)) for entry in _label_table(files[None])}
-    return table or ({} if dataset is None else load_dataset(dataset).structures)
+    return table or ({} if dataset is None else open_dataset(dataset).structures)
 
 
 def _read_map(path: Path, numbers: tuple[int, ...]) -> Volume:

@@ -27,8 +27,8 @@ class SourceConfig:
             see `mome.data.synthetic`).
         folder: The folder of a `cases` or `cached` source; `${NAME}` and `~` are expanded.
         layout: How the folder of a `cases` source is laid out, a name of `mome.data.layouts`, as in `nnunet`.
-        dataset: The data set of a `cases` source, whose label numbers its label maps use, as in `openkbp`. It may be
-            left out where the folder itself names them.
+        dataset: The data set of a `cases` source, whose label numbers its label maps use, as in `openkbp`, or a YAML
+            file of one's own (see `mome.labels.dataset_file`). It may be left out where the folder itself names them.
         part: `all`, `train` or `val`: the part of a `cases` source that is used.
         held_out: Share of the patients of a `cases` source that are its part `val`, chosen by the hash of their names.
         weight: How often this source is drawn, relative to the other sources.

@@ -13,8 +13,8 @@ from mome.registry import PARTS
 from mome.spec import parse
 from mome.text_file import read_text
 from mome.training.config import RunConfig
-from mome.training.yaml_file import LONGEST, NotYaml, read_yaml
 from mome.typed import from_data
+from mome.yaml_file import LONGEST, NotYaml, read_yaml
 
 # Overrides of these keys need no `model.` before them.
 MODEL_KEYS = (*PARTS, "dim", "head_channels", "patch_size", "residual")

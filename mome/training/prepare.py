@@ -21,6 +21,8 @@ from mome.data.layouts import open_cases
 from mome.data.plan import Plan, make_plan
 from mome.data.splits import part_of
 from mome.errors import InputError, did_you_mean
+from mome.labels import load_table
+from mome.labels.dataset_file import is_dataset_file, open_dataset
 from mome.labels.own import read_own_structures
 from mome.threads import container_cpus
 from mome.training.config import RunConfig, SourceConfig
@@ -68,7 +70,8 @@ def prepare(
         folder: The folder of cases.
         out: The folder for the configuration, the fingerprint and the caches.
         layout: A name of `mome.data.layouts`.
-        dataset: The data set whose numbers the label maps use; None where the folder names them.
+        dataset: The data set whose numbers the label maps use, or a YAML file of one; None where the folder names
+            them.
         labels: The structures to train; empty takes all that occur.
         own: Structures that the class table does not have, which the folder may name.
         preset: The model's preset.
@@ -90,6 +93,9 @@ def prepare(
     check_format(cache_format)
     out, folder = Path(out), Path(folder)
     structures = {name: list(words) for name, words in read_own_structures(dict.fromkeys(own)).items()}
+    if dataset is not None:
+        structures |= {name: [] for name in open_dataset(dataset).annotated if name not in load_table()}
+        dataset = str(Path(dataset).resolve()) if is_dataset_file(dataset) else dataset
     cases = open_cases(folder, layout, dataset, structures)
     _check_annotated(labels, cases, folder)
     val, train = (part_of(cases, part, held_out) for part in ("val", "train"))

@@ -244,7 +244,8 @@ def _open_case_folder(
         raise InputError(f"the part {source.part!r} of the cases is empty", where=str(folder), hint="held_out: 0.2")
     if source.count:
         cases = cases[: source.count]
-    name = "".join(c if c.isalnum() else "-" for c in f"{source.dataset or 'cases'}-{folder.name}")
+    dataset = Path(source.dataset).stem if source.dataset else "cases"
+    name = "".join(c if c.isalnum() else "-" for c in f"{dataset}-{folder.name}")
     return cache_case_folder(
         run.cache, cases, name, list(run.labels), processor, progress,
         skip_broken=skip_broken, workers=workers, cache_format=run.cache_format,

@@ -11,7 +11,7 @@ from typing import Any
 
 from mome.data.case import Case
 from mome.errors import InputError
-from mome.labels import load_dataset
+from mome.labels.dataset_file import open_dataset
 from mome.registry import Registry
 
 LAYOUTS = Registry("data layout", "mome.data.layouts", "mome.data_layouts", "mome.data.layouts.base:Layout")
@@ -32,7 +32,8 @@ def open_cases(
     Args:
         folder: The folder, or the file of a manifest.
         layout: A name of `LAYOUTS`, or a config string such as `nnunet(part='Ts')`.
-        dataset: The data set whose numbers the label maps use; None where the folder itself names them.
+        dataset: The data set whose numbers the label maps use, or a YAML file of one; None where the folder itself
+            names them.
         own: Structures that the class table does not have, which the folder may name.
 
     Returns:
@@ -46,7 +47,7 @@ def open_cases(
         raise InputError("no such folder of cases", where=str(folder), hint="check the path")
     reader = LAYOUTS.build(layout)
     reader.own = tuple(own)
-    cases: list[Case] = reader.cases(folder, None if dataset is None else load_dataset(dataset))
+    cases: list[Case] = reader.cases(folder, None if dataset is None else open_dataset(dataset))
     if not cases:
         raise InputError("the folder lists no case", where=str(folder), hint=f"layout {layout!r}: {reader.shape}")
     return cases

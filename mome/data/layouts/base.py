@@ -65,8 +65,8 @@ def structure_name(text: str, where: Path, own: Collection[str]) -> str:
         raise InputError(
             f"{text!r:.60} is no structure of the class table{close}",
             where=str(where),
-            hint=f"a structure of your own: --own {suggested_name(text)} (in a configuration, structures:); or name a "
-            "data set whose YAML says what it is",
+            hint=f"a structure of your own: --own {suggested_name(text)} (in a configuration, structures:); or a "
+            "data set, or a YAML file of one, that says what it is: --dataset",
         )
     return found.name
 

@@ -1,0 +1,63 @@
+"""Data sets of a user's own: a YAML file that says what the numbers of label maps mean.
+
+```yaml
+structures:
+  liver: [1, 2]        # the union of two numbers
+  thymus: 3            # a structure that the class table does not have
+  kidney_left: {values: [4], side: left}     # a number that stands for both sides
+  kidney_right: {values: [4], side: right}
+```
+The other keys of the files in `mome/labels/datasets` may stand there, too: `layout`, `files`, `name` and so on.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from mome.errors import InputError
+from mome.labels.dataset import TEXTS, LabelMap, load_dataset, parse_dataset
+from mome.labels.own import read_own_structures
+from mome.labels.table import load_table
+from mome.text_file import read_text
+from mome.yaml_file import LONGEST, read_yaml
+
+_ENDINGS = (".yaml", ".yml")
+
+
+def is_dataset_file(text: str) -> bool:
+    """Says whether a text is the path of a YAML file, not the name of a data set of the package."""
+    return text.lower().endswith(_ENDINGS)
+
+
+def open_dataset(text: str) -> LabelMap:
+    """Returns a data set.
+
+    Args:
+        text: The name of a data set of the package, or the path of a YAML file; `${NAME}` and `~` are expanded in it.
+
+    Raises:
+        InputError: There is no such data set or file, or the file is none of a data set.
+    """
+    if not is_dataset_file(text):
+        return load_dataset(text)
+    path = Path(os.path.expandvars(text)).expanduser()
+    raw = read_yaml(read_text(path, "the data set", limit=4 * LONGEST), str(path))
+    texts = {**dict.fromkeys(TEXTS, ""), "name": path.stem}
+    try:
+        found = parse_dataset({**texts, **raw} if isinstance(raw, dict) else raw, path.name, own_structures(raw))
+    except ValueError as error:  # an InputError is one
+        what, hint = (error.what, error.hint) if isinstance(error, InputError) else (str(error), None)
+        raise InputError(what, where=str(path), hint=hint or "structures: {liver: [1, 2], thymus: 3}") from error
+    return found
+
+
+def own_structures(raw: object) -> list[str]:
+    """Returns the structures of a data set that the class table does not have.
+
+    Raises:
+        InputError: One may be a typo, or is another name of a structure of the class table.
+    """
+    sections = [raw.get(key) for key in ("structures", "files")] if isinstance(raw, dict) else []
+    names = [name for section in sections if isinstance(section, dict) for name in section]
+    return list(read_own_structures({name: None for name in names if name not in load_table()}))
