@@ -61,12 +61,11 @@ def structure_name(text: str, where: Path, own: Collection[str]) -> str:
         return mine
     found = table.resolve(text) if text.strip() else None
     if found is None or found.name is None or found.how not in ("exact", "synonym") or found.name not in table:
-        close = did_you_mean(text, [label.name for label in table])
+        close, name = did_you_mean(text, table.names()), suggested_name(text)
         raise InputError(
             f"{text!r:.60} is no structure of the class table{close}",
             where=str(where),
-            hint=f"a structure of your own: --own {suggested_name(text)} (in a configuration, structures:); or a "
-            "data set, or a YAML file of one, that says what it is: --dataset",
+            hint=f"--own {name} if it is a structure of your own; in a configuration, structures: {{{name}: []}}",
         )
     return found.name
 
