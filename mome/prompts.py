@@ -13,7 +13,8 @@ from mome.encoders.text.base import check_width
 from mome.encoders.text.stored import StoredText
 from mome.errors import InputError
 from mome.labels import Resolved, load_table
-from mome.labels.own import find_own
+from mome.labels.all_labels import asks_all
+from mome.labels.own import own_label
 from mome.pretrained import bundled_model_of
 from mome.registry import TEXT_ENCODERS
 from mome.spec import brief
@@ -44,14 +45,15 @@ class Prompt:
 def understand(texts: list[str], model: MoME) -> list[Prompt]:
     """Resolves prompts against the label table and says what the model was not trained on.
 
-    A text that names a pair or a group ("kidneys", "ribs") becomes one prompt per label, so that every mask has one
+    `all` stands for every label that the model was trained on; see `mome.labels.all_labels`. A text that names a pair
+    or a group ("kidneys", "ribs") becomes one prompt per label, so that every mask has one
     label of the class table. Each label is prompted once, also where several texts name it. The warning about a text
     stands on the first of its labels that no earlier text named. The labels of a text that the model was not trained on
     have one warning in common, so that whoever leaves out repeated lines shows it once.
 
     Raises:
         InputError: There is no prompt, or one is empty, is no text, or is refused: it names a side or uses an
-            abbreviation that the class table cannot read.
+            abbreviation that the class table cannot read, or asks an untrained model for all.
     """
     if isinstance(texts, str):
         texts = [texts]
@@ -60,10 +62,9 @@ def understand(texts: list[str], model: MoME) -> list[Prompt]:
     table = load_table()
     prompts: list[Prompt] = []
     has_shown_labels = False
-    for text in texts:
-        if not isinstance(text, str):
-            raise InputError(f"a prompt is a text, got {text!r:.60}", hint="segment(scan, ['liver'])")
-        resolved = _own_label(text, model) or table.resolve(text)
+    for text in _without_all(texts, model):
+        own = own_label(text, model.config.labels) if text.strip() else None
+        resolved = Resolved(text, own, None, "exact", None) if own else table.resolve(text)
         if resolved.how == "refused":
             raise InputError(str(resolved.warning), hint=resolved.hint)
         names = resolved.names or (resolved.name or text.strip(),)
@@ -83,13 +84,19 @@ def understand(texts: list[str], model: MoME) -> list[Prompt]:
     return list({prompt.name: prompt for prompt in reversed(prompts)}.values())[::-1]
 
 
-def _own_label(text: str, model: MoME) -> Resolved | None:
-    """Returns the label of the model that a text names, where the class table has no such structure."""
-    table = load_table()
-    name = find_own(text, [label for label in model.config.labels if label not in table])
-    if name is None or (name != text.strip() and text.strip() and table.names_of(text)):
-        return None
-    return Resolved(text, name, None, "exact", None)
+def _without_all(texts: list[str], model: MoME) -> list[str]:
+    """Returns the texts, with the labels that the model was trained on in the place of `all`."""
+    found: list[str] = []
+    for text in texts:
+        if not isinstance(text, str):
+            raise InputError(f"a prompt is a text, got {text!r:.60}", hint="segment(scan, ['liver'])")
+        if asks_all(text) and not model.config.trained_labels:
+            raise InputError(
+                f"{text!r:.60} asks for what the model was trained on, and its weights are random",
+                hint="name at least one structure, as in -p liver",
+            )
+        found += model.config.trained_labels if asks_all(text) else [text]
+    return found
 
 
 def _not_trained(names: list[str], of: int, model: MoME, *, shows_labels: bool) -> str:

@@ -9,7 +9,7 @@ import pytest
 from mome.cli.main import main
 from mome.errors import InputError
 from mome.inference import choose_model as chooser
-from mome.inference.choose_model import choose_model, known_labels
+from mome.inference.choose_model import best_model, choose_model, known_labels
 
 NECK, TORSO = "mome-ct-tiny", "torso"
 
@@ -54,6 +54,22 @@ def test_prompts_of_two_models_are_refused(two_models) -> None:
     with pytest.raises(InputError, match="no bundled model knows both 'mandible' and 'liver'") as caught:
         choose_model(["mandible", "liver"])
     assert "-m mome-ct-tiny and with -m torso" in str(caught.value)
+
+
+def test_all_needs_the_name_of_a_model(two_models) -> None:
+    with pytest.raises(
+        InputError, match="'All structures' asks for every structure that a model was trained on"
+    ) as caught:
+        choose_model(["All structures"])
+    assert "-m mome-ct-tiny and with -m torso" in str(caught.value)
+    one = {"torso": ["liver", "spleen"]}
+    assert best_model(["all", "liver"], one, "model", "{} {}") == ("torso", ["liver", "spleen"])
+
+
+def test_own_labels_choose_their_model() -> None:
+    known = {"neck": ["mandible"], "mine": ["plaque_left", "thymus"]}
+    for text in ("thymus", "Thymus", "left plaque"):
+        assert best_model([text], known, "model", "{} {}")[0] == "mine"
 
 
 def test_prompts_of_two_models_in_a_jobs_file_are_refused(tmp_path, capsys) -> None:

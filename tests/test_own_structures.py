@@ -191,6 +191,15 @@ def test_prompts_name_labels_of_the_model() -> None:
     assert unknown_label_notes(["livr"])
 
 
+def test_all_stands_for_what_the_model_was_trained_on() -> None:
+    model = small(labels=["liver", "spleen", "thymus"], trained_labels=["liver", "thymus"])
+    for asked in (["all"], ["everything", "liver"], ["thymus", "ALL"]):
+        found = understand(asked, model)
+        assert sorted(prompt.name for prompt in found) == ["liver", "thymus"] and not any(p.warning for p in found)
+    with pytest.raises(InputError, match="'all' asks for what the model was trained on, and its weights are random"):
+        understand(["all"], small(labels=["liver"]))
+
+
 def test_from_a_folder_to_masks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = nnunet(tmp_path / "data", {name: plaques() for name in "abcd"}, PLAQUES)
     own = ["--own", "plaque_left", "--own", "plaque_right"]

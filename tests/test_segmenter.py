@@ -22,10 +22,10 @@ from mome.prompts import embed_prompts, understand
 from mome.volumes import Volume
 
 
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory) -> Path:
-    """The folder of a small random model without a processor."""
-    folder = tmp_path_factory.mktemp("model")
+@pytest.fixture
+def model_folder(tmp_path: Path) -> Path:
+    """The folder of a small random model without a processor. Tests write into it, so each has its own."""
+    folder = tmp_path / "model"
     liver_and_spleen().save_pretrained(folder)
     return folder
 

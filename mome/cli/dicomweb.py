@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("url", help="root of the DICOMweb service, as in https://pacs.example/dicom-web")
     parser.add_argument("--study", required=True, help="StudyInstanceUID")
     parser.add_argument("--series", help="SeriesInstanceUID; without it, the series of the study are listed")
-    parser.add_argument("-p", "--prompt", action="append", default=[], help="a structure; may be repeated")
+    parser.add_argument("-p", "--prompt", action="append", default=[], help="a structure, or all; may be repeated")
     parser.add_argument(
         "-m", "--model", help="folder, bundled name or Hub id; default: the bundled model that knows the prompts"
     )

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the command."""
     parser.add_argument("model", help="folder, bundled name or Hub id of a checkpoint")
     parser.add_argument("--ct", type=given_path, required=True, help="the scan (.nii.gz, .mha, DICOM folder)")
-    parser.add_argument("-p", "--prompt", action="append", default=[], help="a structure; may be repeated")
+    parser.add_argument("-p", "--prompt", action="append", default=[], help="a structure, or all; may be repeated")
     parser.add_argument("-o", "--out", type=output_folder, required=True, help="folder for pictures and numbers")
     parser.add_argument("--overwrite", action="store_true", help="replace pictures and numbers that are there")
     parser.add_argument("--frame", type=int, help="the volume to take from a 4-D file, from 0")

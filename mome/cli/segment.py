@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "inputs", nargs="*", type=given_path, help="scans (.nii.gz, .mha, DICOM folder, ZIP of one) or folders"
     )
-    parser.add_argument("-p", "--prompt", action="append", default=[], help="a structure; may be repeated")
+    parser.add_argument("-p", "--prompt", action="append", default=[], help="a structure, or all; may be repeated")
     parser.add_argument("-o", "--out", type=output_folder, help="folder for the masks")
     parser.add_argument(
         "-m", "--model", help="folder, bundled name or Hub id; default: the bundled model that knows the prompts"

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from mome.errors import InputError
 from mome.labels import load_table
+from mome.labels.all_labels import asks_all
+from mome.labels.own import own_label
 from mome.pretrained import bundled_labels
 
 DEFAULT_MODEL = "mome-ct-tiny"
@@ -65,16 +68,19 @@ def best_model(
         Its name, and the asked structures that it knows.
 
     Raises:
-        InputError: Two models each know a structure that the other does not know.
+        InputError: Two models each know a structure that the other does not know, or all is asked for and there are
+            several models.
     """
     table = load_table()
     wanted: list[str] = []
     for prompt in [prompts] if isinstance(prompts, str) else list(prompts or ()):
         if isinstance(prompt, str):  # anything else is refused where prompts are understood
-            text = prompt.strip()
-            # Models read their own labels before the class table, which may take one for a structure of its own.
-            is_own = text not in table and any(text in labels for labels in known.values())
-            wanted += (not is_own and table.resolve(prompt).names) or (text,)
+            if asks_all(prompt):
+                wanted += _all_of(prompt, known, kind, hint)
+                continue
+            # Models read their own labels first, too; the class table may take one for a structure of its own.
+            own = own_label(prompt, chain.from_iterable(known.values())) if prompt.strip() else None
+            wanted += (own,) if own else table.resolve(prompt).names or (prompt.strip(),)
     found = {model: [name for name in dict.fromkeys(wanted) if name in labels] for model, labels in known.items()}
     model = max(found, key=lambda name: len(found[name]))  # max keeps the first of equals
     for other, names in found.items():
@@ -87,6 +93,21 @@ def best_model(
                 hint=hint.format(model, other),
             )
     return model, found[model]
+
+
+def _all_of(prompt: str, known: Mapping[str, Collection[str]], kind: str, hint: str) -> Collection[str]:
+    """Returns what the only model was trained on.
+
+    Raises:
+        InputError: There are several.
+    """
+    if len(known) > 1:
+        raise InputError(
+            f"{prompt!r:.60} asks for every structure that a model was trained on, and no model is named",
+            where=f"each {kind}: {', '.join(known)}",
+            hint=hint.format(*list(known)[:2]),
+        )
+    return next(iter(known.values()))
 
 
 def chosen_note(model: str, found: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ of one structure, because their names differ by the side alone.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from mome.errors import InputError
@@ -78,6 +78,16 @@ def find_own(text: str, own: Collection[str]) -> str | None:
     words = sorted(normalise(text).split())
     exact = text.strip()
     return exact if exact in own else next((name for name in own if sorted(normalise(name).split()) == words), None)
+
+
+def own_label(text: str, labels: Iterable[str]) -> str | None:
+    """Returns the label that a text names and that the class table does not have.
+
+    A label is found by its very name before the class table is read, and by its words after it.
+    """
+    table = load_table()
+    found = find_own(text, [label for label in labels if label not in table])
+    return found if found == text.strip() or not table.names_of(text) else None
 
 
 def suggested_name(text: str) -> str:

@@ -18,6 +18,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 
 from mome.errors import InputError
+from mome.labels.all_labels import asks_all
 from mome.server.guard import unauthorized
 from mome.server.http_errors import HttpError
 from mome.server.job_routes import accept, check_prompts, queue_of
@@ -198,6 +199,8 @@ def _prompts(params: dict[str, Any], able: dict[str, Any]) -> list[str]:
         given = [text.strip() for text in given.split(",") if text.strip()]
     if not isinstance(given, list) or not all(isinstance(text, str) for text in given):
         raise InputError("prompts are a list of texts, or one text with commas", where="params")
+    if any(asks_all(text) for text in given):  # ids are numbers of names
+        given = [name for text in given for name in (_ids(able) if asks_all(text) else [text])]
     if not given and "label_prompt" in params:
         given = _prompts_of_ids(params["label_prompt"], able)
     return check_prompts(given or list(_ids(able)))
