@@ -293,7 +293,12 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     command = ["convert", "ct-fm", str(file), str(out), "--spacing", "2", "2", "2"]
     assert main(command) == 0
     printed = capsys.readouterr().out
-    assert "matched" in printed and "random" in printed and "not used" in printed and f"written to {out}" in printed
+    assert (
+        "matched" in printed
+        and "random" in printed
+        and "not used" in printed
+        and f"written to {out}; next: mome train --config run.yaml init={out}" in printed
+    )
     assert list(MoMEProcessor.from_pretrained(out).spacing) == [2, 2, 2]
     before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
     assert main(command) == 2

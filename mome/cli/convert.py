@@ -56,5 +56,6 @@ def run(args: argparse.Namespace) -> int:
         return 0
     for line in report.lines():
         print(printable(line))
-    print(printable(f"written to {args.out}"))
+    then = f"train --config run.yaml init={args.out}" if report.random else f"segment ct.nii.gz -p liver -m {args.out}"
+    print(printable(f"written to {args.out}; next: mome {then}"))
     return 0

@@ -61,7 +61,7 @@ def _add(args: argparse.Namespace) -> int:
         print(printable(f"note: {note}"))
     print(printable(f"added {', '.join(names)}"))
     print("the weights were not trained on them, and every segmentation will say so")
-    print(f"wrote {args.out}")
+    print(printable(f"wrote {args.out}; next: mome segment ct.nii.gz -p {names[0]!r} -m {args.out}"))
     return 0
 
 
