@@ -65,6 +65,8 @@ def test_other_words_are_read_and_normalised() -> None:
         ({"thymus": ["gland"], "stent": ["gland"]}, "names both 'thymus' and 'stent'"),
         ({"thymus": [""]}, "has no letter"),
         ({"thymus": ["12"]}, "has no letter"),
+        ({"plaque_L": []}, "seems to name the left side, which is written as the word left"),
+        ({"plaque_dx": []}, "seems to name the right side"),
         ({"thymus": ["тимус"]}, "'тимус', a name of 'thymus' in structures"),
     ],
 )

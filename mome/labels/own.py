@@ -27,8 +27,8 @@ def read_own_structures(given: Mapping[Any, Any]) -> dict[str, tuple[str, ...]]:
         given: Name → a list of other words, one of them as a text, or None.
 
     Raises:
-        InputError: A name is not made of letters, digits and underscores, other words are no texts, or two structures,
-            one of which may be in the class table, share a name.
+        InputError: A name is not made of letters, digits and underscores, or abbreviates a side; other words are no
+            texts; or two structures, one of which may be in the class table, share a name.
     """
     found: dict[str, tuple[str, ...]] = {}
     of_phrase: dict[str, str] = {}
@@ -40,6 +40,7 @@ def read_own_structures(given: Mapping[Any, Any]) -> dict[str, tuple[str, ...]]:
         others = [] if words is None else [words] if isinstance(words, str) else words
         if not isinstance(others, list | tuple) or not all(isinstance(word, str) for word in others):
             raise InputError(f"other words for {name!r} are a list of texts, got {words!r:.80}", hint=_HINT)
+        _check_side(name)
         for phrase in (name, *others):
             _check_phrase(phrase, name)
             owner = of_phrase.setdefault(normalise(phrase), name)
@@ -47,6 +48,21 @@ def read_own_structures(given: Mapping[Any, Any]) -> dict[str, tuple[str, ...]]:
                 raise InputError(f"{phrase!r:.80} names both {owner!r} and {name!r} in structures", hint=_HINT)
         found[name] = tuple(normalise(word) for word in others)
     return found
+
+
+def _check_side(name: str) -> None:
+    """Checks that a side in a name is the word left or right, by which a mirrored patch shows the other structure.
+
+    Raises:
+        InputError: It is abbreviated, or in another language.
+    """
+    sides = load_table().sides_of(normalise(name))
+    if len(sides) == 1 and not sides <= set(name.lower().split("_")):
+        (side,) = sides
+        raise InputError(
+            f"the name {name!r} in structures seems to name the {side} side, which is written as the word {side}",
+            hint="structures: {plaque_left: [], plaque_right: []}",
+        )
 
 
 def _check_phrase(phrase: str, name: str) -> None:

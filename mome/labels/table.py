@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mome.labels.label import Label
+from mome.labels.reading import read
 from mome.labels.resolve import Resolved, resolve
 from mome.labels.structures import StructureIndex
 from mome.labels.vocabulary import load_vocabulary
@@ -83,6 +84,10 @@ class LabelTable:
         """
         found = self.resolve(text)
         return found.names if found.how in ("exact", "synonym", "pair", "group") else ()
+
+    def sides_of(self, text: str) -> frozenset[str]:
+        """Returns the sides that the words of a text name, in full or abbreviated: `left`, `right`, both or none."""
+        return read(text, self._index).sides
 
     @cached_property
     def _index(self) -> StructureIndex:
