@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy.spatial.transform import Rotation
 from stand_in_models import Contrast
 
@@ -75,10 +76,9 @@ def test_tiles_keep_the_places_that_they_have_in_exact_mode(overlap: float) -> N
         for exact, places in found.items():
             made = segmenter(exact=exact, overlap=overlap)
             encode, loaded = made.predictor.encode, made.load(scan)
-            first = [start for start, _ in loaded.body.box] if loaded.body else [0, 0, 0]
 
-            def placed(tile, at, encode=encode, first=first, places=places):
-                places.add(tuple(a + b for a, b in zip(at, first, strict=True)))
+            def placed(tile, at, encode=encode, places=places):
+                places.add(at)
                 return encode(tile, at)
 
             made.predictor.encode = placed
@@ -87,6 +87,27 @@ def test_tiles_keep_the_places_that_they_have_in_exact_mode(overlap: float) -> N
             has_other_steps |= len({tile_steps(shape, PATCH, overlap) for shape in grids}) == 2
         assert found[False] < found[True]
     assert has_other_steps
+
+
+@pytest.mark.parametrize("mirror", [None, "lr,si"])
+def test_a_model_is_told_the_places_that_tiles_have_on_the_whole_network_grid(mirror: str | None) -> None:
+    """Tiles were placed in the part around the patient, so that routers by place chose other experts than in exact."""
+
+    class Placed(Contrast):
+        def encode(self, volume_B1DHW: torch.Tensor, origin_B3: torch.Tensor | None = None) -> torch.Tensor:
+            assert origin_B3 is not None
+            places.setdefault(tuple(origin_B3[0].tolist()), []).append(volume_B1DHW.clone())
+            return volume_B1DHW
+
+    found = []
+    for exact in (False, True):
+        places: dict[tuple[int, ...], list[torch.Tensor]] = {}
+        Segmenter(Placed(), MoMEProcessor(**PROCESSOR), exact=exact, mirror=mirror).segment(patient(), ["liver"])
+        found.append(places)
+    default, all_of_them = found
+    assert len(default) < len(all_of_them)
+    for place, tiles in default.items():
+        assert all(any(torch.equal(tile, other) for other in all_of_them[place]) for tile in tiles)
 
 
 def test_the_part_around_the_patient_follows_the_overlap_of_the_processor() -> None:

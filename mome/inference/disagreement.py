@@ -66,13 +66,14 @@ class RouterWatch:
         inner: The predictor.
         model: The model whose routers are watched.
         size: Voxels of the volume along each axis.
+        origin: The volume's first voxel on the network grid, of which it may be a part.
 
     Raises:
         InputError: The model has no router that can be watched.
     """
 
-    def __init__(self, inner: Predictor, model: MoME, size: Sequence[int]) -> None:
-        self.inner, self._routers = inner, watched_routers(model)
+    def __init__(self, inner: Predictor, model: MoME, size: Sequence[int], origin: Sequence[int] = (0, 0, 0)) -> None:
+        self.inner, self._routers, self._origin = inner, watched_routers(model), tuple(origin)
         sides = [max(side, patch) for side, patch in zip(size, inner.patch_size, strict=True)]
         self._size = tuple(size)
         self._sum, self._weight = torch.zeros(sides), torch.zeros(sides)
@@ -109,7 +110,8 @@ class RouterWatch:
         maps = [entropy for _, entropy in self._seen[: len(self._seen) // copies]]
         if maps and origin not in self._counted:
             self._counted.add(origin)
-            place = tuple(slice(o, o + p) for o, p in zip(origin, self.patch_size, strict=True))
+            corner = [at - first for at, first in zip(origin, self._origin, strict=True)]
+            place = tuple(slice(a, a + p) for a, p in zip(corner, self.patch_size, strict=True))
             self._sum[place] += torch.stack(maps).mean(dim=0) * self._window
             self._weight[place] += self._window
         return features

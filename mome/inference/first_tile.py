@@ -43,12 +43,12 @@ class FirstTile:
         self._plan, self._plan_for, self._of_others = plan, plan_for, of_others
 
     def compute(
-        self, predictor: Predictor, tile_B1DHW: Tensor, corner: tuple[int, int, int], text_PT: Tensor
+        self, predictor: Predictor, tile_B1DHW: Tensor, origin: tuple[int, int, int], text_PT: Tensor
     ) -> tuple[Any, Tensor]:
         """Returns the features of the tile, and the logits (1, P, D, H, W) of some prompts.
 
         Args:
-            predictor, tile_B1DHW, corner: See `Predictor.encode`.
+            predictor, tile_B1DHW, origin: See `Predictor.encode`.
             text_PT: One row for each of these prompts.
 
         Raises:
@@ -59,7 +59,7 @@ class FirstTile:
             give_back_freed()  # else the network would take what was freed before, and seem to take less
         before = device_bytes(predictor.device)
         with HighestMemory(predictor.device) as encoding:
-            features = predictor.encode(tile_B1DHW, corner)
+            features = predictor.encode(tile_B1DHW, origin)
         with HighestMemory(predictor.device) as decoding:
             logits = predictor.decode(features, text_PT)
         highest = max(encoding.bytes, decoding.bytes - logits.nbytes)

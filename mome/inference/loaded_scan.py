@@ -52,6 +52,14 @@ class LoadedScan:
         return reading_bytes(self.volume.array.nbytes, self.array.nbytes)
 
     @property
+    def origin(self) -> tuple[int, int, int]:
+        """Returns the first voxel (d, h, w) of `network` on the whole network grid."""
+        if self.body is None:
+            return 0, 0, 0
+        d, h, w = (first for first, _ in self.body.box)
+        return d, h, w
+
+    @property
     def wanted(self) -> Callable[[Box], bool] | None:
         """Says of a tile of `network` whether it is computed; None where all are."""
         return tiles_of_scan(self.network, self.volume.grid) if self.body is None else self.body.wants

@@ -34,6 +34,7 @@ def predict_masks(
     prompt_chunk: int = 32,
     dtype: torch.dtype = torch.float32,
     wanted: Callable[[Box], bool] | None = None,
+    origin: Sequence[int] = (0, 0, 0),
     probabilities: ProbabilityMaps | None = None,
     progress: Callable[[int, int], None] | None = None,
     phases: Phases | None = None,
@@ -49,7 +50,7 @@ def predict_masks(
         prompts: Names and embeddings.
         overlap: The share of a tile that its neighbour covers too, 0 to 0.9.
         prompt_chunk: Prompts that are decoded at once.
-        steps, dtype, wanted: See `stream_planes`.
+        steps, dtype, wanted, origin: See `stream_planes`.
         probabilities: Receives the probabilities of the prompts that it names.
         progress: Called with (tiles done, number of tiles).
         phases: Receives the times of the phases `network` and `resample`.
@@ -75,6 +76,7 @@ def predict_masks(
         prompt_chunk=prompt_chunk,
         dtype=dtype,
         wanted=wanted,
+        origin=origin,
         progress=progress,
         first_tile=first_tile,
     )

@@ -268,7 +268,7 @@ class Segmenter:
         predictor = self.predictor
         steps = tile_steps(ready.whole.shape, predictor.patch_size, self.overlap)
         if isinstance(predictor, MirrorPredictor):
-            predictor = predictor.for_volume(ready.array.shape[2:])
+            predictor = predictor.for_volume(ready.whole.shape)
         memory = ScanMemory(
             ready,
             predictor,
@@ -290,7 +290,7 @@ class Segmenter:
                 self.network_bytes = network_bytes
             return memory.plan(network_bytes)
 
-        watch = RouterWatch(predictor, self.model, ready.array.shape[2:]) if disagreement else None
+        watch = RouterWatch(predictor, self.model, ready.array.shape[2:], ready.origin) if disagreement else None
         with watch or nullcontext():
             masks, maps, memory_notes = predict_within_memory(
                 watch or predictor,
@@ -302,6 +302,7 @@ class Segmenter:
                 asked=asked_names(probabilities, prepared.names),
                 steps=steps,
                 wanted=wanted,
+                origin=ready.origin,
                 progress=progress,
                 phases=phases,
                 first_tile=None if known is not None else FirstTile(plan, plan_for, reserved_bytes),

@@ -33,6 +33,7 @@ def stream_planes(
     prompt_chunk: int = 32,
     dtype: torch.dtype = torch.float32,
     wanted: Callable[[Box], bool] | None = None,
+    origin: Sequence[int] = (0, 0, 0),
     progress: Callable[[int, int], None] | None = None,
     first_tile: FirstTile | None = None,
 ) -> Iterator[FinishedPlanes]:
@@ -54,6 +55,7 @@ def stream_planes(
         dtype: Type of the sums of weighted logits; float16 halves the memory of the buffer.
         wanted: Says of a tile, given by its first voxels and last voxels + 1, whether it is computed. Voxels that no
             computed tile covers get `OUTSIDE_LOGIT`.
+        origin: The volume's first voxel (d, h, w) on the network grid, of which it may be a part.
         progress: Called with (tiles done, number of tiles); tiles that are not wanted are not counted.
         first_tile: Computes the first tile, before the buffer is allocated.
 
@@ -91,10 +93,11 @@ def stream_planes(
             box = [slice(first, first + side) for first, side in zip(corner, patch, strict=True)]
             box[axis] = slice(None)
             tile, logits = planes[:, :, box[0], box[1], box[2]], None
+            d, h, w = (first + at for first, at in zip(origin, corner, strict=True))
             if count == 0 and first_tile is not None:
-                features, logits = first_tile.compute(predictor, tile, corner, text_PT[:prompt_chunk])
+                features, logits = first_tile.compute(predictor, tile, (d, h, w), text_PT[:prompt_chunk])
             else:
-                features = predictor.encode(tile, corner)
+                features = predictor.encode(tile, (d, h, w))
             ring = ring or new_ring()
             for first in range(0, text_PT.shape[0], prompt_chunk):
                 chunk = slice(first, first + prompt_chunk)
