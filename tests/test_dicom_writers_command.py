@@ -17,6 +17,7 @@ from test_orientations import SHAPE, phantom_affine, phantom_hu
 from mome.cli.main import main
 from mome.processing import MoMEProcessor
 from mome.volumes import read_label_table
+from mome.volumes.dicom_out.earlier_objects import is_whole_object
 
 pytest.importorskip("highdicom", reason='pip install "mome[dicom]"')
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -113,3 +114,24 @@ def test_nifti_of_a_dicom_series(scans: Path, tmp_path: Path) -> None:
     assert set(table) == {"liver", "spleen"}
     image = nib.load(tmp_path / "map" / "series.nii.gz")
     assert set(np.unique(np.asarray(image.dataobj))) <= {0, *table.values()}
+
+
+@pytest.mark.parametrize("writer", ["dicom_seg", "rtstruct"])
+def test_a_run_that_resumes_keeps_a_corrected_object(
+    scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], writer: str
+) -> None:
+    """Only files of voxels were tried to be read, so that a corrected SEG was taken for a damaged one and replaced."""
+    command = ["segment", str(scans / "series"), "-m", str(scans / "tiny"), "-o", str(tmp_path), "--writer", writer]
+    assert main([*command, "-p", "liver"]) == 0
+    (path,) = tmp_path.glob("*.dcm")
+    corrected = pydicom.dcmread(path)
+    corrected.InstanceCreationTime = "101112.123456"
+    corrected.save_as(path)
+    before = path.read_bytes()
+    assert main([*command, "-p", "liver", "--resume"]) == 0 and path.read_bytes() == before
+    assert "changed after they were written, and kept" in capsys.readouterr().err
+    assert main([*command, "-p", "liver", "-p", "spleen", "--resume"]) == 2 and path.read_bytes() == before
+    assert "the mask was changed after it was written, and would be replaced" in capsys.readouterr().err
+    for count in (len(before) // 3, len(before) - 20):  # what a copy that was interrupted left is replaced
+        path.write_bytes(before[:count])
+        assert main([*command, "-p", "liver", "--resume"]) == 0 and is_whole_object(path)

@@ -15,7 +15,8 @@ from mome.inference.earlier_runs import with_earlier_runs
 from mome.inference.problems import write_problems
 from mome.text_file import read_json
 from mome.volumes import read_label_map
-from mome.volumes.scan_files import scan_ending
+from mome.volumes.dicom_out.earlier_objects import is_whole_object
+from mome.volumes.scan_files import DICOM_ENDINGS, scan_ending
 
 # Another process holds the lock while it writes the report, for less than a second where the disk answers.
 _LOCK_WAIT_S = 300.0
@@ -159,6 +160,8 @@ def is_whole(mask: Path, size: int | None = -1) -> bool:
         return False
     if size in (None, mask.stat().st_size):
         return True
+    if mask.suffix.lower() in DICOM_ENDINGS:
+        return is_whole_object(mask)
     try:
         return scan_ending(mask) is not None and read_label_map(mask).array is not None
     except InputError:

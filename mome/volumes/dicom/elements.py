@@ -6,6 +6,9 @@ from typing import Any
 
 import numpy as np
 
+UNDEFINED_LENGTH = 0xFFFFFFFF
+"""The length of an element whose value ends with a delimiter."""
+
 
 def numbers(dataset: Any, keyword: str, count: int) -> np.ndarray | None:
     """Returns `count` finite numbers as float64, or None where the element is missing, empty or malformed."""
@@ -27,6 +30,12 @@ def integer(dataset: Any, keyword: str) -> int | None:
     """Returns one number without its fraction, or None."""
     value = number(dataset, keyword)
     return None if value is None else int(value)
+
+
+def is_short(element: Any) -> bool:
+    """Says whether the value of an element, as pydicom read it, has fewer bytes than its length."""
+    value, length = getattr(element, "value", None), getattr(element, "length", UNDEFINED_LENGTH)
+    return isinstance(value, bytes) and length != UNDEFINED_LENGTH and len(value) < length
 
 
 def texts(value: Any) -> tuple[str, ...]:

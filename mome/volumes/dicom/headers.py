@@ -14,7 +14,7 @@ from typing import Any
 from mome.errors import InputError
 from mome.volumes.dicom.bounded import BoundedFile
 from mome.volumes.dicom.damaged import DamagedFile
-from mome.volumes.dicom.elements import integer, printable
+from mome.volumes.dicom.elements import UNDEFINED_LENGTH, integer, is_short, printable
 from mome.volumes.dicom.statements import STATEMENTS, header_doubts, other_quantity
 
 # Attributes that are read only to recognise them in the description of a series. They are not kept.
@@ -87,7 +87,6 @@ _KEYWORDS = (
     *STATEMENTS,
     *_IDENTIFYING,
 )
-_UNDEFINED_LENGTH = 0xFFFFFFFF
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 
 
@@ -210,25 +209,19 @@ def _pixel_data(file: Any, size: int, dataset: Any) -> tuple[bool, bool, bool]:
     element = file.read(12)
     if len(element) < 12:
         # An element that is skipped by its length ends beyond the end of a truncated file; one that is read is short.
-        short = any(_is_short(dataset.get_item(tag)) for tag in dataset.keys())
+        short = any(is_short(dataset.get_item(tag)) for tag in dataset.keys())
         return False, start > size or len(element) > 0 or short, False
     is_implicit, is_little = dataset.original_encoding
     encoding = "<I" if is_little else ">I"
     length = struct.unpack(encoding, element[4:8] if is_implicit else element[8:12])[0]
     header_length = 8 if is_implicit else 12
-    if length == _UNDEFINED_LENGTH:
+    if length == UNDEFINED_LENGTH:
         return True, False, False
     pixels = [integer(dataset, keyword) or 1 for keyword in ("Rows", "Columns", "NumberOfFrames")]
     pixel = (integer(dataset, "BitsAllocated") or 8) // 8
     expected, row = math.prod(pixels) * pixel, pixels[1] * pixel
     is_truncated = start + header_length + length > size or length < expected
     return True, is_truncated, not is_truncated and length >= expected + max(row, 2)
-
-
-def _is_short(element: Any) -> bool:
-    """Says whether the value of an element, as pydicom read it, has fewer bytes than its length."""
-    value, length = getattr(element, "value", None), getattr(element, "length", _UNDEFINED_LENGTH)
-    return isinstance(value, bytes) and length != _UNDEFINED_LENGTH and len(value) < length
 
 
 def _origin(dataset: Any) -> str:

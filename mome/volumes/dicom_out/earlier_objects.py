@@ -1,4 +1,4 @@
-"""DICOM objects that lie in a folder already: which series they are of."""
+"""DICOM objects that lie in a folder already: which series they are of, and whether they are whole."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mome.volumes.dicom.bounded import BoundedFile
+from mome.volumes.dicom.elements import is_short
 from mome.volumes.dicom.quiet import quiet_decoders
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ _FRAMES, _STUDIES, _SERIES = (
     "RTReferencedStudySequence",
     "ReferencedSeriesSequence",
 )
+# Modality → the last of the elements without which an object of this kind holds nothing.
+_CONTENT = {"SEG": "PixelData", "RTSTRUCT": "RTROIObservationsSequence"}
 
 
 def referenced_series(path: Path) -> set[str] | None:
@@ -38,6 +41,24 @@ def referenced_series(path: Path) -> set[str] | None:
         return None if is_cut_off else found
     except Exception:  # pydicom raises errors of many types for damaged files
         return None
+
+
+def is_whole_object(path: Path) -> bool:
+    """Says whether a file is a DICOM object that can be read to its end; the rest of one that was cut off is missing.
+
+    Args:
+        path: A file whose ending is that of DICOM.
+    """
+    import pydicom
+
+    try:
+        with quiet_decoders(), BoundedFile(path) as file:
+            read = pydicom.dcmread(file)
+            is_cut_off = any(is_short(read.get_item(tag)) for tag in read.keys())  # before values are converted
+            modality = str(read.get("Modality") or "")
+            return bool(modality) and not is_cut_off and _CONTENT.get(modality, "Modality") in read
+    except Exception:  # pydicom raises errors of many types for damaged files
+        return False
 
 
 def _items(dataset: Dataset, keyword: str) -> list[Dataset]:
