@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from pathlib import Path
 
 import nibabel as nib
@@ -136,6 +137,27 @@ def test_a_tile_that_is_computed_again_counts_once_in_the_disagreement() -> None
             for _ in range(repeats):
                 watch.encode(tiles[:1], (0, 0, 0))
             watch.encode(tiles[1:], (0, 0, width // 2))
+        found.append(watch.result())
+    assert torch.equal(found[0], found[1])
+
+
+def test_the_disagreement_of_another_thread_is_not_watched() -> None:
+    """Hooks see all calls of a router, so that tiles of a scan in another thread were mixed into the map."""
+    network = sparse_model()
+    patch = tuple(network.config.patch_size)
+    tile, other = torch.rand(2, 1, 1, *patch, generator=torch.Generator().manual_seed(0))
+
+    class Interrupted(ModelPredictor):
+        def encode(self, tile_B1DHW: torch.Tensor, origin: tuple[int, int, int]) -> object:
+            thread = threading.Thread(target=lambda: ModelPredictor(network).encode(other, origin))
+            thread.start()
+            thread.join()
+            return super().encode(tile_B1DHW, origin)
+
+    found = []
+    for predictor in (ModelPredictor(network), Interrupted(network)):
+        with RouterWatch(predictor, network, patch) as watch:
+            watch.encode(tile, (0, 0, 0))
         found.append(watch.result())
     assert torch.equal(found[0], found[1])
 

@@ -8,6 +8,7 @@ the tiles that cover a voxel (our choice). A router without probabilities counts
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -60,7 +61,8 @@ class RouterWatch:
     """A predictor that also sums the entropy of the routers, for one volume; logits are those of `inner`.
 
     Use it as a context manager: inside the block it watches the routers. Of mirrored copies of a tile, the tile itself
-    is watched. A tile that is computed again, as where memory was not enough at first, counts once.
+    is watched. A tile that is computed again, as where memory was not enough at first, counts once. Other threads may
+    run the same model meanwhile: what its routers do there is not watched.
 
     Args:
         inner: The predictor.
@@ -79,6 +81,7 @@ class RouterWatch:
         self._sum, self._weight = torch.zeros(sides), torch.zeros(sides)
         self._window = gaussian_window(inner.patch_size)
         self._seen: list[tuple[str, Tensor]] = []
+        self._thread: int | None = None  # the one that computes a tile
         self._counted: set[tuple[int, int, int]] = set()  # first voxels of tiles
         self._hooks: list[Any] = []
 
@@ -104,7 +107,7 @@ class RouterWatch:
 
     def encode(self, tile_B1DHW: Tensor, origin: tuple[int, int, int]) -> Any:
         """Returns the inner features, and adds the entropy of this tile; see `Predictor.encode`."""
-        self._seen = []
+        self._seen, self._thread = [], threading.get_ident()
         features = self.inner.encode(tile_B1DHW, origin)
         copies = len(self.inner.flips) if isinstance(self.inner, MirrorPredictor) else 1
         maps = [entropy for _, entropy in self._seen[: len(self._seen) // copies]]
@@ -147,6 +150,8 @@ class RouterWatch:
 
     def _saw(self, name: str, router: nn.Module, given: tuple[Any, ...], routing: Routing) -> None:
         """Keeps the entropy of a tile, each voxel of the router's map repeated over the voxels that it stands for."""
+        if threading.get_ident() != self._thread:
+            return
         x_BDHWC, context = given
         sides, stride = tuple(x_BDHWC.shape[1:4]), tuple(context.stride)
         spans = tuple(side * step for side, step in zip(sides, stride, strict=True))
