@@ -15,6 +15,7 @@ from mome.inference import Segmenter
 from mome.inference.body_mask import body_mask
 from mome.inference.loaded_scan import load_scan
 from mome.inference.precision import LOWEST_DICE, MEASURED_IN_BFLOAT16, chosen_precision
+from mome.inference.probabilities import ProbabilityMaps
 from mome.inference.stream import wanted_tiles
 from mome.inference.tiles import tile_steps
 from mome.metrics import dice
@@ -173,9 +174,16 @@ def test_probabilities_agree_with_masks() -> None:
         segmenter().segment(scan, ["liver"], probabilities=["spleen"])
 
 
-def test_probabilities_are_the_sigmoid_of_logits() -> None:
-    import torch
+def test_no_map_is_assembled_before_somebody_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To find out whether a prompt has a map, all of it was assembled, once for every group of planes."""
+    assembled, real = [], ProbabilityMaps.__getitem__
+    monkeypatch.setattr(ProbabilityMaps, "__getitem__", lambda maps, name: assembled.append(name) or real(maps, name))
+    maps = segmenter().segment(patient(), ["liver", "lung_left"], probabilities=["liver"]).probabilities
+    assert maps is not None and "liver" in maps and "hepar" in maps and "lung_left" not in maps and 3 not in maps
+    assert assembled == [] and maps["liver"].any() and assembled == ["liver"]
 
+
+def test_probabilities_are_the_sigmoid_of_logits() -> None:
     from mome.volumes import resample
 
     scan = patient()

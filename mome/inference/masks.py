@@ -108,7 +108,7 @@ def _write_probabilities(maps: ProbabilityMaps, axis: int, names: Collection[str
     """Writes the planes that are ready of the prompts whose probabilities are asked."""
     above = AboveThreshold(ready.source, ready.target, axis, LOWEST_LOGIT, ready.between)
     for name, logits_DHW in zip(names, ready.logits, strict=True):
-        if name not in maps:
+        if name not in maps.names:
             continue
         for first, values in above.blocks(logits_DHW, quantised):
             maps.write_box(name, _moved(first, axis, ready.planes.start), values)

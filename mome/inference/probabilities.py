@@ -51,7 +51,7 @@ class ProbabilityMaps(Mapping[str, np.ndarray]):
         Raises:
             KeyError: There is no such map; the message names the maps there are.
         """
-        name = meant_name(name, self.names, "map of probabilities")
+        name = self._name_of(name)
         out = np.zeros(self.shape, dtype=np.uint8)
         for first, shape, data in self._parts[name]:
             place = tuple(slice(at, at + side) for at, side in zip(first, shape, strict=True))
@@ -59,11 +59,20 @@ class ProbabilityMaps(Mapping[str, np.ndarray]):
             np.maximum(out[place], values, out=out[place])
         return out
 
+    def __contains__(self, key: object) -> bool:
+        try:  # the method of `Mapping` would assemble a map for its answer
+            return self._name_of(key) in self._parts  # type: ignore[arg-type]
+        except KeyError:
+            return False
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def _name_of(self, key: str) -> str:
+        return meant_name(key, self.names, "map of probabilities")
 
 
 def asked_names(asked: bool | Sequence[str], names: Sequence[str]) -> list[str]:
