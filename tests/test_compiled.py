@@ -11,6 +11,8 @@ from torch.utils._pytree import tree_leaves
 from mome import create_model
 from mome.errors import InputError
 from mome.inference import Segmenter, compiled
+from mome.inference.disagreement import RouterWatch
+from mome.inference.mirror import MirrorPredictor
 from mome.inference.predictor import ModelPredictor
 from mome.processing import MoMEProcessor
 from mome.volumes import Volume
@@ -106,3 +108,18 @@ def test_a_segmenter_compiles_and_says_so(monkeypatch) -> None:
     with pytest.raises(InputError, match="the head cannot be compiled here: .*no compiler here") as caught:
         fast.segment(volume, ["mandible"])
     assert len(str(caught.value).splitlines()) <= 3
+
+
+def test_routers_of_a_compiled_encoder_cannot_disagree(monkeypatch) -> None:
+    """Their calls are not seen: the map lacked them without a word, or its error spoke of tokens."""
+    monkeypatch.setattr(compiled, "BACKEND", "eager")
+    patch, experts = (16, 16, 16), "swiglu(n=4)"
+    model = model_of(experts=experts)
+    assert RouterWatch(compiled.CompiledPredictor(model), model, patch)
+    encoder = f"unet(channels=[4, 8], depth=1, layer=moe(experts={experts}, router=topk(k=2)), layer_stages=[0])"
+    model = create_model("mome_ct_tiny", encoder=encoder, patch_size=[16, 16, 16], experts=experts).eval()
+    assert RouterWatch(ModelPredictor(model), model, patch)
+    predictor = compiled.CompiledPredictor(model)
+    for each in (predictor, MirrorPredictor(predictor, ("ap",), "RAS")):
+        with pytest.raises(InputError, match="cannot be seen\n  in: encoder.*\n.*leave out compile"):
+            RouterWatch(each, model, patch)

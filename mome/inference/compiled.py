@@ -34,12 +34,17 @@ class CompiledPredictor(ModelPredictor):
 
     def __init__(self, model: Any, autocast: torch.dtype | None = None) -> None:
         super().__init__(model, autocast)
-        if self._lowers_the_encoder(self.device):
+        if not self.compiles_encoder:
             return
         self.model = _with_compiled_encoder(model)
         tile = torch.zeros(1, model.config.in_channels, *self.patch_size, device=self.device)
         with torch.inference_mode(), _refused("encoder"):
             self.encode(tile, (0, 0, 0))
+
+    @property
+    def compiles_encoder(self) -> bool:
+        """Whether the encoder is compiled, not the head alone."""
+        return not self._lowers_the_encoder(self.device)
 
     def encode(self, tile_B1DHW: Tensor, origin: tuple[int, int, int]) -> Any:
         """Returns the model's features of a tile; see `Predictor.encode`."""

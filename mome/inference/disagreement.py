@@ -36,11 +36,15 @@ _FLAT = 0.05
 _PLANES_AT_ONCE = 16
 
 
-def watched_routers(model: nn.Module) -> dict[str, Router]:
+def watched_routers(model: nn.Module, predictor: Predictor | None = None) -> dict[str, Router]:
     """Returns the routers whose disagreement can be drawn: those that choose among experts and read no prompt.
 
+    Args:
+        model: The model.
+        predictor: What computes its tiles; None where nobody has compiled a part of it.
+
     Raises:
-        InputError: There is none.
+        InputError: There is none, or one is in an encoder that was compiled: its calls cannot be watched.
     """
     routers = named_routers(model)
     if not routers:
@@ -53,6 +57,15 @@ def watched_routers(model: nn.Module) -> dict[str, Router]:
         raise InputError(
             "all routers of this model read the prompt, or have one expert: there is no map for all prompts",
             hint="mome inspect shows the experts of every prompt",
+        )
+    inside = next((name for name in found if name.startswith("encoder.")), None)
+    while isinstance(predictor, MirrorPredictor):
+        predictor = predictor.inner
+    if inside is not None and getattr(predictor, "compiles_encoder", False):
+        raise InputError(
+            "the encoder is compiled, so what its routers do cannot be seen",
+            where=inside,
+            hint="leave out compile (--compile) or disagreement",
         )
     return found
 
@@ -71,11 +84,11 @@ class RouterWatch:
         origin: The volume's first voxel on the network grid, of which it may be a part.
 
     Raises:
-        InputError: The model has no router that can be watched.
+        InputError: See `watched_routers`.
     """
 
     def __init__(self, inner: Predictor, model: MoME, size: Sequence[int], origin: Sequence[int] = (0, 0, 0)) -> None:
-        self.inner, self._routers, self._origin = inner, watched_routers(model), tuple(origin)
+        self.inner, self._routers, self._origin = inner, watched_routers(model, inner), tuple(origin)
         sides = [max(side, patch) for side, patch in zip(size, inner.patch_size, strict=True)]
         self._size = tuple(size)
         self._sum, self._weight = torch.zeros(sides), torch.zeros(sides)

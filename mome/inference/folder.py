@@ -161,7 +161,7 @@ def segment_studies(
     report = Report(out / "report.json")
     requests = Requests(segmenter)
     if any("disagreement" in study.files for study in studies):
-        watched_routers(segmenter.model)
+        watched_routers(segmenter.model, segmenter.predictor)
     if not (resume or overwrite):
         named = {study.name: names for study, names in zip(studies, structures, strict=True)}
         refuse_masks_of_others(owners, named, report, requests)
