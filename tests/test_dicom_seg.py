@@ -112,6 +112,27 @@ def test_enhanced_ct(tmp_path: Path, spec: str) -> None:
     ]
 
 
+@pytest.mark.parametrize("spec", ["dicom_seg", "dicom_seg(kind=binary)"])
+def test_enhanced_ct_of_one_frame_per_file(tmp_path: Path, spec: str) -> None:
+    """highdicom took the files for several multi-frame images, which failed after the network had run."""
+    positions = along_z(REGULAR)
+    slices = [enhanced(positions[k : k + 1], FrameOfReferenceUID=FRAME_OF_REFERENCE) for k in range(len(positions))]
+    folder = write(tmp_path / "ct", slices)
+    body = ball(middle(read_volume(folder)), (4, 5, 6))
+    path, _ = wrote(folder, tmp_path, spec, liver=body)
+    source = source_places(folder)
+    assert dice_in_world(masks_of_seg(path, source)["liver"], source, body) == 1
+    listed = pydicom.dcmread(path).ReferencedSeriesSequence[0].ReferencedInstanceSequence
+    assert {item.ReferencedSOPInstanceUID for item in listed} == {uid for uid, _ in source}
+
+
+@pytest.mark.parametrize("number", [-2000, 0, 123_456_789])
+def test_any_number_of_the_series_is_followed_by_a_valid_one(tmp_path: Path, number: int) -> None:
+    slices = series(along_z(REGULAR), FrameOfReferenceUID=FRAME_OF_REFERENCE, SeriesNumber=number)
+    path, _ = wrote(write(tmp_path / "ct", slices), tmp_path)
+    assert 1 <= pydicom.dcmread(path).SeriesNumber <= 9999
+
+
 def overlapping(folder: Path) -> dict[str, Any]:
     centre = middle(read_volume(folder))
     return {

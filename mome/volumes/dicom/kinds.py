@@ -9,12 +9,9 @@ from mome.volumes.dicom.headers import ImageHeader
 from mome.volumes.dicom.slices import Slice
 from mome.volumes.not_ct import modality_not_ct
 
-# CT, enhanced CT, and CT that was converted from single slices to a multi-frame file (DICOM PS3.4, table B.5-1).
-_CT_CLASSES = (
-    "1.2.840.10008.5.1.4.1.1.2",
-    "1.2.840.10008.5.1.4.1.1.2.1",
-    "1.2.840.10008.5.1.4.1.1.2.2",
-)
+# Enhanced CT, and CT that was converted from single slices to a multi-frame file (DICOM PS3.4, table B.5-1).
+MULTI_FRAME_CLASSES = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
+_CT_CLASSES = ("1.2.840.10008.5.1.4.1.1.2", *MULTI_FRAME_CLASSES)
 
 # Words of ImageType for images whose values are maxima, minima or sums over slices (DICOM PS3.3 C.8.2.1.1.1).
 _PROJECTIONS = ("MIP", "MINIP", "MIN_IP", "MAX_IP", "MAXIMUM", "MINIMUM", "PROJECTION IMAGE")

@@ -19,6 +19,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, RLELossless, generate_uid
 from pydicom.valuerep import format_number_as_ds
 
+from mome.volumes.dicom.kinds import MULTI_FRAME_CLASSES
 from mome.volumes.dicom.quiet import quiet_decoders
 from mome.volumes.dicom.source import SourceSlices
 from mome.volumes.dicom_out.codes import PRIVATE_SCHEME, code_item, private_scheme_item, structure_codes
@@ -62,7 +63,7 @@ def make_segmentation(
     images = _source_images(header, source, uids)
     common: dict[str, Any] = {
         "series_instance_uid": generate_uid(prefix=None),
-        "series_number": min(int(source.slices[0].header.series_number) + 1000, 9999),
+        "series_number": min(max(1, int(source.slices[0].header.series_number) + 1000), 9999),
         "sop_instance_uid": generate_uid(prefix=None),
         "instance_number": 1,
         "manufacturer": MANUFACTURER,
@@ -103,7 +104,7 @@ def make_segmentation(
 def _source_images(header: Dataset, source: SourceSlices, uids: list[tuple[str, str]]) -> list[Dataset]:
     """Returns what highdicom needs of the source: a data set per slice, or one whose frames are the slices."""
     first = source.slices[0]
-    if first.header.frames == 1:
+    if not _are_frames(source):
         images = []
         for number, (image, (sop_class, uid)) in enumerate(zip(source.slices, uids, strict=True)):
             made = header if number == 0 else Dataset()
@@ -128,6 +129,12 @@ def _source_images(header: Dataset, source: SourceSlices, uids: list[tuple[str, 
         frames.append(frame)
     header.PerFrameFunctionalGroupsSequence = frames
     return [header]
+
+
+def _are_frames(source: SourceSlices) -> bool:
+    """Says whether the slices are frames of multi-frame files, each of which may hold one frame only."""
+    headers = [image.header for image in source.slices]
+    return any(header.frames > 1 or header.sop_class in MULTI_FRAME_CLASSES for header in headers)
 
 
 def _thickness(source: SourceSlices) -> float:
@@ -169,7 +176,7 @@ def _refer_to_frames(made: Dataset, source: SourceSlices, uids: list[tuple[str, 
 
     highdicom was given the used slices as the frames of one file. Their true files and numbers replace those.
     """
-    if source.slices[0].header.frames == 1:
+    if not _are_frames(source):
         return
     for frame in made.PerFrameFunctionalGroupsSequence:
         for derivation in frame.DerivationImageSequence:
