@@ -118,6 +118,21 @@ def test_irregular_series_get_the_masks_at_their_slices(tmp_path: Path, name: st
     assert "at irregular steps" in notes[0]
 
 
+@pytest.mark.parametrize("writer", ["rtstruct", "dicom_seg"])
+def test_a_structure_between_the_slices_is_said_to_be_lost(tmp_path: Path, writer: str) -> None:
+    """The planes of an irregular series lie between its slices, too; a structure set lost what was there in silence."""
+    slices = series(along_z([0, 3, 6, 9, 12, 14, 17, 20]), FrameOfReferenceUID=FRAME_OF_REFERENCE)
+    folder = write(tmp_path / "ct", slices)
+    volume = read_volume(folder)
+    between, on_slice = np.zeros(volume.shape), np.zeros(volume.shape)
+    assert volume.spacing[2] == pytest.approx(1)
+    between[3:6, 3:6, 1] = on_slice[3:6, 3:6, 3] = 1
+    bodies = {"liver": on_slice, "spleen": between, "aorta": np.zeros(volume.shape)}
+    notes = build_writer(writer).write(tmp_path / "out.dcm", mask_set(volume, folder, **bodies))
+    assert [note for note in notes or () if note.endswith("holds nothing of: spleen")] == list(notes or ())[1:]
+    assert len(notes or ()) == 2
+
+
 def test_enhanced_ct(tmp_path: Path) -> None:
     image = enhanced(along_z(REGULAR), tilted(10), [3, 0, 8, 1, 2, 7, 4, 6, 5], FrameOfReferenceUID=FRAME_OF_REFERENCE)
     folder = write(tmp_path / "ct", [image])

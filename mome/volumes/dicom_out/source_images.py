@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -154,6 +155,16 @@ def resampled_note(masks: MaskSet, source: SourceSlices) -> list[str]:
         f"the series has {len(source.slices)} slices at irregular steps: the file holds the masks at these slices, not "
         f"at the {source.shape[2]} planes of the volume{away}"
     ]
+
+
+def empty_note(structures: Sequence[str], what: str) -> list[str]:
+    """Returns a sentence on structures whose masks have voxels, and none at a source slice; none where there are none.
+
+    Args:
+        structures: Their names.
+        what: The file in the sentence, as in "the SEG".
+    """
+    return [f"no voxel at a source slice, so {what} holds nothing of: {', '.join(structures)}"] if structures else []
 
 
 def source_header(source: SourceSlices) -> Dataset:

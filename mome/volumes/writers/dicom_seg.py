@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from mome.atomic import atomic_write
 from mome.volumes.dicom_out.layers import layers_of
 from mome.volumes.dicom_out.segmentation import make_segmentation
-from mome.volumes.dicom_out.source_images import check_can_be_referred_to, check_is_series, resampled_note
+from mome.volumes.dicom_out.source_images import check_can_be_referred_to, check_is_series, empty_note, resampled_note
 from mome.volumes.dicom_out.unpacked_source import readable_slices
 from mome.volumes.grid import Volume
 from mome.volumes.mask_set import MaskSet
@@ -72,8 +72,7 @@ class DicomSegWriter:
                     f"{layers.overlap} voxels lie in more than one mask: the SEG holds bits per structure (BINARY), "
                     "because a label map has one structure per voxel"
                 )
-            if layers.empty:
-                notes.append(f"no voxel at a source slice, so the SEG holds nothing of: {', '.join(layers.empty)}")
+            notes += empty_note(layers.empty, "the SEG")
             made = make_segmentation(
                 masks, source, layers.arrays, layers.members, binary=several or self.kind == "binary"
             )

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from mome.atomic import atomic_write
 from mome.volumes.dicom.quiet import quiet_decoders
-from mome.volumes.dicom_out.source_images import check_can_be_referred_to, check_is_series, resampled_note
+from mome.volumes.dicom_out.source_images import check_can_be_referred_to, check_is_series, empty_note, resampled_note
 from mome.volumes.dicom_out.structure_set import make_structure_set
 from mome.volumes.dicom_out.unpacked_source import readable_slices
 from mome.volumes.grid import Volume
@@ -54,4 +54,7 @@ class RtStructWriter:
             made = make_structure_set(masks, source)
         with atomic_write(path, "the RT Structure Set") as temporary, quiet_decoders():
             made.save_as(temporary, implicit_vr=True, little_endian=True, enforce_file_format=True)
-        return resampled_note(masks, source)
+        drawn = zip(masks.labels, made.ROIContourSequence, strict=True)
+        lost = [entry["name"] for entry, contour in drawn if "ContourSequence" not in contour]
+        lost = [name for name in lost if masks.voxels[name]]
+        return [*resampled_note(masks, source), *empty_note(lost, "the structure set")]
