@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -135,3 +136,21 @@ def test_a_run_that_resumes_keeps_a_corrected_object(
     for count in (len(before) // 3, len(before) - 20):  # what a copy that was interrupted left is replaced
         path.write_bytes(before[:count])
         assert main([*command, "-p", "liver", "--resume"]) == 0 and is_whole_object(path)
+
+
+@pytest.mark.parametrize("writer", ["dicom_seg", "rtstruct"])
+def test_no_object_lies_among_the_slices(
+    scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], writer: str
+) -> None:
+    """The next run found two series in the folder, or took the scan for another one and refused its own file."""
+    series = shutil.copytree(scans / "series", tmp_path / "series")
+    before = sorted(series.iterdir())
+    command = ["segment", str(series), "-p", "liver", "-m", str(scans / "tiny"), "--writer", writer]
+    for out in (series, tmp_path / "link"):
+        if out is not series:
+            out.symlink_to(series)
+        assert main([*command, "-o", str(out)]) == 2 and sorted(series.iterdir()) == before
+        assert "would lie among the slices of its scan" in capsys.readouterr().err
+    assert main([*command, "-o", str(series / "masks")]) == 0
+    assert main([*command, "-o", str(series / "masks"), "--resume"]) == 0
+    assert "from an earlier run" in capsys.readouterr().err

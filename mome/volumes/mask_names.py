@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mome.errors import InputError
+from mome.volumes.scan_files import DICOM_ENDINGS
 
 _LONGEST = 100
 
@@ -129,10 +130,12 @@ def check_different_names(scans: Iterable[tuple[str, Path]], hint: str = "rename
 
 
 def refuse_to_overwrite(scans: Sequence[Path], masks: Sequence[Path]) -> None:
-    """Checks that no mask would replace a scan, and that none has the name of a folder.
+    """Checks that no mask would replace a scan, that none has the name of a folder, and that no DICOM object would lie
+    among the slices of a scan: the folder would hold one more series, and could not be read as before.
 
     Raises:
-        InputError: A path of `masks` is one of the scans, after symbolic links are followed, or a folder.
+        InputError: A path of `masks` is one of the scans, after symbolic links are followed, or a folder, or a DICOM
+            file in the folder of a scan.
     """
     # `Path.resolve` raises an error for a circle of symbolic links.
     resolved = {os.path.realpath(scan) for scan in scans}
@@ -140,6 +143,12 @@ def refuse_to_overwrite(scans: Sequence[Path], masks: Sequence[Path]) -> None:
         if os.path.realpath(path) in resolved:
             raise InputError(
                 "a mask would overwrite its scan", where=str(path), hint="choose another folder for the masks"
+            )
+        if path.suffix.lower() in DICOM_ENDINGS and os.path.realpath(path.parent) in resolved:
+            raise InputError(
+                "a DICOM object of masks would lie among the slices of its scan, as one more series",
+                where=str(path),
+                hint="choose another folder for the masks",
             )
         if path.is_dir():
             raise InputError(
