@@ -19,7 +19,9 @@ from mome.errors import InputError
 from mome.inference import segment_folder
 from mome.inference.claims import Claims
 from mome.inference.scans import find_named_scans
+from mome.inference.study_files import KINDS
 from mome.inference.study_run import StudyRun
+from mome.inference.uncertainty_files import MAP_FOLDERS
 
 # -- several processes ---------------------------------------------------------------------------------------
 
@@ -141,6 +143,20 @@ def test_a_cohort_of_folders(tmp_path: Path) -> None:
     assert [entry["masks"] for entry in entries] == [["p1_ct_liver.nii.gz"], ["p2_ct_liver.nii.gz"]]
     with pytest.raises(InputError, match="neither the folder nor those inside"):
         find_named_scans([cohort / "p1" / "notes"], recursive=True)
+
+
+def test_maps_beside_the_masks_are_no_scans(tmp_path: Path, caplog) -> None:
+    """With masks in the folder that is searched, maps of the first run were scans of the next, which was refused."""
+    save_patient(tmp_path / "cohort" / "p1" / "ct.nii.gz"), save_patient(tmp_path / "cohort" / "entropy" / "ct.nii.gz")
+    masks = tmp_path / "cohort" / "p1"
+    for skipped in (None, True):
+        how = {"recursive": True, "resume": True, "files": ["probabilities", "entropy"]}
+        (entry,) = segment_folder(segmenter(), [masks], masks, ["liver"], **how)
+        assert entry["name"] == "ct" and entry.get("skipped") == skipped
+    assert str(masks / "probabilities") in caplog.text and "left out as no scan" in caplog.text
+    found = find_named_scans([tmp_path / "cohort"], recursive=True, leave_out=tmp_path / "elsewhere")
+    assert [scan.name for scan in found] == ["entropy_ct", "p1_ct"]  # a folder without a report is the user's own
+    assert MAP_FOLDERS == tuple(kind for kind in KINDS if "/" in KINDS[kind].names("a", ["b"])[0])
 
 
 def test_names_in_a_cohort_never_collide(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mome.errors import InputError
+from mome.inference.uncertainty_files import MAP_FOLDERS
 from mome.printable import printable
 from mome.volumes import read_label_table
 from mome.volumes.archives import is_archive
@@ -23,6 +24,8 @@ logger = logging.getLogger(__name__)
 _DEEPEST, _MOST_ENTRIES = 16, 2_000_000
 # In TotalSegmentator's data set, every subject's folder has this scan, and beside it a folder of its masks.
 _TOTALSEGMENTATOR_SCAN, _TOTALSEGMENTATOR_MASKS = "ct.nii.gz", "segmentations"
+# A folder with this file holds the masks of a run, and beside them its folders of maps.
+_REPORT = "report.json"
 # The longest name of a scan that is made of the folders it lies in.
 _LONGEST_NAME = 100
 
@@ -52,7 +55,8 @@ def find_named_scans(
         recursive: Also search the folders inside of a folder, except hidden ones and symbolic links. Every folder of
             DICOM files is a scan. A scan is named by its path below the folder that was given, as in
             `patient1_study2_series3`, so that scans of one name in different folders have different masks. A folder
-            `segmentations` beside a `ct.nii.gz` holds the masks of TotalSegmentator's data set and is not searched.
+            `segmentations` beside a `ct.nii.gz` holds the masks of TotalSegmentator's data set and is not searched,
+            nor are the folders of maps (`mome.inference.uncertainty_files`) beside the report of an earlier run.
         leave_out: A folder that is not searched, such as that of the masks.
 
     Raises:
@@ -148,7 +152,7 @@ def _held(folder: Path, masks: list[Path]) -> list[Path]:
 
 def _folders(folder: Path, leave_out: Path | None, left_out: list[Path]) -> Iterator[Path]:
     """Yields a folder and those inside of it, sorted, except hidden ones, symbolic links and `leave_out`; folders of
-    masks of TotalSegmentator's data set are added to `left_out`.
+    masks of TotalSegmentator's data set, and of maps of an earlier run, are added to `left_out`.
     """
 
     def stop(error: OSError) -> None:
@@ -169,13 +173,14 @@ def _folders(folder: Path, leave_out: Path | None, left_out: list[Path]) -> Iter
                 where=str(folder),
                 hint="give the folders that hold the scans",
             )
-        masks = _TOTALSEGMENTATOR_MASKS if _TOTALSEGMENTATOR_SCAN in files else None
-        left_out += [path / masks] if masks in folders and masks is not None else []
+        results = [_TOTALSEGMENTATOR_MASKS] if _TOTALSEGMENTATOR_SCAN in files else []
+        results += MAP_FOLDERS if _REPORT in files else []
+        left_out += [path / name for name in results if name in folders]
         folders[:] = sorted(
             name
             for name in folders
             if not name.startswith(".")
-            and name != masks
+            and name not in results
             and not (path / name).is_symlink()
             and os.path.realpath(path / name) != excluded
         )

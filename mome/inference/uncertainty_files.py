@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 SLOPE = 1 / 255
 """`scl_slope` of the files: a stored 255 is 1."""
+MAP_FOLDERS = ("probabilities", "entropy", "disagreement")
+"""The folders of the maps, beside the masks and their report."""
 
 
 def entropy_of_bytes(probability: np.ndarray) -> np.ndarray:
