@@ -165,6 +165,24 @@ def test_masks_with_their_own_table_stay_masks(tmp_path: Path) -> None:
     assert scored(tmp_path / "p", tmp_path / "r", dataset="openkbp") == [("scan", "brain", 1)]
 
 
+def test_a_mask_beside_a_map_of_the_same_structure_is_scored_with_a_warning(tmp_path: Path, caplog) -> None:
+    """A folder may hold the mask of one run and the map of another; the mask was scored without a word."""
+    table = [{"id": 1, "name": "liver"}, {"id": 2, "name": "spleen"}]
+    grid = Grid((8, 8, 8), np.diag([2.0, 2, 2, 1]))
+    values = np.zeros(grid.shape, np.uint8)
+    values[1:4, 2:6, 2:6], values[5:7, 2:6, 2:6] = 1, 2
+    for folder in ("reference", "prediction"):
+        write_mask(tmp_path / folder / "a.nii.gz", values, grid, labels=table)
+    write_mask(tmp_path / "prediction" / "a_liver.nii.gz", (values == 2).astype(np.uint8), grid)
+    found = scored(tmp_path / "prediction", tmp_path / "reference")
+    assert [(structure, dice) for _, structure, dice in found] == [("liver", 0.0), ("spleen", 1.0)]
+    said = "case 'a': the prediction has both a mask and a label map of liver: the mask is scored"
+    assert [record.getMessage() for record in caplog.records] == [said]
+    caplog.clear()
+    scored(tmp_path / "prediction", tmp_path / "reference", structures=["spleen"])
+    assert not caplog.records
+
+
 def test_a_broken_file_that_is_not_asked_for_is_left_alone(tmp_path: Path) -> None:
     for side in ("p", "r"):
         write_mask(tmp_path / side / "scan_brain.nii.gz", numbers() == 6, GRID)

@@ -16,7 +16,7 @@ import numpy as np
 from mome.errors import InputError
 from mome.labels import load_table
 from mome.labels.dataset_file import open_dataset
-from mome.metrics.files import Files, find_masks, is_map_without_table, open_masks, pair_files
+from mome.metrics.files import Files, find_masks, is_map_without_table, masked_and_mapped, open_masks, pair_files
 from mome.metrics.overlap import dice
 from mome.metrics.surface import hausdorff95, normalized_surface_dice
 from mome.volumes import Volume
@@ -129,6 +129,10 @@ def evaluate_folder(
             on_missing(case, None)
             continue
         references, predictions = open_masks(wanted[case], dataset), open_masks(predicted[case], dataset)
+        for files, whose in ((wanted[case], "reference"), (predicted[case], "prediction")):
+            if twice := [name for name in masked_and_mapped(files, dataset) if name in names]:
+                what = f"the {whose} has both a mask and a label map of {', '.join(twice)[:200]}"
+                logger.warning("case %r: %s: the mask is scored", case, what)
         if structures is None:
             unscored.update(_without_reference(predicted[case], predictions, available[case]))
         for structure in names:

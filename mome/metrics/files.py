@@ -107,7 +107,8 @@ def open_masks(files: Files, dataset: str | None = None) -> dict[str, Callable[[
     """Prepares the masks of one case for reading.
 
     A mask's file is read at every call, so that only the masks in use are in memory. A label map is read once, at the
-    first call; a call compares it with the numbers of one structure.
+    first call; a call compares it with the numbers of one structure. Of a structure with a mask of its own, the mask
+    is taken.
 
     Returns:
         Structure → function that returns its mask, a volume of bool.
@@ -132,6 +133,11 @@ def open_masks(files: Files, dataset: str | None = None) -> dict[str, Callable[[
         for name, rule in rules.items():
             masks.setdefault(name, functools.partial(_mask_of_map, read, rule, name, files[None]))
     return masks
+
+
+def masked_and_mapped(files: Files, dataset: str | None = None) -> list[str]:
+    """Returns the structures of a case that have a mask of their own and stand in its label map, too, sorted."""
+    return sorted(_map_rules(files, dataset).keys() & files.keys())
 
 
 def _is_map(file: Path, structure: str, dataset: str | None) -> bool:
