@@ -122,6 +122,18 @@ def test_two_jobs_of_one_name(tmp_path: Path) -> None:
     assert [study.name for study in read_jobs(path)] == ["x", "y"]
 
 
+def test_two_jobs_whose_maps_would_have_one_name(tmp_path: Path) -> None:
+    """Their masks have different names, because they are maps of ids; the second probabilities replaced the first."""
+    for name in ("ct", "ct_upper"):
+        save_patient(tmp_path / f"{name}.nii.gz")
+    jobs = [{"scan": "ct.nii.gz", "prompts": ["upper_aorta"]}, {"scan": "ct_upper.nii.gz", "prompts": ["aorta"]}]
+    made = Segmenter(Contrast(("aorta", "upper_aorta"), (0.5, 0.6)), segmenter().processor)
+    path, out = jobs_file(tmp_path, *jobs), tmp_path / "out"
+    with pytest.raises(InputError, match="both write probabilities/ct_upper_aorta.nii.gz"):
+        segment_jobs(made, path, out, multilabel=True, files=["probabilities"])
+    assert not out.exists() and len(segment_jobs(made, path, out, multilabel=True)) == 2
+
+
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     liver_and_spleen().save_pretrained(tmp_path / "model")
     MoMEProcessor(spacing=[8, 9, 10]).save_pretrained(tmp_path / "model")

@@ -40,21 +40,22 @@ def check_outputs(studies: Sequence[Study], structures: Sequence[list[str]], out
         out: The folder of the masks.
 
     Raises:
-        InputError: A mask would replace a scan, or the mask of another study (`a` with the prompt `b_liver`, and `a_b`
-            with `liver`).
+        InputError: A mask, or a file beside it, would replace a scan, or a file of another study (`a` with the prompt
+            `b_liver`, and `a_b` with `liver`).
     """
     owners: dict[Path, Study] = {}
+    others: dict[Path, Study] = {}  # of the files beside the masks
     for study, names in zip(studies, structures, strict=True):
-        for path in study.masks(out, names):
-            other = owners.setdefault(path, study)
+        known = [(path, owners) for path in study.masks(out, names)]
+        for path, held in known + [(path, others) for path in study.file_paths(out, names)]:
+            other = held.setdefault(path, study)
             if other is not study:
                 raise InputError(
-                    f"two scans would both write {path.name}",
+                    f"two scans would both write {path.relative_to(out)}",
                     where=f"{other.scan} and {study.scan}",
                     hint="rename one",
                 )
-    files = [path for study, names in zip(studies, structures, strict=True) for path in study.file_paths(out, names)]
-    refuse_to_overwrite([study.scan for study in studies], [*owners, *files])
+    refuse_to_overwrite([study.scan for study in studies], [*owners, *others])
     return owners
 
 
