@@ -50,3 +50,13 @@ def test_rough_masks_have_the_same_metrics(make, spacing: tuple[float, float, fl
         assert normalized_surface_dice(prediction, reference, spacing, tolerance) == pytest.approx(theirs, abs=1e-12)
     theirs = compute_robust_hausdorff(distances, 95)
     assert hausdorff95(prediction, reference, spacing) == pytest.approx(theirs, abs=1e-9)
+
+
+@pytest.mark.parametrize("rounding", [-6e-8, 0, 6e-8])
+def test_rounding_of_a_header_decides_nothing(rounding: float) -> None:
+    """The spacing of a turned scan is 2.00000005 mm, say; surfaces exactly 2 mm apart then counted as too far away."""
+    reference = np.zeros((12, 12, 12), bool)
+    reference[3:9, 3:9, 3:9] = True
+    prediction, spacing = np.roll(reference, 1, 2), (1.0, 1.0, 2.0 * (1 + rounding))
+    assert normalized_surface_dice(prediction, reference, spacing, 2.0) == 1
+    assert normalized_surface_dice(prediction, reference, spacing, 1.999) < 0.9

@@ -15,6 +15,7 @@ from scipy import ndimage
 
 from mome.metrics.overlap import as_binary_pair
 from mome.volumes.boxes import bounding_box
+from mome.volumes.grid import SPACING_ROUNDING
 
 
 def normalized_surface_dice(
@@ -37,6 +38,7 @@ def normalized_surface_dice(
     if empty is not None:
         return float("nan") if empty == "both" else 0.0
     to_reference, area_p, to_prediction, area_r = _distances(prediction, reference, spacing)
+    tolerance *= 1 + SPACING_ROUNDING  # else rounding decides about surfaces that lie exactly so far away
     close = area_p[to_reference <= tolerance].sum() + area_r[to_prediction <= tolerance].sum()
     return float(close / (area_p.sum() + area_r.sum()))
 

@@ -12,6 +12,10 @@ from mome.errors import InputError
 from mome.volumes.orientation import closest_axes, orientation_letters, parse_orientation
 from mome.volumes.sizes import LARGEST_VOXEL_MM, check_size
 
+# Spacings are computed from headers in float32. Lengths that differ by this share are the same, and so are volumes that
+# differ by three times of it.
+SPACING_ROUNDING = 1e-5
+
 
 @dataclass(frozen=True)
 class Grid:
