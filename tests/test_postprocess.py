@@ -127,6 +127,28 @@ def test_a_tumour_stays_inside_of_its_organ() -> None:
     assert np.array_equal(held.masks["tumour"], tumour) and "the mask of liver is empty" in notes[0]
 
 
+@pytest.mark.parametrize("rounding", [-1e-7, 0, 1e-7])
+def test_rounding_of_a_header_decides_nothing(rounding: float) -> None:
+    """A turned scan has voxels of 0.00999999 ml, say; pieces and gaps of exactly the limit were then beyond it."""
+    grid = Grid(SHAPE, GRID.affine * (1 + rounding))
+    pieces, chain = blocks(LARGE, MIDDLE), blocks((2, 2, 2, 4, 4, 4), (2, 2, 7, 2, 2, 2))
+    hollow, beside = blocks((2, 2, 2, 10, 10, 8)), blocks((2, 2, 7, 2, 2, 1))
+    hollow[4:6, 4:6, 4:6] = False
+    for rule, mask, removed in (
+        ("minimum_size(ml=0.27)", pieces, 0),
+        ("minimum_size(ml=0.2701)", pieces, 27),
+        ("keep_near(mm=10)", chain, 0),
+        ("keep_near(mm=9.999)", chain, 8),
+        ("fill_holes(largest_ml=0.08)", hollow, -8),
+        ("fill_holes(largest_ml=0.0799)", hollow, 0),
+        ("a=inside(organ='liver', mm=10)", beside, 0),
+        ("a=inside(organ='liver', mm=9.999)", beside, 4),
+    ):
+        held = Masks(a=mask, liver=blocks((2, 2, 2, 4, 4, 4)))
+        PostProcessing(asked_rules(rule, None), held.names).run(held, grid)
+        assert int(mask.sum()) - int(held.masks["a"].sum()) == removed, rule
+
+
 def test_the_organ_is_processed_before_the_tumour() -> None:
     liver, tumour = blocks((2, 2, 2, 8, 8, 8), (20, 15, 15, 3, 3, 2)), blocks((4, 4, 4, 2, 2, 2), (21, 16, 15, 1, 1, 1))
     rules = ["tumour=inside(organ='liver')", "liver=largest_component"]

@@ -8,6 +8,7 @@ import numpy as np
 
 from mome.postprocess.base import MaskPlace, PostProcessor, Processed, millilitres
 from mome.registry import at_least
+from mome.volumes.grid import SPACING_ROUNDING
 
 
 class FillHoles(PostProcessor):
@@ -41,7 +42,7 @@ class FillHoles(PostProcessor):
         if self.config.largest_ml is not None:
             numbers, count = ndimage.label(holes)
             sizes = np.bincount(numbers.reshape(-1), minlength=count + 1)
-            small = sizes * place.voxel_ml <= self.config.largest_ml * (1 + 1e-9)
+            small = sizes * place.voxel_ml <= self.config.largest_ml * (1 + 3 * SPACING_ROUNDING)
             holes &= small[numbers]
         added = int(np.count_nonzero(holes))
         if added == 0:

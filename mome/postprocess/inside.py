@@ -10,6 +10,7 @@ from mome.errors import InputError
 from mome.labels import load_table
 from mome.postprocess.base import Box, MaskPlace, PostProcessor, Processed, millilitres
 from mome.registry import at_least
+from mome.volumes.grid import SPACING_ROUNDING
 
 
 class Inside(PostProcessor):
@@ -58,7 +59,7 @@ class Inside(PostProcessor):
             from scipy import ndimage
 
             distance_IJK = ndimage.distance_transform_edt(~organ_IJK, sampling=place.spacing)
-            allowed_IJK = distance_IJK[inner] <= self.config.mm
+            allowed_IJK = distance_IJK[inner] <= self.config.mm * (1 + SPACING_ROUNDING)
         else:
             allowed_IJK = organ_IJK[inner]
         removed = int(np.count_nonzero(mask_IJK & ~allowed_IJK))

@@ -9,6 +9,7 @@ import numpy as np
 from mome.postprocess.base import MaskPlace, PostProcessor, Processed
 from mome.postprocess.components import keep_pieces, label_pieces
 from mome.registry import at_least
+from mome.volumes.grid import SPACING_ROUNDING
 
 
 class KeepNear(PostProcessor):
@@ -40,10 +41,11 @@ class KeepNear(PostProcessor):
 
         numbers_IJK, sizes = label_pieces(mask_IJK)
         kept = np.arange(len(sizes)) < 1
+        reach = self.config.mm * (1 + SPACING_ROUNDING)
         while not kept.all():
             is_kept = np.concatenate([[False], kept])[numbers_IJK]
             distance_IJK = ndimage.distance_transform_edt(~is_kept, sampling=place.spacing)
-            near = np.unique(numbers_IJK[(distance_IJK <= self.config.mm) & ~is_kept])
+            near = np.unique(numbers_IJK[(distance_IJK <= reach) & ~is_kept])
             near = near[near > 0]
             if len(near) == 0:
                 break

@@ -10,6 +10,7 @@ from mome.postprocess.base import MaskPlace, PostProcessor, Processed
 from mome.postprocess.components import keep_pieces, label_pieces
 from mome.registry import at_least
 from mome.typed import check_range
+from mome.volumes.grid import SPACING_ROUNDING
 
 
 class MinimumSize(PostProcessor):
@@ -41,5 +42,5 @@ class MinimumSize(PostProcessor):
         """See `PostProcessor.apply`."""
         numbers_IJK, sizes = label_pieces(mask_IJK)
         # Rounding must not remove a piece of exactly the smallest volume.
-        large = sizes * place.voxel_ml >= self.config.ml * (1 - 1e-9)
+        large = sizes * place.voxel_ml >= self.config.ml * (1 - 3 * SPACING_ROUNDING)
         return keep_pieces(numbers_IJK, sizes, large & (sizes >= self.config.share * sizes[0]), place)
