@@ -118,6 +118,17 @@ def test_ten_slices_missing_are_refused_unless_asked(tmp_path: Path) -> None:
     np.testing.assert_allclose(scanned, np.stack([slice_hu(p, AXIAL).T for p in positions], axis=2), atol=0.51)
 
 
+@pytest.mark.parametrize("start", [0.0, -20.8, 37.6])
+def test_a_gap_of_exactly_the_limit_is_interpolated_wherever_the_series_begins(tmp_path: Path, start: float) -> None:
+    """Sums of rounded numbers decided: "a gap of 10 mm … up to 10 mm are interpolated"."""
+    heights = np.array([*range(0, 20, 2), *range(28, 48, 2)]) + start
+    volume = read_volume(write(tmp_path / "ct", series(along_z(heights))))
+    assert any("slices seem to be missing: about 4 after slice 10" in note for note in volume.notes)
+    heights[10:] += 0.2
+    with pytest.raises(InputError, match="a gap of 10.2 mm"):
+        read_volume(write(tmp_path / "more", series(along_z(heights))))
+
+
 @pytest.mark.parametrize("heights", [[0, 3, 36], [0, 33, 36], [0, 3, 6, 39, 42], [0, 30, 33, 63, 66, 69]])
 def test_gaps_of_short_series_are_refused(tmp_path: Path, heights: list[float]) -> None:
     with pytest.raises(InputError, match="slices are missing: a gap of 3[03] mm"):

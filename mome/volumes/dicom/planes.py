@@ -17,7 +17,7 @@ _SMALL_GAP = 10.0
 _GAP_STEPS = 2.05
 # Planes are at most this many times closer than slices typically are.
 _FINEST = 5
-# Planes that lie this close, in mm, to a slice are copies of it.
+# Planes that lie this close, in mm, to a slice are copies of it. Headers round positions to 0.1 mm at worst.
 _ON_SLICE = 0.06
 
 
@@ -27,8 +27,9 @@ def largest_small_gap(layout: Layout) -> float:
 
 
 def large_gaps(layout: Layout) -> list[int]:
-    """Returns the places that large gaps follow."""
-    return [int(k) for k in np.flatnonzero(np.diff(layout.distances) > largest_small_gap(layout))]
+    """Returns the places that large gaps follow; a gap of exactly the limit is none, however positions are rounded."""
+    most = largest_small_gap(layout) + _ON_SLICE
+    return [int(k) for k in np.flatnonzero(np.diff(layout.distances) > most)]
 
 
 def regular_step(distances: np.ndarray) -> float:
