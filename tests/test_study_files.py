@@ -166,7 +166,8 @@ def test_files_beside_the_slices_are_no_part_of_the_scan(tmp_path: Path) -> None
     (tmp_path / "1.dcm").write_bytes(b"a slice")
     before = scan_identity(tmp_path)
     written = "liver.nii.gz report.json problems.json statistics.csv volumes.csv ct.html ct_preview.png"
-    for name in written.split():
+    of_systems = ".DS_Store ._1.dcm Thumbs.db desktop.ini DICOMDIR .ct.claim"  # a look at the folder made another scan
+    for name in (*written.split(), *of_systems.split()):
         (tmp_path / name).write_text("x")
     assert scan_identity(tmp_path) == before
     (tmp_path / "2.dcm").write_bytes(b"another")

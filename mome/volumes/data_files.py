@@ -11,20 +11,20 @@ from typing import Any
 from mome.errors import InputError
 from mome.volumes.metaimage import read_metaimage_header
 from mome.volumes.nrrd import read_nrrd_header
-from mome.volumes.scan_files import METAIMAGE_ENDINGS, NRRD_ENDINGS, listed, scan_ending
+from mome.volumes.scan_files import MEDIA_FILES, METAIMAGE_ENDINGS, NRRD_ENDINGS, listed, scan_ending
 
 # Endings of what a run may write into the folder of a DICOM series.
 _BESIDE = (".json", ".csv", ".html", ".png")
 
 
 def files_of_scan(scan: str | Path) -> list[Path]:
-    """Returns the files of a scan: itself, the data files that its header names, or all files of a folder.
+    """Returns the files of a scan: itself, the data files that its header names, or what is read of a folder.
 
     A header that cannot be read names no files: reading the scan raises the error.
     """
     scan = Path(scan)
     if scan.is_dir():  # masks and a report may be written beside the slices; they are no part of the scan
-        return [path for path in listed(scan) if path.is_file() and not _is_written_beside(path)]
+        return [path for path in listed(scan) if path.is_file() and not _is_no_slice(path)]
     ending = scan_ending(scan)
     try:
         if ending in NRRD_ENDINGS:
@@ -36,9 +36,12 @@ def files_of_scan(scan: str | Path) -> list[Path]:
     return [scan]
 
 
-def _is_written_beside(path: Path) -> bool:
-    """Says whether a file beside slices is none of them: a mask, a report, a table, a page or a preview."""
-    return scan_ending(path) is not None or path.suffix.lower() in _BESIDE
+def _is_no_slice(path: Path) -> bool:
+    """Says whether a file beside slices is none of them: a mask, a report, a table, a page or a preview, or a file that
+    a system or a viewer put there, which the reader leaves out.
+    """
+    is_of_system = path.name.startswith(".") or path.name.lower() in MEDIA_FILES
+    return is_of_system or scan_ending(path) is not None or path.suffix.lower() in _BESIDE
 
 
 def identity(scan: str | Path) -> dict[str, Any]:
