@@ -25,7 +25,7 @@ from small_scans import (
 )
 
 from mome.errors import InputError
-from mome.volumes import read_volume, write_mask
+from mome.volumes import Grid, read_label_map, read_volume, write_mask
 
 TRANSFORMS = (
     "sform_code", "qform_code", "srow_x", "srow_y", "srow_z", "quatern_b", "quatern_c", "quatern_d",
@@ -93,6 +93,24 @@ def test_itk_sees_scan_and_mask_in_one_place(tmp_path: Path) -> None:
         for index in ([0, 0, 0], corner):
             apart = np.subtract(one.TransformIndexToPhysicalPoint(index), other.TransformIndexToPhysicalPoint(index))
             assert np.abs(apart).max() < 1e-3, name
+
+
+@pytest.mark.parametrize("flip", [1, -1])
+@pytest.mark.parametrize("codes", [{}, {"sform_code": 1, "qform_code": 1}, {"sform_code": 0, "qform_code": 1}])
+def test_a_sheared_affine_is_in_the_sform_alone(codes: dict[str, int], flip: int, tmp_path: Path) -> None:
+    """The qform of a mask of NRRD, MetaImage or an array lay some mm elsewhere, with a code that calls it right."""
+    shear = np.eye(4)
+    shear[1, 2] = 0.9  # 0.2 mm per mm of height
+    upright = np.diag([0.8 * flip, 0.8, 3.0, 1.0])
+    for affine, code in ((upright @ shear, 0), (upright, 1), (upright @ (np.eye(4) + 1e-7), 1)):
+        affine[3] = 0, 0, 0, 1
+        grid = Grid((50, 60, 40), affine)
+        path = write_mask(tmp_path / "mask.nii.gz", np.ones(grid.shape, np.uint8), grid, codes)
+        header = nib.load(path).header
+        assert int(header["qform_code"]) == code
+        assert int(header["sform_code"]) == (1 if code == 0 else codes.get("sform_code", 1))
+        stored = read_label_map(path)
+        assert stored.grid.same_as(grid) and not stored.notes
 
 
 def test_the_mask_of_another_grid_does_not_get_the_scans_transforms(tmp_path: Path) -> None:

@@ -17,11 +17,13 @@ from mome.volumes.boxed import BoxedArray
 from mome.volumes.fast_gzip import GzipWriter
 from mome.volumes.grid import Grid
 from mome.volumes.nifti import nifti_extensions
-from mome.volumes.nifti_transforms import affine_of
+from mome.volumes.nifti_transforms import affine_of, corner_distance
 
 # The NIfTI header extension of code 6 is a plain comment, which every reader may show or skip.
 _COMMENT = 6
 _SCAN = "mome_scan"
+# A qform holds no shear. One that moves no corner by this much, in mm, is rounding (our choice).
+_SMALLEST_SHEAR_MM = 0.08
 
 
 def write_mask(
@@ -44,7 +46,7 @@ def write_mask(
         grid: The scan's grid.
         header: `Volume.header` of the scan. If the scan is NIfTI, the mask gets its sform, its qform, both codes and
             its unit as they are, so that every program sees mask and scan in the same place. Otherwise both
-            transforms are made of the grid's affine.
+            transforms are made of the grid's affine; of a sheared one, the sform alone.
         labels: Entries `{"id", "name", …}`, stored as JSON in the file's header.
         scan: `mome.volumes.scan_digest.scan_digest` of the scan, stored beside the labels.
         slope: What readers multiply the stored numbers by, `scl_slope` of the header.
@@ -70,6 +72,8 @@ def write_mask(
     image = nib.Nifti1Image(empty, grid.affine if kept is None else None)
     if kept is None:
         sform, qform = header.get("sform_code", 1), header.get("qform_code", 1)
+        if _is_sheared(grid):  # programs that prefer the qform would see the mask elsewhere
+            sform, qform = sform or 1, 0
         image.set_sform(grid.affine, code=sform if sform or qform else 1)
         image.set_qform(grid.affine, code=qform)
         image.header["xyzt_units"] = header.get("xyzt_units", 2) or 2
@@ -182,6 +186,14 @@ def _damaged_table(path: Path) -> InputError:
     return InputError(
         "the label table in the header is damaged", where=str(path), hint="write the masks again with mome segment"
     )
+
+
+def _is_sheared(grid: Grid) -> bool:
+    """Says whether the axes of a grid are so far from right angles that no qform holds them."""
+    upright = grid.affine.copy()
+    left, _, right = np.linalg.svd(grid.affine[:3, :3] / grid.spacing)
+    upright[:3, :3] = left @ right * grid.spacing  # the closest directions at right angles
+    return corner_distance(grid.affine, upright, grid.shape) > _SMALLEST_SHEAR_MM
 
 
 def _transforms_of(header: Mapping[str, Any], grid: Grid) -> dict[str, Any] | None:
