@@ -20,7 +20,7 @@ from hostile_helpers import ct, ended_process, segmenter
 from training_runs import losses, write_recipe
 
 from mome.errors import InputError
-from mome.inference import segment_folder
+from mome.inference import folder, segment_folder
 from mome.inference.fingerprint import scan_identity
 from mome.inference.report import Report, changed_masks, read_report
 from mome.inference.study_run import StudyRun
@@ -198,6 +198,24 @@ def test_two_runs_do_not_write_one_mask_at_once(tmp_path: Path, monkeypatch: pyt
 
 
 # -- killed at random times ---------------------------------------------------------------------------------------
+
+
+def test_no_run_replaces_the_table_of_one_that_measured_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that had read the report, and was slow to write its table, took the rows of a later run out of it."""
+    scans, out, real = [ct(tmp_path / f"{name}.nii.gz") for name in "ab"], tmp_path / "out", folder.write_table
+    later = threading.Thread(target=lambda: segment_folder(segmenter(), scans[1:], out, ["liver"], statistics=True))
+
+    def slow(path: Path, names: list[str]) -> None:
+        if names == ["a_statistics.json"]:
+            later.start()
+            later.join(3.0)  # it waits for this run, or has ended
+        real(path, names)
+
+    monkeypatch.setattr(folder, "write_table", slow)
+    segment_folder(segmenter(), scans[:1], out, ["liver"], statistics=True)
+    later.join()
+    rows = (out / "statistics.csv").read_text().splitlines()[1:]
+    assert [row.split(",")[0] for row in rows] == ["a", "b"] and not list(out.glob(".*"))
 
 
 def kill(kind: str, kills: int, *arguments: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from mome.atomic import check_output_folder
 from mome.errors import InputError
 from mome.inference.batch import Batch
+from mome.inference.claims import TO_WRITE, Claims
 from mome.inference.disagreement import watched_routers
 from mome.inference.output_checks import (
     check_dicom_options,
@@ -28,6 +29,9 @@ from mome.temporary_names import remove_stale_parts
 from mome.volumes.dicom import DEFAULT_DICOM, DicomOptions
 from mome.volumes.mask_names import file_part
 from mome.volumes.writers.base import one_file_per_structure
+
+# All masks of a folder are read for the table, which takes minutes where they are many.
+_TABLE_WAIT_S = 3600.0
 
 
 def segment_folder(
@@ -186,13 +190,21 @@ def segment_studies(
         debug=debug,
     )
     entries = batch.run()
-    has_table = is_table(out / CSV_NAME)
-    if has_table or any(study.statistics for study in studies):
+    if out.is_dir() and (is_table(out / CSV_NAME) or any(study.statistics for study in studies)):
+        _write_table(report, out)
+    return entries
+
+
+def _write_table(report: Report, out: Path) -> None:
+    """Writes the table of statistics; runs that end at the same time do so one after the other.
+
+    Else a run that has read the report would replace the table of one that has added its studies since then.
+    """
+    with Claims(out, TO_WRITE).held(CSV_NAME, _TABLE_WAIT_S):
         report.refresh()
         names = _measured(report)
-        if names or has_table:  # a run that failed leaves no table without a row
+        if names or is_table(out / CSV_NAME):  # a run that failed leaves no table without a row
             write_table(out, names)
-    return entries
 
 
 def _measured(report: Report) -> list[str]:
