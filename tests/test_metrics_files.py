@@ -183,6 +183,19 @@ def test_a_mask_beside_a_map_of_the_same_structure_is_scored_with_a_warning(tmp_
     assert not caplog.records
 
 
+def test_distances_on_sheared_axes_are_said_to_be_approximate(tmp_path: Path, caplog) -> None:
+    """Distances are computed from the voxel sizes alone; of a tilted scan they were wrong without a word."""
+    shear = np.eye(4)
+    shear[1, 2] = 0.5
+    for case, affine in (("a", GRID.affine), ("b", GRID.affine @ shear)):
+        for folder in ("reference", "prediction"):
+            values = (numbers() == 6).astype(np.uint8)
+            write_mask(tmp_path / folder / f"{case}_mandible.nii.gz", values, Grid(GRID.shape, affine))
+    assert [dice for *_, dice in scored(tmp_path / "prediction", tmp_path / "reference")] == [1, 1]
+    (record,) = caplog.records
+    assert "axes of 1 cases are not at right angles" in record.getMessage() and record.getMessage().endswith(": b")
+
+
 def test_a_broken_file_that_is_not_asked_for_is_left_alone(tmp_path: Path) -> None:
     for side in ("p", "r"):
         write_mask(tmp_path / side / "scan_brain.nii.gz", numbers() == 6, GRID)

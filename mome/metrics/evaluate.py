@@ -22,6 +22,7 @@ from mome.metrics.surface import hausdorff95, normalized_surface_dice
 from mome.volumes import Volume
 from mome.volumes.boxes import bounding_box
 from mome.volumes.case_list import read_case_list
+from mome.volumes.grid import SMALLEST_SHEAR
 from mome.volumes.reordered import reordered
 
 logger = logging.getLogger(__name__)
@@ -122,6 +123,7 @@ def evaluate_folder(
     to_score = [(case, sorted(names & chosen)) for case, names in available.items() if names & chosen]
     scores = []
     unscored: Counter[str] = Counter()
+    sheared: dict[str, None] = {}  # cases, each once, in order
     for case, names in progress(to_score):
         if case not in predicted:
             if on_missing is None:
@@ -144,6 +146,8 @@ def evaluate_folder(
                 )
             if structure in predictions:
                 wanted_mask = references[structure]()
+                if wanted_mask.grid.shear > SMALLEST_SHEAR:
+                    sheared.setdefault(case)
                 if cases is not None and not wanted_mask.array.any():
                     logger.warning("case %r: %r is annotated, and its reference has no voxel", case, structure)
                 scores.append(_score(case, structure, predictions[structure](), wanted_mask, tolerance))
@@ -154,6 +158,14 @@ def evaluate_folder(
                     f"case {case!r} has no prediction of {structure!r}",
                     hint=f"segment it with -p {structure}; {_HINT_PARTIAL}",
                 )
+    if sheared:
+        shown = ", ".join([*list(sheared)[:5], "…"][: len(sheared)])
+        logger.warning(
+            "the axes of %d cases are not at right angles (gantry tilt?), and surface Dice and HD95 are computed as if "
+            "they were: %s",
+            len(sheared),
+            shown,
+        )
     if unscored:
         shown = ", ".join(f"{name} ({count})" for name, count in sorted(unscored.items())[:20])
         more = ", …" if len(unscored) > 20 else ""

@@ -15,7 +15,7 @@ from mome.volumes.doubtful_front import doubtful_front
 from mome.volumes.doubtful_planes import doubtful_planes
 from mome.volumes.doubtful_regions import doubtful_regions
 from mome.volumes.fast_gzip import deflate_library
-from mome.volumes.grid import Grid, Volume
+from mome.volumes.grid import SMALLEST_SHEAR, Grid, Volume
 from mome.volumes.hounsfield import doubt_about
 from mome.volumes.sizes import check_size
 from mome.volumes.value_sample import ValueSample
@@ -60,10 +60,9 @@ def checked_volume(volume: Volume, where: str | None = None, *, any_values: bool
         *_default_notes(array.shape, affine),
         *_extent_notes(array.shape, affine),
     ]
-    spacing = Grid(array.shape, affine).spacing
-    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    shear = np.abs(directions.T @ directions - np.eye(3)).max()
-    if shear > 1e-3:
+    grid = Grid(array.shape, affine)
+    spacing, shear = grid.spacing, grid.shear
+    if shear > SMALLEST_SHEAR:
         notes.append(
             f"the axes are not at right angles (cosine {shear:.3f}: gantry tilt?); the affine is kept as it is"
         )

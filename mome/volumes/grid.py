@@ -15,6 +15,8 @@ from mome.volumes.sizes import LARGEST_VOXEL_MM, check_size
 # Spacings are computed from headers in float32. Lengths that differ by this share are the same, and so are volumes that
 # differ by three times of it.
 SPACING_ROUNDING = 1e-5
+# Beyond this cosine, axes are not at right angles, as those of a scan with a tilted gantry.
+SMALLEST_SHEAR = 1e-3
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,12 @@ class Grid:
     def spacing(self) -> tuple[float, float, float]:
         """Returns the voxel size along the three array axes in mm."""
         return tuple(float(v) for v in np.linalg.norm(self.affine[:3, :3], axis=0))  # type: ignore[return-value]
+
+    @property
+    def shear(self) -> float:
+        """Returns the largest cosine between two array axes: 0 where they are at right angles."""
+        directions = self.affine[:3, :3] / np.linalg.norm(self.affine[:3, :3], axis=0)
+        return float(np.abs(directions.T @ directions - np.eye(3)).max())
 
     @property
     def orientation(self) -> str:
