@@ -20,7 +20,7 @@ def checkpoint_contexts(network: nn.Module, given: Callable[[], _Contexts]) -> _
         given: Another `context_fn`, whose contexts are entered too.
     """
     first, again = given()
-    return first, _joined(again, statistics_kept(network))
+    return first, _Repetition(again, network)
 
 
 @contextmanager
@@ -38,9 +38,17 @@ def statistics_kept(network: nn.Module) -> Iterator[None]:
             norm.momentum, norm.num_batches_tracked = momentum, count
 
 
-@contextmanager
-def _joined(*managers: AbstractContextManager[Any]) -> Iterator[None]:
-    with ExitStack() as stack:
-        for manager in managers:
-            stack.enter_context(manager)
-        yield
+class _Repetition(AbstractContextManager[None]):
+    """The context of a repeated forward pass, which a second backward pass through the same graph enters again."""
+
+    def __init__(self, given: AbstractContextManager[Any], network: nn.Module) -> None:
+        self.given, self.network, self.entered = given, network, ExitStack()
+
+    def __enter__(self) -> None:
+        with ExitStack() as stack:
+            stack.enter_context(self.given)
+            stack.enter_context(statistics_kept(self.network))
+            self.entered = stack.pop_all()
+
+    def __exit__(self, *error: Any) -> bool:
+        return bool(self.entered.__exit__(*error))

@@ -50,3 +50,20 @@ def test_the_contexts_of_the_user_are_entered_too() -> None:
     assert set(entered) == {"first", "again"}
     counts = [buffer for name, buffer in model.named_buffers() if name.endswith("num_batches_tracked")]
     assert all(int(count) == 1 for count in counts)
+
+
+def test_two_backward_passes_go_through_one_graph() -> None:
+    model = small(encoder=SEGRESNET, patch_size=[8, 8, 8], experts="swiglu(n=2)", router="topk(k=1)").train()
+    model.gradient_checkpointing_enable()
+    given = torch.rand(2, 1, 8, 8, 8, generator=torch.Generator().manual_seed(0))
+    output = model(given, torch.ones(2, 12), targets=torch.ones(2, 2, 8, 8, 8))
+    output.segmentation_loss.backward(retain_graph=True)
+    output.aux_loss.backward()
+    got = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    counts = [buffer for name, buffer in model.named_buffers() if name.endswith("num_batches_tracked")]
+    assert counts and all(int(count) == 1 for count in counts)
+    model.zero_grad()
+    model(given, torch.ones(2, 12), targets=torch.ones(2, 2, 8, 8, 8)).loss.backward()
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(got[name], parameter.grad, msg=name)
