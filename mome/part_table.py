@@ -67,6 +67,9 @@ class PartTable:
             raise InputError(
                 f"{name!r:.60} cannot be written in a config string", hint="use letters, digits and underscores"
             )
+        # The parts of the package come first. A taken name is then refused here, where another can be chosen, and not
+        # when the package is imported later, which would leave all parts after that name out.
+        self._load_builtin()
         if isinstance(target, type):
             self._check_class(name, target)
         if owner is None:

@@ -92,6 +92,24 @@ def test_duplicates_name_both_owners() -> None:
         registry.register("a", "two:A", owner="second-package")
 
 
+def test_a_name_of_ours_is_refused_before_our_parts_are_listed() -> None:
+    code = """
+from mome.errors import InputError
+from mome.registry import ROUTERS
+
+try:
+    ROUTERS.register("switch", "mine:Switch")
+except InputError as error:
+    print(error.what)
+ROUTERS.register("mine", "mine:Switch")
+print(ROUTERS.canonical("topk")["name"], {"mine", "switch", "uniform"} <= set(ROUTERS.names()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    first, second = done.stdout.splitlines()
+    assert first.startswith("two packages register the router 'switch': mome (") and "mine (mine:Switch)" in first
+    assert second == "topk True"
+
+
 def test_the_owner_of_a_part_is_the_package_of_its_class() -> None:
     from mome.experts.linear import LinearExperts
 
