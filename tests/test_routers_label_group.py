@@ -108,12 +108,12 @@ def test_it_survives_saving_relabelling_and_new_rows(tmp_path: Path) -> None:
     again.scale_experts[0].body.router.register_forward_hook(lambda *given: seen.append(given[2]))
     logits(again, ["skull", "liver"])
     assert [routing.ids_TK.unique().tolist() for routing in seen] == [[1], [0]]
-    half = MoME.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
-    with torch.no_grad():
-        given = half.text_bank.rows([*ORGANS, *BONES])
-        assert half.text_bank.nearest(given).tolist() == list(range(12))
-        assert half.text_bank.nearest(given.bfloat16()).tolist() == list(range(12))
-        assert torch.isfinite(half(volume().bfloat16(), given[:2]).logits.float()).all()
+    for half in (MoME.from_pretrained(tmp_path, dtype=torch.bfloat16).eval(), model_of().bfloat16(), model_of().half()):
+        with torch.no_grad():
+            given = half.text_bank.rows([*ORGANS, *BONES])
+            assert half.text_bank.nearest(given).tolist() == list(range(12))
+            assert half.text_bank.nearest(given.bfloat16()).tolist() == list(range(12))
+            assert torch.isfinite(half(volume().bfloat16(), given[:2]).logits.float()).all()
 
 
 def test_labels_without_a_row_are_never_the_nearest() -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,9 @@ from mome.errors import InputError
 class TextBank(nn.Module):
     """Embeddings of L labels in width T. Calling it centres and scales text rows before the model reads them.
 
-    The stored rows are read through the call too, so that the bank of an offloaded model can be read.
+    The stored rows are read through the call too, so that the bank of an offloaded model can be read. Its tensors stay
+    in float32 when a model is cast to half precision: embeddings of prompts differ little from their mean, which is
+    subtracted, and rows that were rounded would be saved so.
 
     Args:
         labels: Names, in the order of the rows.
@@ -179,6 +182,16 @@ class TextBank(nn.Module):
                 rows[list(labels).index(name), column] = 1
         self.rows_LT, self.labels = rows, list(labels)
         return new
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Moves the tensors as `nn.Module.to` and its relatives do, but to float32 in the place of half precision."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            result = fn(tensor)
+            is_half = result.dtype in (torch.float16, torch.bfloat16)
+            return tensor.to(result.device, torch.float32) if is_half else result
+
+        return super()._apply(moved, recurse)
 
     def _first_rows(self) -> Tensor:
         """One-hot rows where text rows only number the labels; else zeros, which stand for "not set yet"."""
