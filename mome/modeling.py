@@ -98,7 +98,8 @@ class MoME(WithDecoding, SavedModel):
             Names that had no row: their rows are zeros, or one-hot rows that no other label uses.
 
         Raises:
-            InputError: See `MoMEConfig.check_labels`, or a router that reads labels has no expert for one of them.
+            InputError: See `MoMEConfig.check_labels`; or a router that reads labels has no expert for one of them, or a
+                whole-model expert has none of them. The model is then as it was.
         """
         self._check_labels(labels)
         if trained_labels is None:
@@ -117,6 +118,8 @@ class MoME(WithDecoding, SavedModel):
     def _check_labels(self, labels: Sequence[str]) -> None:
         for router in self._routers():
             router.check_labels(labels)
+        for scale in self._extra_scales():
+            scale.expert.check_labels(labels)
 
     def encode(self, volume_B1DHW: Tensor, origin_B3: Tensor | None = None) -> Features:
         """Volume (B, 1, D, H, W) → expert maps at the finest scale. The cost does not depend on the prompts.

@@ -40,6 +40,22 @@ def test_wrong_experts_are_refused_in_words(settings: dict, words: str) -> None:
     assert len(str(caught.value).splitlines()) <= 3
 
 
+def test_labels_without_a_class_of_the_expert_are_refused(tmp_path: Path) -> None:
+    """Such a model could be saved, and no longer be loaded."""
+    expert = whole()
+    model = model_with(expert)
+    model.save_pretrained(tmp_path)
+    words = "has none of the model's labels: its classes are liver, spleen"
+    with pytest.raises(InputError, match=words):
+        model.relabel(["aorta", "colon"])
+    assert model.config.labels == model.text_bank.labels == ["liver", "spleen", "aorta"]
+    with pytest.raises(InputError, match=words):
+        MoME.from_pretrained(tmp_path, extra_experts=[expert], labels=["aorta"])
+    model.relabel(["aorta", "liver"])
+    model.save_pretrained(tmp_path)
+    assert MoME.from_pretrained(tmp_path, extra_experts=[expert]).config.labels == ["aorta", "liver"]
+
+
 def test_another_grid_is_refused(tmp_path: Path) -> None:
     expert = whole(hu_window=[-100, 200])
     model = model_with(expert)
