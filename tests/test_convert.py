@@ -246,6 +246,20 @@ def test_a_file_that_lacks_one_tensor_is_refused(tmp_path: Path) -> None:
     assert "not finite" in refused("ct-fm", store(tensors, tmp_path / "c.safetensors"), tmp_path)
 
 
+def test_integers_in_the_place_of_weights_and_the_reverse_are_refused(tmp_path: Path) -> None:
+    owner = ds(norm="batch").state_dict()
+    quantised = {key: (127 * tensor).round().to(torch.int8) for key, tensor in owner.items()}
+    message = refused("segresnet", store(quantised, tmp_path / "a.safetensors"), tmp_path)
+    assert "holds numbers of torch.int8 in encoder.network.encoder.conv_init.weight" in message
+    # The largest index of windows of 5 tokens is 728, and bfloat16 holds every integer up to 256 only.
+    owner = nets.SwinUNETR(in_channels=1, out_channels=3, **{**SWIN, "window_size": 5}).state_dict()
+    rounded = {key: tensor.bfloat16() for key, tensor in owner.items()}
+    message = refused("swin-unetr", store(rounded, tmp_path / "b.safetensors"), tmp_path)
+    assert "torch.bfloat16 in encoder.network.swinViT.layers1.0.blocks.0.attn.relative_position_index" in message
+    half = {key: tensor.half() for key, tensor in ds(norm="batch").state_dict().items()}  # counts of batches, too
+    convert("segresnet", store(half, tmp_path / "c.safetensors"), tmp_path / "out")
+
+
 def test_several_channels_are_refused(tmp_path: Path) -> None:
     file = store(nets.SegResNetDS(init_filters=4, in_channels=4).state_dict(), tmp_path / "a.safetensors")
     assert "volumes of 4 channels" in refused("segresnet", file, tmp_path)

@@ -119,7 +119,8 @@ def _load(model: MoME, found: Conversion, tensors: Mapping[str, Tensor], family:
     """Copies the tensors into the model.
 
     Raises:
-        InputError: A tensor has another shape than the model's, or values that are not finite.
+        InputError: A tensor has another shape than the model's, values that are not finite, or integers in the place of
+            floating-point numbers or the reverse.
     """
     state = model.state_dict()
     for name, tensor in found.tensors.items():
@@ -127,6 +128,12 @@ def _load(model: MoME, found: Conversion, tensors: Mapping[str, Tensor], family:
             raise InputError(
                 f"the file is of another architecture: {name} has shape {tuple(tensor.shape)}, "
                 f"not {tuple(state[name].shape)}"
+            )
+        # Integers are quantised weights without their scales, and half precision does not hold every index.
+        if tensor.is_floating_point() != state[name].is_floating_point() and not name.endswith("num_batches_tracked"):
+            raise InputError(
+                f"the file holds numbers of {tensor.dtype} in {name}, the model has {state[name].dtype}",
+                hint="a file that was not quantised, and whose indices are integers",
             )
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise InputError(f"the file holds values that are not finite, first in {name}", hint="another checkpoint")
