@@ -119,13 +119,16 @@ def _arguments(config_class: Any) -> list[Argument]:
     found = []
     for field in dataclasses.fields(config_class):
         kind = field.metadata.get("part")
+        several = bool(field.metadata.get("several"))
         words = "a module object" if field.metadata.get("module") else type_name(hints[field.name])
+        if kind:
+            words = f"a list of specs of {kind}" if several else f"a spec of {kind}"
         default = defaults.get(field.name, MISSING)
         found.append(
             Argument(
                 field.name,
-                f"a spec of {kind}" if kind else words,
-                None if default is MISSING else str(default) if kind else write(default),
+                words,
+                None if default is MISSING else str(default) if kind and not several else write(default),
                 meanings.get(field.name, ""),
             )
         )

@@ -22,9 +22,11 @@ def part(kind: str, default: Any = MISSING) -> Any:
     The registry validates the nested spec, fills in its defaults and prints it, as it does for a top-level one. The
     class builds it with `REGISTRIES[kind].build(config.base, …)`.
 
+    The default of a field of several parts is a tuple, as in `losses: tuple[Any, ...] = part("losses", ())`.
+
     Args:
         kind: A key of `REGISTRIES`.
-        default: A config string; the argument is required where none is given.
+        default: A config string, or a tuple of them; the argument is required where none is given.
 
     Raises:
         InputError: There are no parts of this kind.
@@ -35,7 +37,8 @@ def part(kind: str, default: Any = MISSING) -> Any:
             f"{did_you_mean(str(kind), REGISTRIES)}",
             hint="kinds: " + ", ".join(REGISTRIES),
         )
-    return dataclasses.field(default=default, metadata={"part": kind})
+    several = {"several": True} if isinstance(default, tuple) else {}
+    return dataclasses.field(default=default, metadata={"part": kind, **several})
 
 
 def module(default: Any = MISSING) -> Any:
@@ -85,8 +88,10 @@ def arguments(config: Any) -> dict[str, Any]:
 
 
 def nested(field: dataclasses.Field[Any], value: Any) -> Any:
-    """A nested part in its canonical form; a module object as its reference; any other value as it is."""
+    """A nested part, or several, in canonical form; a module object as its reference; any other value as it is."""
     kind = field.metadata.get("part")
+    if kind is not None and field.metadata.get("several"):
+        return tuple(REGISTRIES[kind].canonical(each) for each in value)
     if kind is not None and value is not None:
         return REGISTRIES[kind].canonical(value)
     if field.metadata.get("module") and module_objects.is_module(value):
@@ -143,7 +148,11 @@ def without_defaults(config_class: Any, spec: Spec) -> Spec:
         if key == "name" or (key in defaults and _same(defaults[key], value)):
             continue
         kind = kinds.get(key)
-        short[key] = REGISTRIES[kind].without_defaults(value) if kind and isinstance(value, dict) else value
+        if kind and isinstance(value, dict):
+            value = REGISTRIES[kind].without_defaults(value)
+        elif kind and isinstance(value, list | tuple):
+            value = [REGISTRIES[kind].without_defaults(each) for each in value]
+        short[key] = value
     return short
 
 

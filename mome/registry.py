@@ -89,7 +89,8 @@ class Registry(PartTable):
         if module_objects.is_module(spec):
             return module_objects.remember(spec)
         if dataclasses.is_dataclass(spec) and not isinstance(spec, type):
-            return {"name": self._name_of(type(spec)), **arguments(spec)}
+            name = self._name_of(type(spec))
+            return {"name": name, **arguments(with_nested(spec, f"{self.kind} '{name}'"))}
         if isinstance(spec, dict) and isinstance(spec.get("name"), str):
             # a module object in an argument is not JSON: its reference stands for it
             spec = {k: module_objects.remember(v) if module_objects.is_module(v) else v for k, v in spec.items()}

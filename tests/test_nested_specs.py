@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import nn
 
+from mome.cards import card
+from mome.configuration import MoMEConfig
 from mome.errors import InputError
 from mome.module_objects import recall, remember
-from mome.registry import ENCODERS, LAYERS, REGISTRIES, Registry, module, part
+from mome.registry import ENCODERS, LAYERS, LOSSES, REGISTRIES, Registry, module, part
 from mome.spec import dump
 
 
@@ -77,6 +79,44 @@ def test_what_is_wrong_inside_is_said(wrappers: Registry, text: str, words: str)
     with pytest.raises(InputError, match=words) as caught:
         wrappers.canonical(text)
     assert len(str(caught.value).splitlines()) <= 3
+
+
+def test_a_list_of_parts_is_checked_defaulted_and_round_tripped() -> None:
+    text = "weighted_sum(losses=[tversky, focal(gamma=1.0)], weights=[1.0, 0.5])"
+    full = LOSSES.canonical(text)
+    assert full["losses"][0]["alpha"] == 0.3 and full["losses"][1] == LOSSES.canonical("focal(gamma=1.0)")
+    assert json.loads(json.dumps(full)) == full and LOSSES.canonical(full) == full and dump(full, LOSSES) == text
+    mixed = {**full, "losses": ["tversky", {"name": "focal", "gamma": 1.0}]}
+    assert LOSSES.canonical(mixed) == full and len(LOSSES.build(mixed).losses) == 2
+    assert dump(LOSSES.canonical("deep_supervision(loss=weighted_sum(losses=[bce_dice]))"), LOSSES) == (
+        "deep_supervision(loss=weighted_sum(losses=[bce_dice]))"
+    )
+    for wrong, words in (
+        ("focl", "unknown loss 'focl', did you mean 'focal'"),
+        ("focal(gama=1.0)", "no argument 'gama', did you mean 'gamma'"),
+    ):
+        with pytest.raises(InputError, match=words) as caught:
+            MoMEConfig(loss=f"weighted_sum(losses=[tversky, {wrong}])", labels=["liver"])
+        assert len(str(caught.value).splitlines()) <= 3
+    with pytest.raises(InputError, match="named by a string or a dict"):
+        ENCODERS.canonical({"name": "unet", "layer": ["moe", "moe"]})
+    argument = card("loss", "weighted_sum").arguments[0]
+    assert (argument.type, argument.default) == ("a list of specs of losses", "[]")
+
+
+def test_config_objects_stand_inside_config_objects() -> None:
+    from mome.encoders.unet import UNet
+    from mome.experts.mlp import SwiGLUExperts
+    from mome.layers.moe import MixtureOfExperts
+    from mome.losses.focal import FocalLoss
+    from mome.losses.weighted_sum import WeightedSum
+
+    layer = MixtureOfExperts.Config(experts=SwiGLUExperts.Config(n=2))
+    assert LAYERS.canonical(layer) == LAYERS.canonical("moe(experts=swiglu(n=2))")
+    assert ENCODERS.canonical(UNet.Config(layer=layer)) == ENCODERS.canonical("unet(layer=moe(experts=swiglu(n=2)))")
+    assert LAYERS.build(layer, dim=4).experts.num_experts == 2
+    losses = WeightedSum.Config(losses=("tversky", FocalLoss.Config(gamma=1.0)))
+    assert LOSSES.canonical(losses) == LOSSES.canonical("weighted_sum(losses=[tversky, focal(gamma=1.0)])")
 
 
 def test_a_nested_layer_builds() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mome.errors import InputError
-from mome.registry import LOSSES
+from mome.registry import LOSSES, part
 
 
 class WeightedSum(nn.Module):
@@ -23,7 +23,7 @@ class WeightedSum(nn.Module):
             weights: One weight per loss; empty weighs all 1.
         """
 
-        losses: tuple[Any, ...] = ()
+        losses: tuple[Any, ...] = part("losses", ())
         weights: tuple[float, ...] = ()
 
     def __init__(self, config: Config) -> None:
