@@ -220,12 +220,19 @@ class MoME(WithDecoding, SavedModel):
 
         Raises:
             InputError: `use_reentrant` is true: reentrant checkpoints pass tensors only, not the records of our layers.
+                Or `every_n_layers` is not 1: the encoder and each scale are checkpointed, which are no equal layers.
         """
         options = getattr(gradient_checkpointing_func, "keywords", {})
         if enable and options.get("use_reentrant"):
             raise InputError(
                 "MoME has no reentrant gradient checkpointing",
                 hint='gradient_checkpointing_enable({"use_reentrant": False})',
+            )
+        every = kwargs.pop("every_n_layers", 1)
+        if enable and every != 1:
+            raise InputError(
+                f"MoME checkpoints its encoder and each scale, so every_n_layers={every} has no meaning",
+                hint="leave every_n_layers out",
             )
         function = partial(gradient_checkpointing_func, use_reentrant=False)
         super()._set_gradient_checkpointing(enable=enable, gradient_checkpointing_func=function, **kwargs)

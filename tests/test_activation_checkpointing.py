@@ -10,6 +10,8 @@ import torch
 from small_models import small
 from torch import nn
 
+from mome.errors import InputError
+
 SEGRESNET = "segresnet(filters=4, blocks_down=[1, 1], norm='batch')"
 MONAI = "monai(network='UNet', arguments={'channels': [4, 8], 'strides': [2], 'norm': 'batch'})"
 
@@ -67,3 +69,13 @@ def test_two_backward_passes_go_through_one_graph() -> None:
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
             torch.testing.assert_close(got[name], parameter.grad, msg=name)
+
+
+def test_a_number_of_layers_that_would_be_ignored_is_refused() -> None:
+    model = small(patch_size=[8, 8, 8])
+    # `activation_checkpointing_enable` of transformers 5.24 gives the argument to this method
+    with pytest.raises(InputError, match="each scale, so every_n_layers=2 has no meaning"):
+        model._set_gradient_checkpointing(every_n_layers=2)
+    assert not model.gradient_checkpointing
+    model._set_gradient_checkpointing(every_n_layers=1)
+    assert model.gradient_checkpointing
