@@ -7,12 +7,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mome.configuration import MoMEConfig
 from mome.encoders.base import Encoder
 from mome.extra_experts import WithExtraExperts
 from mome.forward_observer import ForwardObserver
+from mome.layers.average_pool import average_pool
 from mome.layers.heads.base import Head
 from mome.layers.predict import predict, predict_one_scale
 from mome.layers.scale_expert import ScaleExpert
@@ -97,7 +97,7 @@ class WithDecoding(WithExtraExperts):
         found = []
         for scale in range(len(strides) - 2, max(len(strides) - 2 - count, -1), -1):
             step = [own // finest for own, finest in zip(strides[scale], strides[-1], strict=True)]
-            map_BCDHW = F.avg_pool3d(own_BSCDHW[:, scale], step, step)
+            map_BCDHW = average_pool(own_BSCDHW[:, scale], step, step)
             logits_BPV = predict_one_scale(self.head, map_BCDHW.flatten(2), text_PT, bottleneck)
             found.append(logits_BPV.unflatten(-1, map_BCDHW.shape[2:]))
         return tuple(found)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mome.encoders.base import Encoder, Pyramid, Stride
 from mome.encoders.padding import on_padded
 from mome.errors import InputError, did_you_mean
+from mome.layers.average_pool import average_pool
 from mome.layers.sparse import SparseResidual, stages_with_layer
 from mome.map_context import DEFAULT_CONTEXT, MapContext
 from mome.registry import at_least, part
@@ -125,12 +126,10 @@ class ResEncUNet(Encoder):
 
 
 class _AveragePool(nn.AvgPool3d):
-    """PyTorch has no average pooling of 16-bit numbers on the CPU, so there it runs in float32."""
+    """Pools in every precision; see `mome.layers.average_pool`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if input.device.type == "cpu" and input.element_size() == 2:
-            return super().forward(input.float()).to(input.dtype)
-        return super().forward(input)
+        return average_pool(input, self.kernel_size, self.stride)
 
 
 def _prepare(network: nn.Module) -> None:

@@ -44,7 +44,7 @@ class BoundaryLoss(nn.Module):
 
     def forward(self, logits: Tensor, targets: Tensor, supervised_BP: Tensor | None = None) -> Tensor:
         data = masked(logits, targets, supervised_BP)
-        inside = targets.detach().cpu().numpy() > 0.5
+        inside = (targets > 0.5).cpu().numpy()  # NumPy has no bfloat16
         distance = np.zeros(inside.shape, dtype=np.float32)
         for case, prompt in np.argwhere(data.mask_BP.cpu().numpy() > 0):
             distance[case, prompt] = signed_distance(inside[case, prompt], self.spacing)
