@@ -169,9 +169,10 @@ def with_overrides(raw: dict[str, Any], overrides: dict[str, Any]) -> tuple[MoME
     if "text_encoder" in overrides:
         wanted = TEXT_ENCODERS.canonical(overrides["text_encoder"])
         if wanted != MoMEConfig(**raw).text_encoder:  # the saved rows come from another tower
+            chosen = {key: labels[key] for key in ("trained_labels",) if key in labels}
             if "labels" in labels and "trained_labels" not in labels:
                 labels["trained_labels"] = [name for name in raw.get("trained_labels", ()) if name in labels["labels"]]
-            return MoMEConfig(**{**raw, "text_dim": None, **overrides, **labels}), {}, True
+            return MoMEConfig(**{**raw, "text_dim": None, **overrides, **labels}), chosen, True
     return MoMEConfig(**{**raw, **overrides}), labels, False
 
 

@@ -119,6 +119,8 @@ def test_another_text_encoder_begins_a_new_bank(tmp_path: Path, caplog) -> None:
         and again.config.trained_labels == []
     )
     assert "text_bank" in caplog.text
+    told = MoME.from_pretrained(tmp_path, text_encoder="learned", labels=["spleen", "aorta"], trained_labels=["aorta"])
+    assert told.config.trained_labels == ["aorta"] and torch.equal(told.text_bank.rows_LT, torch.eye(2))
 
 
 def test_a_cast_to_half_precision_leaves_the_rows_as_they_are(tmp_path: Path) -> None:
