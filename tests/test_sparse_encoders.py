@@ -354,6 +354,12 @@ def test_upcycled_swin_blocks_begin_with_the_dense_outputs() -> None:
         upcycle(dense, encoder=f"{SWIN}, feed_forward=moe(experts=swiglu(n=3)))")
 
 
+def test_scales_that_cannot_be_upcycled_are_told_the_experts_that_can() -> None:
+    dense = small(experts="swiglu(n=1, hidden=8)")
+    with pytest.raises(InputError, match=r"in: scale_experts.0.body\n  try: experts=swiglu\(n=8, hidden=8\)$"):
+        upcycle(dense, experts="shared(routed=swiglu(n=4, hidden=8))")
+
+
 @pytest.mark.parametrize("encoder", [SPARSE["unet"], SPARSE["vit3d"], "timm(model='test_convnext', levels=[0, 1])"])
 def test_odd_sizes_are_padded_inside_and_cropped(encoder: str) -> None:
     model = ENCODERS.build(encoder, in_channels=1) if "timm" in encoder else small(encoder=encoder).encoder

@@ -86,11 +86,12 @@ def fill_experts(mixture: nn.Module, dense: DenseWeights, where: str) -> None:
     Raises:
         InputError: The experts have another form, activation or width than the dense layer.
     """
-    if not isinstance(mixture, MixtureOfExperts) or not isinstance(mixture.experts, FeedForwardExperts):
+    is_moe = isinstance(mixture, MixtureOfExperts)  # that of a scale has no feed_forward argument around it
+    if not is_moe or not isinstance(mixture.experts, FeedForwardExperts):
         raise InputError(
             "only experts mlp, swiglu and geglu of a moe layer can start from a dense layer",
             where=where,
-            hint=f"feed_forward=moe(experts={_form(dense)})",
+            hint=f"experts={_form(dense)}" if is_moe else f"feed_forward=moe(experts={_form(dense)})",
         )
     experts = mixture.experts
     wanted = {
