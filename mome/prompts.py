@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mome.encoders.text.base import check_width
 from mome.encoders.text.stored import StoredText
-from mome.errors import InputError
+from mome.errors import InputError, did_you_mean
 from mome.labels import Resolved, load_table
 from mome.labels.all_labels import asks_all
 from mome.labels.own import own_label
@@ -33,6 +33,8 @@ class Prompt:
         resolved: How the label table understood the text.
         trained: Whether the weights were trained on this label.
         warning: What the user should know, or None.
+        own_number: The place of the label, from 1, among those of the model that the class table does not have; None
+            for other labels and for free text.
     """
 
     text: str
@@ -40,6 +42,7 @@ class Prompt:
     resolved: Resolved
     trained: bool
     warning: str | None
+    own_number: int | None = None
 
 
 def understand(texts: list[str], model: MoME) -> list[Prompt]:
@@ -60,17 +63,19 @@ def understand(texts: list[str], model: MoME) -> list[Prompt]:
     if not texts:
         raise InputError("no prompt was given", hint="name at least one structure, as in -p liver")
     table = load_table()
+    own_labels = [label for label in model.config.labels if label not in table]
     prompts: list[Prompt] = []
     has_shown_labels = False
     for text in _without_all(texts, model):
-        own = own_label(text, model.config.labels) if text.strip() else None
+        own = own_label(text, own_labels) if text.strip() else None
         resolved = Resolved(text, own, None, "exact", None) if own else table.resolve(text)
+        close = did_you_mean(text.strip().replace(" ", "_").lower(), own_labels)
         if resolved.how == "refused":
-            raise InputError(str(resolved.warning), hint=resolved.hint)
+            raise InputError(str(resolved.warning) + close, hint=resolved.hint)
         names = resolved.names or (resolved.name or text.strip(),)
         earlier = {prompt.name for prompt in prompts}
         first_new = next((name for name in names if name not in earlier), None)
-        about_text = [resolved.warning] if resolved.warning else []
+        about_text = [resolved.warning + (close if resolved.how == "free" else "")] if resolved.warning else []
         untrained = [name for name in names if name not in model.config.trained_labels]
         shows_labels = not has_shown_labels
         not_trained = [_not_trained(untrained, len(names), model, shows_labels=shows_labels)] if untrained else []
@@ -79,7 +84,8 @@ def understand(texts: list[str], model: MoME) -> list[Prompt]:
             trained = name not in untrained
             is_told = name == first_new or (not trained and first_new in untrained)
             notes = (about_text if is_told else []) + ([] if trained else not_trained)
-            prompts.append(Prompt(text, name, resolved, trained, "; ".join(notes) or None))
+            number = own_labels.index(name) + 1 if name in own_labels else None
+            prompts.append(Prompt(text, name, resolved, trained, "; ".join(notes) or None, number))
     # The first prompt of each label is kept, at the place of the last one.
     return list({prompt.name: prompt for prompt in reversed(prompts)}.values())[::-1]
 

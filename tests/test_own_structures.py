@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import nibabel as nib
@@ -17,16 +18,20 @@ from mome.data.augmentation import AugmentationConfig, BatchAugmentation
 from mome.data.layouts import open_cases
 from mome.data.prompt_choice import confusable
 from mome.errors import InputError
+from mome.inference.meant_name import meant_name
 from mome.labels.dataset_file import open_dataset
-from mome.labels.own import find_own, read_own_structures
+from mome.labels.own import find_own, read_own_structures, suggested_name
 from mome.labels.sides import has_no_other_side, other_side
 from mome.loaded_weights import unknown_label_notes
+from mome.postprocess.rules import asked_rules
+from mome.postprocess.run import PostProcessing
 from mome.prompts import understand
 from mome.registry import TEXT_ENCODERS
 from mome.training.config import RunConfig
 from mome.training.config_file import load_run_config
 from mome.training.setup import build_model
 from mome.training.text_rows import TextRows
+from mome.volumes import read_label_table
 
 PLAQUES = {"background": 0, "liver": 1, "Left Plaque": 2, "plaque_right": 3}
 
@@ -67,6 +72,15 @@ def test_other_words_are_read_and_normalised() -> None:
         ({"thymus": ["12"]}, "has no letter"),
         ({"plaque_L": []}, "seems to name the left side, which is written as the word left"),
         ({"plaque_dx": []}, "seems to name the right side"),
+        ({"plaque_left": [], "left_plaque": []}, "names both 'plaque_left' and 'left_plaque'"),
+        (
+            {"plaque_left": ["right plaque"]},
+            "'right plaque', another name of 'plaque_left' in structures, names another",
+        ),
+        ({"thymus": ["left gland"]}, "names another side"),
+        ({"all": []}, "'all' in structures names no structure"),
+        ({"Background": []}, "names no structure"),
+        ({"left": []}, "names no structure"),
         ({"thymus": ["тимус"]}, "'тимус', a name of 'thymus' in structures"),
     ],
 )
@@ -80,14 +94,25 @@ def test_faulty_structures_are_refused(given: dict, message: str) -> None:
 def test_a_name_is_found_in_any_order_of_its_words() -> None:
     assert find_own("Left Plaque", ["plaque_left", "plaque_right"]) == "plaque_left"
     assert find_own("plaque", ["plaque_left"]) is None and find_own("thymus", []) is None
+    for text in ("L plaque", "Plaque_L", "plaque sin.", "PLAQUE (left)"):
+        assert find_own(text, ["plaque_right", "plaque_left"]) == "plaque_left"
+    assert find_own("Thymic Gland", {"thymus": ("thymic gland",)}) == "thymus"
+
+
+def test_a_name_is_suggested_that_would_be_taken() -> None:
+    assert suggested_name("Plaque L") == "plaque_left" and suggested_name("thymus (remnant)") == "thymus_remnant"
+    assert read_own_structures({suggested_name("rt. Lesion"): None}) == {"lesion_right": ()}
 
 
 def test_folders_may_name_them(tmp_path: Path) -> None:
     """nnU-Net's dataset.json, the table of BIDS, and mask files; else the message says how to name them."""
     own = ["plaque_left", "plaque_right"]
     folder = nnunet(tmp_path / "nnunet", {"a": plaques()}, PLAQUES)
-    with pytest.raises(InputError, match=r"'Left Plaque' is no structure .*\n.*\n.*--own left_plaque"):
+    with pytest.raises(InputError, match=r"'Left Plaque' is no structure .*\n.*\n.*--own plaque_left"):
         open_cases(folder, "nnunet")
+    for name in ("kidneys", "тимус", "x" * 70):  # no advice that would be refused
+        with pytest.raises(InputError, match=r"--dataset with a YAML file of yours"):
+            open_cases(nnunet(tmp_path / name[:8], {"a": plaques()}, {name: 2}), "nnunet")
     (case,) = open_cases(folder, "nnunet", own=own)
     assert case.annotated == ("liver", *own)
     masks, _ = case.read_masks(case.read_image().grid)
@@ -100,12 +125,16 @@ def test_folders_may_name_them(tmp_path: Path) -> None:
     assert case.annotated == ("liver", "plaque_left")
 
     save(tmp_path / "masks" / "s1" / "ct.nii.gz", scan())
-    for name in ("liver", "plaque_left", "notes"):
+    for name in ("liver", "Left plaque", "notes"):
         save(tmp_path / "masks" / "s1" / "masks" / f"{name}.nii.gz", (plaques() == 1).astype(np.uint8))
     (case,) = open_cases(tmp_path / "masks", "masks", own=own)
     assert set(case.annotated) == {"liver", "plaque_left"}
     (case,) = open_cases(tmp_path / "masks", "masks")
     assert case.annotated == ("liver",)
+
+    (tmp_path / "mine.yaml").write_text("structures: {liver: 1, left_plaque: 2}")
+    with pytest.raises(InputError, match="'left_plaque' and 'plaque_left' are one structure of your own"):
+        open_cases(folder, "nnunet", str(tmp_path / "mine.yaml"), own)
 
 
 def test_a_data_set_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,6 +157,21 @@ def test_a_data_set_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert main(evaluate) == 0 and "1.000" in capsys.readouterr().out
 
 
+def test_masks_of_own_structures_are_scored_as_such(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mask without a table was read as a map, whose 1 is the liver by the data set."""
+    (tmp_path / "mine.yaml").write_text("structures: {liver: 1, plaque_left: 2}")
+    for folder, shift in (("a", 0), ("b", 3)):
+        for number, name in ((1, "liver"), (2, "plaque_left")):
+            mask = np.roll(plaques() == number, shift if number == 2 else 0, axis=1)
+            save(tmp_path / folder / f"x_{name}.nii.gz", mask.astype(np.uint8))
+    monkeypatch.setenv("HERE", str(tmp_path))
+    assert main(["evaluate", str(tmp_path / "a"), str(tmp_path / "b"), "--labels", "${HERE}/mine.yaml", "--json"]) == 0
+    scores = {row["structure"]: row["dice"]["mean"] for row in json.loads(capsys.readouterr().out)["structures"]}
+    assert scores["liver"] == 1.0 and 0 < scores["plaque_left"] < 1
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -138,6 +182,8 @@ def test_a_data_set_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[st
         ("structurs: {thymus: 1}", "the key 'structurs', did you mean 'structures'"),
         ("{}", "mine.yaml lists no structure"),
         ("[1]", "mine.yaml holds no mapping"),
+        ("structures: {liver: 1, thymus: [1]}", "gives liver and thymus the same numbers"),
+        ("{structures: {liver: 1}, files: {thymus: t}}", "structures .numbers. and files"),
         ("structures: [liver]", "structures is a mapping of structures"),
         ("files: {thymus: 3}", "the files of thymus are a list of patterns"),
         ("structures: {liver: {values: [1], side: left}}", "the side that its name ends with"),
@@ -153,6 +199,7 @@ def test_a_faulty_data_set_of_ones_own_is_refused(text: str, message: str, tmp_p
 
 
 def test_sides_follow_from_the_names() -> None:
+    assert other_side("Plaque_Left") == "Plaque_Right" and other_side("PLAQUE_RIGHT") == "PLAQUE_LEFT"
     assert other_side("plaque_left") == "plaque_right" and other_side("thymus") == "thymus"
     assert not has_no_other_side("plaque_left") and has_no_other_side("lung_middle_lobe_right")
     pair = BatchAugmentation(AugmentationConfig(mirror=0.5), ["plaque_left", "plaque_right", "thymus"])
@@ -184,13 +231,25 @@ def test_their_other_words_are_trained(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_prompts_name_labels_of_the_model() -> None:
-    model = small(labels=["liver", "plaque_left"], trained_labels=["liver", "plaque_left"])
+    model = small(labels=["liver", "plaque_left", "thymus"], trained_labels=["liver", "plaque_left"])
     for text in ("plaque_left", "Plaque left", "left plaque"):
         (prompt,) = understand([text], model)
         assert prompt.name == "plaque_left" and prompt.trained and prompt.warning is None
     assert understand(["hepar"], model)[0].name == "liver"
+    (prompt,) = understand(["thymsu"], model)
+    assert prompt.warning is not None and "did you mean 'thymus'?" in prompt.warning
+    with pytest.raises(InputError, match="did you mean 'plaque_left'"):
+        understand(["plague left"], model)
+    assert meant_name("Left plaque", ["liver", "plaque_left"], "mask") == "plaque_left"
     assert not unknown_label_notes(["liver", "plaque_left"])
     assert unknown_label_notes(["livr"])
+
+
+def test_rules_of_post_processing_name_them() -> None:
+    table = asked_rules(["left plaque=minimum_size(ml=2)", "hepar=fill_holes"], None)
+    processing = PostProcessing(table, ["plaque_left", "liver"])
+    built = {name: [rule for rule, _ in rules] for name, rules in processing._built.items()}
+    assert built == {"plaque_left": ["minimum_size(ml=2)"], "liver": ["fill_holes"]}
 
 
 def test_all_stands_for_what_the_model_was_trained_on() -> None:
@@ -206,7 +265,10 @@ def test_from_a_folder_to_masks(tmp_path: Path, capsys: pytest.CaptureFixture[st
     folder = nnunet(tmp_path / "data", {name: plaques() for name in "abcd"}, PLAQUES)
     own = ["--own", "plaque_left", "--own", "plaque_right"]
     prepared = ["data", "prepare", str(folder), "-o", str(tmp_path / "out"), "--memory", "1500MB"]
-    assert main(prepared) == 2 and "--own left_plaque" in capsys.readouterr().err
+    assert main(prepared) == 2 and "--own plaque_left" in capsys.readouterr().err
+    for command in (prepared, ["data", "check", str(folder)]):
+        assert main([*command, *own, "--own", "thymus"]) == 2
+        assert "no case annotates 'thymus', which --own names" in capsys.readouterr().err
     assert main(["data", "check", str(folder), *own]) == 0
     assert main([*prepared, *own]) == 0
     run = load_run_config(tmp_path / "out" / "run.yaml", [])
@@ -221,6 +283,10 @@ def test_from_a_folder_to_masks(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert main(["segment", ct, "-p", "left plaque", "-p", "liver", "-m", model, "-o", str(masks), "--multilabel"]) == 0
     assert "not trained" not in capsys.readouterr().err
     assert nib.load(masks / "a_0000.nii.gz").shape == SHAPE
+    assert {e["name"]: e["id"] for e in read_label_table(masks / "a_0000.nii.gz")} == {"plaque_left": 137, "liver": 5}
+    last = ["segment", ct, "-p", "plaque right", "-m", model, "-o", str(tmp_path / "last"), "--multilabel"]
+    assert main(last) == 0  # the number is that of the model, not that of the prompts
+    assert [e["id"] for e in read_label_table(tmp_path / "last" / "a_0000.nii.gz")] == [138]
 
 
 def test_a_resumed_run_keeps_its_structures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

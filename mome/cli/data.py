@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     from rich.progress import track
 
     from mome.cli.quiet import quiet_readers
-    from mome.data.check import check_cases
+    from mome.data.check import check_cases, check_named
     from mome.data.layouts import open_cases
     from mome.labels.own import read_own_structures
 
@@ -65,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
     folders = [args.folder, *([] if args.against is None else [args.against])]
     cases, *against = (open_cases(folder, layout, args.dataset, own) for folder in folders)
     others = {str(args.against): one for one in against}
+    check_named(args.own, cases, args.folder)
     quiet_readers()
     error = Console(stderr=True)
     found = check_cases(
@@ -118,10 +119,13 @@ def _prepare(args: argparse.Namespace) -> int:
 
     from mome.cli.quiet import quiet_libraries
     from mome.labels import load_table
+    from mome.labels.own import find_own
     from mome.training.prepare import prepare
 
     quiet_libraries()
-    named = [name for text in args.prompt for name in load_table().resolve(text).names or (text,)]
+    own = [find_own(text, args.own) for text in args.prompt]
+    read = zip(args.prompt, own, strict=True)
+    named = [name for text, mine in read for name in ((mine,) if mine else load_table().resolve(text).names or (text,))]
     labels = tuple(dict.fromkeys(named))  # "kidneys" and "left kidney" name one of them twice
     error = Console(stderr=True)
     plan, path, earlier = prepare(

@@ -12,7 +12,7 @@ from typing import Any
 from mome.data.case import Case
 from mome.data.masks_in_air import masks_in_air
 from mome.data.training_labels import check_image
-from mome.errors import InputError
+from mome.errors import InputError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,22 @@ def check_cases(
     for case in progress(list(cases)):
         findings += _check_case(case)
     return [*findings, *_repeated_scans(cases), *_shared(cases, other_splits or {})]
+
+
+def check_named(own: Sequence[str], cases: Sequence[Case], folder: Path) -> None:
+    """Checks that the folder names the structures of one's own.
+
+    Raises:
+        InputError: No case annotates one of them.
+    """
+    known = list(dict.fromkeys(name for case in cases for name in case.annotated))
+    for name in own:
+        if name not in known:
+            raise InputError(
+                f"no case annotates {name!r:.60}, which --own names{did_you_mean(name[:60], known)}",
+                where=str(folder),
+                hint="annotated are: " + ", ".join(known[:20]),
+            )
 
 
 def _check_case(case: Case) -> list[Finding]:

@@ -7,10 +7,11 @@ from collections.abc import Collection
 
 from mome.errors import InputError
 from mome.labels import load_table
+from mome.labels.own import own_label
 
 
 def meant_name(key: str, names: Collection[str], what: str) -> str:
-    """Returns the prompt that is meant by its name or by a synonym of the class table.
+    """Returns the prompt that is meant by its name, by a synonym of the class table, or by the words of its name.
 
     Args:
         key: What a user wrote.
@@ -26,6 +27,7 @@ def meant_name(key: str, names: Collection[str], what: str) -> str:
         meant.append(key.strip())
         if resolved.name is not None and resolved.how in ("exact", "synonym"):
             meant.append(resolved.name)
+        meant += [found] if (found := own_label(key, names)) else []
     for name in meant:
         if name in names:
             return name

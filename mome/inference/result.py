@@ -15,6 +15,7 @@ from mome.inference.earlier_results import refuse_results_of_others
 from mome.inference.packed import PackedMasks
 from mome.inference.probabilities import ProbabilityMaps
 from mome.labels import load_table
+from mome.labels.color import color_of_number
 from mome.prompts import Prompt
 from mome.volumes import Grid, Volume
 from mome.volumes.mask_names import mask_paths, refuse_to_overwrite
@@ -127,13 +128,22 @@ class Segmentation:
         return {"voxels_in_map": voxels, "volume_ml_in_map": round(self._ml(voxels), 3)}
 
     def label_entries(self) -> list[dict[str, Any]]:
-        """Returns the label table of the masks: `id`, `name`, `snomed` and `color` per prompt."""
+        """Returns the label table of the masks: `id`, `name`, `snomed` and `color` per prompt.
+
+        Labels of the model's own have ids above those of the class table, whatever else is asked; free text has the
+        ids above them.
+        """
         table, entries = load_table(), []
-        free_id = max(label.id for label in table)
+        highest = max(label.id for label in table)
+        free_id = highest + max((prompt.own_number or 0 for prompt in self.prompts), default=0)
         for prompt in self.prompts:
             if prompt.name in table:
                 label = table[prompt.name]
                 entries.append({"id": label.id, "name": label.name, "snomed": label.snomed, "color": list(label.color)})
+            elif prompt.own_number is not None:
+                color = list(color_of_number(prompt.own_number))
+                number = highest + prompt.own_number
+                entries.append({"id": number, "name": prompt.name, "snomed": None, "color": color})
             else:
                 free_id += 1
                 entries.append({"id": free_id, "name": prompt.name, "snomed": None, "color": [255, 255, 255]})

@@ -30,6 +30,11 @@ def is_dataset_file(text: str) -> bool:
     return text.lower().endswith(_ENDINGS)
 
 
+def dataset_path(text: str) -> Path:
+    """Returns the file that a text names; `${NAME}` and `~` are expanded."""
+    return Path(os.path.expandvars(text)).expanduser()
+
+
 def open_dataset(text: str) -> LabelMap:
     """Returns a data set.
 
@@ -41,15 +46,31 @@ def open_dataset(text: str) -> LabelMap:
     """
     if not is_dataset_file(text):
         return load_dataset(text)
-    path = Path(os.path.expandvars(text)).expanduser()
+    path = dataset_path(text)
     raw = read_yaml(read_text(path, "the data set", limit=4 * LONGEST), str(path))
     texts = {**dict.fromkeys(TEXTS, ""), "name": path.stem}
     try:
         found = parse_dataset({**texts, **raw} if isinstance(raw, dict) else raw, path.name, own_structures(raw))
+        _check_values(found)
     except ValueError as error:  # an InputError is one
         what, hint = (error.what, error.hint) if isinstance(error, InputError) else (str(error), None)
         raise InputError(what, where=str(path), hint=hint or "structures: {liver: [1, 2], thymus: 3}") from error
     return found
+
+
+def _check_values(found: LabelMap) -> None:
+    """Checks that masks are numbers or files, and that no two structures are the same numbers.
+
+    Raises:
+        ValueError: They are not.
+    """
+    if found.structures and found.files:
+        raise ValueError(f"{found.name} has structures (numbers) and files: a data set has one of them")
+    owners: dict[tuple[tuple[int, ...], str | None], str] = {}
+    for name, rule in found.structures.items():
+        other = owners.setdefault((tuple(sorted(rule.values)), rule.side), name)
+        if other != name:
+            raise ValueError(f"{found.name} gives {other} and {name} the same numbers")
 
 
 def own_structures(raw: object) -> list[str]:

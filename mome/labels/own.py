@@ -11,12 +11,14 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from mome.errors import InputError
+from mome.labels.all_labels import asks_all
 from mome.labels.characters import unreadable
 from mome.labels.table import load_table
 from mome.labels.tokens import normalise
 
 _NAME = re.compile(r"[A-Za-z0-9]+(_[A-Za-z0-9]+)*")
 _LONGEST_NAME = 60  # a name is part of the names of mask files
+_RESERVED = ("background", "ignore", "left", "right")
 _HINT = "structures: {thymus: [thymic gland]}"
 
 
@@ -31,7 +33,7 @@ def read_own_structures(given: Mapping[Any, Any]) -> dict[str, tuple[str, ...]]:
             texts; or two structures, one of which may be in the class table, share a name.
     """
     found: dict[str, tuple[str, ...]] = {}
-    of_phrase: dict[str, str] = {}
+    of_phrase: dict[tuple[str, ...], str] = {}
     for name, words in given.items():
         if not isinstance(name, str) or not _NAME.fullmatch(name) or len(name) > _LONGEST_NAME:
             raise InputError(
@@ -43,7 +45,7 @@ def read_own_structures(given: Mapping[Any, Any]) -> dict[str, tuple[str, ...]]:
         _check_side(name)
         for phrase in (name, *others):
             _check_phrase(phrase, name)
-            owner = of_phrase.setdefault(normalise(phrase), name)
+            owner = of_phrase.setdefault(_key(phrase), name)
             if owner != name:
                 raise InputError(f"{phrase!r:.80} names both {owner!r} and {name!r} in structures", hint=_HINT)
         found[name] = tuple(normalise(word) for word in others)
@@ -72,10 +74,15 @@ def _check_phrase(phrase: str, name: str) -> None:
         InputError: It is, or may be a typo of one.
     """
     words = normalise(phrase)
+    if asks_all(phrase) or words in _RESERVED:
+        raise InputError(f"{phrase!r:.80} in structures names no structure", hint=_HINT)
     refusal = unreadable(phrase)
     if refusal or not any(map(str.isalpha, words)):
         reason = refusal.reason if refusal else "has no letter"
         raise InputError(f"{phrase!r:.80}, a name of {name!r} in structures, {reason}", hint=_HINT)
+    sides, own_sides = load_table().sides_of(words), load_table().sides_of(normalise(name))
+    if sides and sides != own_sides:
+        raise InputError(f"{phrase!r:.80}, another name of {name!r} in structures, names another side", hint=_HINT)
     found = load_table().resolve(words)
     meant = ", ".join(found.names[:4])
     if found.how == "close":
@@ -90,10 +97,35 @@ def _check_phrase(phrase: str, name: str) -> None:
 
 
 def find_own(text: str, own: Collection[str]) -> str | None:
-    """Returns the structure of one's own that a text names, whatever its capitals and the order of its words."""
-    words = sorted(normalise(text).split())
-    exact = text.strip()
-    return exact if exact in own else next((name for name in own if sorted(normalise(name).split()) == words), None)
+    """Returns the structure of one's own that a text names, whatever its capitals and the order of its words.
+
+    Args:
+        text: What a user or a file writes; a side may be abbreviated.
+        own: Names, or a mapping of names to other words for them.
+    """
+    if text.strip() in own:
+        return text.strip()
+    asked = _key(text)
+    others = own if isinstance(own, Mapping) else {}
+    return next((name for name in own if asked in map(_key, (name, *(others.get(name) or ())))), None)
+
+
+def _key(text: str) -> tuple[str, ...]:
+    """Returns the words of a name in one order, with the side written out."""
+    return tuple(sorted(_spelled_out(text)))
+
+
+def _spelled_out(text: str) -> list[str]:
+    """Returns the words of a text in lower case, with an abbreviated side as the word left or right at the end."""
+    words = re.findall(r"[^\W_]+", text.lower())
+    sides = load_table().sides_of(" ".join(words)) if words else frozenset[str]()
+    if len(sides) != 1 or sides <= set(words):
+        return words
+    for place in range(len(words)):
+        rest = words[:place] + words[place + 1 :]
+        if rest and not load_table().sides_of(" ".join(rest)):
+            return [*rest, *sides]
+    return words
 
 
 def own_label(text: str, labels: Iterable[str]) -> str | None:
@@ -107,5 +139,8 @@ def own_label(text: str, labels: Iterable[str]) -> str | None:
 
 
 def suggested_name(text: str) -> str:
-    """Returns a name in the form of structures for what a file calls one, as in `left_plaque` for "Left plaque"."""
-    return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")[:_LONGEST_NAME] or "name"
+    """Returns a name in the form of structures for what a file calls one, as in `plaque_left` for "Plaque L"."""
+    words = _spelled_out(text)
+    sides = [word for word in words if word in ("left", "right")]
+    ordered = [word for word in words if word not in sides] + sides
+    return re.sub(r"[^a-z0-9]+", "_", "_".join(ordered)).strip("_")

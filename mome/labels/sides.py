@@ -25,6 +25,14 @@ def has_no_other_side(name: str) -> bool:
 
 
 def mirrored_words(name: str) -> str:
-    """Returns a name with the words left and right exchanged, in lower case; the name itself where it has neither."""
+    """Returns a name with the words left and right exchanged; the name itself where it has neither."""
     words = re.split(r"([^A-Za-z]+)", name)
-    return "".join(_OPPOSITES.get(word.lower(), word) for word in words)
+    return "".join(map(_opposite, words))
+
+
+def _opposite(word: str) -> str:
+    """Returns the word for the other side with the capitals of `word`; a word that names no side as it is."""
+    other = _OPPOSITES.get(word.lower())
+    if other is None:
+        return word
+    return other.upper() if word.isupper() else other.capitalize() if word.istitle() else other

@@ -29,10 +29,11 @@ Files = dict[str | None, Path]
 def find_masks(place: str | Path, *, dataset: str | None = None, cases: Sequence[str] = ()) -> dict[str, Files]:
     """Finds the files of every case in a folder, or takes a single file.
 
-    A file `<case>_<structure>` is a mask if the structure is in the class table, or if the case is one of `cases`; the
-    structure is then free text. Such a file is a label map instead if its whole name is one of `cases`, if the table in
-    its header is not that of one mask, or if it contains several numbers and `dataset` names them. All other files are
-    label maps. A case is also found by the name that `mome segment` gives its masks, in which a space is an underscore.
+    A file `<case>_<structure>` is a mask if the structure is in the class table, in `dataset` or in the table of a
+    single mask in the file's header, or if the case is one of `cases`; the structure is then free text. Such a file is
+    a label map instead if its whole name is one of `cases`, if the table in its header is not that of one mask, or if
+    it contains several numbers and `dataset` names them. All other files are label maps. A case is also found by the
+    name that `mome segment` gives its masks, in which a space is an underscore.
 
     Args:
         place: Folder or file; files have any ending of a scan, in either case, and hidden files are left out.
@@ -49,13 +50,13 @@ def find_masks(place: str | Path, *, dataset: str | None = None, cases: Sequence
     if not place.exists():
         raise InputError("no such file or folder", where=str(place))
     files = scans_in(place) if place.is_dir() else [place]
-    names = load_table().names()
+    names = [*load_table().names(), *(() if dataset is None else open_dataset(dataset).annotated)]
     # macOS decomposes accents in names of files; the same case may have either form on two machines.
     forms = {unicodedata.normalize("NFC", case): case for case in cases}
     found: dict[str, Files] = {}
     for file in files:
         name = unicodedata.normalize("NFC", stem(file))
-        case, structure = _split(name, names, list(forms))
+        case, structure = _split(name, [*names, *_own_name(file)], list(forms))
         if structure is not None and _is_map(file, structure, dataset):
             case, structure = name, None
         case = forms.get(case, case)
@@ -66,6 +67,15 @@ def find_masks(place: str | Path, *, dataset: str | None = None, cases: Sequence
                 f"case {case!r} has more than one {what}", where=f"{other} and {file}", hint="move one of them away"
             )
     return found
+
+
+def _own_name(file: Path) -> list[str]:
+    """Returns the structure of a file that `mome segment` wrote as a single mask, as its name has it."""
+    try:
+        table = _label_table(file)
+    except InputError:
+        return []  # a damaged file raises its error when its mask is read, which may never happen
+    return [file_part(str(entry["name"])) for entry in table if len(table) == 1 and "table_id" in entry]
 
 
 def _split(name: str, structures: Sequence[str], cases: Sequence[str]) -> tuple[str, str | None]:

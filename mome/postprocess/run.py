@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from mome.errors import InputError
+from mome.labels.own import own_label
 from mome.postprocess.base import Box, MaskPlace, PostProcessor
 from mome.postprocess.rules import ALL, build_rules
 from mome.volumes import Grid
@@ -56,6 +57,8 @@ class PostProcessing:
     def __init__(self, table: Mapping[str, Sequence[str]], names: Sequence[str], *, leave_out: bool = False) -> None:
         self.notes: list[str] = []
         self._built: dict[str, list[tuple[str, PostProcessor]]] = {}
+        # The class table names its own structures; those of a model are known here.
+        table = {(key != ALL and own_label(key, names)) or key: rules for key, rules in table.items()}
         for name in names:
             built = build_rules([*table.get(ALL, ()), *table.get(name, ())])
             self._built[name] = [pair for pair in built if self._is_possible(name, *pair, names, leave_out)]

@@ -16,13 +16,14 @@ from mome.atomic import atomic_write, check_output_folder, output_errors
 from mome.data.cache import CaseCache
 from mome.data.cache_build import check_format
 from mome.data.case import Case
+from mome.data.check import check_named
 from mome.data.fingerprint import Fingerprint, fingerprint
 from mome.data.layouts import open_cases
 from mome.data.plan import Plan, make_plan
 from mome.data.splits import part_of
 from mome.errors import InputError, did_you_mean
 from mome.labels import load_table
-from mome.labels.dataset_file import is_dataset_file, open_dataset
+from mome.labels.dataset_file import dataset_path, is_dataset_file, open_dataset
 from mome.labels.own import read_own_structures
 from mome.threads import container_cpus
 from mome.training.config import RunConfig, SourceConfig
@@ -92,11 +93,13 @@ def prepare(
     check_output_folder(out)
     check_format(cache_format)
     out, folder = Path(out), Path(folder)
-    structures = {name: list(words) for name, words in read_own_structures(dict.fromkeys(own)).items()}
-    if dataset is not None:
-        structures |= {name: [] for name in open_dataset(dataset).annotated if name not in load_table()}
-        dataset = str(Path(dataset).resolve()) if is_dataset_file(dataset) else dataset
+    of_dataset = () if dataset is None else open_dataset(dataset).annotated
+    asked = [*own, *(name for name in of_dataset if name not in load_table())]
+    structures: dict[str, list[str]] = {name: [] for name in read_own_structures(dict.fromkeys(asked))}
+    if dataset is not None and is_dataset_file(dataset):
+        dataset = str(dataset_path(dataset).resolve())
     cases = open_cases(folder, layout, dataset, structures)
+    check_named(own, cases, folder)
     _check_annotated(labels, cases, folder)
     val, train = (part_of(cases, part, held_out) for part in ("val", "train"))
     if not train:

@@ -98,7 +98,12 @@ def _check_labels(run: RunConfig) -> None:
     table = load_table()
     for name in run.labels:
         if name not in table and name not in run.structures:
-            raise unknown_label(name, f"mome list labels; a structure of your own: structures: {{{name[:60]}: []}}")
+            own = (
+                f"structures has {', '.join(map(str, run.structures))[:200]}"
+                if run.structures
+                else f"a structure of your own: structures: {{{name[:60]}: []}}"
+            )
+            raise unknown_label(name, f"mome list labels; {own}")
     twice = next((name for i, name in enumerate(run.labels) if name in run.labels[:i]), None)
     if twice is not None:
         raise InputError(f"the configuration names the label {twice!r} twice", hint="each label once in labels: […]")

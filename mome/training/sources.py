@@ -239,7 +239,7 @@ def _open_case_folder(
     folder = Path(os.path.expandvars(source.folder)).expanduser()
     if not folder.exists():
         raise InputError("no such folder of training cases", where=str(folder))
-    cases = part_of(open_cases(folder, source.layout, source.dataset, run.structures), source.part, source.held_out)
+    cases = part_of(open_cases(folder, source.layout, source.dataset, run.own_structures), source.part, source.held_out)
     if not cases:
         raise InputError(f"the part {source.part!r} of the cases is empty", where=str(folder), hint="held_out: 0.2")
     if source.count:

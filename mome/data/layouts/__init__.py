@@ -12,6 +12,7 @@ from typing import Any
 from mome.data.case import Case
 from mome.errors import InputError
 from mome.labels.dataset_file import open_dataset
+from mome.labels.own import find_own
 from mome.registry import Registry
 
 LAYOUTS = Registry("data layout", "mome.data.layouts", "mome.data_layouts", "mome.data.layouts.base:Layout")
@@ -34,20 +35,36 @@ def open_cases(
         layout: A name of `LAYOUTS`, or a config string such as `nnunet(part='Ts')`.
         dataset: The data set whose numbers the label maps use, or a YAML file of one; None where the folder itself
             names them.
-        own: Structures that the class table does not have, which the folder may name.
+        own: Structures that the class table does not have, which the folder may name; their names, or a mapping to
+            other words for them.
 
     Returns:
         The cases, sorted as the layout says; at least one.
 
     Raises:
-        InputError: There is no such folder or layout, the folder is not laid out so, or it lists no case.
+        InputError: There is no such folder or layout, the folder is not laid out so, it lists no case, or the data set
+            has another name for a structure of `own`.
     """
     folder = Path(folder)
     if not folder.exists():
         raise InputError("no such folder of cases", where=str(folder), hint="check the path")
     reader = LAYOUTS.build(layout)
-    reader.own = tuple(own)
-    cases: list[Case] = reader.cases(folder, None if dataset is None else open_dataset(dataset))
+    reader.own = own
+    opened = None if dataset is None else open_dataset(dataset)
+    _check_one_name(own, () if opened is None else opened.annotated, str(dataset))
+    cases: list[Case] = reader.cases(folder, opened)
     if not cases:
         raise InputError("the folder lists no case", where=str(folder), hint=f"layout {layout!r}: {reader.shape}")
     return cases
+
+
+def _check_one_name(own: Collection[str], annotated: Collection[str], where: str) -> None:
+    """Checks that a data set calls one's own structures by the same names.
+
+    Raises:
+        InputError: It has another name for one, so that the two would be trained as two structures.
+    """
+    for name in annotated:
+        mine = find_own(name, own)
+        if mine not in (None, name):
+            raise InputError(f"{name!r} and {mine!r} are one structure of your own", where=where, hint=f"{mine}: …")

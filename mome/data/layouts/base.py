@@ -10,7 +10,7 @@ from mome.data.case import Case
 from mome.errors import InputError, did_you_mean
 from mome.labels import LabelMap, load_table
 from mome.labels.dataset import StructureRule
-from mome.labels.own import find_own, suggested_name
+from mome.labels.own import find_own, read_own_structures, suggested_name
 from mome.volumes.scan_files import listed, scan_ending, stem
 
 
@@ -61,13 +61,23 @@ def structure_name(text: str, where: Path, own: Collection[str]) -> str:
         return mine
     found = table.resolve(text) if text.strip() else None
     if found is None or found.name is None or found.how not in ("exact", "synonym") or found.name not in table:
-        close, name = did_you_mean(text, table.names()), suggested_name(text)
+        close = did_you_mean(text, [*table.names(), *own])
         raise InputError(
             f"{text!r:.60} is no structure of the class table{close}",
             where=str(where),
-            hint=f"--own {name} if it is a structure of your own; in a configuration, structures: {{{name}: []}}",
+            hint=_how_to_name(text),
         )
     return found.name
+
+
+def _how_to_name(text: str) -> str:
+    """Returns what to do about a structure that is unknown."""
+    name = suggested_name(text)
+    try:
+        read_own_structures({name: None})
+    except InputError:
+        return "--dataset with a YAML file of yours: python -m pydoc mome.labels.dataset_file"
+    return f"--own {name} if it is a structure of your own; in a configuration, structures: {{{name}: []}}"
 
 
 def rules_of(dataset: LabelMap, where: Path) -> dict[str, StructureRule]:

@@ -20,6 +20,7 @@ from mome.data.case import Case
 from mome.data.layouts.base import Layout, scans_by_name
 from mome.errors import InputError
 from mome.labels import LabelMap, load_table
+from mome.labels.own import find_own
 from mome.volumes.scan_files import listed
 
 _SCANS, _FOLDERS = ("ct", "image", "scan"), ("segmentations", "masks", "labels")
@@ -74,6 +75,7 @@ def _scan(place: Path) -> Path:
 
 def _structures(masks: dict[str, Path], dataset: LabelMap | None, own: Collection[str]) -> dict[str, tuple[Path, ...]]:
     """Returns structure → mask files. A file of another name than a structure's is left out: it is unknown."""
+    of_own = {mine: (path,) for name, path in masks.items() if (mine := find_own(name, own)) is not None}
     if dataset is not None and dataset.files:
         matches = {
             name: tuple(path for file, path in masks.items() if any(fnmatch.fnmatchcase(file, p) for p in wanted))
@@ -81,6 +83,6 @@ def _structures(masks: dict[str, Path], dataset: LabelMap | None, own: Collectio
             # Without its own file, an organ would be its tumours alone.
             if all(pattern in masks for pattern in wanted if "*" not in pattern)
         }
-        return {name: paths for name, paths in matches.items() if paths}
-    allowed = {*own, *(dataset.annotated if dataset else load_table().names())}
-    return {name: (path,) for name, path in masks.items() if name in allowed}
+        return {**of_own, **{name: paths for name, paths in matches.items() if paths}}
+    allowed = set(dataset.annotated if dataset else load_table().names())
+    return {**of_own, **{name: (path,) for name, path in masks.items() if name in allowed}}
