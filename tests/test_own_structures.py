@@ -249,7 +249,7 @@ def test_rules_of_post_processing_name_them() -> None:
     table = asked_rules(["left plaque=minimum_size(ml=2)", "hepar=fill_holes"], None)
     processing = PostProcessing(table, ["plaque_left", "liver"])
     built = {name: [rule for rule, _ in rules] for name, rules in processing._built.items()}
-    assert built == {"plaque_left": ["minimum_size(ml=2)"], "liver": ["fill_holes"]}
+    assert built == {"plaque_left": ["minimum_size(ml=2.0)"], "liver": ["fill_holes"]}
 
 
 def test_all_stands_for_what_the_model_was_trained_on() -> None:
