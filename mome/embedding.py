@@ -9,6 +9,7 @@ from mome.encoders.text.bank_file import BankFile
 from mome.encoders.text.base import check_width
 from mome.errors import InputError
 from mome.labels import dataset_names, load_dataset, load_table
+from mome.labels.all_labels import asks_all
 from mome.registry import TEXT_ENCODERS
 from mome.spec import brief, dump
 
@@ -45,6 +46,8 @@ def read_labels(texts: Iterable[str]) -> list[NewLabel]:
     found: dict[str, NewLabel] = {}
     for text in texts:
         resolved = table.resolve(text)
+        if asks_all(text):
+            raise InputError(f"{text!r:.80} asks for what a model was trained on, and names no label", hint="name one")
         if resolved.how == "refused":
             raise InputError(str(resolved.warning), hint=resolved.hint)
         if resolved.how == "close":

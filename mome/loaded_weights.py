@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,9 @@ from torch.distributed.tensor import DTensor
 from mome.errors import InputError
 from mome.labels import load_table
 
+# Names that are spelled at least this much alike are taken for typos (Python's difflib; our choice): "splene" is one of
+# the spleen, "plaque_left" none of lung_left.
+_TYPO = 0.8
 # A disk or a download loses blocks of 4,096 bytes or more, which are this many numbers in float32.
 _SHORTEST_BLOCK = 1_000
 _COPY = "copy or download the checkpoint again; MoME.from_pretrained(…, allow_damaged=True) loads it as it is"
@@ -72,14 +76,17 @@ def unknown_label_notes(trained_labels: Iterable[str]) -> list[str]:
 
     Other labels that the class table does not have are structures of the model's own.
     """
-    table = load_table()
-    meant = {name: table.resolve(name).names for name in trained_labels if name not in table and name.strip()}
-    return [
-        f"the checkpoint calls itself trained on {name!r:.60}, which the class table does not have, did you mean "
-        f"{names[0]!r}?"
-        for name, names in meant.items()
-        if names
-    ]
+    table, notes = load_table(), []
+    for name in trained_labels:
+        if name in table or not name.strip():
+            continue
+        meant = table.resolve(name).names or get_close_matches(name[:60], table.names(), n=1, cutoff=_TYPO)
+        if meant:
+            notes.append(
+                f"the checkpoint calls itself trained on {name!r:.60}, which the class table does not have, did you mean "
+                f"{meant[0]!r}?"
+            )
+    return notes
 
 
 def shown(names: list[str]) -> str:

@@ -124,7 +124,11 @@ class PartTable:
     def _load_builtin(self) -> None:
         if "builtin" not in self._loaded:
             self._loaded.add("builtin")
-            importlib.import_module(self.package)
+            try:
+                importlib.import_module(self.package)
+            except BaseException:
+                self._loaded.remove("builtin")  # else the next call would find no part and no error
+                raise
 
     def _load_plugins(self) -> None:
         if "plugins" not in self._loaded:

@@ -33,8 +33,8 @@ class Prompt:
         resolved: How the label table understood the text.
         trained: Whether the weights were trained on this label.
         warning: What the user should know, or None.
-        own_number: The place of the label, from 1, among those of the model that the class table does not have; None
-            for other labels and for free text.
+        number: A number, from 1, where the class table has no such structure, else None. That of a label of the model
+            is its place among such labels; free text has the numbers above all of them.
     """
 
     text: str
@@ -42,17 +42,17 @@ class Prompt:
     resolved: Resolved
     trained: bool
     warning: str | None
-    own_number: int | None = None
+    number: int | None = None
 
 
 def understand(texts: list[str], model: MoME) -> list[Prompt]:
     """Resolves prompts against the label table and says what the model was not trained on.
 
     `all` stands for every label that the model was trained on; see `mome.labels.all_labels`. A text that names a pair
-    or a group ("kidneys", "ribs") becomes one prompt per label, so that every mask has one
-    label of the class table. Each label is prompted once, also where several texts name it. The warning about a text
-    stands on the first of its labels that no earlier text named. The labels of a text that the model was not trained on
-    have one warning in common, so that whoever leaves out repeated lines shows it once.
+    or a group ("kidneys", "ribs") becomes one prompt per label, so that every mask has one label of the class table.
+    Each label is prompted once, also where several texts name it. The warning about a text stands on the first of its
+    labels that no earlier text named. The labels of a text that the model was not trained on have one warning in
+    common, so that whoever leaves out repeated lines shows it once.
 
     Raises:
         InputError: There is no prompt, or one is empty, is no text, or is refused: it names a side or uses an
@@ -64,6 +64,7 @@ def understand(texts: list[str], model: MoME) -> list[Prompt]:
         raise InputError("no prompt was given", hint="name at least one structure, as in -p liver")
     table = load_table()
     own_labels = [label for label in model.config.labels if label not in table]
+    outside = [*own_labels]  # of the class table
     prompts: list[Prompt] = []
     has_shown_labels = False
     for text in _without_all(texts, model):
@@ -84,7 +85,9 @@ def understand(texts: list[str], model: MoME) -> list[Prompt]:
             trained = name not in untrained
             is_told = name == first_new or (not trained and first_new in untrained)
             notes = (about_text if is_told else []) + ([] if trained else not_trained)
-            number = own_labels.index(name) + 1 if name in own_labels else None
+            if name not in table and name not in outside:
+                outside.append(name)
+            number = outside.index(name) + 1 if name in outside else None
             prompts.append(Prompt(text, name, resolved, trained, "; ".join(notes) or None, number))
     # The first prompt of each label is kept, at the place of the last one.
     return list({prompt.name: prompt for prompt in reversed(prompts)}.values())[::-1]

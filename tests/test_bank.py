@@ -128,10 +128,10 @@ def test_a_cast_to_half_precision_leaves_the_rows_as_they_are(tmp_path: Path) ->
     rows = torch.randn(3, 12, generator=torch.Generator().manual_seed(0))
     model.text_bank.set(rows, centre_on=rows)
     scaled = model.text_bank(rows)
-    casts = [model.half(), model.to(torch.bfloat16), model.bfloat16()]
-    for cast in casts:
-        assert all(tensor.dtype == torch.float32 for tensor in cast.text_bank.state_dict().values())
-        assert torch.equal(cast.text_bank(rows), scaled) and cast.dtype != torch.float32
+    for cast in (model.half, model.bfloat16, lambda: model.to(torch.float16)):
+        cast()
+        assert all(tensor.dtype == torch.float32 for tensor in model.text_bank.state_dict().values())
+        assert torch.equal(model.text_bank(rows), scaled) and model.dtype != torch.float32
     model.save_pretrained(tmp_path)
     assert torch.equal(MoME.from_pretrained(tmp_path).text_bank.rows_LT, rows)
     assert model.double().float().half().text_bank.mean_T.dtype == torch.float32

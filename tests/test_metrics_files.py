@@ -165,6 +165,17 @@ def test_masks_with_their_own_table_stay_masks(tmp_path: Path) -> None:
     assert scored(tmp_path / "p", tmp_path / "r", dataset="openkbp") == [("scan", "brain", 1)]
 
 
+def test_masks_of_free_text_are_scored_by_their_texts(tmp_path: Path) -> None:
+    """Their files have no spaces; the table in the header has the text."""
+    for folder in ("p", "r"):
+        (tmp_path / folder).mkdir()
+        table = [{"id": 1, "table_id": 137, "name": "lung nodule"}]
+        path = tmp_path / folder / "c_lung_nodule.nii.gz"
+        write_mask(path, (numbers() == 6).astype(np.uint8), GRID, labels=table)
+    found = scored(tmp_path / "p", tmp_path / "r", structures=["lung nodule"], dataset="openkbp")
+    assert found == [("c", "lung nodule", 1.0)]
+
+
 def test_a_mask_beside_a_map_of_the_same_structure_is_scored_with_a_warning(tmp_path: Path, caplog) -> None:
     """A folder may hold the mask of one run and the map of another; the mask was scored without a word."""
     table = [{"id": 1, "name": "liver"}, {"id": 2, "name": "spleen"}]

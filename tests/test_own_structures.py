@@ -78,6 +78,8 @@ def test_other_words_are_read_and_normalised() -> None:
             "'right plaque', another name of 'plaque_left' in structures, names another",
         ),
         ({"thymus": ["left gland"]}, "names another side"),
+        ({"Plaque_left": [], "plaque_right": []}, "'Plaque_left' and 'plaque_right' .* are not written alike"),
+        ({"left_plaque": [], "plaque_right": []}, "are not written alike"),
         ({"all": []}, "'all' in structures names no structure"),
         ({"Background": []}, "names no structure"),
         ({"left": []}, "names no structure"),
@@ -131,6 +133,9 @@ def test_folders_may_name_them(tmp_path: Path) -> None:
     assert set(case.annotated) == {"liver", "plaque_left"}
     (case,) = open_cases(tmp_path / "masks", "masks")
     assert case.annotated == ("liver",)
+    save(tmp_path / "masks" / "s1" / "masks" / "plaque_left.nii.gz", (plaques() == 2).astype(np.uint8))
+    with pytest.raises(InputError, match="two masks are of 'plaque_left'"):
+        open_cases(tmp_path / "masks", "masks", own=own)
 
     (tmp_path / "mine.yaml").write_text("structures: {liver: 1, left_plaque: 2}")
     with pytest.raises(InputError, match="'left_plaque' and 'plaque_left' are one structure of your own"):
@@ -153,8 +158,12 @@ def test_a_data_set_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[st
     for case in "abc":
         save(tmp_path / "masks" / f"{case}_plaque.nii.gz", (plaques() > 1).astype(np.uint8))
     capsys.readouterr()
-    evaluate = ["evaluate", str(tmp_path / "masks"), str(folder / "labelsTr"), "--labels", str(mine), "-p", "plaque"]
+    evaluate = ["evaluate", str(tmp_path / "masks"), str(folder / "labelsTr"), "--labels", str(mine), "-p", "Plaque"]
     assert main(evaluate) == 0 and "1.000" in capsys.readouterr().out
+    assert main([*given, "--memory", "1500MB", "-p", "left plaque"]) == 0
+    assert load_run_config(tmp_path / "out" / "run.yaml", []).labels == ("plaque_left",)
+    mine.write_text("layout: manifest\nstructures: {liver: 1}\n")
+    assert open_dataset(str(mine)).annotated == ("liver",)  # a file that was changed is read again
 
 
 def test_masks_of_own_structures_are_scored_as_such(
@@ -240,6 +249,8 @@ def test_prompts_name_labels_of_the_model() -> None:
     assert prompt.warning is not None and "did you mean 'thymus'?" in prompt.warning
     with pytest.raises(InputError, match="did you mean 'plaque_left'"):
         understand(["plague left"], model)
+    numbers = {p.name: p.number for p in understand(["something else", "thymus", "liver", "contrast pool"], model)}
+    assert numbers == {"something else": 3, "thymus": 2, "liver": None, "contrast pool": 4}  # above both own labels
     assert meant_name("Left plaque", ["liver", "plaque_left"], "mask") == "plaque_left"
     assert not unknown_label_notes(["liver", "plaque_left"])
     assert unknown_label_notes(["livr"])
@@ -250,6 +261,12 @@ def test_rules_of_post_processing_name_them() -> None:
     processing = PostProcessing(table, ["plaque_left", "liver"])
     built = {name: [rule for rule, _ in rules] for name, rules in processing._built.items()}
     assert built == {"plaque_left": ["minimum_size(ml=2.0)"], "liver": ["fill_holes"]}
+    table = asked_rules(
+        ["plaque_left=fill_holes", "left plaque=largest_component", "liver=inside(organ='L plaque')"], None
+    )
+    processing = PostProcessing(table, ["plaque_left", "liver"])
+    assert [rule for rule, _ in processing._built["plaque_left"]] == ["fill_holes", "largest_component"]
+    assert processing._built["liver"][0][1].reads == ("plaque_left",)
 
 
 def test_all_stands_for_what_the_model_was_trained_on() -> None:

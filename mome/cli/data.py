@@ -119,13 +119,17 @@ def _prepare(args: argparse.Namespace) -> int:
 
     from mome.cli.quiet import quiet_libraries
     from mome.labels import load_table
+    from mome.labels.dataset_file import open_dataset
     from mome.labels.own import find_own
     from mome.training.prepare import prepare
 
     quiet_libraries()
-    own = [find_own(text, args.own) for text in args.prompt]
-    read = zip(args.prompt, own, strict=True)
-    named = [name for text, mine in read for name in ((mine,) if mine else load_table().resolve(text).names or (text,))]
+    of_dataset = open_dataset(args.dataset).annotated if args.dataset else ()
+    own = [*args.own, *(name for name in of_dataset if name not in load_table())]
+    named: list[str] = []
+    for text in args.prompt:
+        mine = find_own(text, own)
+        named += [mine] if mine else load_table().resolve(text).names or (text,)
     labels = tuple(dict.fromkeys(named))  # "kidneys" and "left kidney" name one of them twice
     error = Console(stderr=True)
     plan, path, earlier = prepare(

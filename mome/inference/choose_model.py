@@ -45,7 +45,7 @@ def choose_model(prompts: str | Sequence[str], hint: str = "segment twice, with 
         hint: As for `best_model`.
 
     Raises:
-        InputError: Two checkpoints each know a structure that the other does not know.
+        InputError: Two checkpoints each know a structure that the other does not know, or all is asked for.
     """
     model, found = best_model(prompts, known_labels(), "bundled model", hint)
     if model == DEFAULT_MODEL:

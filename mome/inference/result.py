@@ -131,22 +131,20 @@ class Segmentation:
         """Returns the label table of the masks: `id`, `name`, `snomed` and `color` per prompt.
 
         Labels of the model's own have ids above those of the class table, whatever else is asked; free text has the
-        ids above them.
+        ids above them (`mome.prompts.Prompt.number`).
         """
-        table, entries = load_table(), []
-        highest = max(label.id for label in table)
-        free_id = highest + max((prompt.own_number or 0 for prompt in self.prompts), default=0)
+        table, entries = load_table(), list[dict[str, Any]]()
+        highest, outside = max(label.id for label in table), 0
         for prompt in self.prompts:
             if prompt.name in table:
                 label = table[prompt.name]
                 entries.append({"id": label.id, "name": label.name, "snomed": label.snomed, "color": list(label.color)})
-            elif prompt.own_number is not None:
-                color = list(color_of_number(prompt.own_number))
-                number = highest + prompt.own_number
-                entries.append({"id": number, "name": prompt.name, "snomed": None, "color": color})
             else:
-                free_id += 1
-                entries.append({"id": free_id, "name": prompt.name, "snomed": None, "color": [255, 255, 255]})
+                outside += 1
+                number = prompt.number or outside
+                is_free = prompt.resolved.how == "free"
+                color = [255, 255, 255] if is_free else list(color_of_number(number))
+                entries.append({"id": highest + number, "name": prompt.name, "snomed": None, "color": color})
         return entries
 
     def mask_set(self) -> MaskSet:

@@ -13,6 +13,7 @@ The other keys of the files in `mome/labels/datasets` may stand there, too: `lay
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 from pathlib import Path
 
 from mome.errors import InputError
@@ -47,6 +48,17 @@ def open_dataset(text: str) -> LabelMap:
     if not is_dataset_file(text):
         return load_dataset(text)
     path = dataset_path(text)
+    try:
+        found = path.stat()
+    except OSError as error:
+        what = f"the data set cannot be read: {error.strerror}"
+        raise InputError(what, where=str(path), hint="check the path") from error
+    return _read(path, found.st_mtime_ns, found.st_size)
+
+
+@lru_cache(maxsize=8)
+def _read(path: Path, modified: int, size: int) -> LabelMap:
+    """Reads a file once for each of its versions, because evaluation opens the data set for every case."""
     raw = read_yaml(read_text(path, "the data set", limit=4 * LONGEST), str(path))
     texts = {**dict.fromkeys(TEXTS, ""), "name": path.stem}
     try:

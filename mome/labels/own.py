@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from mome.errors import InputError
 from mome.labels.all_labels import asks_all
 from mome.labels.characters import unreadable
+from mome.labels.sides import mirrored_words
 from mome.labels.table import load_table
 from mome.labels.tokens import normalise
 
@@ -49,6 +51,13 @@ def read_own_structures(given: Mapping[Any, Any]) -> dict[str, tuple[str, ...]]:
             if owner != name:
                 raise InputError(f"{phrase!r:.80} names both {owner!r} and {name!r} in structures", hint=_HINT)
         found[name] = tuple(normalise(word) for word in others)
+    for name in found:
+        other = find_own(mirrored_words(name), found)
+        if other not in (None, mirrored_words(name)):  # in a mirrored patch, neither would be the other
+            raise InputError(
+                f"{name!r} and {other!r} in structures are two sides that are not written alike",
+                hint="structures: {plaque_left: [], plaque_right: []}",
+            )
     return found
 
 
@@ -103,13 +112,14 @@ def find_own(text: str, own: Collection[str]) -> str | None:
         text: What a user or a file writes; a side may be abbreviated.
         own: Names, or a mapping of names to other words for them.
     """
-    if text.strip() in own:
-        return text.strip()
+    if not own or text.strip() in own:
+        return text.strip() if own else None
     asked = _key(text)
     others = own if isinstance(own, Mapping) else {}
     return next((name for name in own if asked in map(_key, (name, *(others.get(name) or ())))), None)
 
 
+@lru_cache(maxsize=4096)
 def _key(text: str) -> tuple[str, ...]:
     """Returns the words of a name in one order, with the side written out."""
     return tuple(sorted(_spelled_out(text)))

@@ -189,6 +189,8 @@ class TextBank(nn.Module):
         def moved(tensor: Tensor) -> Tensor:
             result = fn(tensor)
             is_half = result.dtype in (torch.float16, torch.bfloat16)
+            if tensor.is_meta:  # it has no values to keep
+                return result.float() if is_half else result
             return tensor.to(result.device, torch.float32) if is_half else result
 
         return super()._apply(moved, recurse)

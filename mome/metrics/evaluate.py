@@ -16,6 +16,7 @@ import numpy as np
 from mome.errors import InputError
 from mome.labels import load_table
 from mome.labels.dataset_file import open_dataset
+from mome.labels.own import own_label
 from mome.metrics.files import Files, find_masks, is_map_without_table, masked_and_mapped, open_masks, pair_files
 from mome.metrics.overlap import dice
 from mome.metrics.surface import hausdorff95, normalized_surface_dice
@@ -71,7 +72,8 @@ def evaluate_folder(
 
     Args:
         prediction, reference: Folders or files.
-        dataset: Name of the label YAML for label maps without a table, as in "openkbp".
+        dataset: Whose numbers label maps without a table use: a data set of the package, as in "openkbp", or a YAML
+            file of one.
         cases: A `cases.json` whose `annotated` lists say what is annotated in each case; only this is scored.
         structures: Scores only these, by name or synonym.
         on_missing: Called with a case and a structure (None for the whole case) of the reference that has no
@@ -110,7 +112,7 @@ def evaluate_folder(
     known = set().union(*available.values())
     if dataset is not None and not any(map(is_map_without_table, [*wanted.values(), *predicted.values()])):
         logger.warning("the names of %r are not used: no file is a label map without a table of its own", dataset)
-    chosen = known if structures is None else _table_names(structures)
+    chosen = known if structures is None else _table_names(structures, known)
     if chosen - known:
         raise InputError(
             f"no case has a reference of {', '.join(sorted(chosen - known))}",
@@ -235,11 +237,17 @@ def _available_structures(
     return available
 
 
-def _table_names(structures: str | Sequence[str]) -> set[str]:
-    """The labels that names, synonyms and pairs stand for in the class table; other texts stay as they are."""
-    names: set[str] = set()
+def _table_names(structures: str | Sequence[str], known: Iterable[str]) -> set[str]:
+    """The labels that names, synonyms and pairs stand for in the class table; other texts stay as they are.
+
+    Args:
+        structures: Texts.
+        known: Structures of the references, some of which the class table may not have.
+    """
+    names, others = set[str](), list(known)
     for text in [structures] if isinstance(structures, str) else structures:
-        names.update(load_table().names_of(text) or (text,))
+        own = own_label(text, others) if text.strip() else None
+        names.update((own,) if own else load_table().names_of(text) or (text,))
     return names
 
 

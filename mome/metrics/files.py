@@ -37,7 +37,7 @@ def find_masks(place: str | Path, *, dataset: str | None = None, cases: Sequence
 
     Args:
         place: Folder or file; files have any ending of a scan, in either case, and hidden files are left out.
-        dataset: Name of the label YAML for label maps without a table.
+        dataset: Whose numbers label maps without a table use: a data set of the package, or a YAML file of one.
         cases: Known names of cases.
 
     Returns:
@@ -56,7 +56,9 @@ def find_masks(place: str | Path, *, dataset: str | None = None, cases: Sequence
     found: dict[str, Files] = {}
     for file in files:
         name = unicodedata.normalize("NFC", stem(file))
-        case, structure = _split(name, [*names, *_own_name(file)], list(forms))
+        own = _named_in(file)
+        case, structure = _split(name, [*names, *own], list(forms))
+        structure = own.get(structure, structure) if structure is not None else None
         if structure is not None and _is_map(file, structure, dataset):
             case, structure = name, None
         case = forms.get(case, case)
@@ -69,13 +71,14 @@ def find_masks(place: str | Path, *, dataset: str | None = None, cases: Sequence
     return found
 
 
-def _own_name(file: Path) -> list[str]:
-    """Returns the structure of a file that `mome segment` wrote as a single mask, as its name has it."""
+def _named_in(file: Path) -> dict[str, str]:
+    """Returns the structure that a single mask of `mome segment` names in its header, by its part of a file name."""
     try:
         table = _label_table(file)
     except InputError:
-        return []  # a damaged file raises its error when its mask is read, which may never happen
-    return [file_part(str(entry["name"])) for entry in table if len(table) == 1 and "table_id" in entry]
+        return {}  # a damaged file raises its error when its mask is read, which may never happen
+    single = len(table) == 1 and "table_id" in table[0]
+    return {file_part(str(entry["name"])): str(entry["name"]) for entry in table if single}
 
 
 def _split(name: str, structures: Sequence[str], cases: Sequence[str]) -> tuple[str, str | None]:

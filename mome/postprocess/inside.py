@@ -43,8 +43,12 @@ class Inside(PostProcessor):
             raise InputError(
                 f"organ of inside names {len(names)} structures: {', '.join(names[:3])}, …", hint="name one of them"
             )
-        self.organ = names[0] if names else config.organ.strip()
-        self.reads = (self.organ,)
+        self.reads = (names[0] if names else config.organ.strip(),)
+
+    @property
+    def organ(self) -> str:
+        """The structure that it reads."""
+        return self.reads[0]
 
     def apply(self, mask_IJK: np.ndarray, place: MaskPlace) -> Processed:
         """See `PostProcessor.apply`."""

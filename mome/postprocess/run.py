@@ -57,10 +57,12 @@ class PostProcessing:
     def __init__(self, table: Mapping[str, Sequence[str]], names: Sequence[str], *, leave_out: bool = False) -> None:
         self.notes: list[str] = []
         self._built: dict[str, list[tuple[str, PostProcessor]]] = {}
-        # The class table names its own structures; those of a model are known here.
-        table = {(key != ALL and own_label(key, names)) or key: rules for key, rules in table.items()}
         for name in names:
-            built = build_rules([*table.get(ALL, ()), *table.get(name, ())])
+            # Rules of the class table's structures have their names; those of a model's own labels are read here.
+            named = [rule for key in table if key == name or _means(key, name, names) for rule in table[key]]
+            built = build_rules([*table.get(ALL, ()), *named])
+            for _, processor in built:
+                processor.reads = tuple(own_label(read, names) or read for read in processor.reads)
             self._built[name] = [pair for pair in built if self._is_possible(name, *pair, names, leave_out)]
         self._order = _ordered(self._built)
 
@@ -108,6 +110,11 @@ class PostProcessing:
                     notes[-1] += ", whose mask is now empty"
                 masks.replace(name, (box[0][0], box[1][0], box[2][0]), done.mask)
         return notes
+
+
+def _means(key: str, name: str, names: Sequence[str]) -> bool:
+    """Says whether a key of a table of rules is another way to write a structure of `names`."""
+    return key not in (ALL, *names) and own_label(key, names) == name
 
 
 def mask_inside(masks: BoxedMasks, name: str, box: Box) -> np.ndarray:

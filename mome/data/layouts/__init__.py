@@ -67,4 +67,6 @@ def _check_one_name(own: Collection[str], annotated: Collection[str], where: str
     for name in annotated:
         mine = find_own(name, own)
         if mine not in (None, name):
-            raise InputError(f"{name!r} and {mine!r} are one structure of your own", where=where, hint=f"{mine}: …")
+            raise InputError(
+                f"{name!r} and {mine!r} are one structure of your own", where=where, hint=f"write {mine} there"
+            )

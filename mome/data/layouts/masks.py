@@ -75,7 +75,13 @@ def _scan(place: Path) -> Path:
 
 def _structures(masks: dict[str, Path], dataset: LabelMap | None, own: Collection[str]) -> dict[str, tuple[Path, ...]]:
     """Returns structure → mask files. A file of another name than a structure's is left out: it is unknown."""
-    of_own = {mine: (path,) for name, path in masks.items() if (mine := find_own(name, own)) is not None}
+    of_own = dict[str, tuple[Path, ...]]()
+    for name, path in masks.items():
+        mine = find_own(name, own)
+        if mine in of_own:
+            raise InputError(f"two masks are of {mine!r:.60}", where=f"{of_own[mine][0]} and {path}", hint="keep one")
+        if mine is not None:
+            of_own[mine] = (path,)
     if dataset is not None and dataset.files:
         matches = {
             name: tuple(path for file, path in masks.items() if any(fnmatch.fnmatchcase(file, p) for p in wanted))
