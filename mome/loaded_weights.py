@@ -83,8 +83,8 @@ def unknown_label_notes(trained_labels: Iterable[str]) -> list[str]:
         meant = table.resolve(name).names or get_close_matches(name[:60], table.names(), n=1, cutoff=_TYPO)
         if meant:
             notes.append(
-                f"the checkpoint calls itself trained on {name!r:.60}, which the class table does not have, did you mean "
-                f"{meant[0]!r}?"
+                f"the checkpoint calls itself trained on {name!r:.60}, which the class table does not have, "
+                f"did you mean {meant[0]!r}?"
             )
     return notes
 
