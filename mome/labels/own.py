@@ -97,11 +97,12 @@ def _check_phrase(phrase: str, name: str) -> None:
     if found.how == "close":
         raise InputError(
             f"{phrase!r:.80} in structures is close to {meant} of the class table",
-            hint=f"labels: [{meant}], or a name that differs more",
+            hint=f"name it {meant}, which needs no declaration, or write a name that differs more",
         )
     if found.names:
         raise InputError(
-            f"{phrase!r:.80} in structures is a name of {meant} in the class table", hint=f"labels: [{meant}]"
+            f"{phrase!r:.80} in structures is a name of {meant} in the class table",
+            hint=f"name it {meant}, which needs no declaration",
         )
 
 
