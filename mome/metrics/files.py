@@ -75,10 +75,10 @@ def _named_in(file: Path) -> dict[str, str]:
     """Returns the structure that a single mask of `mome segment` names in its header, by its part of a file name."""
     try:
         table = _label_table(file)
+        single = len(table) == 1 and "table_id" in table[0]
+        return {file_part(str(entry["name"])): str(entry["name"]) for entry in table if single}
     except InputError:
         return {}  # a damaged file raises its error when its mask is read, which may never happen
-    single = len(table) == 1 and "table_id" in table[0]
-    return {file_part(str(entry["name"])): str(entry["name"]) for entry in table if single}
 
 
 def _split(name: str, structures: Sequence[str], cases: Sequence[str]) -> tuple[str, str | None]:
