@@ -60,17 +60,17 @@ def check_cases(
     return [*findings, *_repeated_scans(cases), *_shared(cases, other_splits or {})]
 
 
-def check_named(own: Sequence[str], cases: Sequence[Case], folder: Path) -> None:
-    """Checks that the folder names the structures of one's own.
+def check_named(names: Sequence[str], cases: Sequence[Case], folder: Path) -> None:
+    """Checks that a case annotates every structure that was asked for, before scans are read.
 
     Raises:
-        InputError: No case annotates one of them.
+        InputError: None does.
     """
     known = list(dict.fromkeys(name for case in cases for name in case.annotated))
-    for name in own:
+    for name in names:
         if name not in known:
             raise InputError(
-                f"no case annotates {name!r:.60}, which --own names{did_you_mean(name[:60], known)}",
+                f"no case annotates {name!r:.60}{did_you_mean(name[:60], known)}",
                 where=str(folder),
                 hint="annotated are: " + ", ".join(known[:20]),
             )

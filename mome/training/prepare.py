@@ -15,13 +15,12 @@ import yaml
 from mome.atomic import atomic_write, check_output_folder, output_errors
 from mome.data.cache import CaseCache
 from mome.data.cache_build import check_format
-from mome.data.case import Case
 from mome.data.check import check_named
 from mome.data.fingerprint import Fingerprint, fingerprint
 from mome.data.layouts import open_cases
 from mome.data.plan import Plan, make_plan
 from mome.data.splits import part_of
-from mome.errors import InputError, did_you_mean
+from mome.errors import InputError
 from mome.labels import load_table
 from mome.labels.dataset_file import dataset_path, is_dataset_file, open_dataset
 from mome.labels.own import read_own_structures
@@ -99,8 +98,7 @@ def prepare(
     if dataset is not None and is_dataset_file(dataset):
         dataset = str(dataset_path(dataset).resolve())
     cases = open_cases(folder, layout, dataset, structures)
-    check_named(own, cases, folder)
-    _check_annotated(labels, cases, folder)
+    check_named((*own, *labels), cases, folder)
     val, train = (part_of(cases, part, held_out) for part in ("val", "train"))
     if not train:
         raise InputError(
@@ -159,22 +157,6 @@ def _without_voxels(found: Fingerprint, planned: Fingerprint) -> list[str]:
     """Returns the structures that a case annotates and of which no training case has a voxel."""
     annotated = (name for case in found.cases for name in case.volumes_ml)
     return [name for name in dict.fromkeys(annotated) if name not in planned.structures]
-
-
-def _check_annotated(labels: Sequence[str], cases: Sequence[Case], folder: Path) -> None:
-    """Checks that a case annotates every structure that was asked for, before scans are read.
-
-    Raises:
-        InputError: None does.
-    """
-    known = list(dict.fromkeys(name for case in cases for name in case.annotated))
-    for name in labels:
-        if name not in known:
-            raise InputError(
-                f"no case annotates {name!r:.60}{did_you_mean(name[:60], known)}",
-                where=str(folder),
-                hint="annotated are: " + ", ".join(known[:20]),
-            )
 
 
 def _fill(
