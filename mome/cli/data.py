@@ -119,13 +119,12 @@ def _prepare(args: argparse.Namespace) -> int:
 
     from mome.cli.quiet import quiet_libraries
     from mome.labels import load_table
-    from mome.labels.dataset_file import open_dataset
+    from mome.labels.dataset_file import own_names
     from mome.labels.own import find_own
     from mome.training.prepare import prepare
 
     quiet_libraries()
-    of_dataset = open_dataset(args.dataset).annotated if args.dataset else ()
-    own = [*args.own, *(name for name in of_dataset if name not in load_table())]
+    own = [*args.own, *own_names(args.dataset)]
     named: list[str] = []
     for text in args.prompt:
         mine = find_own(text, own)

@@ -62,7 +62,7 @@ def _read(path: Path, modified: int, size: int) -> LabelMap:
     raw = read_yaml(read_text(path, "the data set", limit=4 * LONGEST), str(path))
     texts = {**dict.fromkeys(TEXTS, ""), "name": path.stem}
     try:
-        found = parse_dataset({**texts, **raw} if isinstance(raw, dict) else raw, path.name, own_structures(raw))
+        found = parse_dataset({**texts, **raw} if isinstance(raw, dict) else raw, path.name, _own_structures(raw))
         _check_values(found)
     except ValueError as error:  # an InputError is one
         what, hint = (error.what, error.hint) if isinstance(error, InputError) else (str(error), None)
@@ -85,7 +85,13 @@ def _check_values(found: LabelMap) -> None:
             raise ValueError(f"{found.name} gives {other} and {name} the same numbers")
 
 
-def own_structures(raw: object) -> list[str]:
+def own_names(dataset: str | None) -> list[str]:
+    """Returns the structures of a data set that the class table does not have; none where no data set is named."""
+    names = () if dataset is None else open_dataset(dataset).annotated
+    return [name for name in names if name not in load_table()]
+
+
+def _own_structures(raw: object) -> list[str]:
     """Returns the structures of a data set that the class table does not have.
 
     Raises:

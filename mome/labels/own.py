@@ -13,7 +13,7 @@ from typing import Any
 
 from mome.errors import InputError
 from mome.labels.all_labels import asks_all
-from mome.labels.characters import unreadable
+from mome.labels.characters import LONGEST_PROMPT, unreadable
 from mome.labels.sides import mirrored_words
 from mome.labels.table import load_table
 from mome.labels.tokens import normalise
@@ -52,7 +52,7 @@ def read_own_structures(given: Mapping[Any, Any]) -> dict[str, tuple[str, ...]]:
                 raise InputError(f"{phrase!r:.80} names both {owner!r} and {name!r} in structures", hint=_HINT)
         found[name] = tuple(normalise(word) for word in others)
     for name in found:
-        other = find_own(mirrored_words(name), found)
+        other = of_phrase.get(_key(mirrored_words(name)))
         if other not in (None, mirrored_words(name)):  # in a mirrored patch, neither would be the other
             raise InputError(
                 f"{name!r} and {other!r} in structures are two sides that are not written alike",
@@ -115,6 +115,8 @@ def find_own(text: str, own: Collection[str]) -> str | None:
     """
     if not own or text.strip() in own:
         return text.strip() if own else None
+    if len(text) > LONGEST_PROMPT:  # words are compared one by one
+        return None
     asked = _key(text)
     others = own if isinstance(own, Mapping) else {}
     return next((name for name in own if asked in map(_key, (name, *(others.get(name) or ())))), None)
@@ -151,7 +153,7 @@ def own_label(text: str, labels: Iterable[str]) -> str | None:
 
 def suggested_name(text: str) -> str:
     """Returns a name in the form of structures for what a file calls one, as in `plaque_left` for "Plaque L"."""
-    words = _spelled_out(text)
+    words = _spelled_out(text[:LONGEST_PROMPT])
     sides = [word for word in words if word in ("left", "right")]
     ordered = [word for word in words if word not in sides] + sides
     return re.sub(r"[^a-z0-9]+", "_", "_".join(ordered)).strip("_")

@@ -21,8 +21,7 @@ from mome.data.layouts import open_cases
 from mome.data.plan import Plan, make_plan
 from mome.data.splits import part_of
 from mome.errors import InputError
-from mome.labels import load_table
-from mome.labels.dataset_file import dataset_path, is_dataset_file, open_dataset
+from mome.labels.dataset_file import dataset_path, is_dataset_file, own_names
 from mome.labels.own import read_own_structures
 from mome.threads import container_cpus
 from mome.training.config import RunConfig, SourceConfig
@@ -92,9 +91,8 @@ def prepare(
     check_output_folder(out)
     check_format(cache_format)
     out, folder = Path(out), Path(folder)
-    of_dataset = () if dataset is None else open_dataset(dataset).annotated
-    asked = [*own, *(name for name in of_dataset if name not in load_table())]
-    structures: dict[str, list[str]] = {name: [] for name in read_own_structures(dict.fromkeys(asked))}
+    asked = dict.fromkeys([*own, *own_names(dataset)])
+    structures: dict[str, list[str]] = {name: [] for name in read_own_structures(asked)}
     if dataset is not None and is_dataset_file(dataset):
         dataset = str(dataset_path(dataset).resolve())
     cases = open_cases(folder, layout, dataset, structures)
