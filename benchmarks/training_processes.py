@@ -34,20 +34,27 @@ ARMS = {
 def train(recipe: Path, name: str, processes: int, overrides: list[str]) -> tuple[list[float], str]:
     """Trains with a batch of two over all processes; returns the losses and the text of the validations."""
     out = recipe.parent / name
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone"]
     settings = [f"train.out={out}", f"train.batch_size={2 // processes}", "train.steps=20", "train.validate_every=10",
                 "train.gradient_accumulation=1", *overrides]  # fmt: skip
+    program = [str(TESTS / "training_double.py"), str(recipe.parent / f"{name}-records")]
+    launched([*program, "--config", str(recipe), *settings], processes)
+    return losses_of(out), (out / "validation.jsonl").read_text()
+
+
+def launched(program: list[str], processes: int) -> str:
+    """Runs a program of Python, with torchrun where it has several processes; returns what it printed."""
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone"]
     paths = [str(REPOSITORY), str(REPOSITORY / "kernels" / "torch-ext"), str(TESTS)]
-    subprocess.run(
-        [
-            sys.executable, *(launcher if processes > 1 else []), str(TESTS / "training_double.py"),
-            str(recipe.parent / f"{name}-records"), "--config", str(recipe), *settings,
-        ],
-        check=True, stdout=subprocess.DEVNULL, timeout=300,
+    return subprocess.run(
+        [sys.executable, *(launcher if processes > 1 else []), *program],
+        check=True, stdout=subprocess.PIPE, text=True, timeout=600,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)},
-    )  # fmt: skip
-    losses = [json.loads(line)["loss"] for line in (out / "log.jsonl").read_text().splitlines()]
-    return losses, (out / "validation.jsonl").read_text()
+    ).stdout  # fmt: skip
+
+
+def losses_of(run: Path) -> list[float]:
+    """The losses of a run's steps."""
+    return [json.loads(line)["loss"] for line in (run / "log.jsonl").read_text().splitlines()]
 
 
 def compare(out: Path | None) -> dict[str, Any]:

@@ -24,7 +24,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from mome.atomic import output_errors
 from mome.checksums import file_sha256
@@ -32,7 +31,9 @@ from mome.errors import InputError
 from mome.text_file import read_json
 from mome.training.adapters import Adapters
 from mome.training.random_state import load_random_state, save_random_state
+from mome.training.spread import spread_like, whole
 from mome.training.tensor_file import check_like, read_tensors, write_tensors
+from mome.training.weight_average import Average
 
 _NAME = re.compile(r"step_(\d{8,12})")
 # 2: parameters with a learning rate of their own have groups of their own, which changes the positions in the file.
@@ -56,7 +57,7 @@ class TrainingState:
     accelerator: Accelerator
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    average: AveragedModel | None = None
+    average: Average | None = None
     samples_per_step: int = 1
     adapters: Adapters | None = None
 
@@ -101,10 +102,9 @@ def save_checkpoint(state: TrainingState, folder: Path, step: int, keep: int) ->
     with output_errors(final, "the training state", part):
         part.mkdir(parents=True, exist_ok=True)
         save_random_state(part / _random_file(accelerator.process_index))
-        if accelerator.is_main_process:
-            for name, module in state.modules().items():
-                write_tensors(part / name, _tensors(module))
-            write_tensors(part / "optimizer.safetensors", *_optimizer_state(state.optimizer))
+        for name, module in state.modules().items():
+            _write_whole(accelerator, part / name, _tensors(module))
+        _write_whole(accelerator, part / "optimizer.safetensors", *_optimizer_state(state.optimizer))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         with output_errors(final, "the training state", part):
@@ -132,7 +132,7 @@ def load_checkpoint(state: TrainingState, path: Path) -> list[str]:
     for name, module in state.modules().items():
         tensors, current = read_tensors(path / name)[0], _tensors(module)
         check_like(tensors, current, path / name)
-        module.load_state_dict(tensors)
+        module.load_state_dict({key: spread_like(tensor, current[key]) for key, tensor in tensors.items()})
     _load_optimizer_state(state.optimizer, path / "optimizer.safetensors")
     if accelerator.scaler is not None and isinstance(contents.get("gradient_scaler"), dict):
         accelerator.scaler.load_state_dict(contents["gradient_scaler"])
@@ -207,6 +207,16 @@ def _check_contents(contents: dict[str, Any], state: TrainingState, path: Path) 
             )
 
 
+def _write_whole(
+    accelerator: Accelerator, path: Path, tensors: dict[str, Tensor], values: dict[str, Any] | None = None
+) -> None:
+    """Writes tensors in the main process; all processes gather those that are spread over them, one after the other."""
+    is_main = accelerator.is_main_process
+    kept = {name: value.cpu() for name, tensor in tensors.items() if (value := whole(tensor)) is not None and is_main}
+    if is_main:
+        write_tensors(path, kept, values)
+
+
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
 
@@ -247,6 +257,7 @@ def _load_optimizer_state(optimizer: torch.optim.Optimizer, path: Path) -> None:
                     hint=_RESTART,
                 )
             # The moments keep the memory format of their parameter, such as channels-last.
-            value = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+            like = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False)
+            value = like.copy_(spread_like(value, parameter))
         entries.setdefault(int(position), {})[name] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": entries})

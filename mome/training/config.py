@@ -185,6 +185,49 @@ class LoraSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DistributedSettings:
+    """How the model is spread over the processes of a run, as in transformers' `DistributedConfig`; see
+    `mome.expert_parallel`. By default every process holds the whole model.
+
+    Args:
+        fsdp_size: Processes among which FSDP2 shards the parameters and the optimiser's moments.
+        ep_size: Processes among which the experts of every layer are divided; a divisor of `fsdp_size`.
+        dp_replicate_size: Groups of `fsdp_size` processes that each hold all parameters, such as the machines. The run
+            has `fsdp_size` × `dp_replicate_size` processes.
+
+    Raises:
+        InputError: A size is outside its range.
+    """
+
+    fsdp_size: int = 1
+    ep_size: int = 1
+    dp_replicate_size: int = 1
+
+    def __post_init__(self) -> None:
+        check_range("distributed", 1, 2**16, **self.arguments())
+        if self.fsdp_size % self.ep_size:
+            raise InputError(
+                f"distributed.ep_size={self.ep_size} is no divisor of distributed.fsdp_size={self.fsdp_size}",
+                hint=f"distributed.fsdp_size={self.ep_size}, or a multiple of it",
+            )
+        if self.dp_replicate_size > 1 and self.fsdp_size == 1:
+            raise InputError(
+                f"distributed.dp_replicate_size={self.dp_replicate_size} copies a model that is not sharded, as every "
+                "run does",
+                hint="leave it out, or distributed.fsdp_size=2",
+            )
+
+    @property
+    def spreads(self) -> bool:
+        """Whether a process holds only a part of the model."""
+        return self.fsdp_size > 1
+
+    def arguments(self) -> dict[str, int]:
+        """The sizes as arguments of `DistributedConfig`."""
+        return {"fsdp_size": self.fsdp_size, "ep_size": self.ep_size, "dp_replicate_size": self.dp_replicate_size}
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """All settings of a run: the model, its processor, the data, the loss and the loop.
 
@@ -211,6 +254,7 @@ class RunConfig:
         augmentation: How patches are augmented.
         loss: Spec of the segmentation loss.
         train: Settings of the loop.
+        distributed: How the model is spread over processes.
     """
 
     preset: str = "mome_ct_tiny"
@@ -230,6 +274,7 @@ class RunConfig:
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     loss: str | dict[str, Any] = "bce_dice"
     train: TrainConfig = field(default_factory=TrainConfig)
+    distributed: DistributedSettings = field(default_factory=DistributedSettings)
 
     def __post_init__(self) -> None:
         read_own_structures(self.structures)

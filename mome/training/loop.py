@@ -11,10 +11,11 @@ import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import gather_object, set_seed
 from torch import nn
 
 from mome.atomic import check_output_folder, output_errors
@@ -50,12 +51,16 @@ from mome.training.run_settings import (
 )
 from mome.training.setup import build_model_of_init
 from mome.training.sources import annotated_labels, contents_of, drawn, names_of_cases, open_all_sources, patch_dataset
+from mome.training.spread import check_spread, is_spread, own_part, spread_models
 from mome.training.step import optimizer_step
 from mome.training.text_rows import TextRows, text_rows
 from mome.training.trackers import missing_note, start_tracker, tracker_errors
 from mome.training.validation import validate
 from mome.training.validation_history import ValidationHistory
 from mome.training.weight_average import averaged_model, save_model, start_average
+
+if TYPE_CHECKING:
+    from mome.modeling import MoME
 
 _DIVERGED = "a lower train.learning_rate, and train.mixed_precision=no if it is fp16"
 
@@ -102,15 +107,11 @@ def _train(run: RunConfig, accelerator: Accelerator, resume: bool, profile: int)
     """Trains in this process, which is one of the accelerator's; see `train`."""
     config, out = run.train, Path(run.train.out)
     model, processor, known = build_model_of_init(run)
-    loss_function = model.segmentation_loss
+    check_spread(run, model, accelerator)
     text = text_rows(model, run)
     adapters = Adapters(model, run.lora) if run.lora.rank else None
     # Patches have one shape, so that cuDNN may try its algorithms once and keep the fastest, as nnU-Net lets it.
     torch.backends.cudnn.benchmark = True
-    if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
-    if config.channels_last:
-        model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-arg]  # transformers wraps Module.to
 
     caches, validation = open_all_sources(run, processor, accelerator)
     contents = contents_of(caches)
@@ -124,13 +125,6 @@ def _train(run: RunConfig, accelerator: Accelerator, resume: bool, profile: int)
     frozen_notes = (frozen,) if run.lora.rank and run.init is None else ()
     for note in (*frozen_notes, *text.notes, *(dataset.augmentation.notes if dataset.augmentation else ())):
         accelerator.print(f"note: {note}")
-    optimizer = build_optimizer(model, config)
-    average = start_average(model, config.ema, accelerator.device)
-    model, optimizer = accelerator.prepare(model, optimizer)
-
-    # Every process draws its own router noise; all else depends on the seed and the step.
-    set_seed(config.seed + accelerator.process_index)
-    state = TrainingState(accelerator, model, optimizer, average, per_step, adapters)
     # Only now the folder becomes this run's: bad settings and bad data have raised their errors above.
     with _own_folder(accelerator, out):
         if not resume:
@@ -139,16 +133,40 @@ def _train(run: RunConfig, accelerator: Accelerator, resume: bool, profile: int)
             check_same_run(out, run)
             if latest_checkpoint(out / "checkpoints") is not None:
                 check_same_cases(out, contents)
+        state = _first_state(run, accelerator, model, adapters, per_step)
+        loss_function = accelerator.unwrap_model(state.model).segmentation_loss
         start = _load_newest(state, out, steps)
         if accelerator.is_main_process:
             save_run_settings(out, run, contents)
         profiled = profile if accelerator.is_main_process else 0
         profiler = StepProfiler(out / "profile", profiled, accelerator.device)
         _run_steps(state, run, processor, loss_function, text, dataset, validation, start, steps, profiler)
-        save_model(accelerator, averaged_model(accelerator, model, average), processor, out / "model", adapters)
+        trained = averaged_model(accelerator, state.model, state.average)
+        save_model(accelerator, trained, processor, out / "model", adapters)
         with tracker_errors(out):
             accelerator.end_training()
     return out / "model"
+
+
+def _first_state(
+    run: RunConfig, accelerator: Accelerator, model: MoME, adapters: Adapters | None, per_step: int
+) -> TrainingState:
+    """Returns the state before the first step, with the model and the optimiser as the accelerator prepares them."""
+    config, second = run.train, None
+    if run.distributed.spreads:
+        model, *others = spread_models(model, run, accelerator, count=2 if config.ema else 1)
+        second = others[0] if others else None
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    if config.channels_last:
+        model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-arg]  # transformers wraps Module.to
+    optimizer = build_optimizer(model, config)
+    average = start_average(model, config.ema, accelerator.device, second)
+    # FSDP2 takes the place of DDP, which Accelerate leaves out in this mode.
+    prepared = accelerator.prepare_model(model, evaluation_mode=run.distributed.spreads)
+    # Every process draws its own router noise; all else depends on the seed and the step.
+    set_seed(config.seed + accelerator.process_index)
+    return TrainingState(accelerator, prepared, accelerator.prepare(optimizer), average, per_step, adapters)
 
 
 def _run_steps(
@@ -240,8 +258,10 @@ def _check_weights(state: TrainingState, dataset: PatchDataset, done: int, out: 
         LossNotFinite: A weight is NaN or infinite; what was saved before is whole.
     """
     model = state.accelerator.unwrap_model(state.model)
-    bad = next((name for name, value in model.named_parameters() if not torch.isfinite(value).all()), None)
-    if bad is not None:
+    found = [name for name, value in model.named_parameters() if not torch.isfinite(own_part(value)).all()]
+    if is_spread(model):  # a process knows its own part only
+        found = gather_object(found)
+    if bad := next(iter(found), None):
         raise LossNotFinite(
             f"the weights are not finite after step {done} ({bad:.80}): the training diverged; the step's cases are "
             + printable(", ".join(dataset.cases_at(done - 1)[:4])),

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from mome.training.config import TrainConfig
 
@@ -27,7 +28,10 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
         for matrices, decay in ((True, config.weight_decay), (False, 0.0)):
             chosen = [parameter for parameter in members if (parameter.ndim >= 2) == matrices]
             groups.append({"params": chosen, "weight_decay": decay, "rate_factor": factor})
-    return torch.optim.AdamW(groups, lr=config.learning_rate)
+    # Of a spread model, experts and the other parameters lie on different groups of processes, which the batched
+    # operations of `foreach` cannot mix.
+    foreach = False if any(isinstance(parameter, DTensor) for parameter in model.parameters()) else None
+    return torch.optim.AdamW(groups, lr=config.learning_rate, foreach=foreach)
 
 
 def part_factors(model: nn.Module) -> dict[Tensor, float]:

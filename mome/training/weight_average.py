@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from mome.atomic import atomic_write
 from mome.processing import MoMEProcessor
 from mome.training.adapters import Adapters
+from mome.training.spread import SpreadAverage, free_whole_parameters, is_spread
 
 if TYPE_CHECKING:
     from mome.modeling import MoME
@@ -22,18 +25,31 @@ if TYPE_CHECKING:
 RECORD = "validation.json"  # beside the best model: the step and the score of its validation
 
 
-def start_average(model: nn.Module, decay: float, device: torch.device) -> AveragedModel | None:
+Average = AveragedModel | SpreadAverage
+
+
+def start_average(
+    model: nn.Module, decay: float, device: torch.device, second: nn.Module | None = None
+) -> Average | None:
     """Returns a moving average that starts at the model's weights; None if decay is 0.
 
     Buffers are copied from the model, not averaged.
+
+    Args:
+        model: The model.
+        decay: The decay.
+        device: Where the average is kept.
+        second: Of a spread model, another one like it, which becomes the average.
     """
     if not decay:
         return None
+    if second is not None:
+        return SpreadAverage(second, decay)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=False)
     return average.to(device)
 
 
-def averaged_model(accelerator: Accelerator, model: nn.Module, average: AveragedModel | None) -> MoME:
+def averaged_model(accelerator: Accelerator, model: nn.Module, average: Average | None) -> MoME:
     """Returns the averaged model if there is one, else the model itself without the accelerator's wrappers."""
     return cast("MoME", accelerator.unwrap_model(model) if average is None else average.module)
 
@@ -59,11 +75,26 @@ def save_model(
     Raises:
         OutputError: The folder cannot be written; the one that was there stays.
     """
-    if accelerator.is_main_process:
+    if is_spread(model):  # whose tensors all processes gather, and one writes
+        with contextlib.ExitStack() as stack:
+            if accelerator.is_main_process:
+                part = stack.enter_context(atomic_write(folder, "the model"))
+            else:
+                part = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            free_whole_parameters(model)
+            model.save_pretrained(part)
+            if accelerator.is_main_process:
+                _save_beside(part, processor, record)
+    elif accelerator.is_main_process:
         kept = copy.deepcopy(model) if adapters is None else adapters.merged(model)
         with atomic_write(folder, "the model") as part:
             kept.to(memory_format=torch.contiguous_format).save_pretrained(part)  # type: ignore[call-arg]
-            processor.save_pretrained(part)
-            if record is not None:
-                (part / RECORD).write_text(json.dumps(record) + "\n")
+            _save_beside(part, processor, record)
     accelerator.wait_for_everyone()
+
+
+def _save_beside(folder: Path, processor: MoMEProcessor, record: dict[str, Any] | None) -> None:
+    """Writes what belongs to a saved model beside its own files."""
+    processor.save_pretrained(folder)
+    if record is not None:
+        (folder / RECORD).write_text(json.dumps(record) + "\n")
