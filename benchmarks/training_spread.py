@@ -2,8 +2,8 @@
 
     python benchmarks/training_spread.py --out benchmarks/results/training_spread.json
 
-The run is the small one of the tests (`tests/training_runs.py`) in float32, with four experts per scale, two of them for
-a voxel, and four patches a step over all processes. The processes are joined by gloo on the CPU.
+The run is the small one of the tests (`tests/training_runs.py`) in float32, with four experts per scale, of which a
+voxel takes two, and four patches a step over all processes. The processes are joined by gloo on the CPU.
 """
 
 from __future__ import annotations
@@ -76,8 +76,9 @@ def table(report: dict[str, Any]) -> str:
     lines = [
         "# A model that is spread over processes",
         "",
-        f"`{report['command']}`, commit {report['commit'][:12]}. Losses of {STEPS} steps in float32 beside those of one",
-        "process with the same patches. Rounding grows with every step, since a voxel between two experts may go to either.",
+        f"`{report['command']}`, commit {report['commit'][:12]}. Losses of {STEPS} steps in float32 beside those of",
+        "one process with the same patches. Rounding grows with every step, since a voxel between two experts may go to",
+        "either.",
         "",
         "| run | parameters in the first process | largest difference of a loss, 6 steps | 20 steps | last loss |",
         "|---|---|---|---|---|",
