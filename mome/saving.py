@@ -37,6 +37,7 @@ from mome.loading import (
     stored_or_none,
     with_overrides,
 )
+from mome.model_card import model_card, sections_of_loaded, write_card
 from mome.model_size import check_memory
 from mome.processing import MoMEProcessor
 from mome.processor_settings import PROCESSOR_FILE
@@ -57,6 +58,8 @@ class SavedModel(PreTrainedModel):
     loaded_processor: MoMEProcessor | None
     load_notes: tuple[str, ...] = ()
     """What is odd about the checkpoint, one sentence each; results of segmentation repeat it."""
+    card_sections: tuple[str, ...] = ()
+    """What the saved README.md says of where the weights come from; see `mome.model_card`."""
 
     def relabel(self, labels: list[str], trained_labels: list[str] | None = None) -> list[str]:
         """Changes the list of labels; see `MoME.relabel`."""
@@ -172,6 +175,7 @@ class SavedModel(PreTrainedModel):
             model.loaded_processor = processor
         if revision is not None:  # a processor that is loaded later must be of the same revision
             model.config.name_or_path = f"hf-hub:{place}@{revision}"
+        model.card_sections = _sections_of_card(name, place)
         _copy_mapped_tensors(model)
         new = {*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])}
         if stored is not None:
@@ -219,7 +223,7 @@ class SavedModel(PreTrainedModel):
         return self._tied_weights_keys
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
-        """Writes safetensors, `config.json`, the label table, the stub for remote-code loading and the processor.
+        """Writes safetensors, `config.json`, the label table, a stub for remote code, the processor and a model card.
 
         The model's `processor` is written where it is set. Otherwise the processor that was loaded with the weights is
         written, unless the folder has one already. All files are written beside the folder's own and then replace
@@ -262,6 +266,9 @@ class SavedModel(PreTrainedModel):
         if processor is not None:
             processor.save_pretrained(folder)
         save_files(folder, self.config, keep or folder)
+        count = sum(parameter.numel() for parameter in self.parameters())
+        card = model_card(self.config, processor or self.loaded_processor, count, self.card_sections)
+        write_card(folder, keep or folder, card)
 
 
 def _source(name: str | Path | None, kwargs: dict[str, Any]) -> tuple[str | None, str | None, dict[str, Any]]:
@@ -275,6 +282,15 @@ def _source(name: str | Path | None, kwargs: dict[str, Any]) -> tuple[str | None
         kwargs["revision"] = revision
     kwargs.update(download_options(place, {key: kwargs[key] for key in DOWNLOAD_KEYS if key in kwargs}))
     return place, revision, {key: kwargs[key] for key in DOWNLOAD_KEYS if key in kwargs}
+
+
+def _sections_of_card(name: str | Path | None, place: str | None) -> tuple[str, ...]:
+    """What a card says of loaded weights; a folder of one's own is not named."""
+    if place is None:
+        return ()
+    if not os.path.isdir(place):
+        return sections_of_loaded(place, None)
+    return sections_of_loaded(None if os.path.isdir(str(name)) else str(name), Path(place))
 
 
 def _copy_mapped_tensors(model: PreTrainedModel) -> None:

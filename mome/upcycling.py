@@ -69,8 +69,8 @@ def upcycle(dense: _Model, **overrides: Any) -> _Model:
             check_same_outputs(cast("MixtureOfExperts", mixture), dense.get_submodule(name), name)
     finally:
         dense.train(was_training)
-    for processor in ("processor", "loaded_processor"):
-        setattr(sparse, processor, getattr(dense, processor))
+    for carried in ("processor", "loaded_processor", "card_sections"):
+        setattr(sparse, carried, getattr(dense, carried))
     return sparse
 
 

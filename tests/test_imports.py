@@ -68,6 +68,7 @@ LAYERS = [
         "weights_file",
         "remote_code",
         "saved_files",
+        "model_card",
         "changed_files",
         "model_size",
         "uninitialised",

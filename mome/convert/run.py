@@ -76,10 +76,19 @@ def convert(
     except InputError as error:
         raise InputError(error.what, where=error.where or str(source), hint=error.hint) from error
     model.processor = MoMEProcessor(**{**found.processor, **(processor or {})})
+    model.card_sections = (_card_section(report),)
     model.save_pretrained(out)
     with atomic_write(out / REPORT, "the report") as temporary:
         temporary.write_text(json.dumps(report.to_json(), indent=1) + "\n")
     return report
+
+
+def _card_section(report: Report) -> str:
+    """What the card of the model says of where its weights come from."""
+    return (
+        f"## Origin\nConverted from a file of the family `{report.family}`: {len(report.matched)} tensors come from "
+        f"it, and {len(report.random)} are new and untrained.\n`conversion.json` names them."
+    )
 
 
 def _check_out(source: Path, out: Path, overwrite: bool) -> None:

@@ -42,6 +42,7 @@ from mome.training.out_of_memory import says_that_validation_is_too_large, says_
 from mome.training.profiling import StepProfiler
 from mome.training.progress import StepReporter
 from mome.training.router_statistics import RouterStatistics
+from mome.training.run_card import run_section
 from mome.training.run_settings import (
     check_same_cases,
     check_same_run,
@@ -121,6 +122,7 @@ def _train(run: RunConfig, accelerator: Accelerator, resume: bool, profile: int)
     per_step = samples_per_step(config, accelerator)
     steps = config.steps if config.steps is not None else math.ceil(config.samples / per_step)
     dataset = patch_dataset(run, caches, model.config.patch_size, processor, steps * per_step, per_step)
+    model.card_sections = (run_section(run, caches, steps, per_step), *model.card_sections)
     frozen = f"without init, lora.rank={run.lora.rank} freezes weights that were never trained on CT"
     frozen_notes = (frozen,) if run.lora.rank and run.init is None else ()
     for note in (*frozen_notes, *text.notes, *(dataset.augmentation.notes if dataset.augmentation else ())):

@@ -95,7 +95,7 @@ def spread_models(model: MoME, run: RunConfig, accelerator: Accelerator, count: 
         for _ in range(count)
     ]
     for one in found:
-        one.processor = model.processor
+        one.processor, one.card_sections = model.processor, model.card_sections
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         shutil.rmtree(folder, ignore_errors=True)

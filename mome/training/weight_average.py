@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from mome.atomic import atomic_write
 from mome.processing import MoMEProcessor
 from mome.training.adapters import Adapters
+from mome.training.run_card import validation_section
 from mome.training.spread import SpreadAverage, free_whole_parameters, is_spread
 
 if TYPE_CHECKING:
@@ -75,22 +76,40 @@ def save_model(
     Raises:
         OutputError: The folder cannot be written; the one that was there stays.
     """
+    sections = model.card_sections
+    if record is not None:
+        sections = (*sections, validation_section(record["step"], record["dice/mean"]))
     if is_spread(model):  # whose tensors all processes gather, and one writes
-        with contextlib.ExitStack() as stack:
-            if accelerator.is_main_process:
-                part = stack.enter_context(atomic_write(folder, "the model"))
-            else:
-                part = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            free_whole_parameters(model)
-            model.save_pretrained(part)
-            if accelerator.is_main_process:
-                _save_beside(part, processor, record)
+        _save_spread(accelerator, model, processor, folder, record, sections)
     elif accelerator.is_main_process:
         kept = copy.deepcopy(model) if adapters is None else adapters.merged(model)
+        kept.card_sections = sections
         with atomic_write(folder, "the model") as part:
             kept.to(memory_format=torch.contiguous_format).save_pretrained(part)  # type: ignore[call-arg]
             _save_beside(part, processor, record)
     accelerator.wait_for_everyone()
+
+
+def _save_spread(
+    accelerator: Accelerator,
+    model: MoME,
+    processor: MoMEProcessor,
+    folder: Path,
+    record: dict[str, Any] | None,
+    sections: tuple[str, ...],
+) -> None:
+    """Saves a spread model, which cannot be copied; see `save_model`. Only the main process writes files that stay."""
+    before, model.card_sections = model.card_sections, sections
+    with contextlib.ExitStack() as stack:
+        if accelerator.is_main_process:
+            part = stack.enter_context(atomic_write(folder, "the model"))
+        else:
+            part = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        free_whole_parameters(model)
+        model.save_pretrained(part)
+        if accelerator.is_main_process:
+            _save_beside(part, processor, record)
+    model.card_sections = before
 
 
 def _save_beside(folder: Path, processor: MoMEProcessor, record: dict[str, Any] | None) -> None:

@@ -1,0 +1,117 @@
+"""The README.md that is saved with a model: what it says, and that nobody's own words are replaced."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from small_models import small
+from training_runs import NAMES, write_recipe
+from transformers.utils import PushToHubMixin
+
+from mome import MoME, MoMEProcessor
+from mome.model_card import CARD_FILE, MARK, cell, model_card, plain, sections_of_loaded
+from mome.training.config_file import load_run_config
+from mome.training.loop import train
+
+
+def card_of(folder: Path) -> str:
+    return (folder / CARD_FILE).read_text()
+
+
+def headings(card: str) -> list[str]:
+    return re.findall(r"^## (.*)$", card, re.MULTILINE)
+
+
+def test_a_saved_model_has_a_card(tmp_path: Path) -> None:
+    model = small(experts="swiglu(n=4)", labels=["liver", "spleen", "aorta"], trained_labels=["liver", "spleen"])
+    model.processor = MoMEProcessor(spacing=[2.0, 2.0, 3.0])
+    model.save_pretrained(tmp_path)
+    card = card_of(tmp_path)
+    assert card.startswith("---\nlibrary_name: mome\n") and card.count("\n---\n") == 1
+    assert "liver, spleen.\n" in card and "text rows of 1 other structure," in card
+    assert "mome segment ct.nii.gz -m MODEL -p 'liver'" in card
+    assert "| voxels of the network | 2 × 2 × 3 mm, RAS |" in card and "| experts | `swiglu` |" in card
+    assert headings(card) == ["What it segments", "Use", "Design", "What is not said here"]
+    assert max(map(len, card.splitlines())) <= 120
+
+
+def test_a_model_that_knows_nothing_says_so() -> None:
+    model = small(labels=["liver"], trained_labels=[])
+    assert "trained on no structure, and its masks mean nothing" in model_card(model.config, None, 10)
+
+
+def test_words_of_ones_own_stay(tmp_path: Path) -> None:
+    model = small(labels=["liver"], trained_labels=["liver"])
+    (tmp_path / CARD_FILE).write_text("# Ours\n")
+    model.save_pretrained(tmp_path)
+    assert card_of(tmp_path) == "# Ours\n"
+    (tmp_path / CARD_FILE).write_text(f"{MARK}\n# An earlier card\n")
+    model.save_pretrained(tmp_path)
+    assert "MoME for CT, 1 structure\n" in card_of(tmp_path)
+    (tmp_path / CARD_FILE).write_text(card_of(tmp_path).replace(MARK + "\n", "") + "\nWe add this.\n")
+    model.config.trained_labels = []
+    model.save_pretrained(tmp_path)
+    assert "We add this." in card_of(tmp_path) and "masks mean nothing" not in card_of(tmp_path)
+
+
+def test_loaded_weights_name_where_they_come_from_and_no_folder(tmp_path: Path) -> None:
+    MoME.from_pretrained("mome-ct-tiny").save_pretrained(tmp_path / "patients-of-ward-7")
+    assert "loaded from `mome-ct-tiny`" in card_of(tmp_path / "patients-of-ward-7")
+    MoME.from_pretrained(tmp_path / "patients-of-ward-7").save_pretrained(tmp_path / "again")
+    assert "loaded from another model" in card_of(tmp_path / "again") and "ward" not in card_of(tmp_path / "again")
+    assert sections_of_loaded("org/name", None)[0].startswith("## Origin\nThe weights were loaded from `org/name`.")
+
+
+def test_labels_cannot_write_markdown_or_code(tmp_path: Path) -> None:
+    label = "x'`</td><script>|$(rm)\n# y"
+    model = small(labels=[label], trained_labels=[label])
+    model.save_pretrained(tmp_path)
+    shown = card_of(tmp_path).replace(MARK, "")
+    assert "<" not in shown and "$(" not in shown and "\n# y" not in shown
+    assert shown.count("`") % 2 == 0 and shown.count("'") == 5  # two prompts and a genitive
+    assert plain("a|b") == "a b" and cell("a|b <i>\n c") == r"a\|b &lt;i> c"
+
+
+def test_a_trained_model_says_what_it_was_trained_on(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path)
+    settings = ["train.steps=2", "train.validate_every=1", "train.learning_rate=0.02", f"train.out={tmp_path / 'run'}"]
+    folder = train(load_run_config(recipe, settings))
+    card = card_of(folder)
+    assert "At most 2 steps of 4 patches, seed 0, precision no, loss `bce_dice`." in card
+    assert re.search(r"^\| OpenKBP structures \| 3 \| MIT \| Babier et al", card, re.MULTILINE)
+    counts = dict(re.findall(r"^\| ([a-z ]+) \| (\d) \|$", card, re.MULTILINE))
+    assert counts == {name.replace("_", " "): "2" if name == "mandible" else "3" for name in NAMES}
+    assert str(tmp_path) not in card and "c0" not in card
+    assert "## Validation" not in card
+    best = tmp_path / "run" / "best"
+    assert re.search(r"^Mean Dice 0\.\d{3} after [12] steps", card_of(best), re.MULTILINE)
+    # The model goes on: its card tells of the training that it started from, and of the new one.
+    again = [*settings[:-1], f"init={best}", f"train.out={tmp_path / 'second'}", "model={}", "train.ema=0"]
+    second = card_of(train(load_run_config(recipe, again)))
+    assert headings(second)[3:] == ["Training", "Origin", "Training of the loaded model", "What is not said here"]
+    assert second.count("Babier et al") == 2
+
+
+@pytest.mark.parametrize("there", ["empty", "own"])
+def test_the_hub_gets_the_card_and_not_an_empty_one(
+    there: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers lays a card into the folder that it uploads: that of the Hub, or an empty one."""
+    own = "# A card of the Hub\n"
+    empty = "# Model Card for Model ID\nThis model card has been automatically generated.\n[More Information Needed]\n"
+    uploaded = {}
+
+    def upload(self, working_dir, *args, **kwargs):
+        uploaded["card"] = card_of(Path(working_dir))
+
+    made = SimpleNamespace(save=lambda path: Path(path).write_text(own if there == "own" else empty))
+    hub = SimpleNamespace(create_repo=lambda repo_id, **_: SimpleNamespace(repo_id=repo_id))
+    monkeypatch.setattr("transformers.utils.hub.hf_api", lambda: hub, raising=False)
+    monkeypatch.setattr("transformers.utils.hub.create_repo", hub.create_repo, raising=False)  # of earlier releases
+    monkeypatch.setattr("transformers.utils.hub.create_and_tag_model_card", lambda *_, **__: made)
+    monkeypatch.setattr(PushToHubMixin, "_upload_modified_files", upload)
+    small(labels=["liver"], trained_labels=["liver"]).push_to_hub("org/x")
+    assert (uploaded["card"] == own) if there == "own" else ("MoME for CT, 1 structure" in uploaded["card"])
