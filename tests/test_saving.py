@@ -233,7 +233,8 @@ def test_a_folder_that_is_no_model_is_not_looked_for_on_the_hub(tmp_path: Path) 
         MoME.from_pretrained(Path("a/none"))
     small().save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(InputError, match=r"(?s)cannot be loaded.*it holds README.md, config.json.*weights are model.safetensors"):
+    holds = r"(?s)cannot be loaded.*it holds README.md, config.json.*weights are model.safetensors"
+    with pytest.raises(InputError, match=holds):
         MoME.from_pretrained(tmp_path)
 
 
