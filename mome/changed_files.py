@@ -110,9 +110,10 @@ def write_checksums(folder: str | Path) -> None:
         sums[WEIGHTS] = weights_sum(files)
     _write(folder / CONFIG_FILE, {**config, CHECKSUMS: sums}, indent=2)
     names = _names_of_config(config)
-    labels = stored_labels(*names) if lacks_labels(folder) else read_json_object(folder / LABELS_FILE)
-    if _names(labels) != names:
-        labels = stored_labels(*names)
+    labels = {} if lacks_labels(folder) else read_json_object(folder / LABELS_FILE)
+    if not labels or _names(labels) != names:
+        synonyms = config.get("synonyms")
+        labels = stored_labels(*names, synonyms if isinstance(synonyms, dict) else {})
     values = {key: value for key, value in labels.items() if key != CHECKSUMS}
     _write(folder / LABELS_FILE, {**values, CHECKSUMS: sums_of(values)}, indent=1)
     if (folder / PROCESSOR_FILE).is_file():

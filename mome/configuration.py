@@ -17,6 +17,7 @@ from mome.checksums import CHECKSUMS, WEIGHTS, changed_file, changed_keys, sums_
 from mome.errors import InputError, did_you_mean
 from mome.experts.whole_model_reference import references
 from mome.json_file import checked_object, read_json_object
+from mome.labels.characters import LONGEST_PROMPT
 from mome.model_size import numbers_within
 from mome.registry import LOSSES, PARTS, TEXT_ENCODERS
 from mome.spec import SPEC_VERSION, Spec, dump, migrate
@@ -48,6 +49,7 @@ _DTYPES = ("float32", "float64", "float16", "bfloat16")
 # choice; the sizes that follow from them are checked when the model is built.
 _MAX_NUMBER = 2**20
 _MAX_PATCH_VOXELS = 2**27
+_MOST_SYNONYMS = 10_000
 
 
 class MoMEConfig(PreTrainedConfig):
@@ -58,6 +60,7 @@ class MoMEConfig(PreTrainedConfig):
             module object); stored as full dicts.
         labels: Names whose text embeddings the checkpoint stores, in the order of its bank.
         trained_labels: Names that the weights were trained on; empty for random weights.
+        synonyms: Other words for labels that the class table does not have, as in `{"thymus": ["thymic gland"]}`.
         text_dim: Width T of the text rows; found from `text_encoder` where None.
         dim: Width of the voxels inside the scale experts.
         residual: Whether the scale layers add the experts' result to what the experts read. None means yes, except for
@@ -85,6 +88,7 @@ class MoMEConfig(PreTrainedConfig):
     head: Any = None
     labels: list[str] | tuple[str, ...] = ()
     trained_labels: list[str] | tuple[str, ...] = ()
+    synonyms: dict[str, list[str]] | None = None
     text_dim: int | None = None
     dim: int = 48
     residual: bool | None = None
@@ -113,6 +117,7 @@ class MoMEConfig(PreTrainedConfig):
         if self.residual is None:
             self.residual = self.experts["name"] != "linear"
         self.labels, self.trained_labels = list(self.labels), list(self.trained_labels)
+        self.synonyms = {label: list(words) for label, words in (self.synonyms or {}).items()}
         self.patch_size = list(self.patch_size)
         self.extra_experts = references(self.extra_experts)
         if self.text_dim is None:
@@ -137,12 +142,13 @@ class MoMEConfig(PreTrainedConfig):
         return config
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns what config.json holds; `extra_experts` only where there are some, `loss` only if it is another."""
+        """Returns what config.json holds; `extra_experts`, `synonyms` and another `loss` only where there are some."""
         values = super().to_dict()
         if values.get("loss") == LOSSES.canonical(_DEFAULT_LOSS):
             values.pop("loss")
-        if not values.get("extra_experts"):
-            values.pop("extra_experts", None)
+        for key in ("extra_experts", "synonyms"):
+            if not values.get(key):
+                values.pop(key, None)
         return values
 
     def to_json_file(self, json_file_path: str | os.PathLike, use_diff: bool = True) -> None:
@@ -162,6 +168,7 @@ class MoMEConfig(PreTrainedConfig):
             names = getattr(self, key)
             if not isinstance(names, list | tuple) or not all(isinstance(name, str) and name for name in names):
                 raise InputError(f"{key} is a list of names, got {names!r:.60}", hint=f"{key}=['liver', 'spleen']")
+        self._check_synonyms()
         patch = self.patch_size
         if not isinstance(patch, list | tuple) or len(patch) != 3 or not all(_is_count(side) for side in patch):
             raise InputError(
@@ -185,12 +192,27 @@ class MoMEConfig(PreTrainedConfig):
         if isinstance(std, bool) or not isinstance(std, int | float) or not 0 < std < math.inf:
             raise InputError(f"initializer_range is a positive number, got {std!r:.60}")
 
+    def _check_synonyms(self) -> None:
+        given = {} if self.synonyms is None else self.synonyms
+        lists = list(given.values()) if isinstance(given, dict) else [None]
+        texts = [word for words in lists for word in (words if isinstance(words, list | tuple) else [None])]
+        if not all(isinstance(word, str) and 0 < len(word) <= LONGEST_PROMPT for word in texts):
+            raise InputError(
+                f"synonyms are lists of texts by label, got {given!r:.80}", hint="synonyms={'thymus': ['thymic gland']}"
+            )
+        if len(texts) > _MOST_SYNONYMS:  # a prompt is compared with every one of them
+            raise InputError(f"synonyms has {len(texts):,} texts, the limit is {_MOST_SYNONYMS:,}")
+
     def check_labels(self) -> None:
-        """Checks the labels against each other and against the text rows.
+        """Checks the labels against each other, their synonyms, and the text rows.
 
         Raises:
-            InputError: A label is repeated, a trained label is missing, or there are more labels than one-hot columns.
+            InputError: A label is repeated, a trained label or one with synonyms is missing, or there are more labels
+                than one-hot columns.
         """
+        nameless = [name for name in self.synonyms or () if name not in self.labels]
+        if nameless:
+            raise InputError(f"synonyms has words for {nameless[:4]}, which are not among the labels of the bank")
         unknown = [name for name in self.trained_labels if name not in self.labels]
         if unknown:
             raise InputError(
@@ -208,19 +230,20 @@ class MoMEConfig(PreTrainedConfig):
             )
 
     def set_labels(self, labels: list[str], trained_labels: list[str]) -> None:
-        """Sets both lists, or neither if they are invalid.
+        """Sets both lists, or neither if they are invalid. Labels that are left out lose their synonyms.
 
         Raises:
             InputError: See `check_labels`.
         """
-        before = self.labels, self.trained_labels
+        before = self.labels, self.trained_labels, self.synonyms
         self.labels, self.trained_labels = labels, trained_labels
         try:
             self._check_types()
             self.labels, self.trained_labels = list(labels), list(trained_labels)
+            self.synonyms = {label: words for label, words in (self.synonyms or {}).items() if label in self.labels}
             self.check_labels()
         except InputError:
-            self.labels, self.trained_labels = before
+            self.labels, self.trained_labels, self.synonyms = before
             raise
 
     @property

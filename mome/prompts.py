@@ -63,7 +63,8 @@ def understand(texts: list[str], model: MoME) -> list[Prompt]:
     if not texts:
         raise InputError("no prompt was given", hint="name at least one structure, as in -p liver")
     table = load_table()
-    own_labels = [label for label in model.config.labels if label not in table]
+    words = model.config.synonyms or {}
+    own_labels = {label: words.get(label, []) for label in model.config.labels if label not in table}
     outside = [*own_labels]  # of the class table
     prompts: list[Prompt] = []
     has_shown_labels = False

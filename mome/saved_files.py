@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def save_files(folder: Path, config: MoMEConfig, before: Path) -> None:
         before: The folder that it will replace; it may be the same.
     """
     mode = write_stub(folder).stat().st_mode & 0o777
-    labels = stored_labels(list(config.labels), list(config.trained_labels))
+    labels = stored_labels(list(config.labels), list(config.trained_labels), config.synonyms or {})
     (folder / LABELS_FILE).write_text(json.dumps(labels, indent=1) + "\n")
     _record_weights(folder, before)
     for weights in folder.glob("*.safetensors"):  # safetensors makes files that only their owner can read
@@ -50,16 +51,28 @@ def move_files(part: Path, folder: Path) -> None:
                 path.unlink()
 
 
-def stored_labels(labels: list[str], trained_labels: list[str]) -> dict[str, Any]:
-    """Returns the contents of labels.json: the entries of the class table that a checkpoint's bank holds, and sums."""
+def stored_labels(
+    labels: list[str], trained_labels: list[str], synonyms: Mapping[str, list[str]] | None = None
+) -> dict[str, Any]:
+    """Returns the contents of labels.json: the entries of the class table that a checkpoint's bank holds, and sums.
+
+    Args:
+        labels, trained_labels: Those of the config.
+        synonyms: Other words for labels that the class table does not have.
+    """
     table = load_table()
     entries = {entry["name"]: entry for entry in table.to_json()["labels"]}
     values = {
         "version": table.version,
         "trained": list(trained_labels),
-        "labels": [entries.get(name, {"name": name}) for name in labels],
+        "labels": [entries.get(name) or _own_entry(name, (synonyms or {}).get(name)) for name in labels],
     }
     return {**values, CHECKSUMS: sums_of(values)}
+
+
+def _own_entry(name: str, synonyms: list[str] | None) -> dict[str, Any]:
+    """The entry of a label that the class table does not have."""
+    return {"name": name, "synonyms": synonyms} if synonyms else {"name": name}
 
 
 def _record_weights(folder: Path, before: Path) -> None:

@@ -18,22 +18,28 @@ LONGEST = 200_000
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 with two rules of YAML 1.2.
+    """YAML 1.1 with three rules of YAML 1.2.
 
-    Only true and false are booleans: YAML 1.1 would read `mixed_precision: no` as one. A number with an exponent is a
-    float without a decimal point too: YAML 1.1 would read `learning_rate: 1e-3` as a string.
+    Only true and false are booleans: YAML 1.1 would read `mixed_precision: no` as one. Numbers are decimal: it would
+    read 010 as 8, and 1:30 as 90. A number with an exponent is a float without a decimal point, too: it would read
+    `learning_rate: 1e-3` as a string.
     """
 
 
-_BOOL, _FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
+_BOOL, _INT, _FLOAT = (f"tag:yaml.org,2002:{kind}" for kind in ("bool", "int", "float"))
 _Loader.yaml_implicit_resolvers = {
-    letter: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL]
+    letter: [(tag, pattern) for tag, pattern in resolvers if tag not in (_BOOL, _INT, _FLOAT)]
     for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+_FLOATS = r"""^[-+]?(?:
+    [0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?
+    | \.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?
+    | [0-9][0-9_]*[eE][-+]?[0-9]+
+    | \.(?:inf|Inf|INF|nan|NaN|NAN)
+)$"""
 _Loader.add_implicit_resolver(_BOOL, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
-_Loader.add_implicit_resolver(
-    _FLOAT, re.compile(r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)[eE][-+]?[0-9]+$"), list("-+.0123456789")
-)
+_Loader.add_implicit_resolver(_FLOAT, re.compile(_FLOATS, re.VERBOSE), list("-+.0123456789"))
+_Loader.add_implicit_resolver(_INT, re.compile("^[-+]?(?:0|[1-9][0-9_]*)$"), list("-+0123456789"))
 
 
 class NotYaml(InputError):

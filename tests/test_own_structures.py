@@ -13,11 +13,13 @@ from small_models import small
 from stand_in_models import LetterTower
 from test_data_layouts import SHAPE, liver_map, nnunet, save, scan
 
+from mome import MoME
 from mome.cli.main import main
 from mome.data.augmentation import AugmentationConfig, BatchAugmentation
 from mome.data.layouts import open_cases
 from mome.data.prompt_choice import confusable
 from mome.errors import InputError
+from mome.inference.choose_model import best_model
 from mome.inference.meant_name import meant_name
 from mome.labels.dataset_file import open_dataset
 from mome.labels.own import find_own, read_own_structures, suggested_name
@@ -316,3 +318,55 @@ def test_a_resumed_run_keeps_its_structures(tmp_path: Path, capsys: pytest.Captu
     assert main([*train, "train.steps=1"]) == 0
     assert main([*train, "train.steps=1", "structures={thymus: [thymic gland]}"]) == 2
     assert "was started with another 'structures.thymus'" in capsys.readouterr().err
+
+
+def test_a_model_keeps_the_other_words_of_its_structures(tmp_path: Path) -> None:
+    words = {"thymus": ["thymic gland"], "plaque_left": ["left calcification"]}
+    model = small(labels=["liver", "plaque_left", "thymus"], trained_labels=["liver", "thymus"], synonyms=words)
+    model.save_pretrained(tmp_path)
+    loaded = MoME.from_pretrained(tmp_path)
+    assert loaded.config.synonyms == words
+    for text, name in (("thymic gland", "thymus"), ("Gland, thymic", "thymus"), ("calcification L", "plaque_left")):
+        (prompt,) = understand([text], loaded)
+        assert prompt.name == name and prompt.number is not None
+    entries = {entry["name"]: entry for entry in json.loads((tmp_path / "labels.json").read_text())["labels"]}
+    assert entries["thymus"] == {"name": "thymus", "synonyms": ["thymic gland"]}
+    known = {"a": {"thymus": ["thymic gland"]}, "b": ["liver"]}
+    assert best_model(["thymic gland"], known, "model", "{} {}") == ("a", ["thymus"])
+    loaded.relabel(["liver", "plaque_left"])
+    assert loaded.config.synonyms == {"plaque_left": ["left calcification"]}
+    assert "synonyms" not in small(labels=["liver"]).config.to_dict()
+
+
+def test_words_of_a_model_take_nothing_from_the_class_table() -> None:
+    model = small(labels=["liver", "thymus"], synonyms={"thymus": ["hepar"]})
+    assert understand(["hepar"], model)[0].name == "liver"
+
+
+@pytest.mark.parametrize(
+    ("synonyms", "message"),
+    [
+        ({"thymsu": ["thymic gland"]}, "thymsu.*not among the labels"),
+        ({"thymus": "thymic gland"}, "synonyms are lists of texts"),
+        ({"thymus": [3]}, "synonyms are lists of texts"),
+        ({"thymus": [""]}, "synonyms are lists of texts"),
+        (["thymus"], "synonyms are lists of texts"),
+        ({"thymus": ["x" * 10_000]}, "synonyms are lists of texts"),
+        ({"thymus": ["x"] * 10_001}, "the limit is 10,000"),
+    ],
+)
+def test_faulty_words_of_a_model_are_refused(synonyms: object, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        small(labels=["liver", "thymus"], synonyms=synonyms)
+
+
+def test_a_run_writes_its_other_words_into_the_model(tmp_path: Path) -> None:
+    folder = nnunet(tmp_path / "data", {name: liver_map() for name in "ab"}, {"liver": 1, "thymus": 2})
+    prepared = ["data", "prepare", str(folder), "-o", str(tmp_path / "out"), "--memory", "1500MB", "--held-out", "0"]
+    assert main([*prepared, "--own", "thymus"]) == 0
+    train = ["train", "--config", str(tmp_path / "out" / "run.yaml"), "train.ema=0", "train.tracker=none",
+             "train.threads=1", "bank=trained", "text_encoder=bank(width=8)", "model.text_dim=8"]  # fmt: skip
+    assert main([*train, "train.steps=1", "structures={thymus: [thymic gland]}"]) == 0
+    model = MoME.from_pretrained(tmp_path / "out" / "run" / "model")
+    assert model.config.synonyms == {"thymus": ["thymic gland"]}
+    assert understand(["thymic gland"], model)[0].name == "thymus"

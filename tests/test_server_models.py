@@ -26,7 +26,7 @@ pytest.importorskip("python_multipart", reason="the server needs mome[serve]")
 
 
 def stand_in(*trained: str) -> SimpleNamespace:
-    config = SimpleNamespace(labels=[*trained, "aorta"], trained_labels=list(trained))
+    config = SimpleNamespace(labels=[*trained, "aorta"], trained_labels=list(trained), synonyms=None)
     return SimpleNamespace(model=SimpleNamespace(config=config), processor=SimpleNamespace(spacing=[2.0, 2.0, 3.0]))
 
 

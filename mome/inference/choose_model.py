@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 from mome.errors import InputError
 from mome.labels import load_table
@@ -60,7 +59,7 @@ def best_model(
 
     Args:
         prompts: Texts.
-        known: Model → labels that it was trained on.
+        known: Model → labels that it was trained on, or a mapping of them to other words for them.
         kind: What the models are called in an error, as in "bundled model".
         hint: What to do where no model suffices, with two `{}` for the names of models.
 
@@ -72,6 +71,9 @@ def best_model(
             several models.
     """
     table = load_table()
+    words: dict[str, Sequence[str]] = {}
+    for labels in known.values():
+        words |= labels if isinstance(labels, Mapping) else dict.fromkeys(labels, ())
     wanted: list[str] = []
     for prompt in [prompts] if isinstance(prompts, str) else list(prompts or ()):
         if isinstance(prompt, str):  # anything else is refused where prompts are understood
@@ -79,7 +81,7 @@ def best_model(
                 wanted += _all_of(prompt, known, kind, hint)
                 continue
             # Models read their own labels first, too; the class table may take one for a structure of its own.
-            own = own_label(prompt, chain.from_iterable(known.values())) if prompt.strip() else None
+            own = own_label(prompt, words) if prompt.strip() else None
             wanted += (own,) if own else table.resolve(prompt).names or (prompt.strip(),)
     found = {model: [name for name in dict.fromkeys(wanted) if name in labels] for model, labels in known.items()}
     model = max(found, key=lambda name: len(found[name]))  # max keeps the first of equals

@@ -145,9 +145,13 @@ def own_label(text: str, labels: Iterable[str]) -> str | None:
     """Returns the label that a text names and that the class table does not have.
 
     A label is found by its very name before the class table is read, and by its words after it.
+
+    Args:
+        text: What a user writes.
+        labels: Labels, or a mapping of labels to other words for them.
     """
-    table = load_table()
-    found = find_own(text, [label for label in labels if label not in table])
+    table, words = load_table(), labels if isinstance(labels, Mapping) else {}
+    found = find_own(text, {label: words.get(label, ()) for label in labels if label not in table})
     return found if found == text.strip() or not table.names_of(text) else None
 
 

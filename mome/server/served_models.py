@@ -21,7 +21,11 @@ class ServedModels:
 
     def __init__(self, segmenters: dict[str, Segmenter]) -> None:
         self._segmenters = segmenters
-        self._trained = {name: list(each.model.config.trained_labels) for name, each in segmenters.items()}
+        configs = {name: each.model.config for name, each in segmenters.items()}
+        self._trained = {
+            name: {label: (config.synonyms or {}).get(label, []) for label in config.trained_labels}
+            for name, config in configs.items()
+        }
 
     @classmethod
     def load(cls, models: list[str], **options: Any) -> ServedModels:
@@ -79,7 +83,7 @@ class ServedModels:
         models: dict[str, dict[str, Any]] = {
             name: {
                 "labels": list(each.model.config.labels),
-                "trained_labels": self._trained[name],
+                "trained_labels": list(self._trained[name]),
                 "spacing_mm": list(each.processor.spacing),
             }
             for name, each in self._segmenters.items()

@@ -51,6 +51,8 @@ def build_model_of_init(run: RunConfig) -> tuple[MoME, MoMEProcessor, frozenset[
         model = MoME.from_pretrained(run.init, loss=run.loss, **run.model)
         known = frozenset(model.config.trained_labels if run.text_rows == "kept" else ())
         model.relabel(_bank_labels(run, model.config.text_encoder, list(model.config.labels)), trained)
+    words = {name: list(words) for name, words in run.own_structures.items() if words and name in run.labels}
+    model.config.synonyms = {**(model.config.synonyms or {}), **words}
     model.processor = build_processor(run, None if run.init is None else model.loaded_processor)
     return model, model.processor, known
 
