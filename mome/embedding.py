@@ -10,6 +10,7 @@ from mome.encoders.text.base import check_width
 from mome.errors import InputError
 from mome.labels import dataset_names, load_dataset, load_table
 from mome.labels.all_labels import asks_all
+from mome.labels.dataset_file import is_dataset_file, open_dataset
 from mome.registry import TEXT_ENCODERS
 from mome.spec import brief, dump
 
@@ -63,11 +64,16 @@ def read_labels(texts: Iterable[str]) -> list[NewLabel]:
 def labels_of(name: str) -> list[str]:
     """Returns the labels of a data set, or all of the class table for `table`.
 
+    Args:
+        name: `table`, a data set of the package, or a YAML file of one's own; see `mome.labels.dataset_file`.
+
     Raises:
         InputError: There is no such data set.
     """
     if name == "table":
         return load_table().names()
+    if is_dataset_file(name):
+        return list(open_dataset(name).annotated)
     try:
         return list(load_dataset(name).annotated)
     except InputError as error:

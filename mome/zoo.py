@@ -41,7 +41,8 @@ def create_model(name: str, *, pretrained: bool | None = None, **overrides: Any)
             same in the name of the preset.
         pretrained: Load weights instead of random ones: those of the tag, or of the preset's default tag. None loads
             them where the name has a tag; unlike timm, which then gives random weights. False never loads them.
-        overrides: Config values, as in `experts="swiglu(n=8)"`, `labels=["liver"]`.
+        overrides: Config values, as in `experts="swiglu(n=8)"`, `labels=["liver"]`. A text as `labels` stands for all
+            structures of a data set: its name, or a YAML file of one's own.
 
     Returns:
         The model, with its processor as `model.processor`.
@@ -51,7 +52,7 @@ def create_model(name: str, *, pretrained: bool | None = None, **overrides: Any)
             without values.
     """
     from mome.configuration import MoMEConfig
-    from mome.labels import load_dataset
+    from mome.labels.dataset_file import open_dataset
     from mome.modeling import MoME
     from mome.processing import MoMEProcessor
     from mome.routers.base import Router
@@ -76,7 +77,7 @@ def create_model(name: str, *, pretrained: bool | None = None, **overrides: Any)
     values = {**chosen["model"], **overrides}
     labels = values.get("labels", "openkbp")
     if isinstance(labels, str):
-        values["labels"] = list(load_dataset(labels).name_to_id)
+        values["labels"] = list(open_dataset(labels).annotated)
     elif isinstance(labels, list | tuple):  # the config refuses anything else
         _check_synonyms(labels)
     with uninitialised_as_nan():

@@ -13,11 +13,12 @@ from small_models import small
 from stand_in_models import LetterTower
 from test_data_layouts import SHAPE, liver_map, nnunet, save, scan
 
-from mome import MoME
+from mome import MoME, create_model
 from mome.cli.main import main
 from mome.data.augmentation import AugmentationConfig, BatchAugmentation
 from mome.data.layouts import open_cases
 from mome.data.prompt_choice import confusable
+from mome.embedding import labels_of
 from mome.errors import InputError
 from mome.inference.choose_model import best_model
 from mome.inference.meant_name import meant_name
@@ -339,6 +340,15 @@ def test_a_model_keeps_the_other_words_of_its_structures(tmp_path: Path) -> None
     loaded.relabel(["liver", "plaque_left"])
     assert loaded.config.synonyms == {"plaque_left": ["left calcification"]}
     assert "synonyms" not in small(labels=["liver"]).config.to_dict()
+
+
+def test_labels_may_be_those_of_a_data_set(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("structures: {liver: [1, 2], thymus: 3}")
+    mine = str(tmp_path / "mine.yaml")
+    assert create_model("mome_ct_tiny", labels=mine).config.labels == ["liver", "thymus"]
+    assert labels_of(mine) == ["liver", "thymus"]
+    # A structure that is the union of two numbers is one, too.
+    assert create_model("mome_ct_tiny", labels="lits").config.labels == ["liver", "liver_tumor"]
 
 
 def test_words_of_a_model_take_nothing_from_the_class_table() -> None:

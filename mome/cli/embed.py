@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--add", nargs="+", default=[], metavar="LABEL", help="labels or free text to embed")
     parser.add_argument("-o", "--out", type=output_folder, help="folder for the model with the new labels")
     parser.add_argument("--bank", type=given_path, metavar="FILE", help="write text rows to this .safetensors file")
-    parser.add_argument("--labels", help="with --bank: a data set's labels, as in totalsegmentator_v2, or table")
+    parser.add_argument("--labels", help="with --bank: those of a data set (a name or a YAML file), or table")
     parser.add_argument(
         "--text-encoder", help="what embeds them, as in \"hf(model='…')\"; of a model, its own unless given"
     )
