@@ -362,3 +362,9 @@ print((process_bytes() - before) / 1e6)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert float(done.stdout.splitlines()[-1]) < 60
+
+
+def test_maps_of_disagreement_are_counted() -> None:
+    plan = MemoryPlan(8, 8)
+    more = plan.total(replace(LARGE, disagreement=True)) - plan.total(LARGE)
+    assert more == 3 * 4 * math.prod(LARGE.network) + math.prod(LARGE.scan)

@@ -58,7 +58,15 @@ def print_plans(segmenter: Segmenter, args: argparse.Namespace, dicom: DicomOpti
                 writer.check_source(study.scan)
             volume = read_scan(study.scan, study.frame, study.dicom)
             writer.check_volume(volume)
-            plan = plan_scan(segmenter, volume, prompts, costs[len(prompts.names)], base, read_ahead=reads_ahead)
+            plan = plan_scan(
+                segmenter,
+                volume,
+                prompts,
+                costs[len(prompts.names)],
+                base,
+                read_ahead=reads_ahead,
+                disagreement=args.disagreement,
+            )
         except InputError as error:
             failed += 1
             found.append({"name": study.name, "error": str(error)})

@@ -37,6 +37,7 @@ class Work:
         prompts: Number of prompts.
         network_bytes: What the network takes for a tile beside its logits; 0 where it was not measured.
         on_gpu: Whether network and logits are on a GPU.
+        disagreement: Whether the disagreement of the routers is summed and drawn, too.
     """
 
     scan: tuple[int, int, int]
@@ -45,6 +46,7 @@ class Work:
     prompts: int
     network_bytes: int = 0
     on_gpu: bool = False
+    disagreement: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,8 @@ class MemoryPlan:
             "masks": int(prod(work.scan) * (1 + work.prompts * _MASK_BYTES)),
             "blocks": _BLOCK_BYTES,
         }
+        if work.disagreement:  # sums, weights and their mean on the network grid, then the map on the scan's
+            parts["disagreement"] = 3 * prod(padded) * _FLOAT32 + prod(work.scan)
         return parts
 
     def total(self, work: Work, *, gpu: bool = False) -> int:

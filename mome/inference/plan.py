@@ -127,6 +127,7 @@ def plan_scan(
     base_bytes: int,
     *,
     read_ahead: bool = False,
+    disagreement: bool = False,
 ) -> ScanPlan:
     """Measures some planes of a mask, and says what a scan will take.
 
@@ -137,6 +138,7 @@ def plan_scan(
         cost: What `measured_tile` returned for them.
         base_bytes: Memory of the process before the scan was read.
         read_ahead: Count the next scan, too, which is read meanwhile. It is taken to be as large as this one.
+        disagreement: Count the maps of the routers' disagreement, too.
 
     Raises:
         InputError: The scan does not fit into memory.
@@ -149,7 +151,15 @@ def plan_scan(
     steps = tile_steps(network.shape, patch, segmenter.overlap)
     tiles = len(wanted_tiles(part.shape, patch, steps, wanted))
     device = segmenter.predictor.device
-    work = Work(volume.shape, part.shape, patch, len(prompts.names), cost.network_bytes, device.type == "cuda")
+    work = Work(
+        volume.shape,
+        part.shape,
+        patch,
+        len(prompts.names),
+        cost.network_bytes,
+        on_gpu=device.type == "cuda",
+        disagreement=disagreement,
+    )
     next_scan = reading_bytes(volume.array.nbytes, 4 * int(np.prod(part.shape))) if read_ahead else 0
     left = budget(segmenter.memory, volume.array.nbytes)
     memory = fitting_plan(

@@ -22,6 +22,7 @@ class ScanMemory:
         exact: Keep sums of logits in float32.
         reserved: Bytes that are left free where possible.
         source: The scan's file, in errors.
+        disagreement: The disagreement of the routers is drawn, too.
     """
 
     def __init__(
@@ -35,10 +36,12 @@ class ScanMemory:
         exact: bool,
         reserved: int,
         source: Path | None,
+        disagreement: bool = False,
     ) -> None:
         device, scan = predictor.device, ready.volume
         on_gpu = device.type == "cuda"
-        self._work = Work(scan.shape, ready.network.shape, predictor.patch_size, prompts, on_gpu=on_gpu)
+        shape, patch = ready.network.shape, predictor.patch_size
+        self._work = Work(scan.shape, shape, patch, prompts, on_gpu=on_gpu, disagreement=disagreement)
         self._budget, self._gpu_budget = budget(limit, scan.array.nbytes), gpu_bytes(device)
         self._chunk, self._exact, self._reserved = chunk, exact, reserved
         self._where = None if source is None else str(source)

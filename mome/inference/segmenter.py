@@ -278,6 +278,7 @@ class Segmenter:
             exact=self.exact,
             reserved=reserved_bytes,
             source=source,
+            disagreement=disagreement,
         )
         known = self.network_bytes
         counted = known or 0
