@@ -25,7 +25,11 @@ class StandIn(torch.nn.Module):
         self.text_bank = TextBank(labels, len(labels), one_hot=True)
         self.text_bank.reset()
         self.config = Settings(
-            labels=list(labels), trained_labels=list(trained), patch_size=[patch] * 3, text_encoder={"name": "none"}
+            labels=list(labels),
+            trained_labels=list(trained),
+            synonyms={},
+            patch_size=[patch] * 3,
+            text_encoder={"name": "none"},
         )
         self.encoded = 0
 
