@@ -163,6 +163,8 @@ def test_blocks_say_what_a_patch_may_show() -> None:
             )
             mask = mask_of(labels, codes, name)
             assert (not mask[box].any() or name in found) and (name not in found or mask[wide].any())
+    # a case may annotate none of the trained structures
+    assert structures_in(blocks_of(labels, codes, []), labels.shape, [], (0, 0, 0), (8, 8, 8)) == frozenset()
 
 
 @pytest.mark.parametrize("cache_format", ["plain", "blosc2"])

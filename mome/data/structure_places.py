@@ -71,8 +71,8 @@ def structures_in(
         for first, side, size in zip(start, patch, shape, strict=True)
     )
     bits = np.unpackbits(np.asarray(blocks), axis=1, count=int(np.prod(counts)))
-    shown = bits.reshape(len(names), *counts)[(slice(None), *box)].reshape(len(names), -1)
-    return frozenset(names[row] for row in np.flatnonzero(shown.any(axis=1)).tolist())
+    shown = bits.reshape(len(names), *counts)[(slice(None), *box)].any(axis=(1, 2, 3))
+    return frozenset(names[row] for row in np.flatnonzero(shown).tolist())
 
 
 def split_places(places: np.ndarray, counts: Mapping[str, int]) -> dict[str, np.ndarray]:
