@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.utils import LoggerType
+from tiny_parts import make_model
 from torch import nn
 from training_runs import losses, write_recipe
 
@@ -119,6 +120,16 @@ def test_layers_of_the_encoder_have_their_learning_rates() -> None:
     # Without decay the groups are those of earlier releases, whose training states number the parameters by them.
     plain = build_optimizer(model, TrainConfig())
     assert [len(group["params"]) for group in plain.param_groups] == [4, 5] and not layer_factors(model, 1.0)
+
+
+@pytest.mark.parametrize("experts", ["linear", "mlp(n=4, hidden=8)", "film(n=4)", "cross_attention(n=4, heads=2)"])
+def test_biases_that_are_stacked_by_expert_do_not_decay(experts: str) -> None:
+    model = make_model(experts=experts)
+    groups = build_optimizer(model, TrainConfig(weight_decay=0.1)).param_groups
+    decays = {parameter: group["weight_decay"] for group in groups for parameter in group["params"]}
+    stacked = [parameter for name, parameter in model.named_parameters() if "bias" in name and parameter.ndim == 2]
+    assert len(stacked) >= 2 and {decays[bias] for bias in stacked} == {0.0}
+    assert {decays[p] for p in model.scale_experts.parameters() if p.ndim >= 3} == {0.1}  # weights of experts, kernels
 
 
 def test_encoders_are_split_into_their_layers(tmp_path: Path) -> None:

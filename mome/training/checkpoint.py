@@ -36,8 +36,9 @@ from mome.training.tensor_file import check_like, read_tensors, write_tensors
 from mome.training.weight_average import Average
 
 _NAME = re.compile(r"step_(\d{8,12})")
-# 2: parameters with a learning rate of their own have groups of their own, which changes the positions in the file.
-_FORMAT = 2
+# The groups of the optimiser decide the positions in the file. 2: parameters with a learning rate of their own have
+# groups of their own. 3: biases that are stacked by expert are in the groups without weight decay.
+_FORMAT = 3
 _RESTART = "move it away, or --restart to start again"
 
 

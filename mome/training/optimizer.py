@@ -16,22 +16,29 @@ from mome.training.config import TrainConfig
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """Returns AdamW with weight decay for matrices and convolution kernels; other parameters do not decay.
 
+    Biases that are stacked by expert, (E, D), have two dimensions and are no matrices: their names tell them apart.
     Parameters without gradients are left out. Parameters with another `rate_factor`, which scales the learning rate,
     have groups of their own; see `part_factors` and, for a `layer_decay` below 1, `layer_factors`.
     """
     factors = layer_factors(model, config.layer_decay)
     for parameter, factor in part_factors(model).items():
         factors[parameter] = factors.get(parameter, 1.0) * factor
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     groups: list[dict[str, Any]] = []
     for factor in dict.fromkeys([1.0, *factors.values()]):
-        members = [p for p in model.parameters() if p.requires_grad and factors.get(p, 1.0) == factor]
+        members = [(name, parameter) for name, parameter in named if factors.get(parameter, 1.0) == factor]
         for matrices, decay in ((True, config.weight_decay), (False, 0.0)):
-            chosen = [parameter for parameter in members if (parameter.ndim >= 2) == matrices]
+            chosen = [parameter for name, parameter in members if _is_matrix(name, parameter) == matrices]
             groups.append({"params": chosen, "weight_decay": decay, "rate_factor": factor})
     # Of a spread model, experts and the other parameters lie on different groups of processes, which the batched
     # operations of `foreach` cannot mix.
     foreach = False if any(isinstance(parameter, DTensor) for parameter in model.parameters()) else None
     return torch.optim.AdamW(groups, lr=config.learning_rate, foreach=foreach)
+
+
+def _is_matrix(name: str, parameter: Tensor) -> bool:
+    """Says whether a parameter is a matrix or a kernel, or a stack of them."""
+    return parameter.ndim >= 2 and "bias" not in name.rpartition(".")[2]
 
 
 def part_factors(model: nn.Module) -> dict[Tensor, float]:
