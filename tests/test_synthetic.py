@@ -153,6 +153,23 @@ def test_an_empty_label_map_is_refused(tmp_path: Path) -> None:
         load_anatomy(tmp_path / "empty.nii.gz", "totalsegmentator_v2")
 
 
+@pytest.mark.parametrize(
+    ("dataset", "words"),
+    [
+        ("ircadb", "has no numbers: its structures are files"),
+        ("lits", "number 1 of data set 'LiTS.*' is no structure of its own .it is in liver.,"),
+        ("kits19", "number 1 of data set 'KiTS19' is no structure of its own .it is in kidney_left, kidney_right.,"),
+    ],
+)
+def test_numbers_that_are_no_single_structure_are_refused(tmp_path: Path, dataset: str, words: str) -> None:
+    """Their voxels would be painted as fat between the organs."""
+    array = np.zeros((8, 8, 8), dtype=np.uint8)
+    array[2:6, 2:6, 2:6], array[3, 3, 3] = 1, 2
+    nibabel.save(nibabel.Nifti1Image(array, np.diag([4.0, 4, 4, 1])), tmp_path / "labels.nii.gz")
+    with pytest.raises(InputError, match=words):
+        load_anatomy(tmp_path / "labels.nii.gz", dataset)
+
+
 def test_numbers_that_no_structure_has(files, tmp_path: Path) -> None:
     stored = nibabel.load(files[0])
     array = np.asarray(stored.dataobj).astype(np.int32)

@@ -11,7 +11,7 @@ import torch
 
 from mome.data.synthetic.body import add_spine_and_lungs, fill_from_ct, fill_from_labels, outer_distance
 from mome.errors import InputError
-from mome.labels import load_dataset, load_table
+from mome.labels import LabelMap, load_dataset, load_table
 from mome.volumes import network_grid, read_label_map, read_volume, resample
 from mome.volumes.reordered import reordered
 
@@ -50,16 +50,19 @@ def load_anatomy(
 
     Args:
         label_map: File of the label map.
-        dataset: The data set whose label numbers it uses. All structures of the data set count as annotated.
+        dataset: The data set whose label numbers it uses. All its structures that are one number of their own count as
+            annotated.
         image: The CT of the label map, or None.
         unknown: Structures of the data set that are not annotated in this label map.
 
     Raises:
         InputError: A file cannot be read, the data set or a name is unknown, a label is negative, no voxel is labelled,
-            or image and label map are on different grids.
+            image and label map are on different grids, or a label stands for no single structure and there is no CT.
     """
-    table = load_table()
-    numbers = {name: number for name, number in load_dataset(dataset).name_to_id.items()}
+    table, named = load_table(), load_dataset(dataset)
+    numbers = named.name_to_id
+    if not numbers:
+        raise InputError(f"data set {dataset!r} has no numbers: its structures are files", where=str(label_map))
     known = {*numbers, *UNIONS}
     wrong = [name for name in unknown if name not in known]
     if wrong:
@@ -71,6 +74,8 @@ def load_anatomy(
     values = np.asarray(labels.array)
     if values.min() < 0:
         raise InputError(f"a label map holds no negative numbers, this one holds {values.min()}", where=str(label_map))
+    if image is None:
+        _check_single(values, named, label_map)
     lookup = np.zeros(max(numbers.values()) + 2, dtype=np.uint8)  # the last entry is for all numbers without a name
     for name, number in numbers.items():
         lookup[number] = table[name].id
@@ -107,3 +112,21 @@ def load_anatomy(
         members={name: found for name, found in members.items() if name not in unknown},
         spacing=SPACING_MM,
     )
+
+
+def _check_single(values: np.ndarray, dataset: LabelMap, where: str | Path) -> None:
+    """Checks that no voxel has a number that is no structure of its own: it would be painted as if nothing were there.
+
+    Raises:
+        InputError: One has, as 1 of `lits`, the liver without its tumours, or a number that both kidneys share.
+    """
+    shared = dataset.values - set(dataset.name_to_id.values())
+    found = sorted(shared.intersection(np.unique(values).tolist())) if shared else []
+    if found:
+        names = [name for name, rule in dataset.structures.items() if found[0] in rule.values]
+        raise InputError(
+            f"number {found[0]} of data set {dataset.name!r} is no structure of its own (it is in {', '.join(names)}), "
+            "so that it cannot be painted",
+            where=str(where),
+            hint="name the CT of the label map (image), or a label map whose structures are one number each",
+        )
