@@ -170,6 +170,18 @@ def test_masks_per_structure(tmp_path: Path) -> None:
     assert case.read_masks(Grid(SHAPE, AFFINE))[0]["liver"].sum() == 1000
 
 
+def test_masks_may_have_other_words_for_their_structures(tmp_path: Path) -> None:
+    save(tmp_path / "s1" / "ct.nii.gz", scan())
+    for name in ("Liver", "left_kidney", "bladder", "vertebrae_L1", "Tumor", "face"):
+        save(tmp_path / "s1" / "masks" / f"{name}.nii.gz", (liver_map() == 1).astype(np.uint8))
+    (case,) = open_cases(tmp_path, "masks")
+    assert sorted(case.annotated) == ["kidney_left", "liver", "urinary_bladder", "vertebrae_L1"]
+    assert open_cases(tmp_path, "masks", "lits")[0].annotated == ("liver",)
+    save(tmp_path / "s1" / "masks" / "liver.nii.gz", (liver_map() == 1).astype(np.uint8))
+    with pytest.raises(InputError, match="two masks are of 'liver'"):
+        open_cases(tmp_path, "masks")
+
+
 def test_bids(tmp_path: Path) -> None:
     save(tmp_path / "sub-01" / "ct" / "sub-01_ct.nii.gz", scan())
     save(tmp_path / "derivatives" / "manual" / "sub-01" / "ct" / "sub-01_space-orig_dseg.nii.gz", liver_map())

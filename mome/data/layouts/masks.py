@@ -5,13 +5,13 @@ folder/s0011/ct.nii.gz
 folder/s0011/segmentations/liver.nii.gz
 ```
 The scan is the file `ct`, `image` or `scan`, or the only scan in the case's folder. Masks are in `segmentations/`,
-`masks/` or `labels/`.
+`masks/` or `labels/`; their names are those of structures or other words for them, as in `Left_Kidney`.
 """
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -74,14 +74,12 @@ def _scan(place: Path) -> Path:
 
 
 def _structures(masks: dict[str, Path], dataset: LabelMap | None, own: Collection[str]) -> dict[str, tuple[Path, ...]]:
-    """Returns structure → mask files. A file of another name than a structure's is left out: it is unknown."""
-    of_own = dict[str, tuple[Path, ...]]()
-    for name, path in masks.items():
-        mine = find_own(name, own)
-        if mine in of_own:
-            raise InputError(f"two masks are of {mine!r:.60}", where=f"{of_own[mine][0]} and {path}", hint="keep one")
-        if mine is not None:
-            of_own[mine] = (path,)
+    """Returns structure → mask files. A file that no word for a structure names is left out: it is unknown.
+
+    Raises:
+        InputError: Two files are of one structure.
+    """
+    of_own = _by_structure(masks, lambda name: find_own(name, own))
     if dataset is not None and dataset.files:
         matches = {
             name: tuple(path for file, path in masks.items() if any(fnmatch.fnmatchcase(file, p) for p in wanted))
@@ -91,4 +89,31 @@ def _structures(masks: dict[str, Path], dataset: LabelMap | None, own: Collectio
         }
         return {**of_own, **{name: paths for name, paths in matches.items() if paths}}
     allowed = set(dataset.annotated if dataset else load_table().names())
-    return {**of_own, **{name: (path,) for name, path in masks.items() if name in allowed}}
+    of_table = _by_structure(masks, _name_in_table)
+    return {**of_own, **{name: paths for name, paths in of_table.items() if name in allowed}}
+
+
+def _by_structure(masks: dict[str, Path], find: Callable[[str], str | None]) -> dict[str, tuple[Path, ...]]:
+    """Returns structure → its mask file, for the files that `find` knows by their names.
+
+    Raises:
+        InputError: Two files are of one structure.
+    """
+    found = dict[str, tuple[Path, ...]]()
+    for name, path in masks.items():
+        structure = find(name)
+        if structure in found:
+            where = f"{found[structure][0]} and {path}"
+            raise InputError(f"two masks are of {structure!r:.60}", where=where, hint="keep one")
+        if structure is not None:
+            found[structure] = (path,)
+    return found
+
+
+def _name_in_table(text: str) -> str | None:
+    """Returns the structure of the class table that a file's name is, or is another word for, as in "Left_Kidney"."""
+    table = load_table()
+    if text in table:
+        return text
+    found = table.resolve(text.replace("_", " "))
+    return found.name if found.how in ("exact", "synonym") and found.name in table else None
