@@ -26,6 +26,13 @@ def test_voxels_that_nnunet_ignores_are_no_background(tmp_path: Path) -> None:
         first.read_masks(Grid(SHAPE, AFFINE))
     assert len(str(caught.value).splitlines()) == 3
     assert second.read_masks(Grid(SHAPE, AFFINE))[0].keys() == {"liver"}
+    # The file says so, too, where a data set names the other numbers.
+    first, second = open_cases(folder, "nnunet", "lits")
+    with pytest.raises(InputError, match="3 voxels of case 'a' are marked as not annotated"):
+        first.read_masks(Grid(SHAPE, AFFINE))
+    assert second.read_masks(Grid(SHAPE, AFFINE))[0].keys() == {"liver", "liver_tumor"}
+    (folder / "dataset.json").unlink()
+    assert open_cases(folder, "nnunet", "lits")[0].ignored_values == frozenset()
 
 
 def test_an_empty_list_of_annotated_structures_is_none_of_them(tmp_path: Path) -> None:

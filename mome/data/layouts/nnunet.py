@@ -53,11 +53,9 @@ class NnUNet(Layout):
             raise InputError("the folder holds no label maps", where=str(where), hint=f"layout nnunet: {self.shape}")
         rules = rules_of(dataset, folder) if dataset else _rules(folder / "dataset.json", self.own)
         named = frozenset(value for rule in rules.values() for value in rule.values)
-        ignored = frozenset[int]()
         if dataset is None:
             named |= _values(folder / "dataset.json")
-            ignored = frozenset(value for name, values in _pairs(folder / "dataset.json") for value in values
-                                if name.lower() == "ignore")  # fmt: skip
+        ignored = _ignored_values(folder / "dataset.json") - frozenset(dataset.values if dataset else ())
         found = []
         for name, path in labels.items():
             image = images.get(f"{name}_{self.channel:04d}", images.get(name))
@@ -126,6 +124,15 @@ def _rules(path: Path, own: Collection[str]) -> dict[str, StructureRule]:
             raise InputError(f"dataset.json names {structure} twice", where=str(path), hint="name a data set instead")
         rules[structure] = StructureRule(tuple(values))
     return rules
+
+
+def _ignored_values(path: Path) -> frozenset[int]:
+    """Returns the values of voxels that nobody annotated; none where there is no `dataset.json` that can be read."""
+    try:
+        pairs = _pairs(path)
+    except InputError:  # where a data set is named, nothing else is taken from the file
+        return frozenset()
+    return frozenset(value for name, values in pairs for value in values if name.lower() == "ignore")
 
 
 def _values(path: Path) -> frozenset[int]:
