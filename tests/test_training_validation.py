@@ -35,8 +35,8 @@ def ready(tmp_path: Path) -> tuple:
 
 
 def find_bright(model, volume, text, **options):
-    """Replaces `stream_logits`; finds the mandible, which is brighter than all else."""
-    yield 0, torch.stack([torch.full(volume.shape[2:], -1.0)] * 2 + [volume[0, 0] - 0.7])
+    """Replaces `stream_logits`; finds the mandible, which is brighter than all else and the last of three prompts."""
+    yield 0, torch.stack([torch.full(volume.shape[2:], -1.0)] * 2 + [volume[0, 0] - 0.7])[: len(text)]
 
 
 def test_validation_scores_whole_volumes(ready: tuple, monkeypatch) -> None:
@@ -55,6 +55,21 @@ def test_a_structure_that_is_rightly_not_found_leaves_the_mean_defined(ready: tu
     )
     scores = validation.validate(*ready)
     assert set(scores) == {"dice/mandible", "dice/mean"} and scores["dice/mean"] == scores["dice/mandible"] > 0.8
+
+
+def test_only_prompts_that_a_case_annotates_are_asked(ready: tuple, monkeypatch) -> None:
+    asked = []
+
+    def counted(model, volume, text, **options):
+        asked.append(text.argmax(dim=1).tolist())  # the rows of the bank are one-hot
+        yield from find_bright(model, volume, text)
+
+    monkeypatch.setattr(validation, "stream_logits", counted)
+    ready[2][0].index[2]["annotated"] = []
+    ready[2][0].index[2]["places"] = []
+    monkeypatch.setattr(ready[2][0], "places", lambda number: SimpleNamespace(voxels={}))
+    assert validation.validate(*ready)["dice/mandible"] > 0.8
+    assert asked == [[0, 1], [0, 1, 2]]
 
 
 def test_processes_share_the_validation_cases(ready: tuple, monkeypatch) -> None:

@@ -56,13 +56,17 @@ def validate(
         count = min(len(cache), run.train.validate_cases or len(cache))
         for i in range(rank, count, processes):
             case = cache[i]
+            asked = [number for number, name in enumerate(names) if name in case.annotated]
+            if not asked:
+                continue
             volume = torch.from_numpy(np.asarray(case.volume, dtype=np.float32) / 255)[None, None]
-            stream = stream_logits(predictor, volume, text_PT, overlap=0.0)
+            # Time and memory grow with the prompts, so only those are asked whose masks can be scored.
+            stream = stream_logits(predictor, volume, text_PT[asked], overlap=0.0)
             masks = torch.cat([(logits > 0).cpu() for _, logits in stream], dim=1).numpy()
-            for number, name in enumerate(names):
-                if name in case.annotated:
-                    score = dice(masks[number], mask_of(np.asarray(case.labels), case.codes, name))
-                    found.append((source_number, i, name, score))
+            labels = np.asarray(case.labels)
+            for mask, number in zip(masks, asked, strict=True):
+                score = dice(mask, mask_of(labels, case.codes, names[number]))
+                found.append((source_number, i, names[number], score))
     free_whole_parameters(model)
     model.train(was_training)
     if processes > 1:
