@@ -96,7 +96,8 @@ class TrainConfig:
         workers: Processes that load patches; 0 loads them in the main process.
         threads: CPU threads of torch; 0 keeps torch's own choice, within the quota of a container.
         out: Folder of the run.
-        synonyms: Probability that a prompt's text is a synonym of the label instead of its name.
+        synonyms: Probability that a prompt's text is drawn from all words for the label, its name and its synonyms,
+            each equally often; else it is the name.
         tracker: `tensorboard`, `wandb`, `mlflow`, `trackio` or `none`; see `mome.training.trackers`.
         cpu: Computes on the CPU where there is a GPU, too.
 
@@ -239,7 +240,8 @@ class RunConfig:
         lora: Adapters that are trained in the place of the experts' weights.
         model: Replaces parts and sizes of the preset, as in `{experts: swiglu(n=8), dim: 32}`.
         processor: Replaces settings of the processor, as in `{spacing: [2, 2, 2]}` (mm), which is that of `init`, else
-            the preset's. `overlap` and `extend_mm` are not those of `init`, because they were chosen for other weights.
+            the preset's. `overlap`, `extend_mm` and the rules of post-processing are not those of `init`, because they
+            were chosen for other weights.
         structures: Structures of one's own, which the class table does not have, as in `{thymus: [thymic gland]}`: a
             name in snake_case and a list of other words for it, which may be empty. Names that differ by left and right
             are two sides of one structure.

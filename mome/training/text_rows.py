@@ -39,7 +39,8 @@ class TextRows:
     Args:
         model: The model to train; its bank may be filled.
         names: The trained labels, which come first in the model's bank.
-        synonyms: Probability that a row is a synonym's; without a tower it has no effect.
+        synonyms: Probability that a row is drawn from those of all words for the label, its name among them; without a
+            tower it has no effect.
         seed: Seed of the run. The rows of a step depend on the seed and the step alone.
         templates: Probability that a wording stands in a sentence of `prompt_templates`, likewise.
         keep: Leaves the rows that the bank holds, their mean and their scale as they are, so that the model's logits
