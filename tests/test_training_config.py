@@ -109,6 +109,31 @@ def test_a_label_that_is_named_twice_is_refused() -> None:
         build_model(RunConfig(labels=("mandible", "larynx", "mandible")))
 
 
+@pytest.mark.parametrize(
+    ("source", "setting"),
+    [
+        ("{kind: cases, folder: a, unknown: [liver]}", "unknown"),
+        ("{folder: a, seed: 1}", "seed"),
+        ("{kind: cached, folder: a, part: val}", "part"),
+        ("{kind: cached, folder: a, count: 2}", "count"),
+        ("{kind: phantom, count: 1, real: 0.2}", "real"),
+        ("{kind: synthetic, label_map: a, dataset: amos, count: 1, held_out: 0.3}", "held_out"),
+    ],
+)
+def test_a_setting_that_a_source_does_not_read_is_refused(tmp_path: Path, source: str, setting: str) -> None:
+    """With `unknown`, structures that nobody annotated would be trained as background all the same."""
+    recipe = tmp_path / "run.yaml"
+    recipe.write_text(f"sources: [{source}]")
+    with pytest.raises(InputError, match=f"does not read '{setting}'") as caught:
+        load_run_config(recipe, [])
+    assert len(str(caught.value).splitlines()) == 3
+
+
+def test_the_shipped_recipes_are_valid() -> None:
+    for recipe in (REPOSITORY / "examples" / "configs").glob("*.yaml"):
+        assert load_run_config(recipe, []).sources
+
+
 def test_the_shipped_recipe_is_valid() -> None:
     run = load_run_config(REPOSITORY / "examples/configs/mome_ct_tiny.yaml", ["experts=swiglu(n=8)"])
     assert run.preset == "mome_ct_tiny" and len(run.labels) == 7

@@ -19,6 +19,7 @@ from training_runs import RECIPE, command, losses, write_recipe
 from mome.errors import InputError, OutputError
 from mome.training import checkpoint
 from mome.training.checkpoint import TrainingState, latest_checkpoint, save_checkpoint
+from mome.training.config import SourceConfig
 from mome.training.config_file import load_run_config
 from mome.training.loop import train
 from mome.training.run_settings import check_same_run, save_run_settings
@@ -103,7 +104,7 @@ def test_a_run_does_not_go_on_with_other_cases(tmp_path: Path) -> None:
 def test_labels_of_a_source_that_is_never_drawn_are_not_trained(tmp_path: Path, capsys) -> None:
     recipe = write_recipe(tmp_path)
     run = load_run_config(recipe, ["train.steps=1", f"train.out={tmp_path / 'r'}"])
-    never = dataclasses.replace(run.sources[0], kind="phantom", count=1, weight=0.0)
+    never = SourceConfig(kind="phantom", count=1, weight=0.0)
     model = train(dataclasses.replace(run, labels=[*run.labels, "spinal_cord"], sources=[*run.sources, never]))
     assert "no training case annotates spinal_cord" in capsys.readouterr().out
     assert "spinal_cord" not in json.loads((model / "config.json").read_text())["trained_labels"]

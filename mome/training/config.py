@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from mome.data.augmentation import AugmentationConfig
@@ -15,11 +15,18 @@ from mome.training.trackers import NONE, TRACKERS
 from mome.typed import check_range
 
 _LARGEST_RATE = 1e30  # far beyond sense; float32 must hold it after AdamW's corrections
+# Kind of a source → the settings that it reads.
+_READ_BY = {
+    "cases": ("folder", "layout", "dataset", "part", "held_out", "weight", "count"),
+    "cached": ("folder", "weight"),
+    "phantom": ("count", "seed", "weight"),
+    "synthetic": ("label_map", "dataset", "image", "unknown", "real", "count", "seed", "weight"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig:
-    """One source of training cases.
+    """One source of training cases. A setting that its kind does not read is refused.
 
     Args:
         kind: `cases` (a folder of cases, see `mome.data.layouts`), `cached` (a cache of cases that another run has
@@ -40,7 +47,7 @@ class SourceConfig:
         seed: Seed of the first phantom or synthetic scan; each further one adds one.
 
     Raises:
-        InputError: A number is negative or too large.
+        InputError: A number is negative or too large, or the kind does not read a setting.
     """
 
     kind: str = "cases"
@@ -63,6 +70,22 @@ class SourceConfig:
         check_range("a source", 0, 1, held_out=self.held_out)
         if self.part not in ("all", "train", "val"):
             raise InputError(f"a source's part is all, train or val, got {self.part!r:.60}", hint="part: train")
+        self._check_read()
+
+    def _check_read(self) -> None:
+        """Checks that the kind reads every setting that is given; `open_source` refuses unknown kinds.
+
+        Raises:
+            InputError: It does not.
+        """
+        given = [one.name for one in fields(self) if one.name != "kind" and getattr(self, one.name) != one.default]
+        read = _READ_BY.get(self.kind, tuple(given))
+        unread = [name for name in given if name not in read]
+        if unread:
+            raise InputError(
+                f"a source of kind {self.kind!r} does not read {unread[0]!r}, which would have no effect",
+                hint=f"it reads: {', '.join(read)}",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
