@@ -129,6 +129,16 @@ def test_a_setting_that_a_source_does_not_read_is_refused(tmp_path: Path, source
     assert len(str(caught.value).splitlines()) == 3
 
 
+def test_folders_of_results_are_expanded_like_those_of_sources(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SCRATCH", "/scratch")
+    recipe = tmp_path / "run.yaml"
+    recipe.write_text("cache: ${SCRATCH}/cache\ntrain: {out: runs/a}\n")
+    run = load_run_config(recipe, ["train.out=~/runs/b"])
+    assert run.cache == "/scratch/cache" and run.train.out == f"{tmp_path}/runs/b"
+    assert load_run_config(recipe, []).train.out == "runs/a"
+
+
 def test_the_shipped_recipes_are_valid() -> None:
     for recipe in (REPOSITORY / "examples" / "configs").glob("*.yaml"):
         assert load_run_config(recipe, []).sources

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -118,7 +119,7 @@ class TrainConfig:
         log_every: Optimiser steps between printed losses; 0 prints none.
         workers: Processes that load patches; 0 loads them in the main process.
         threads: CPU threads of torch; 0 keeps torch's own choice, within the quota of a container.
-        out: Folder of the run.
+        out: Folder of the run; `${NAME}` and `~` are expanded.
         synonyms: Probability that a prompt's text is drawn from all words for the label, its name and its synonyms,
             each equally often; else it is the name.
         tracker: `tensorboard`, `wandb`, `mlflow`, `trackio` or `none`; see `mome.training.trackers`.
@@ -156,6 +157,7 @@ class TrainConfig:
     cpu: bool = False
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "out", _expanded(self.out))
         for name in ("samples", "steps", "batch_size", "gradient_accumulation", "keep_checkpoints"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"train.{name} is at least 1, got {getattr(self, name)}")
@@ -273,7 +275,7 @@ class RunConfig:
             prompted without the text tower) or `trained` (only `labels`).
         sources: Where training cases come from.
         validation: Where validation cases come from.
-        cache: Folder for cases on the network grid.
+        cache: Folder for cases on the network grid; `${NAME}` and `~` are expanded.
         cache_format: `plain` (memory-mapped arrays) or `blosc2` (compressed chunks, with `mome[cache]`).
         sampling: How patches are drawn from the cases.
         augmentation: How patches are augmented.
@@ -302,6 +304,7 @@ class RunConfig:
     distributed: DistributedSettings = field(default_factory=DistributedSettings)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "cache", _expanded(self.cache))
         read_own_structures(self.structures)
         if self.text_rows not in ("kept", "new"):
             raise InputError(f"text_rows is 'kept' or 'new', got {self.text_rows!r:.60}")
@@ -313,3 +316,8 @@ class RunConfig:
     def own_structures(self) -> dict[str, tuple[str, ...]]:
         """Structure of one's own → other words for it."""
         return read_own_structures(self.structures)
+
+
+def _expanded(folder: str) -> str:
+    """Returns a path with its variables expanded, as those of sources are; else a folder named `~` would be made."""
+    return os.path.expanduser(os.path.expandvars(folder))
