@@ -139,6 +139,14 @@ def test_folders_of_results_are_expanded_like_those_of_sources(tmp_path: Path, m
     assert load_run_config(recipe, []).train.out == "runs/a"
 
 
+def test_patience_without_validations_is_refused(tmp_path: Path) -> None:
+    recipe = tmp_path / "run.yaml"
+    recipe.write_text("train: {patience: 3}")
+    with pytest.raises(InputError, match=r"train.patience counts validations, and train.validate_every is 0"):
+        load_run_config(recipe, [])
+    assert load_run_config(recipe, ["train.validate_every=100"]).train.patience == 3
+
+
 def test_the_shipped_recipes_are_valid() -> None:
     for recipe in (REPOSITORY / "examples" / "configs").glob("*.yaml"):
         assert load_run_config(recipe, []).sources

@@ -114,7 +114,8 @@ class TrainConfig:
         keep_checkpoints: How many training states stay on disk, the newest ones.
         validate_every: Optimiser steps between validations; 0 never validates. The model of the best one is kept in
             `best` beside `model`, the last one.
-        patience: Validations without a better mean Dice after which the training ends; 0 never ends it early.
+        patience: Validations without a better mean Dice after which the training ends; 0 never ends it early. It needs
+            `validate_every`.
         validate_cases: Number of cases per validation source; 0 uses all.
         log_every: Optimiser steps between printed losses; 0 prints none.
         workers: Processes that load patches; 0 loads them in the main process.
@@ -174,6 +175,11 @@ class TrainConfig:
         for name, top in (("warmup", 1), ("synonyms", 1), ("weight_decay", _LARGEST_RATE)):
             if not 0 <= getattr(self, name) <= top:
                 raise InputError(f"train.{name} is from 0 to {top}, got {getattr(self, name)}")
+        if self.patience and not self.validate_every:
+            raise InputError(
+                f"train.patience counts validations, and train.validate_every is 0: got {self.patience}",
+                hint="train.validate_every=500, or train.patience=0",
+            )
         check_range("train", 0, 2**31, seed=self.seed, samples=self.samples, steps=self.steps or 1)
         check_range("train", 1, 2**16, batch_size=self.batch_size, gradient_accumulation=self.gradient_accumulation)
         check_threads(self.threads, "train.threads")
