@@ -93,10 +93,11 @@ def test_the_cross_entropy_of_float32_logits_is_exact_up_to_rounding() -> None:
 
 @pytest.mark.parametrize(
     "spec", ["bce_dice(positive_weight=-3)", "bce_dice(smooth=0)", "bce_dice(bce_weight=0, dice_weight=0)",
-             "bce_dice(dice_weight=-1)"],
+             "bce_dice(dice_weight=-1)", "weighted_sum(losses=[focal], weights=[-1])", "tversky(alpha=0, beta=0)",
+             "weighted_sum(losses=[bce_dice, focal], weights=[0, 0])", "focal(alpha=0)", "focal(alpha=1)"],
 )  # fmt: skip
 def test_a_loss_that_would_train_the_wrong_thing_is_refused(spec: str) -> None:
-    with pytest.raises(InputError, match="loss bce_dice has"):
+    with pytest.raises(InputError, match=f"loss {spec.partition('(')[0]} has"):
         LOSSES.build(spec)
 
 

@@ -25,7 +25,7 @@ class FocalLoss(nn.Module):
 
         Args:
             gamma: Exponent γ; 0 is the cross entropy.
-            alpha: Weight α of voxels inside, between 0 and 1. None weighs all voxels 1.
+            alpha: Weight α of voxels inside, above 0 and below 1. None weighs all voxels 1.
         """
 
         gamma: float = 2.0
@@ -33,9 +33,10 @@ class FocalLoss(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        if config.gamma < 0 or (config.alpha is not None and not 0 <= config.alpha <= 1):
+        # At 0 the voxels inside would weigh nothing, at 1 those outside.
+        if config.gamma < 0 or (config.alpha is not None and not 0 < config.alpha < 1):
             raise InputError(
-                f"loss focal has gamma from 0 and alpha from 0 to 1, got {config.gamma:g} and {config.alpha}",
+                f"loss focal has gamma from 0 and alpha above 0 and below 1, got {config.gamma:g} and {config.alpha}",
                 hint="focal(gamma=2.0, alpha=0.25)",
             )
         self.gamma, self.alpha = config.gamma, config.alpha

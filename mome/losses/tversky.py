@@ -35,9 +35,10 @@ class TverskyLoss(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        if min(config.alpha, config.beta) < 0 or config.gamma < 1 or config.smooth <= 0:
+        shares = (config.alpha, config.beta)
+        if min(shares) < 0 or not any(shares) or config.gamma < 1 or config.smooth <= 0:  # without both, the loss is 0
             raise InputError(
-                "loss tversky has alpha and beta from 0, gamma from 1 and smooth above 0, got "
+                "loss tversky has alpha and beta from 0 and not both 0, gamma from 1 and smooth above 0, got "
                 f"{config.alpha:g}, {config.beta:g}, {config.gamma:g}, {config.smooth:g}",
                 hint="tversky(alpha=0.3, beta=0.7)",
             )

@@ -20,7 +20,7 @@ class WeightedSum(nn.Module):
 
         Args:
             losses: The losses.
-            weights: One weight per loss; empty weighs all 1.
+            weights: One weight per loss, at least 0 and not all 0; empty weighs all 1.
         """
 
         losses: tuple[Any, ...] = part("losses", ())
@@ -32,6 +32,11 @@ class WeightedSum(nn.Module):
         if not config.losses or len(weights) != len(config.losses):
             raise InputError(
                 f"loss weighted_sum has {len(config.losses)} losses and {len(config.weights)} weights",
+                hint="weighted_sum(losses=[tversky, focal], weights=[1.0, 0.5])",
+            )
+        if min(weights) < 0 or not any(weights):  # what is better would be punished, or nothing learned
+            raise InputError(
+                f"loss weighted_sum has weights of at least 0, not all 0, got {list(weights)}",
                 hint="weighted_sum(losses=[tversky, focal], weights=[1.0, 0.5])",
             )
         self.losses = nn.ModuleList([LOSSES.build(loss) for loss in config.losses])
