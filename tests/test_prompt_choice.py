@@ -199,6 +199,8 @@ def test_structures_and_sources_are_weighed(cache: CaseCache) -> None:
         InputError, match="sampling.structures names 'hart', which is not trained, did you mean 'heart'"
     ):
         focuses(structures={"hart": 2})
+    with pytest.raises(InputError, match="gives every trained structure the weight 0"):
+        focuses(structures=dict.fromkeys(LABELS, 0))
     for wrong in ({"positive": 0.8, "hard_negative": 0.5}, {"structures": {"heart": -1}}, {"balance": 2.0}):
         with pytest.raises(InputError):
             SamplingConfig(**wrong)  # type: ignore[arg-type]

@@ -61,7 +61,8 @@ class PatchDataset(Dataset):
         height_axis: Axis of (D, H, W) that runs along the body, as 2 on a RAS grid.
 
     Raises:
-        InputError: No source has a positive weight, or a structure with a weight of its own is not trained.
+        InputError: No source has a positive weight, a structure with a weight of its own is not trained, or all have
+            the weight 0.
     """
 
     def __init__(
@@ -89,6 +90,12 @@ class PatchDataset(Dataset):
             raise InputError(
                 f"sampling.structures names {unknown[0]!r:.60}, which is not trained"
                 + did_you_mean(unknown[0][:60], self.names)
+            )
+        if sampling.foreground and not any(sampling.structures.get(name, 1) for name in self.names):
+            raise InputError(
+                "sampling.structures gives every trained structure the weight 0, and sampling.foreground="
+                f"{sampling.foreground:g} draws patches near one",
+                hint="sampling.foreground=0, or a weight above 0",
             )
         # For every source: structure → indices of the cases that annotate it with at least one voxel.
         self.cases_by_structure = [
