@@ -97,7 +97,9 @@ class TrainConfig:
         samples: Training length in patches, whatever the batch size and the number of processes.
         steps: Training length in optimiser steps; replaces `samples` if it is given.
         batch_size: Patches per process and forward pass.
-        gradient_accumulation: Forward and backward passes per optimiser step.
+        gradient_accumulation: Forward and backward passes per optimiser step. Their losses count equally, whatever is
+            annotated in them, and Dice is pooled over the patches of one pass, so that a larger `batch_size` or more
+            processes give other gradients with as many patches.
         learning_rate: Peak learning rate of AdamW.
         weight_decay: Weight decay of AdamW; biases and norms are not decayed.
         layer_decay: The learning rate of each layer of the encoder is that of the layer after it times this number; 1
