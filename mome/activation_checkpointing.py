@@ -12,6 +12,11 @@ _Contexts = tuple[AbstractContextManager[Any], AbstractContextManager[Any]]
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
+def checkpoint_activations(model: Any) -> None:
+    """Switches activation checkpointing on; transformers 5.24 warns of its earlier name for that."""
+    getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+
+
 def checkpoint_contexts(network: nn.Module, given: Callable[[], _Contexts]) -> _Contexts:
     """The contexts of the forward pass and of its repetition, as `context_fn` of `torch.utils.checkpoint` returns them.
 

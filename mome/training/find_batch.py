@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from mome.activation_checkpointing import checkpoint_activations
 from mome.errors import InputError, lacks_memory
 from mome.memory import as_text, available_bytes
 from mome.training.adapters import Adapters
@@ -84,7 +85,7 @@ def _estimated(run: RunConfig) -> FoundBatch:
     memory = available_bytes()
     model, _ = build_model(run)
     if run.train.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        checkpoint_activations(model)
     per_weight = BYTES_PER_WEIGHT + (BYTES_PER_AVERAGED_WEIGHT if run.train.ema else 0)
     weights = per_weight * sum(parameter.numel() for parameter in model.parameters())
     prompts = min(run.sampling.prompts or len(run.labels), len(run.labels))
@@ -132,7 +133,7 @@ def _two_steps(run: RunConfig, size: int, device: torch.device) -> None:
         Adapters(model, run.lora)
     model.to(device).train()  # type: ignore[arg-type]  # transformers wraps Module.to
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        checkpoint_activations(model)
     if config.channels_last:
         model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-arg]  # transformers wraps Module.to
     optimizer = build_optimizer(model, config)

@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 from torch import nn
 
+from mome.activation_checkpointing import checkpoint_activations
 from mome.atomic import check_output_folder, output_errors
 from mome.data.cache import CaseCache
 from mome.data.sampling import PatchDataset
@@ -159,7 +160,7 @@ def _first_state(
         model, *others = spread_models(model, run, accelerator, count=2 if config.ema else 1)
         second = others[0] if others else None
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        checkpoint_activations(model)
     if config.channels_last:
         model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-arg]  # transformers wraps Module.to
     optimizer = build_optimizer(model, config)
