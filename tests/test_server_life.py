@@ -84,6 +84,20 @@ def test_a_server_stops_is_killed_and_goes_on(model: Path, tmp_path: Path, ct: b
     assert server.stop() == 143
 
 
+def test_a_signal_to_all_processes_loses_no_job(model: Path, tmp_path: Path, longer: bytes) -> None:
+    """systemd stops a service by SIGTERM to each of its processes."""
+    server = Server(model, tmp_path / "server", token=None)
+    job = server.submit([("a", longer)]).json["id"]
+    server.wait(job, ["running"])
+    for worker in server.workers():
+        os.kill(worker, signal.SIGTERM)
+    assert server.stop() == 143
+    assert f"job {job} failed" not in server.log.read_text()
+    server.start()
+    assert server.wait(job)["state"] == "done"
+    assert server.stop() == 143
+
+
 def test_who_reads_the_address_in_the_log_may_connect_at_once(model: Path, tmp_path: Path) -> None:
     server = Server(model, tmp_path / "server", token=None, prelude=LATE)
     assert server.ask("GET", "/health").status == 200

@@ -220,7 +220,9 @@ def _without(folder: Path | None, text: str | None) -> str | None:
 
 def main() -> None:
     """Reads the settings from the first line of the input, loads the models, and runs jobs."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's; it ends this process by closing the input
+    # Both signals are the server's, which ends this process by closing its input; systemd sends SIGTERM to both.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     _end_with_parent()
     # Libraries print to standard output; what they print must not mix with the answers.
     output = os.fdopen(os.dup(1), "wb")
