@@ -274,6 +274,41 @@ def test_a_worker_that_ends_while_it_waits_is_started_again(tmp_path: Path) -> N
     assert asyncio.run(run()) == (["liver"], 2)
 
 
+class Deaf(Mortal):
+    """A worker that hears no cancel, as while it reads a large scan."""
+
+    async def run(self, *job: object) -> None:
+        await asyncio.Event().wait()
+
+    def cancel(self, job_id: str) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("cancels", "state"), [(True, "cancelled"), (False, "queued")])
+def test_a_cancelled_job_does_not_return_to_the_queue(tmp_path: Path, monkeypatch, cancels: bool, state: str) -> None:
+    """Before, a server that stopped before the worker heard of the cancel ran the job again at its next start."""
+    job = "5c9f2a9e-0f0c-4a51-9b53-0d8c0a9f6a11"
+    wait = asyncio.wait
+    monkeypatch.setattr(asyncio, "wait", lambda tasks, timeout=None, **how: wait(tasks, timeout=timeout and 0.1, **how))
+
+    async def run() -> str:
+        store = Store(tmp_path / "jobs.sqlite3")
+        queue = JobQueue(ServerSettings(), Folders(tmp_path, 0), store, Metrics())
+        queue.worker = Deaf()  # type: ignore[assignment]
+        store.add(job, {}, 1)
+        await queue.start()
+        while store.get(job).state != "running":
+            await asyncio.sleep(0.01)
+        if cancels:
+            queue.cancel(job)
+        await queue.stop(0)
+        found = store.get(job).state
+        store.close()
+        return found
+
+    assert asyncio.run(run()) == state
+
+
 def test_a_full_disk_does_not_end_the_removal_of_old_jobs(tmp_path: Path) -> None:
     async def run() -> int:
         store = Store(tmp_path / "jobs.sqlite3")

@@ -171,8 +171,10 @@ class JobRunner:
         return True
 
     def put_back(self) -> None:
-        """Returns the job that runs to the queue, because the server stops."""
-        if self.running is not None and self._store.put_back(self.running):
+        """Returns the job that runs to the queue, because the server stops; one that was cancelled ends."""
+        if self.running in self._cancelled:
+            self._records.end(self.running, "cancelled")
+        elif self.running is not None and self._store.put_back(self.running):
             LOGGER.info("job %s returned to the queue: the server stops", self.running)
 
     async def _restart_worker(self) -> None:
