@@ -13,7 +13,7 @@ from dicom_series import along_z, series, write
 from dicomweb_server import TOKEN, Archive, archive
 
 from mome.cli.main import main
-from mome.dicomweb.series import check_uid, find_study, retrieve_series, store_files
+from mome.dicomweb.series import check_uid, find_study, list_series, retrieve_series, store_files
 from mome.dicomweb.session import check_url, connect
 from mome.errors import InputError, OutputError
 from mome.volumes import WRITERS
@@ -99,6 +99,54 @@ def test_answers_that_are_no_series(held: Archive, tmp_path: Path, monkeypatch: 
         find_study(client, held.series)
 
 
+def test_a_part_of_a_series_is_refused(held: Archive, tmp_path: Path) -> None:
+    """Before, the slices that came were segmented as if they were the scan."""
+    kind = 'multipart/related; type="application/dicom"; boundary="cut"'
+    part = b"\r\n--cut\r\nContent-Type: application/dicom\r\n\r\n" + held.instances[0]
+    client = connect(held.url)
+    for status, body, words in (
+        (206, part + b"\r\n--cut--", "some images of the series only"),
+        (200, part, "ends early"),
+        (200, part + b"\r\n--cut", "ends early"),
+        (200, b"\r\n--cut--", "no images of this series"),
+    ):
+        held.answer = answering(status, kind, body)
+        with pytest.raises(InputError, match=words):
+            retrieve_series(client, held.study, held.series, tmp_path)
+    for end in (b"\r\n--cut--\r\n", b"\r\n--cut--\r\n" + b"x" * 2000):
+        held.answer = answering(200, kind, part + end)
+        assert retrieve_series(client, held.study, held.series, tmp_path) == 1
+
+
+@pytest.mark.parametrize(
+    "body", [b"null", b"5", b"[1]", b'"x"', b'[{"0020000E": []}]', b'[{"0020000E": {"Value": 5}}]']
+)
+def test_lists_that_are_none(held: Archive, body: bytes) -> None:
+    held.answer = answering(200, "application/dicom+json", body)
+    with pytest.raises(InputError, match="something else than DICOMweb"):
+        list_series(connect(held.url), held.study)
+
+
+def test_answers_that_are_no_list(held: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = connect(held.url)
+    held.answer = answering(200, "application/dicom+json", b"<html>")  # it is reached, and answers
+    with pytest.raises(InputError, match="something else than DICOMweb"):
+        list_series(client, held.study)
+    held.answer = answering(204, "application/dicom+json", b"")
+    with pytest.raises(InputError, match="has no such study"):
+        list_series(client, held.study)
+    kind = 'multipart/related; type="application/dicom"; boundary=cut'
+    damaged = held.instances[0].replace(b"\x20\x00\x0e\x00UI", b"\x20\x00\x0e\x00U\r")  # no such type of value
+    part = b"\r\n--cut\r\nContent-Type: application/dicom\r\n\r\n" + damaged
+    held.answer = answering(200, kind, part + b"\r\n--cut--")
+    with pytest.raises(InputError, match="something else than DICOMweb"):
+        retrieve_series(client, held.study, held.series, tmp_path)
+    monkeypatch.setattr("mome.dicomweb.session._MOST_BYTES_AT_ONCE", 1000)
+    held.answer = answering(200, "application/dicom+json", b"[" + b" " * 2000 + b"]")
+    with pytest.raises(InputError, match="sends more than"):
+        list_series(client, held.study)
+
+
 def test_storing_is_verified(held: Archive, tmp_path: Path) -> None:
     (path,) = write(tmp_path / "result", series(along_z([0]))).iterdir()
     client = connect(held.url)
@@ -107,6 +155,22 @@ def test_storing_is_verified(held: Archive, tmp_path: Path) -> None:
     held.answer = answering(202, "application/dicom+json", json.dumps(failed).encode())
     with pytest.raises(OutputError, match="0x0122"):
         store_files(client, held.study, [path])
+    # All of these said that nothing was wrong, or not what was.
+    for status, kind in (
+        (200, "application/dicom+json; charset=utf-8"),
+        (202, "application/json;charset=UTF-8"),
+        (409, "application/dicom+json"),
+    ):
+        held.answer = answering(status, kind, json.dumps(failed).encode())
+        with pytest.raises(OutputError, match=r"0x0122(.|\n)*kind=binary"):
+            store_files(client, held.study, [path])
+    held.answer = answering(409, "text/plain", b"secret")
+    with pytest.raises(OutputError, match="has not stored the result\n"):
+        store_files(client, held.study, [path])
+    for kind, body in (("text/html", b"<html>Log in</html>"), ("application/dicom+xml", b"no XML")):
+        held.answer = answering(200, kind, body)
+        with pytest.raises(InputError, match="something else than DICOMweb"):
+            store_files(client, held.study, [path])
     held.answer = answering(202, "application/dicom+json", b"")
     with pytest.raises(OutputError, match="has not stored"):
         store_files(client, held.study, [path])

@@ -9,13 +9,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mome.dicomweb.session import MOST_BYTES, TOKEN_VARIABLE
+from mome.dicomweb.session import LISTS, MOST_BYTES, TOKEN_VARIABLE
 from mome.errors import InputError, OutputError
 
 if TYPE_CHECKING:
+    import pydicom
     from dicomweb_client.web import DICOMwebClient
 
 _MOST_INSTANCES = 20_000
+_PARTIAL, _CONFLICT = 206, 409
 # In the syntax in which the archive holds them: uncompressed ones would be twice as large.
 _ANY_SYNTAX = (("application/dicom", "*"),)
 
@@ -40,19 +42,24 @@ def list_series(client: DICOMwebClient, study: str) -> list[dict[str, Any]]:
     """Returns `uid`, `modality`, `images` and `description` of the series of a study, without a patient's data.
 
     Raises:
-        InputError: The server refuses or cannot be reached.
+        InputError: There is no such study, or the server refuses or cannot be reached.
     """
     with _told(client):
         found = client.search_for_series(study)
-    return [
-        {
-            "uid": _value(entry, "0020000E"),
-            "modality": _value(entry, "00080060"),
-            "images": _value(entry, "00201209"),
-            "description": _value(entry, "0008103E"),
-        }
-        for entry in found
-    ]
+        listed = [
+            {
+                "uid": _value(entry, "0020000E"),
+                "modality": _value(entry, "00080060"),
+                "images": _value(entry, "00201209"),
+                "description": _value(entry, "0008103E"),
+            }
+            for entry in found
+        ]
+        if not all(isinstance(entry["uid"], str) for entry in listed):
+            raise ValueError("an entry is no series")
+    if not listed:
+        raise InputError("the DICOMweb server has no such study", where="StudyInstanceUID")
+    return listed
 
 
 def find_study(client: DICOMwebClient, series: str) -> str:
@@ -63,7 +70,7 @@ def find_study(client: DICOMwebClient, series: str) -> str:
     """
     with _told(client):
         found = client.search_for_series(search_filters={"SeriesInstanceUID": series})
-    studies = {_value(entry, "0020000D") for entry in found if _value(entry, "0020000E") == series}
+        studies = {_value(entry, "0020000D") for entry in found if _value(entry, "0020000E") == series}
     if len(studies) != 1 or None in studies:
         raise InputError("the DICOMweb server has no such series", where="SeriesInstanceUID")
     return check_uid(str(studies.pop()), "StudyInstanceUID")
@@ -92,12 +99,21 @@ def retrieve_series(
         The number of instances.
 
     Raises:
-        InputError: The server refuses, cannot be reached, has no such series, or sends another one or too much.
+        InputError: The server refuses, cannot be reached, has no such series, or sends another one, a part of it or
+            too much.
         OutputError: The disk is full.
     """
     count = size = 0
+    session: Any = client._session
     with _told(client):
-        for dataset in client.iter_series(study, series, media_types=_ANY_SYNTAX):
+        datasets = client.iter_series(study, series, media_types=_ANY_SYNTAX)
+        if session.last.status_code == _PARTIAL:
+            raise InputError(
+                "the DICOMweb server sends some images of the series only",
+                where=series,
+                hint="ask who runs the archive",
+            )
+        for dataset in datasets:
             if str(dataset.get("SeriesInstanceUID", "")) != series:
                 raise InputError("the DICOMweb server sends another series than the one asked for")
             path = folder / f"{count:06d}.dcm"
@@ -129,19 +145,38 @@ def store_files(client: DICOMwebClient, study: str, files: Sequence[Path]) -> li
     datasets = [pydicom.dcmread(file) for file in files]
     uids = [str(dataset.SOPInstanceUID) for dataset in datasets]
     with _told(client):
-        answer = client.store_instances(datasets, study)
-    status = getattr(client._session, "last_status", 0)
-    stored = {str(item.get("ReferencedSOPInstanceUID", "")) for item in answer.get("ReferencedSOPSequence", [])}
-    failed = answer.get("FailedSOPSequence", [])
+        answer, status = _stored(client, datasets, study)
+        stored = {str(item.get("ReferencedSOPInstanceUID", "")) for item in answer.get("ReferencedSOPSequence") or []}
+        failed = [item.get("FailureReason") for item in answer.get("FailedSOPSequence") or []]
     # An answer without a list is a success only by its status; 202 stands for warnings or failures (PS3.18, 10.5.3).
     complete = set(uids) <= stored if stored or failed else status == 200
     if failed or not complete:
-        reason = f" (failure reason {int(failed[0].get('FailureReason', 0)):#06x})" if failed else ""
+        reason = f" (failure reason {failed[0]:#06x})" if failed and isinstance(failed[0], int) else ""
         raise OutputError(
             f"the DICOMweb server has not stored the result{reason}",
             hint="some archives take no label maps: --writer 'dicom_seg(kind=binary)'",
         )
     return uids
+
+
+def _stored(client: DICOMwebClient, datasets: Sequence[pydicom.Dataset], study: str) -> tuple[pydicom.Dataset, int]:
+    """Stores instances and returns what the server says of them, and its status."""
+    import pydicom
+    import requests
+
+    session: Any = client._session
+    try:
+        answer = client.store_instances(datasets, study)
+    except requests.HTTPError:
+        if session.last.status_code != _CONFLICT:
+            raise
+        # None of the instances was stored (PS3.18, 10.5.3). The body says why, which the client does not read.
+        is_json = session.last.content and session.last.headers.get("Content-Type", "").endswith("json")
+        answer = pydicom.Dataset.from_json(session.last.json()) if is_json else pydicom.Dataset()
+    else:
+        if session.last.content and session.last.headers.get("Content-Type") not in LISTS:  # as the page of a login
+            raise ValueError("the answer is no list of instances")
+    return answer, session.last.status_code
 
 
 @contextlib.contextmanager
@@ -152,8 +187,13 @@ def _told(client: DICOMwebClient) -> Iterator[None]:
         InputError: The server refuses, cannot be reached, or answers something else than DICOMweb.
     """
     import requests
-    from pydicom.errors import InvalidDicomError
+    from pydicom.errors import BytesLengthException, InvalidDicomError
 
+    # What pydicom and dicomweb-client raise for answers that they cannot read.
+    unreadable = (
+        *(AttributeError, EOFError, LookupError, NotImplementedError, OverflowError, RecursionError, SyntaxError),
+        *(TypeError, ValueError, struct.error, BytesLengthException, InvalidDicomError),
+    )
     where = str(client.base_url)
     try:
         yield
@@ -173,13 +213,15 @@ def _told(client: DICOMwebClient) -> Iterator[None]:
             where=where,
             hint="the environment variable REQUESTS_CA_BUNDLE names the certificates of your authority",
         ) from error
+    except requests.exceptions.InvalidJSONError:
+        raise InputError("the DICOMweb server answers something else than DICOMweb", where=where) from None
     except requests.RequestException as error:
         raise InputError(
             f"the DICOMweb server cannot be reached: {type(error).__name__}", where=where, hint="check the URL"
         ) from error
     except InputError:
         raise
-    except (InvalidDicomError, ValueError, KeyError, AttributeError, EOFError, struct.error) as error:
+    except unreadable as error:
         raise InputError("the DICOMweb server answers something else than DICOMweb", where=where) from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 TOKEN_VARIABLE = "MOME_DICOMWEB_TOKEN"
 _TIMEOUTS_S = (10.0, 60.0)  # to connect, and between two pieces of an answer
 MOST_BYTES = 8 * 10**9
+_MOST_BYTES_AT_ONCE = 64 * 2**20  # of an answer that is read as a whole, such as a list of series
+_LONGEST_EPILOGUE = 4096
+LISTS = ("application/dicom+json", "application/json", "application/dicom+xml", "application/xml")
 
 
 def connect(url: str, *, insecure: bool = False) -> DICOMwebClient:
@@ -78,13 +82,13 @@ def _session(url: str) -> requests.Session:
     root = _origin(url)
 
     class OneServer(requests.Session):
-        """Follows a redirect on the same server only, and bounds every answer.
+        """Follows a redirect on the same server only, bounds every answer, and notices one that ends early.
 
         Attributes:
-            last_status: The status of the last answer.
+            last: The last answer.
         """
 
-        last_status = 0
+        last: requests.Response | None = None
 
         def get_redirect_target(self, resp: requests.Response) -> str | None:
             target = super().get_redirect_target(resp)
@@ -98,9 +102,16 @@ def _session(url: str) -> requests.Session:
         def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
             if _origin(request.url or "") != root:
                 raise InputError("a request would go to another server than the one of the URL")
-            response = super().send(request, **kwargs)
-            self.last_status = response.status_code
-            response.iter_content = _bounded(response.iter_content)  # type: ignore[method-assign]
+            is_whole = not kwargs.get("stream")
+            response = super().send(request, **{**kwargs, "stream": True})  # else it is read here, without a limit
+            kind, _, parameters = response.headers.get("Content-Type", "").partition(";")
+            if kind.strip().lower() in LISTS:  # dicomweb-client knows these without a charset only
+                response.headers["Content-Type"] = kind.strip().lower()
+            most = _MOST_BYTES_AT_ONCE if is_whole else MOST_BYTES
+            response.iter_content = _bounded(response.iter_content, most, _end_of_parts(kind, parameters))  # type: ignore[method-assign]
+            if is_whole:
+                _ = response.content
+            self.last = response
             return response
 
     session = OneServer()
@@ -110,18 +121,36 @@ def _session(url: str) -> requests.Session:
     return session
 
 
-def _bounded(iter_content: Any) -> Any:
-    """Returns the method `iter_content` of an answer, with a limit on all bytes that it gives."""
+def _bounded(iter_content: Any, most: int, end: bytes) -> Any:
+    """Returns the method `iter_content` of an answer, with checks of its size and its end.
+
+    Args:
+        iter_content: The method.
+        most: The most bytes that it gives.
+        end: What stands at the end of the answer; empty where nothing is known of that.
+    """
 
     def bounded(*args: Any, **kwargs: Any) -> Iterator[bytes]:
-        received = 0
+        received, tail = 0, b""
         for part in iter_content(*args, **kwargs):
             received += len(part)
-            if received > MOST_BYTES:
-                raise InputError(f"the DICOMweb server sends more than {MOST_BYTES / 1e9:g} GB")
+            if received > most:
+                raise InputError(f"the DICOMweb server sends more than {most / 1e9:.2g} GB")
+            tail = (tail + part)[-len(end) - _LONGEST_EPILOGUE :]
             yield part
+        # A server or a proxy that breaks off need not say so: the last boundary is the only sign of the end.
+        if end not in tail:
+            raise InputError("the DICOMweb server's answer ends early", hint="try again")
 
     return bounded
+
+
+def _end_of_parts(kind: str, parameters: str) -> bytes:
+    """Returns the last boundary of an answer of several parts (RFC 2046, 5.1.1); empty for another answer."""
+    if kind.strip().lower() != "multipart/related":
+        return b""
+    found = re.search(r'(?:^|;)\s*boundary=("?)([^";]+)\1', parameters, re.IGNORECASE)
+    return b"" if found is None else b"--" + found[2].strip().encode("latin-1") + b"--"
 
 
 def _origin(url: str) -> tuple[str, str, int] | None:
