@@ -170,6 +170,20 @@ def test_typos_of_paired_anatomy_are_no_free_text_without_sides() -> None:
         assert_refused(prompt, "not understood")
 
 
+def test_a_dash_between_spaces_may_mean_without() -> None:
+    """Before, "liver - tumor" gave the mask of the tumor."""
+    for prompt in ("liver - tumor", "liver \u2013 tumor", "liver -tumor", "Kidney - cyst", "lung - upper lobe left"):
+        assert_refused(prompt, "may mean 'without'")
+    for prompt, name in (
+        ("liver-tumor", "liver_tumor"),
+        ("liver tumor", "liver_tumor"),
+        ("kidney - left", "kidney_left"),
+        ("spinal - cord", "spinal_cord"),
+        ("rib - left - 1", "rib_left_1"),
+    ):
+        assert_is(prompt, name)
+
+
 def test_rivals() -> None:
     assert rivals("spline", ["spine", "spleen", "sternum"], ["spinous"]) == ["spine", "spleen"]
     assert rivals("rectun", ["rectum"], ["rectus", "rectal"]) == ["rectum", "rectus"]

@@ -13,6 +13,13 @@ from mome.labels.reading import Reading, read
 from mome.labels.structures import Structure, StructureIndex
 from mome.labels.tokens import normalise
 
+_ANY_DASH = r"[-\u2010-\u2015\u2212]"
+_SPACED_DASH = re.compile(rf"\s+{_ANY_DASH}\s*|{_ANY_DASH}\s+")
+_DASH = (
+    "has a dash between two names, which may mean 'without'",
+    "name only what is asked for; write a space in place of the dash where it is one name",
+)
+
 
 @dataclass(frozen=True)
 class Resolved:
@@ -70,6 +77,8 @@ def resolve(prompt: str, phrases: dict[str, str], index: StructureIndex) -> Find
     refusal = unreadable(prompt)
     if refusal:
         return _refused(prompt, *refusal)
+    if _may_mean_without(prompt, index):
+        return _refused(prompt, *_DASH)
     if text in phrases:
         exact = normalise(phrases[text]) == text
         return Finding("exact" if exact else "synonym", (phrases[text],))
@@ -152,9 +161,23 @@ def _listed_names(prompt: str, index: StructureIndex) -> list[str]:
     return [] if index.is_term(words) else [structure.names[0] for structure in index.split(words)]
 
 
+def _may_mean_without(prompt: str, index: StructureIndex) -> bool:
+    """Says whether one dash beside a space stands between two names that are a third one together, as "liver - tumor".
+
+    Where there are several such dashes, they stand for spaces.
+    """
+    parts = _SPACED_DASH.split(prompt)
+    if len(parts) != 2 or not all(part.strip() for part in parts):
+        return False
+    first, second, whole = (read(text, index).words for text in (*parts, prompt))
+    structure = index.find(first)
+    is_name = index.find(second) is not None or index.is_term(second)
+    return structure is not None and is_name and index.find(whole) != structure
+
+
 def _takes_away(prompt: str, index: StructureIndex) -> bool:
     """Says whether a dash stands between two names, as in "mandible-teeth", where it may mean "without"."""
-    parts = re.split(r"\s*[-\u2010-\u2015\u2212]\s*", prompt)
+    parts = re.split(rf"\s*{_ANY_DASH}\s*", prompt)
     words = [read(part, index).words if part.strip() else [] for part in parts]
     is_name = [bool(found) and (index.find(found) is not None or index.is_term(found)) for found in words]
     return any(first and second for first, second in itertools.pairwise(is_name))
@@ -172,8 +195,7 @@ def _free_text(prompt: str, reading: Reading, phrases: dict[str, str], index: St
         hint = "one prompt for each: " + " ".join(f"-p {part!r}" for part in listed[:3])
         return _refused(prompt, "names several structures", hint)
     if not index.is_term(reading.words) and _takes_away(prompt, index):
-        hint = "name only what is asked for; write a space in place of the dash where it is one name"
-        return _refused(prompt, "has a dash between two names, which may mean 'without'", hint)
+        return _refused(prompt, *_DASH)
     rest = reading.text
     is_sided = has_two_sides or bool(reading.sides) or index.has_two_sides(reading.respelt(index))
     left_over = reading.left_over(index, is_sided=is_sided)
