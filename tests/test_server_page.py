@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from driven_browser import DrivenBrowser
-from server_process import TOKEN, Server
+from server_process import TOKEN, Server, save_model
 from small_models import small
-from small_scans import patient_bytes
+from small_scans import large_body, patient_bytes
 
 from mome.processing import MoMEProcessor
 
@@ -76,6 +76,37 @@ def test_a_scan_is_segmented_and_shown(server: Server, browser: DrivenBrowser, t
     refusals = ("401", "422")  # the browser notes them on its console
     assert [error for error in browser.errors if not any(code in error for code in refusals)] == []
     assert "Eisenbart" not in server.log.read_text()
+
+
+@pytest.mark.wide
+@pytest.mark.timeout(300)
+def test_a_job_is_followed_through_a_restart_and_deleted_surely(browser: DrivenBrowser, tmp_path: Path) -> None:
+    """Before, the page lost the job, and an entry that could not be deleted left the page as if it were."""
+    part = "document.querySelector('[data-server={}]')".format
+    (tmp_path / "scan.nii.gz").write_bytes(gzip.compress(patient_bytes(large_body()), 1))
+    server = Server(save_model(tmp_path / "model"), tmp_path / "server", token=None)
+    try:
+        browser.open(f"http://127.0.0.1:{server.port}/")
+        browser.until(f"!{part('request')}.hidden")
+        browser.choose("[data-server=files]", tmp_path / "scan.nii.gz")
+        browser.run(f"{part('prompts')}.value = 'liver'; {part('start')}.click()")
+        browser.until(f"{part('list')}.innerText.includes('running')")
+        server.kill()
+        browser.until(f"{part('status')}.innerText.includes('The connection was lost')")
+        server.start()
+        browser.until("document.documentElement.dataset.state === 'ready'")
+        assert "1 structure, " in browser.run(f"{part('list')}.innerText")
+        server.stop()
+        delete = f"[...{part('list')}.querySelectorAll('button')].at(-1)"
+        browser.run(f"{delete}.click()")
+        browser.until(f"{part('status')}.classList.contains('failed')")
+        assert browser.run(f"{part('list')}.children.length") == 1
+        server.start()
+        browser.run(f"{delete}.click()")
+        browser.until(f"{part('jobs')}.hidden")
+        assert not any((server.data / "jobs").iterdir())
+    finally:
+        server.stop()
 
 
 @pytest.mark.wide

@@ -36,10 +36,10 @@ async def index(request: Request) -> Response:
 @lru_cache(maxsize=1)
 def _page() -> tuple[bytes, str]:
     """Returns the page, compressed by gzip, and its content security policy."""
-    style, panel, script = (
-        (_ASSETS / name).read_text(encoding="utf-8") for name in ("panel.css", "panel.html", "page.js")
+    style, panel, *scripts = (
+        (_ASSETS / name).read_text(encoding="utf-8") for name in ("panel.css", "panel.html", "connection.js", "page.js")
     )
-    text = page("mome", panel=f"<style>{style}</style>\n{panel}", scripts=[script], connect="'self'")
+    text = page("mome", panel=f"<style>{style}</style>\n{panel}", scripts=scripts, connect="'self'")
     found = re.search(r'http-equiv="Content-Security-Policy" content="([^"]+)"', text)
     assert found is not None, "the page states its policy"
     return gzip.compress(text.encode("utf-8"), 6), html.unescape(found[1])

@@ -5,31 +5,13 @@
   const HIDDEN_FORMATS = ["json", "image", "nrrd", "viewer"]; // for programs
   const FORMAT_NAMES = { nifti: "NIfTI, one mask each", multilabel: "NIfTI, one map", dicom_seg: "DICOM SEG",
     dicom_seg_binary: "DICOM SEG for older archives", rtstruct: "RTSTRUCT", html: "HTML page", json: "JSON" };
+  const MOST_TRIES = 40; // to follow a job, about six minutes
+  const LONGEST_PAUSE_MS = 10000;
+  const { Refusal, ask, upload, events } = momeServer;
   const part = (name) => document.querySelector(`[data-server="${name}"]`);
-  let token = ""; // in memory only
   let files = [];
   let running = null; // {cancel} of the job that this page waits for
   const formatName = (name) => FORMAT_NAMES[name] || name.replaceAll("_", " ");
-
-  const headers = () => (token ? { Authorization: `Bearer ${token}` } : {});
-
-  class Refusal extends Error {}
-
-  async function ask(path, options = {}) {
-    const answer = await fetch(path, { ...options, headers: { ...headers(), ...options.headers } });
-    if (!answer.ok) throw refusal(answer.status, await answer.text());
-    return answer;
-  }
-
-  function refusal(status, text) {
-    if (status === 401) login();
-    try {
-      const { what, where, hint } = JSON.parse(text);
-      return new Refusal([what, where && `in: ${where}`, hint && `try: ${hint}`].filter(Boolean).join("\n"));
-    } catch {
-      return new Refusal(`the server answers with status ${status}`);
-    }
-  }
 
   function tell(text, failed = false) {
     part("status").textContent = text;
@@ -58,7 +40,7 @@
 
   async function open() {
     const able = await (await ask("/capabilities")).json();
-    momeViewer.headers = headers();
+    momeViewer.headers = momeServer.headers();
     part("login").hidden = true;
     part("request").hidden = false;
     offer(able);
@@ -105,34 +87,6 @@
     tell("");
   }
 
-  // Fields stand before the files, so that the server can refuse them before it has received the scan.
-  function upload(body, onProgress) {
-    return new Promise((done, failed) => {
-      const request = new XMLHttpRequest();
-      request.open("POST", "/jobs");
-      for (const [name, value] of Object.entries(headers())) request.setRequestHeader(name, value);
-      request.upload.addEventListener("progress", (event) => onProgress(event.loaded / event.total));
-      request.addEventListener("load", () => request.status === 202
-        ? done(JSON.parse(request.responseText)) : failed(refusal(request.status, request.responseText)));
-      request.addEventListener("error", () => failed(new Refusal("the server cannot be reached, or it refused the upload")));
-      request.addEventListener("abort", () => failed(new Refusal("cancelled")));
-      running = { cancel: () => request.abort() };
-      request.send(body);
-    });
-  }
-
-  async function* events(id) {
-    const reader = (await ask(`/jobs/${id}/events`)).body.pipeThrough(new TextDecoderStream()).getReader();
-    let rest = "";
-    for (;;) {
-      const { value, done } = await reader.read();
-      if (done) return;
-      const lines = (rest + value).split("\n");
-      rest = lines.pop();
-      for (const line of lines) yield JSON.parse(line);
-    }
-  }
-
   async function start() {
     if (!files.length) return tell("Choose a scan first.", true);
     if (!prompts().length) return tell("Name at least one structure.", true);
@@ -150,10 +104,8 @@
     busy(true);
     try {
       progress("Uploading", 0);
-      const job = await upload(body, (share) => progress("Uploading", share));
-      running = { cancel: () => ask(`/jobs/${job.id}/cancel`, { method: "POST" }) };
-      const entry = list(job, files.length === 1 ? files[0].name : `${files.length} files`);
-      await follow(job.id, entry);
+      const job = await upload(body, (share) => progress("Uploading", share), (cancel) => { running = { cancel }; });
+      await attend(job.id, list(job, files.length === 1 ? files[0].name : `${files.length} files`));
     } catch (error) {
       tell(error.message, true);
     } finally {
@@ -161,23 +113,67 @@
     }
   }
 
+  const hasEnded = (job) => job !== null && ["done", "failed", "cancelled"].includes(job.state);
+
+  // Follows a job to its end. A connection that breaks, or a server that starts again, is waited for.
   async function follow(id, entry) {
     let last = null;
-    for await (const line of events(id)) {
-      last = line;
-      entry.state.textContent = line.state;
-      if (line.state === "queued") progress(before(line.position), null);
-      else if (line.progress) {
-        const { phase, done, total } = line.progress;
-        const words = { read: "Reading the scan", segment: "Segmenting", write: "Writing the masks" }[phase];
-        progress(words, total ? done / total : null);
+    for (let tries = 0; !hasEnded(last); tries++) {
+      if (tries > MOST_TRIES) throw new Refusal("the server cannot be reached; the job may go on there");
+      if (tries) {
+        progress("The connection was lost, trying again", null);
+        await new Promise((next) => setTimeout(next, Math.min(1000 * tries, LONGEST_PAUSE_MS)));
+      }
+      try {
+        for await (const line of events(id)) {
+          last = line;
+          tries = 0;
+          tellState(line, entry);
+        }
+      } catch (error) {
+        if (error instanceof Refusal && error.status < 500) throw error; // the server has answered, no proxy
       }
     }
-    if (!last || !["done", "failed", "cancelled"].includes(last.state)) throw new Refusal("the server stopped");
     finish(last, entry);
     if (last.state === "done") await show(id, entry);
     else tell(last.error ? [last.error.what, last.error.hint && `try: ${last.error.hint}`].filter(Boolean).join("\n")
       : "Cancelled.", last.state === "failed");
+  }
+
+  function tellState(job, entry) {
+    entry.state.textContent = job.state;
+    if (job.state === "queued") progress(before(job.position), null);
+    else if (job.progress) {
+      const { phase, done, total } = job.progress;
+      const words = { read: "Reading the scan", segment: "Segmenting", write: "Writing the masks" }[phase];
+      progress(words, total ? done / total : null);
+    }
+  }
+
+  // Waits for a job with the page busy; one that cannot be followed can be looked at again, or deleted.
+  async function attend(id, entry) {
+    running = { cancel: () => ask(`/jobs/${id}/cancel`, { method: "POST" }).catch((error) => tell(error.message, true)) };
+    entry.buttons.replaceChildren();
+    try {
+      await follow(id, entry);
+    } catch (error) {
+      if (!entry.buttons.children.length) {
+        entry.buttons.append(button("Look again", () => resume(id, entry)), button("Delete", () => remove(id, entry)));
+      }
+      throw error;
+    }
+  }
+
+  async function resume(id, entry) {
+    if (part("start").disabled) return; // another job is waited for
+    busy(true);
+    try {
+      await attend(id, entry);
+    } catch (error) {
+      tell(error.message, true);
+    } finally {
+      busy(false);
+    }
   }
 
   const before = (count) => (count ? `${count} ${count === 1 ? "job is" : "jobs are"} before this one` : "Waiting");
@@ -250,6 +246,7 @@
       await ask(`/jobs/${id}`, { method: "DELETE" });
     } catch (error) {
       tell(error.message, true);
+      if (error.status !== 404) return; // it is still there, and can be deleted later
     }
     entry.item.remove();
     part("jobs").hidden = !part("list").children.length;
@@ -261,7 +258,7 @@
   emptyStage.textContent = "Choose a CT and name the structures to segment.";
   part("login").querySelector("form").addEventListener("submit", (event) => {
     event.preventDefault();
-    token = part("token").value.trim();
+    momeServer.token = part("token").value.trim();
     part("token").value = "";
     part("refused").textContent = "";
     open().then(() => tell(""), (error) => { part("refused").textContent = error.message; });
@@ -276,5 +273,6 @@
   }
   part("start").addEventListener("click", start);
   part("cancel").addEventListener("click", () => running && running.cancel());
+  momeServer.whenRefused = login;
   open().catch((error) => tell(error.message, true));
 })();
