@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import weakref
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 from matplotlib import image as mpl_image
 from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 from mome.data.phantom import phantom
 from mome.labels import load_table
@@ -105,13 +108,11 @@ def test_left_is_drawn_on_the_right_and_up_is_up(tmp_path: Path, code: str) -> N
 
 
 def test_letters_and_titles(tmp_path: Path, monkeypatch) -> None:
-    kept = []
-    monkeypatch.setattr(plt, "close", kept.append)
+    kept, save = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **how: (kept.append(figure), save(figure, *a, **how)))
     volume, mask = white_box("LPS")
     save_preview(tmp_path / "p.png", volume, {"liver": mask, "my lesion": mask})
-    monkeypatch.undo()
     (figure,) = kept
-    plt.close(figure)  # it can still be read
     found = {}
     for panel in figure.axes:
         at = {text.get_position(): text.get_text() for text in panel.texts}
@@ -206,3 +207,19 @@ def test_the_planes_of_a_preview_are_those_of_the_resampled_mask() -> None:
             expected = np.take(soft, planes[axis], axis=axis)
             assert cuts[axis].shape == expected.shape
             assert np.array_equal(cuts[axis] > 0.5, expected > 0.5)
+
+
+def test_a_preview_leaves_the_plots_of_a_notebook_alone(tmp_path: Path) -> None:
+    """Before, it changed matplotlib's backend, so that later plots of the user were not shown."""
+    script = """
+import sys, matplotlib, numpy as np
+matplotlib.use("svg")
+from matplotlib import pyplot as plt
+from mome.viz.preview import save_preview
+from mome.volumes import Volume
+plt.figure()
+save_preview(sys.argv[1], Volume(np.zeros((8, 8, 8), np.float32), np.eye(4)), {"liver": np.ones((8, 8, 8), np.uint8)})
+print(matplotlib.get_backend(), plt.get_fignums())
+"""
+    command = [sys.executable, "-c", script, str(tmp_path / "p.png")]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "svg [1]\n"

@@ -83,22 +83,17 @@ def save_experts(path: Path, inspection: Inspection, view: View) -> Path:
 
 
 def _save(path: Path, title: str, rows: list[_Row], view: View, note: str | None) -> Path:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure  # pyplot would change the backend of a notebook
 
     frames = {axis: visible_frame(view.images[axis], list(_cut(view, axis)), view.grid, axis) for _, axis in PLANES}
     widths = [float(np.clip(frame_aspect(frames[axis]), 1 / 3, 3)) for _, axis in PLANES]
     height = min(_ROW_INCHES, _WIDTH_INCHES / sum(widths))
     legend = _LEGEND_INCHES / height
-    figure, panels = plt.subplots(
-        len(rows),
-        4,
-        squeeze=False,
-        figsize=(height * sum(widths) + _LEGEND_INCHES, height * len(rows) + _HEAD_INCHES + _FOOT_INCHES),
-        gridspec_kw={"width_ratios": [*widths, legend], "wspace": 0.1, "hspace": 0.06},
-        facecolor="black",
+    size = (height * sum(widths) + _LEGEND_INCHES, height * len(rows) + _HEAD_INCHES + _FOOT_INCHES)
+    figure = Figure(figsize=size, facecolor="black")
+    ratios = [*widths, legend]
+    panels = figure.subplots(
+        len(rows), 4, squeeze=False, gridspec_kw={"width_ratios": ratios, "wspace": 0.1, "hspace": 0.06}
     )
     tall = figure.get_figheight()
     figure.subplots_adjust(left=0.01, right=0.99, top=1 - _HEAD_INCHES / tall, bottom=_FOOT_INCHES / tall)
@@ -116,11 +111,8 @@ def _save(path: Path, title: str, rows: list[_Row], view: View, note: str | None
     notes += [f"Note: {note}."] if note else []
     if notes:
         figure.text(0.5, 0.005, "  ".join(notes), color="white", fontsize=11, ha="center", va="bottom")
-    try:
-        with atomic_write(path, "the picture") as part:
-            figure.savefig(part, format="png", dpi=130, facecolor="black", bbox_inches="tight", pad_inches=0.15)
-    finally:
-        plt.close(figure)
+    with atomic_write(path, "the picture") as part:
+        figure.savefig(part, format="png", dpi=130, facecolor="black", bbox_inches="tight", pad_inches=0.15)
     return path
 
 

@@ -24,27 +24,20 @@ def save_loads(path: Path, inspection: Inspection) -> Path | None:
     tables = _tables(inspection)
     if not tables:
         return None
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure  # pyplot would change the backend of a notebook
 
     across = 1 if max(len(table.columns) for table in tables) > 16 else min(2, len(tables))
     down = math.ceil(len(tables) / across)
     width = max(4.2, 0.55 * max(len(table.columns) for table in tables)) + 2.3
     height = max(0.34 * max(len(table.rows) for table in tables), 1.2) + 1.1
-    figure, panels = plt.subplots(
-        down, across, squeeze=False, figsize=(width * across, height * down), layout="constrained"
-    )
+    figure = Figure(figsize=(width * across, height * down), layout="constrained")
+    panels = figure.subplots(down, across, squeeze=False)
     for panel in panels.ravel()[len(tables) :]:
         panel.axis("off")
     for panel, table in zip(panels.ravel(), tables, strict=False):
         _draw(panel, table)
-    try:
-        with atomic_write(path, "the picture") as part:
-            figure.savefig(part, format="png", dpi=130)
-    finally:
-        plt.close(figure)
+    with atomic_write(path, "the picture") as part:
+        figure.savefig(part, format="png", dpi=130)
     return path
 
 

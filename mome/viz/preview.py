@@ -52,10 +52,7 @@ def save_preview(
     Raises:
         OutputError: The file cannot be written.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure  # pyplot would change the backend of a notebook
 
     grid = picture_grid(volume.grid)
     hu = resample(volume.array, volume.grid, grid, fill=-1024.0).numpy()
@@ -69,10 +66,10 @@ def save_preview(
     colors = _colors(list(cuts))
     below = _LEGEND_ROW_INCHES * -(-len(colors) // _LEGEND_COLUMNS) + 0.2
     whole = below + height + _TITLE_INCHES
-    figure, panels = plt.subplots(
+    figure = Figure(figsize=(max(9.0, height * sum(widths)), whole), facecolor="black")
+    panels = figure.subplots(
         1,
         3,
-        figsize=(max(9.0, height * sum(widths)), whole),
         gridspec_kw={
             "width_ratios": widths,
             "wspace": 0.03,
@@ -81,7 +78,6 @@ def save_preview(
             "bottom": below / whole,
             "top": 1 - _TITLE_INCHES / whole,
         },
-        facecolor="black",
     )
     for panel, (title, axis) in zip(panels, PLANES, strict=True):
         _draw_plane(panel, grid, axis, images[axis], shown[axis], colors, window)
@@ -91,11 +87,8 @@ def save_preview(
         panel.set_title(title, color="white", fontsize=12)
     _add_legend(figure, colors)
     path = Path(path)
-    try:
-        with atomic_write(path, "the preview") as part:
-            figure.savefig(part, format="png", dpi=100, facecolor="black", bbox_inches="tight", pad_inches=0.15)
-    finally:
-        plt.close(figure)
+    with atomic_write(path, "the preview") as part:
+        figure.savefig(part, format="png", dpi=100, facecolor="black", bbox_inches="tight", pad_inches=0.15)
     return path
 
 
