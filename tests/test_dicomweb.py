@@ -200,6 +200,9 @@ def test_the_command_lists_series(held: Archive, capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().out == f"{held.series}  CT  12 images  Neck \\x1b[31m 2.0\n"
     assert main(["dicomweb", held.url, "--study", held.study, "--series", held.series, "-p", "liver"]) == 2
     assert "--store, or -o FOLDER" in capsys.readouterr().err
+    for more in (["-p", "liver"], ["--store"], ["-o", "out"]):  # a script would take a list for a success
+        assert main(["dicomweb", held.url, "--study", held.study, *more]) == 2
+        assert "no series was given" in capsys.readouterr().err
 
 
 @pytest.mark.skipif("dicom_seg" not in WRITERS.names(), reason="there is no DICOM writer")

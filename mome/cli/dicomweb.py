@@ -41,6 +41,8 @@ def run(args: argparse.Namespace) -> int:
     from mome.dicomweb.session import connect
 
     study = check_uid(args.study, "--study")
+    if args.series is None and (args.prompt or args.store or args.out is not None):
+        raise InputError("no series was given", hint="--series UID; without -p, -o and --store the series are listed")
     client = connect(args.url, insecure=args.insecure)
     if args.series is None:
         for entry in list_series(client, study):
