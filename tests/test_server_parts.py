@@ -238,6 +238,17 @@ def test_headers_of_a_form_are_limited(tmp_path: Path) -> None:
     assert isinstance(form.error, InputError) and len(form._value) <= 4096
 
 
+def test_the_fields_of_a_form_are_limited_together(tmp_path: Path) -> None:
+    """Before, each of the 32 uploads could hold 64 MB of texts in memory, an inference until its job had ended."""
+    form = _Form(tmp_path, ("file",), None)
+    for _ in range(100):
+        form._name, form._field = "params", bytearray()
+        form.on_part_data(b"x" * 60_000, 0, 60_000)
+        form.on_part_end()
+    assert isinstance(form.error, InputError) and "the fields have more than" in str(form.error)
+    assert sum(len(text) for texts in form.fields.values() for text in texts) <= 1 << 20
+
+
 class Mortal:
     """A worker that can end while no job runs."""
 

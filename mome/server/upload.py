@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _MOST_FILES = 20_000
 _MOST_FIELDS = 1_000
 _LONGEST_FIELD = 64 * 1024
+# Of all fields together; they stay in memory until the request is answered, and an inference may wait for an hour.
+_LONGEST_FIELDS = 1 << 20
 _LONGEST_HEADER = 4 * 1024
 _BUFFER = 1 << 20
 _CHECK_SPACE_EVERY = 64 << 20
@@ -162,7 +164,7 @@ class _Form:
         self._disposition = b""
         self._name: str | None = None
         self._field: bytearray | None = None
-        self._count = 0
+        self._count = self._field_bytes = 0
         # What `flush` does: open the next file (None), or write bytes to the open one.
         self._pending: list[Path | bytes] = []
         self._open: BinaryIO | None = None
@@ -245,8 +247,11 @@ class _Form:
             self.file_bytes += end - start
         elif len(self._field) + end - start > _LONGEST_FIELD:
             self.error = InputError(f"a field has more than {_LONGEST_FIELD} bytes", where="the form")
+        elif self._field_bytes + end - start > _LONGEST_FIELDS:
+            self.error = InputError(f"the fields have more than {_LONGEST_FIELDS} bytes", where="the form")
         else:
             self._field += data[start:end]
+            self._field_bytes += end - start
 
     def on_part_end(self) -> None:
         if self._field is not None and self._name is not None:
