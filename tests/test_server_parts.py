@@ -67,6 +67,13 @@ def test_values_that_are_refused(capsys: pytest.CaptureFixture[str], tmp_path: P
         assert words in capsys.readouterr().err, arguments
 
 
+def test_origins_are_written_as_browsers_write_them() -> None:
+    """Before, such an origin was taken and never matched."""
+    given = ("https://Viewer.example:443", "http://a.example:80", "http://a.example:8080", "https://b.example:80")
+    plain = ("https://viewer.example", "http://a.example", "http://a.example:8080", "https://b.example:80")
+    assert ServerSettings(origins=given).origins == plain
+
+
 def test_durations() -> None:
     assert [parse_duration(t) for t in ("1h", "30m", "90", "1.5s", "2d", "5min")] == [3600, 1800, 90, 1.5, 172800, 300]
 
