@@ -128,9 +128,14 @@ def test_the_labels_of_a_group_have_one_note(browser: DrivenBrowser, tmp_path: P
         browser.until("document.documentElement.dataset.state === 'ready'")
         said = browser.run(f"{part('list')}.querySelector('.state').textContent")
         listed = browser.run("document.querySelectorAll('.warning').length")
+        browser.run("HTMLAnchorElement.prototype.click = function () { window.saved = this.download; }")
+        browser.run(f"[...{part('list')}.querySelectorAll('button')].find((one) => one.textContent === 'JSON').click()")
+        browser.until("window.saved")
+        saved = browser.run("window.saved")
     finally:
         server.stop()
     assert said.startswith("2 structures, ") and said.endswith(" 1 note") and listed == 1, (said, listed)
+    assert saved == "scan_mome_json.json"  # files of two patients have two names
 
 
 @pytest.mark.wide

@@ -208,7 +208,8 @@
     const buttons = element("div", { className: "buttons" });
     const item = element("li", { className: "job" }, element("div", { className: "what", textContent: name }), state, buttons);
     part("list").prepend(item);
-    return { item, state, buttons };
+    const scan = name.includes(".") ? name.replace(/\.(nii|nii\.gz|nrrd|nhdr|mha|zip|dcm)$/i, "") : "";
+    return { item, state, buttons, scan };
   }
 
   function finish(job, entry) {
@@ -223,18 +224,19 @@
       entry.buttons.append(button("Show", () => show(job.id, entry).catch((error) => tell(error.message, true))));
       for (const name of Object.keys(job.result.formats)) {
         if (["viewer", "image", "nrrd"].includes(name)) continue;
-        entry.buttons.append(button(formatName(name), () => download(job.id, name)));
+        entry.buttons.append(button(formatName(name), () => download(job.id, name, entry.scan)));
       }
     }
     entry.buttons.append(button("Delete", () => remove(job.id, entry)));
   }
 
-  async function download(id, format) {
+  // The name of the scan is known to the page alone; without it, the masks of two patients would have one name.
+  async function download(id, format, scan) {
     try {
       const answer = await ask(`/jobs/${id}/result?format=${format}`);
       const name = /filename="([^"]+)"/.exec(answer.headers.get("Content-Disposition"))[1];
       const url = URL.createObjectURL(await answer.blob());
-      element("a", { href: url, download: name }).click();
+      element("a", { href: url, download: scan ? `${scan}_${name}` : name }).click();
       setTimeout(() => URL.revokeObjectURL(url), 10000);
     } catch (error) {
       tell(error.message, true);
