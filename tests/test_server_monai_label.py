@@ -36,7 +36,11 @@ def as_slicer(server: Server, method: str, selector: str, params: dict[str, Any]
 
 
 def parts_of(answer: Answer) -> tuple[dict[str, Any], str, bytes]:
-    """Returns `params`, and the name and the content of the image, of a multipart answer."""
+    """Returns `params`, and the name and the content of the image, of a multipart answer.
+
+    Slicer's client reads the answer from the connection itself, so that it must not come in chunks.
+    """
+    assert "transfer-encoding" not in answer.headers and int(answer.headers["content-length"]) == len(answer.body)
     head = f"Content-Type: {answer.headers['content-type']}\r\n\r\n".encode()
     parts = message_from_bytes(head + answer.body).get_payload()
     found: dict[str, Message] = {str(p.get_param("name", header="content-disposition")): p for p in parts}

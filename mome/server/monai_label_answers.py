@@ -65,16 +65,26 @@ async def answer(
     if output in ("image", "dicom_seg"):
         return FileResponse(path, media_type=media_type(path), filename=path.name, background=after)
     boundary = uuid.uuid4().hex
+    # An extension of OHIF before 0.8.5 fails without the field `centroids`, which may be empty.
+    before, behind = _around_image(boundary, {**params, "centroids": {}}, path)
 
     async def parts() -> AsyncIterator[bytes]:
         try:
-            # An extension of OHIF before 0.8.5 fails without the field `centroids`, which may be empty.
-            async for part in _multipart(boundary, {**params, "centroids": {}}, path):
-                yield part
+            yield before
+            async with await anyio.open_file(path, "rb") as file:
+                while part := await file.read(_CHUNK):
+                    yield part
+            yield behind
         finally:  # the background task does not run where the client has gone
             queue.delete(job.id)
 
-    return StreamingResponse(parts(), media_type=f"multipart/form-data; boundary={boundary}", background=after)
+    return StreamingResponse(
+        parts(),
+        media_type=f"multipart/form-data; boundary={boundary}",
+        # Slicer's client reads the connection itself, where the chunks of an answer without a length would stand in it.
+        headers={"Content-Length": str(len(before) + path.stat().st_size + len(behind))},
+        background=after,
+    )
 
 
 async def _wait(request: Request, queue: JobQueue, job_id: str) -> Job | None:
@@ -93,16 +103,15 @@ async def _wait(request: Request, queue: JobQueue, job_id: str) -> Job | None:
     return ended
 
 
-async def _multipart(boundary: str, params: dict[str, Any], path: Path) -> AsyncIterator[bytes]:
-    """Yields the parts `params` and `image`."""
-    head = f'--{boundary}\r\nContent-Disposition: form-data; name="params"\r\nContent-Type: application/json\r\n\r\n'
-    yield head.encode() + json.dumps(params).encode() + b"\r\n"
-    head = f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="{path.name}"\r\n'
-    yield head.encode() + f"Content-Type: {media_type(path)}\r\n\r\n".encode()
-    async with await anyio.open_file(path, "rb") as file:
-        while part := await file.read(_CHUNK):
-            yield part
-    yield f"\r\n--{boundary}--\r\n".encode()
+def _around_image(boundary: str, params: dict[str, Any], path: Path) -> tuple[bytes, bytes]:
+    """Returns what stands before and behind the image in a form of the parts `params` and `image`."""
+    before = (
+        f'--{boundary}\r\nContent-Disposition: form-data; name="params"\r\nContent-Type: application/json\r\n\r\n'
+        f"{json.dumps(params)}\r\n"
+        f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="{path.name}"\r\n'
+        f"Content-Type: {media_type(path)}\r\n\r\n"
+    )
+    return before.encode(), f"\r\n--{boundary}--\r\n".encode()
 
 
 def _result_params(summary: dict[str, Any], ids: dict[str, int]) -> dict[str, Any]:
