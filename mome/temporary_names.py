@@ -12,6 +12,7 @@ import platform
 import re
 import time
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 _OURS = re.compile(r"\.(?:[0-9a-f]{16}|(?P<owner>[0-9a-f]{24})[0-9a-f]{8})\.part(?:\.[\w.]{1,12})?")
@@ -23,6 +24,25 @@ def temporary_path(path: Path) -> Path:
     """Returns a temporary path beside `path`, with its ending, because some libraries choose a format by it."""
     ending = ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix
     return path.with_name(f".{_owner(os.getpid())}{os.urandom(4).hex()}.part{ending}")
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Yields a new folder of mode 0700 among the system's temporary files, and removes it at the end.
+
+    Those of killed processes are removed, too, because scans of patients may be in them.
+    """
+    import shutil
+    import tempfile
+
+    base = Path(tempfile.gettempdir())
+    remove_stale_parts(base, earlier_names=False)
+    folder = temporary_path(base / "mome")
+    folder.mkdir(mode=0o700)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_stale_parts(folder: str | Path, *, earlier_names: bool = True) -> list[Path]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -16,6 +19,7 @@ from mome.cli.main import main
 from mome.dicomweb.series import check_uid, find_study, list_series, retrieve_series, store_files
 from mome.dicomweb.session import check_url, connect
 from mome.errors import InputError, OutputError
+from mome.temporary_names import temporary_folder
 from mome.volumes import WRITERS
 
 pytest.importorskip("dicomweb_client", reason="DICOMweb needs mome[dicomweb]")
@@ -256,3 +260,30 @@ def test_prompts_of_two_models_are_refused_before_anything_is_retrieved(
     arguments = ["dicomweb", held.url, "--study", held.study, "--series", held.series, "--store"]
     assert main([*arguments, "-p", "liver", "-p", "mandible"]) == 2
     assert "no bundled model knows both 'mandible' and 'liver'" in capsys.readouterr().err and held.seen == []
+
+
+def test_a_series_of_a_killed_command_is_removed_by_the_next_one(
+    held: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    foreign = temporary / ".0123456789abcdef.part"  # the folder belongs to other programs, too
+    foreign.write_text("not ours")
+    script = """
+import os, signal, sys
+import mome.dicomweb.series as series
+from mome.cli.main import main
+def killed(client, study, uid, folder):
+    (folder / "000000.dcm").write_text("a patient")
+    os.kill(os.getpid(), signal.SIGKILL)
+series.retrieve_series = killed
+main(sys.argv[1:])
+"""
+    arguments = ["dicomweb", held.url, "--study", held.study, "--series", held.series, "-p", "mandible", "--store"]
+    command = [sys.executable, "-c", script, *arguments]
+    subprocess.run(command, env={**os.environ, "TMPDIR": str(temporary)}, stderr=subprocess.DEVNULL)
+    assert [path.read_text() for path in temporary.rglob("*.dcm")] == ["a patient"]
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    with temporary_folder() as folder:
+        assert set(temporary.glob(".*.part")) == {foreign, folder} and folder.stat().st_mode & 0o777 == 0o700
+    assert set(temporary.glob(".*.part")) == {foreign} and not [*temporary.rglob("*.dcm")]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import tempfile
-from pathlib import Path
 from typing import Any
 
 from mome.atomic import check_output_folder
@@ -12,6 +10,7 @@ from mome.cli.parser import output_folder
 from mome.cpu_load import CpuLoad, set_threads
 from mome.errors import InputError
 from mome.printable import printable
+from mome.temporary_names import temporary_folder
 from mome.threads import check_threads
 
 
@@ -76,8 +75,8 @@ def run(args: argparse.Namespace) -> int:
     segmenter = Segmenter(chosen.model, device=args.device, precision=args.precision)
     segmenter.notes += tuple(note for note in (chosen.note, threads_note) if note)
     prepared = segmenter.prepare(args.prompt)  # before the series is retrieved, which takes longer
-    with tempfile.TemporaryDirectory(prefix="mome-") as temporary:
-        folder = Path(temporary) / "series"
+    with temporary_folder() as temporary:
+        folder = temporary / "series"
         folder.mkdir(mode=0o700)
         with console.status("retrieving the series"):
             count = retrieve_series(client, study, series, folder)
@@ -90,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
             chosen_writer.check_volume(loaded.volume)
             result = segmenter.segment(folder, prepared, dicom=dicom, loaded=loaded)
             del loaded
-        out = Path(temporary) / "result" if args.out is None else args.out
+        out = temporary / "result" if args.out is None else args.out
         files = result.save(out, file_part(series), writer=writer)
         _print(result, console)
         if args.out is not None:

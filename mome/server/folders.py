@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +21,7 @@ from mome.errors import InputError
 from mome.folder_lock import folder_lock
 from mome.server.http_errors import HttpError
 from mome.server.log import LOGGER
-from mome.temporary_names import remove_stale_parts, temporary_path
+from mome.temporary_names import temporary_folder
 
 
 class Folders:
@@ -103,14 +102,8 @@ def data_folder(given: Path | None) -> Iterator[Path]:
         InputError: The folder cannot be written, others may read it, or another server uses it.
     """
     if given is None:
-        base = Path(tempfile.gettempdir())
-        remove_stale_parts(base)
-        root = temporary_path(base / "mome")
-        root.mkdir(mode=0o700)
-        try:
+        with temporary_folder() as root:
             yield root
-        finally:
-            shutil.rmtree(root, ignore_errors=True)
         return
     check_output_folder(given)
     existed = given.exists()
