@@ -284,6 +284,21 @@ def test_resenc_presets_have_nnunets_size() -> None:
     assert (len(encoder.channels), len(small.channels)) == (5, 4)
 
 
+@needs_package
+def test_new_residual_blocks_start_as_nnunets() -> None:
+    """`ResidualEncoderUNet.initialize` of the package leaves the same tensors constant, at the same values."""
+    spec = "resenc_unet(features=[4, 8, 8], blocks=[1, 2, 1], kernels=[[1, 3, 3], [3, 3, 3], [3, 3, 3]])"
+    config = MoMEConfig(encoder=spec, text_encoder="bank(width=4)", labels=["liver"], patch_size=[16, 16, 16])
+    own = MoME(config).encoder.network.state_dict()
+    theirs = _resenc()
+    theirs.apply(theirs.initialize)
+    want = theirs.state_dict()
+    names = [name for name in own if want[name].unique().numel() == 1]
+    assert sum(name.endswith("conv2.all_modules.1.weight") for name in names) == 4
+    for name in names:
+        torch.testing.assert_close(own[name], want[name], msg=name)
+
+
 def test_the_missing_package_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 

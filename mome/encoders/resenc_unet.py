@@ -9,6 +9,7 @@ import itertools
 import math
 from dataclasses import dataclass
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ class ResEncUNet(Encoder):
     Source: Isensee et al. 2024, *nnU-Net Revisited* (arXiv 2404.09556).
 
     A stem, residual stages with instance norm and leaky ReLU, and a decoder of transposed convolutions with one
-    convolution in each stage.
+    convolution in each stage. New weights are nnU-Net's, too: every residual block starts as its skip connection.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -123,6 +124,15 @@ class ResEncUNet(Encoder):
             x = blocks(torch.cat([up(x), skip], dim=1))
             maps.append(x)
         return Pyramid(tuple(maps), stages[-1], tuple(routings))
+
+    @torch.no_grad()
+    def init_weights_(self, init: ModuleType, std: float) -> None:
+        """Fills the last norm of every residual block with zeros, so that the block adds nothing to its skip."""
+        for stage in self.network.encoder.stages:
+            for block in stage.blocks:
+                norm = block.conv2.all_modules[-1]
+                init.zeros_(norm.weight)
+                init.zeros_(norm.bias)
 
 
 class _AveragePool(nn.AvgPool3d):
