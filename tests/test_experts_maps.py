@@ -59,6 +59,16 @@ def test_film_folded_equals_its_unfolded_form() -> None:
         torch.testing.assert_close(got[(b, *place)], wanted)
 
 
+@pytest.mark.parametrize("width", [16, 2048])
+def test_film_starts_near_the_linear_layer_whatever_the_width_of_text(width: int) -> None:
+    model = small(experts="film(n=4)", text_encoder=f"bank(width={width})", dim=32)
+    rows_LT = torch.randn(3, width)
+    model.text_bank.set(rows_LT, centre_on=rows_LT)
+    body = model.scale_experts[0].body.experts
+    scale_BED, shift_BED = body.scale_and_shift(model.text_bank())
+    assert 0.05 < (scale_BED - 1).std() < 0.2 and 0.05 < shift_BED.std() < 0.2
+
+
 def attended(body: Experts, e: int, x_D: Tensor, text_T: Tensor) -> Tensor:
     """One expert of `cross_attention(tokens=3, heads=2)` at one voxel, nothing folded."""
     tokens = (body.tokens.weight @ text_T + body.tokens.bias).view(3, DIM)

@@ -13,6 +13,9 @@ from mome.experts.gates import experts_to_run
 from mome.map_context import MapContext
 from mome.registry import at_least
 
+# The standard deviation of a new model's γ and β, for text rows of numbers of unit size (our choice).
+_FIRST_CHANGE = 0.1
+
 
 class FiLMExperts(PromptExperts):
     """y_e = (1 + γ_e(t)) ⊙ (W_e x + b_e) + β_e(t), with γ and β linear in the prompt's text row t.
@@ -65,6 +68,7 @@ class FiLMExperts(PromptExperts):
 
     @torch.no_grad()
     def init_weights_(self, init: ModuleType, std: float) -> None:
-        """Keeps the variance of the tokens; scales start near one and shifts near zero."""
+        """Keeps the variance of the tokens; scales start near one and shifts near zero, whatever the width of text."""
         init.trunc_normal_(self.weight_EDD, std=self.weight_EDD.shape[-1] ** -0.5)
         init.zeros_(self.bias_ED)
+        init.trunc_normal_(self.modulation.weight, std=_FIRST_CHANGE * self.modulation.in_features**-0.5)
