@@ -14,6 +14,7 @@ from mome.errors import InputError
 from mome.layers.extra_scale import WholeModelScale
 from mome.layers.heads.base import Head
 from mome.layers.scale_expert import ScaleExpert
+from mome.layers.sparse import check_maps
 from mome.layers.text_bank import TextBank
 from mome.model_size import check_tile
 from mome.registry import ENCODERS, FUSIONS, HEADS, TEXT_ENCODERS
@@ -98,7 +99,8 @@ def _check_takes_whole_models(name: str, fusion_class: Any) -> None:
 
 
 def _check_maps(config: MoMEConfig, encoder: Encoder, scale_experts: nn.ModuleList, first_scale: int) -> None:
-    """Checks that the router of each scale can divide the scale's map of a patch."""
+    """Checks that the routers of the scales, and those inside the encoder, can divide their maps of a patch."""
+    check_maps(encoder, config.patch_size)
     for expert, stride in zip(scale_experts, encoder.strides[first_scale:], strict=True):
         assert isinstance(expert, ScaleExpert)
         if expert.body.router is not None:

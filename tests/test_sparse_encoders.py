@@ -142,6 +142,22 @@ def test_the_residual_after_a_stage_is_what_it_says() -> None:
     assert int(routing.counts_E.sum()) == 48
 
 
+@pytest.mark.parametrize(
+    ("encoder", "sides"),
+    [
+        ("unet(channels=[8, 8, 16], layer={}, layer_stages=[1])", "8×8×8"),
+        (f"{VIT}, feed_forward={{}})", "4×4×4"),
+        (f"{SWIN}, feed_forward={{}})", "32×32×32"),
+    ],
+)
+def test_windows_that_do_not_divide_are_refused_when_the_model_is_built(encoder: str, sides: str) -> None:
+    layer = "moe(experts=mlp(n=2, hidden=8), router=soft(window=5))"
+    side = 64 if "swin" in encoder else 16
+    with pytest.raises(InputError, match=f"does not divide a map of {sides} voxels") as caught:
+        small(encoder=encoder.format(layer), patch_size=[side] * 3)
+    assert (caught.value.where or "").startswith("encoder.")
+
+
 def test_layers_see_their_place(monkeypatch: pytest.MonkeyPatch) -> None:
     throwaway_parts.register(monkeypatch)
     place = "moe(experts=mlp(n=2, hidden=8), router=place)"
@@ -385,7 +401,7 @@ def test_the_gradients_of_a_batch_of_one_are_those_of_a_larger_batch() -> None:
     """InstanceNorm3d of torch 2.14 gives others on CPUs if the gradient of a single map comes with channels last."""
     torch.manual_seed(0)
     spec = LAYERS.canonical("moe(experts=swiglu(n=4, hidden=8), router=topk(k=2))")
-    layer = SparseResidual(spec, channels=8, norm="instance", owner="unet").double()
+    layer = SparseResidual(spec, channels=8, stride=(2, 2, 2), norm="instance", owner="unet").double()
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter)
     x, weight = torch.randn(2, 2, 8, 3, 3, 3, dtype=torch.float64)

@@ -99,7 +99,11 @@ class ResEncUNet(Encoder):
         self.sparse = nn.ModuleDict(
             {
                 str(stage): SparseResidual(
-                    config.layer, channels=features[stage], norm="instance", owner="encoder 'resenc_unet'"
+                    config.layer,
+                    channels=features[stage],
+                    stride=self.stage_strides[stage],
+                    norm="instance",
+                    owner="encoder 'resenc_unet'",
                 )
                 for stage in stages_with_layer(config.layer, config.layer_stages, len(features), "resenc_unet")
             }

@@ -37,8 +37,7 @@ class SwinFeedForward(SparseReplacement):
     """
 
     def __init__(self, spec: dict[str, Any], *, dim: int, stride: Stride) -> None:
-        super().__init__(spec, dim=dim, owner="encoder 'swin_unetr'")
-        self.stride = stride
+        super().__init__(spec, dim=dim, stride=stride, owner="encoder 'swin_unetr'")
 
     def forward(self, x_BDHWC: Tensor) -> Tensor:
         """Normalised tokens (B, D, H, W, C) → tokens of the same shape; runs inside `routings_of`."""

@@ -82,7 +82,11 @@ class UNet(Encoder):
         self.sparse = nn.ModuleDict(
             {
                 str(level): SparseResidual(
-                    config.layer, channels=widths[level], norm=config.norm, owner="encoder 'unet'"
+                    config.layer,
+                    channels=widths[level],
+                    stride=(2**level, 2**level, 2**level),
+                    norm=config.norm,
+                    owner="encoder 'unet'",
                 )
                 for level in stages_with_layer(config.layer, config.layer_stages, levels, "unet")
             }

@@ -87,6 +87,7 @@ class ViT3D(Encoder):
                 feed_forward=config.mlp,
                 hidden=hidden,
                 sparse=spec if index in sparse else None,
+                stride=patch,
                 registers=config.registers,
                 is_last=index == config.depth - 1,
                 owner="encoder 'vit3d'",

@@ -13,7 +13,10 @@ from mome.errors import InputError
 from mome.layers.blocks import norm_layer
 from mome.map_context import MapContext
 from mome.registry import LAYERS
+from mome.routers.base import Router
 from mome.routers.routing import Routing
+
+Stride = tuple[int, int, int]
 
 
 def places(count: int, spec: dict[str, Any], owner: str) -> list[int]:
@@ -87,6 +90,27 @@ def build_layer(spec: dict[str, Any], dim: int, owner: str) -> nn.Module:
     return layer
 
 
+def check_maps(encoder: nn.Module, patch: Sequence[int]) -> None:
+    """Checks that the routers inside an encoder can divide their maps of a patch.
+
+    Args:
+        encoder: The encoder.
+        patch: The sides D, H, W of the patch, multiples of the encoder's strides.
+
+    Raises:
+        InputError: A router cannot.
+    """
+    for name, module in encoder.named_modules():
+        if isinstance(module, SparseReplacement | SparseResidual):
+            router = getattr(module.layer, "router", None)
+            depth, height, width = (side // step for side, step in zip(patch, module.stride, strict=True))
+            if isinstance(router, Router):
+                try:
+                    router.check_map((depth, height, width))
+                except InputError as error:
+                    raise InputError(error.what, where=error.where or f"encoder.{name}", hint=error.hint) from error
+
+
 class SparseReplacement(nn.Module):
     """A sparse layer in the place of a dense feed-forward layer. The residual belongs to the block around it.
 
@@ -95,12 +119,13 @@ class SparseReplacement(nn.Module):
     Args:
         spec: The layer.
         dim: Width of the tokens.
+        stride: Voxels of the volume per token.
         owner: The encoder, for messages.
     """
 
-    def __init__(self, spec: dict[str, Any], *, dim: int, owner: str) -> None:
+    def __init__(self, spec: dict[str, Any], *, dim: int, stride: Stride, owner: str) -> None:
         super().__init__()
-        self.layer = build_layer(spec, dim, owner)
+        self.layer, self.stride = build_layer(spec, dim, owner), stride
 
 
 class SparseFeedForward(SparseReplacement):
@@ -125,12 +150,14 @@ class SparseResidual(nn.Module):
     Args:
         spec: The layer.
         channels: Channels of the stage.
+        stride: Voxels of the volume per voxel of the stage.
         norm: See `mome.layers.blocks.norm_layer`.
         owner: The encoder, for messages.
     """
 
-    def __init__(self, spec: dict[str, Any], *, channels: int, norm: str, owner: str) -> None:
+    def __init__(self, spec: dict[str, Any], *, channels: int, stride: Stride, norm: str, owner: str) -> None:
         super().__init__()
+        self.stride = stride
         self.norm = norm_layer(norm, channels)
         self.layer = build_layer(spec, channels, owner)
         self.scale_C = nn.Parameter(torch.full((channels,), 0.1))

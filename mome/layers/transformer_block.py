@@ -26,6 +26,7 @@ class TransformerBlock(nn.Module):
         feed_forward: Form of the dense layer, see `mome.layers.feed_forward`.
         hidden: Width of its hidden layer.
         sparse: The sparse layer that replaces the dense one, or None.
+        stride: Voxels of the volume per token.
         registers: Number of register tokens.
         is_last: Whether no block follows.
         owner: The encoder, for messages.
@@ -39,6 +40,7 @@ class TransformerBlock(nn.Module):
         feed_forward: str,
         hidden: int,
         sparse: dict[str, Any] | None,
+        stride: tuple[int, int, int],
         registers: int,
         is_last: bool,
         owner: str,
@@ -50,7 +52,7 @@ class TransformerBlock(nn.Module):
         self.feed_forward = (
             FeedForward(feed_forward, dim, hidden)
             if sparse is None
-            else SparseFeedForward(sparse, dim=dim, owner=owner)
+            else SparseFeedForward(sparse, dim=dim, stride=stride, owner=owner)
         )
         has_own_layer = sparse is not None and registers > 0 and not is_last
         self.register_feed_forward = FeedForward(feed_forward, dim, hidden) if has_own_layer else None
