@@ -21,8 +21,8 @@ def check_volume(volume: Any, channels: int, divisor: Sequence[int]) -> None:
         divisor: The number that each of D, H and W is a multiple of.
 
     Raises:
-        InputError: It is no tensor of floating-point numbers, has another number of dimensions or channels, or a side
-            does not fit.
+        InputError: It is no tensor of floating-point numbers, has another number of dimensions or channels, holds no
+            volume, or a side does not fit.
     """
     if not isinstance(volume, Tensor) or not volume.is_floating_point():
         given = f"a tensor of {volume.dtype}" if isinstance(volume, Tensor) else f"{type(volume).__name__}"
@@ -35,6 +35,8 @@ def check_volume(volume: Any, channels: int, divisor: Sequence[int]) -> None:
             f"the volume is (B, {channels}, D, H, W), got {tuple(volume.shape)}",
             hint="volume[None, None] adds the axes of batch and channel to (D, H, W)",
         )
+    if volume.shape[0] == 0:
+        raise InputError(f"the batch holds no volume, got {tuple(volume.shape)}", hint="leave an empty batch out")
     if any(side % step or side == 0 for side, step in zip(volume.shape[2:], divisor, strict=True)):
         raise InputError(
             f"the volume's sides {tuple(volume.shape[2:])} are not multiples of {sides(divisor)}",

@@ -60,6 +60,7 @@ def test_tensors_of_another_shape_are_refused() -> None:
         ("tensor of torch.int16", lambda: model(x.to(torch.int16), text)),
         ("got ndarray", lambda: model(x.numpy(), text)),
         ("not multiples", lambda: model(x[..., :15], text)),
+        (r"no volume, got \(0, 1, 16, 16, 16\)", lambda: model(x[:0], text, target[:0])),
         (r"text_PT is \(P, 12\).*got \(2, 13\)", lambda: model(x, torch.rand(2, 13))),
         (r"got \(12,\)", lambda: model(x, torch.rand(12))),
         (r"got \(0, 12\)", lambda: model(x, torch.rand(0, 12))),
