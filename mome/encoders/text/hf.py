@@ -81,7 +81,14 @@ class HuggingFaceText(HubTower):
         return tokenizer, model
 
     def _pool(self, model: Any, tokens: dict[str, Tensor]) -> Tensor:
-        output = model(**tokens)
+        try:
+            output = model(**tokens)
+        except (AttributeError, TypeError, ValueError) as error:  # what a forward pass raises that misses an input
+            raise InputError(
+                f"{type(model).__name__} does not run on text alone: {(str(error).splitlines() or [''])[0][:100]}",
+                where=self._where(),
+                hint="clip(model=…) for a CLIP model, else a text encoder or a language model",
+            ) from error
         if self.pooling == "pooler":
             if getattr(output, "pooler_output", None) is None:
                 raise InputError(
