@@ -84,6 +84,42 @@ def test_clip_reads_its_width_and_projects(towers: dict[str, str]) -> None:
     torch.testing.assert_close(tower.encode(["liver", "left kidney"])[1], expected, atol=1e-6, rtol=1e-5)
 
 
+def _small_clip(folder: Path) -> str:
+    """A whole CLIP model of width 8, whose text half states no width of its own, with its tokenizer."""
+    from transformers import AutoTokenizer, CLIPConfig, CLIPModel
+
+    save_tiny("clip", folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {**shape, "vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, "bos_token_id": 2}
+    torch.manual_seed(0)
+    config = CLIPConfig(
+        text_config={**text, "initializer_range": 0.5},
+        vision_config={**shape, "image_size": 32, "patch_size": 16},
+        projection_dim=8,
+    )
+    CLIPModel(config).save_pretrained(folder)
+    return str(folder)
+
+
+def test_the_text_half_of_a_whole_clip_model_has_the_width_of_the_model(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer, CLIPModel
+
+    folder = _small_clip(tmp_path / "clip")
+    got = build("clip", folder, width=0).encode(["left kidney"])
+    tokens = AutoTokenizer.from_pretrained(folder)(TEMPLATE.format("left kidney"), return_tensors="pt")
+    model = CLIPModel.from_pretrained(folder).eval()
+    with torch.no_grad():
+        expected = model.text_projection(model.text_model(**tokens).pooler_output)
+    torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_a_model_that_reads_more_than_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"(?s)CLIPModel does not run on text alone.*try: clip\(model=…\)") as caught:
+        build("hf", _small_clip(tmp_path / "clip")).encode(["liver"])
+    assert len(str(caught.value).splitlines()) <= 3
+
+
 # -- padding and batches ----------------------------------------------------------------------------------------------
 
 

@@ -57,7 +57,11 @@ class CLIPText(HubTower):
     def _open(self) -> tuple[Any, Any]:
         from transformers import AutoTokenizer, CLIPTextModelWithProjection
 
-        return self._load(AutoTokenizer), self._load_model(CLIPTextModelWithProjection)
+        options, config = {}, self._load_config()
+        if hasattr(config, "text_config"):  # a whole CLIP model, whose own width its text half need not repeat
+            config.text_config.projection_dim = config.projection_dim
+            options["config"] = config.text_config
+        return self._load(AutoTokenizer), self._load_model(CLIPTextModelWithProjection, **options)
 
     def _pool(self, model: Any, tokens: dict[str, Tensor]) -> Tensor:
         return model(**tokens).text_embeds

@@ -142,8 +142,8 @@ class HubTower(TextTower):
 
         return self._load(AutoConfig)
 
-    def _load_model(self, factory: Any) -> Any:
-        return self._load(factory, dtype=torch.float32, weights_only=True).eval()
+    def _load_model(self, factory: Any, **options: Any) -> Any:
+        return self._load(factory, dtype=torch.float32, weights_only=True, **options).eval()
 
     def _load(self, factory: Any, **options: Any) -> Any:
         # Without trust_remote_code=False, transformers asks on the terminal whether to run code of the repository.
