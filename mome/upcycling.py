@@ -14,6 +14,7 @@ from mome.errors import InputError
 from mome.layers.dense_weights import check_same_outputs, dense_weights, fill_experts
 from mome.layers.moe import MixtureOfExperts
 from mome.layers.sparse import SparseReplacement
+from mome.map_context import MapContext
 from mome.module_objects import is_reference
 from mome.registry import ENCODERS
 from mome.spec import brief
@@ -66,12 +67,21 @@ def upcycle(dense: _Model, **overrides: Any) -> _Model:
         for name in filled:
             module = sparse.get_submodule(name)
             mixture = module.layer if isinstance(module, SparseReplacement) else module
-            check_same_outputs(cast("MixtureOfExperts", mixture), dense.get_submodule(name), name)
+            check_same_outputs(
+                cast("MixtureOfExperts", mixture), dense.get_submodule(name), name, _first_prompt(sparse)
+            )
     finally:
         dense.train(was_training)
     for carried in ("processor", "loaded_processor", "card_sections"):
         setattr(sparse, carried, getattr(dense, carried))
     return sparse
+
+
+def _first_prompt(model: Any) -> MapContext:
+    """The first label as the prompt of one map, for routers that read prompts."""
+    text_1T = model.text_bank(model.text_bank())[:1].to(model.dtype)
+    label_1 = torch.zeros(1, dtype=torch.int64, device=text_1T.device)
+    return MapContext(text_BT=text_1T, label_B=label_1, labels=tuple(model.config.labels))
 
 
 def _filled(sparse: nn.Module, dense: nn.Module) -> list[str]:

@@ -370,6 +370,15 @@ def test_upcycled_swin_blocks_begin_with_the_dense_outputs() -> None:
         upcycle(dense, encoder=f"{SWIN}, feed_forward=moe(experts=swiglu(n=3)))")
 
 
+def test_scales_are_upcycled_with_a_router_that_reads_prompts() -> None:
+    dense = small(experts="mlp(n=1, hidden=8)")
+    dense.text_bank.set(torch.randn(3, 12))
+    sparse = upcycle(dense, experts="mlp(n=4, hidden=8)", router="label_group")
+    with torch.no_grad():
+        want, got = (model(volume(), rows(dense)).logits for model in (dense, sparse))
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
 def test_scales_that_cannot_be_upcycled_are_told_the_experts_that_can() -> None:
     dense = small(experts="swiglu(n=1, hidden=8)")
     with pytest.raises(InputError, match=r"in: scale_experts.0.body\n  try: experts=swiglu\(n=8, hidden=8\)$"):

@@ -15,7 +15,7 @@ from mome.errors import InputError
 from mome.experts.mlp import FeedForwardExperts
 from mome.layers.feed_forward import FeedForward
 from mome.layers.moe import MixtureOfExperts
-from mome.map_context import DEFAULT_CONTEXT
+from mome.map_context import MapContext
 
 # Largest difference between the sparse and the dense layer, as a share of the largest output.
 _TOLERANCE = 1e-4
@@ -117,13 +117,14 @@ def fill_experts(mixture: nn.Module, dense: DenseWeights, where: str) -> None:
 
 
 @torch.no_grad()
-def check_same_outputs(mixture: MixtureOfExperts, dense: nn.Module, where: str) -> None:
+def check_same_outputs(mixture: MixtureOfExperts, dense: nn.Module, where: str, context: MapContext) -> None:
     """Checks on 64 random tokens that a filled mixture gives the outputs of the dense layer.
 
     Args:
         mixture: The mixture, in eval.
         dense: The dense layer, in eval; a mixture of one expert, or a module that maps tokens to tokens.
         where: The mixture's name, for the message.
+        context: A prompt, for a router that reads prompts.
 
     Raises:
         InputError: They differ, because the router's weights do not sum to one for every token.
@@ -132,8 +133,8 @@ def check_same_outputs(mixture: MixtureOfExperts, dense: nn.Module, where: str) 
     width = next(m for m in mixture.modules() if isinstance(m, FeedForwardExperts)).down_proj.shape[1]
     generator = torch.Generator().manual_seed(0)
     x_BDHWC = torch.randn(1, 4, 4, 4, width, generator=generator).to(weight.device, weight.dtype)
-    got, _ = mixture(x_BDHWC, DEFAULT_CONTEXT)
-    want = dense(x_BDHWC, DEFAULT_CONTEXT)[0] if isinstance(dense, MixtureOfExperts) else dense(x_BDHWC)
+    got, _ = mixture(x_BDHWC, context)
+    want = dense(x_BDHWC, context)[0] if isinstance(dense, MixtureOfExperts) else dense(x_BDHWC)
     tolerance = max(_TOLERANCE, 4 * torch.finfo(weight.dtype).eps) * want.abs().max().clamp(min=1e-6)
     if (got - want).abs().max() > tolerance:
         raise InputError(
