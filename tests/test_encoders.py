@@ -338,6 +338,8 @@ REFUSED = {
     "monai(network='UNETR', arguments={'img_size': [33, 32, 32]})": "three multiples of 16",
     "monai(network='UNet', arguments={'channels': [4, 8], 'stride': [2]})": "did you mean 'strides'",
     "monai(network='UNet', arguments={'channels': [4, 8, 8], 'strides': [2, 2, 2]})": "strides one less",
+    "monai(network='UNet', arguments={'channels': [4, 8], 'strides': [2], 'kernel_size': 2})": "Same padding not",
+    "monai(network='UNet', arguments={'channels': [4, -8], 'strides': [2]})": "UNet cannot be built",
     "monai(arguments={'act': 'reelu'})": "REELU",
     "monai(arguments={'in_channels': 2})": "follows from the model",
 }

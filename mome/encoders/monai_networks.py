@@ -102,6 +102,10 @@ _OWN_PARTS = {
     "SegResNetDS": "segresnet",
     "MedNeXt": "mednext",
 }
+# What MONAI and torch raise of arguments that make no network.
+_REFUSALS = (
+    TypeError, ValueError, AssertionError, LookupError, AttributeError, ZeroDivisionError, RuntimeError,
+)  # fmt: skip
 # Arguments that follow from the rest of the model.
 _MANAGED = ("spatial_dims", "in_channels", "out_channels", "deep_supervision", "deep_supr_num", "save_attn")
 
@@ -160,7 +164,7 @@ def build_network(name: str, given: Arguments, known: Network, in_channels: int)
         return network_class(**managed, **arguments), dict(bound.arguments)
     except InputError:
         raise
-    except (TypeError, ValueError, AssertionError, KeyError, IndexError, AttributeError, ZeroDivisionError) as error:
+    except _REFUSALS as error:
         raise refused(name, given, error) from error
 
 
