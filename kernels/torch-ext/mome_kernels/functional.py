@@ -2,8 +2,9 @@
 
 Shapes: T tokens, D width, E experts, K experts per token, N = T · K assignments, M rows, F hidden width; B batch,
 P prompts, S scales, C channels, V voxels. `ids_TK` are the experts that a token goes to, `weights_TK` the routing
-weights of those assignments. "Gated" means only the activation a(g) · u. Gradients exist in reverse mode; forward mode
-(`torch.func.jvp`) raises NotImplementedError.
+weights of those assignments. "Gated" means only the activation a(g) · u. Gradients exist in the reverse mode of
+`torch.autograd`; forward mode (`torch.func.jvp`) raises NotImplementedError. As for torch's own `custom_op`, the other
+transforms of `torch.func` that differentiate (`grad`, `vjp`, `jacrev`) raise RuntimeError (torch 2.14).
 """
 
 from __future__ import annotations
