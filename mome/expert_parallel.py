@@ -148,7 +148,9 @@ def checked_distributed_config(config: Any, dtype: torch.dtype | str, build: Cal
         for name, parameter in model.named_parameters():
             if parameter.ndim == 0:
                 raise InputError(
-                    "FSDP2 cannot shard a parameter without a dimension", where=name, hint="give it the shape (1,)"
+                    "FSDP2 cannot shard a parameter without a dimension",
+                    where=name,
+                    hint="another part, as in head=dynamic; in a part of your own, the shape (1,)",
                 )
     if config.ep_size > 1:
         _check_type(config.ep_size, dtype)

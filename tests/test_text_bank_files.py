@@ -380,7 +380,7 @@ def test_learned_rows_are_averaged_over_the_steps_and_stay_in_float32() -> None:
     with torch.no_grad():
         model.text_bank.learned_TR.add_(1)
     average.update_parameters(model)
-    torch.testing.assert_close(average.module.text_bank.learned_TR, first + 0.25)
+    torch.testing.assert_close(average.module.text_bank.learned_TR, first + 9 / 11)
     assert "text_bank.learned_TR" not in dict(small(text_encoder="learned").named_parameters())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rows = model.text_bank(model.text_bank.rows(["liver"]))

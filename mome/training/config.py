@@ -109,8 +109,8 @@ class TrainConfig:
         mixed_precision: `no`, `bf16` or `fp16`.
         channels_last: Keeps 5-D tensors in channels-last memory format, which is faster on GPUs in half precision.
         gradient_checkpointing: Recomputes the encoder and the experts in the backward pass to save memory.
-        ema: Decay of an exponential moving average of the weights, below 1; if it is not 0, the average is saved as the
-            model.
+        ema: Decay of an exponential moving average of the weights, below 1, which short runs approach step by step; if
+            it is not 0, the average is saved as the model.
         seed: Seed of initialisation, sampling and augmentation.
         checkpoint_every: Optimiser steps between training states; 0 saves only at the end.
         keep_checkpoints: How many training states stay on disk, the newest ones.

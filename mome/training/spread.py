@@ -14,7 +14,7 @@ import logging
 import shutil
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from accelerate import Accelerator
@@ -22,13 +22,13 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from mome.atomic import output_errors
 from mome.errors import InputError
 from mome.expert_parallel import checked_distributed_config
 from mome.temporary_names import temporary_path
 from mome.training.config import RunConfig
+from mome.training.moving_average import growing_average
 
 if TYPE_CHECKING:
     from mome.modeling import MoME
@@ -171,7 +171,7 @@ class SpreadAverage(nn.Module):
         super().__init__()
         self.module = module
         self.register_buffer("n_averaged", torch.tensor(0))
-        self._average: Any = get_ema_multi_avg_fn(decay)
+        self._average = growing_average(decay)
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from accelerate import Accelerator
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from mome.atomic import atomic_write
 from mome.processing import MoMEProcessor
 from mome.training.adapters import Adapters
+from mome.training.moving_average import growing_average
 from mome.training.run_card import validation_section
 from mome.training.spread import SpreadAverage, free_whole_parameters, is_spread
 
@@ -46,7 +47,7 @@ def start_average(
         return None
     if second is not None:
         return SpreadAverage(second, decay)
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=False)
+    average = AveragedModel(model, multi_avg_fn=growing_average(decay), use_buffers=False)
     return average.to(device)
 
 
