@@ -1,11 +1,14 @@
 """The README.md of a saved model: what it segments, how it is used, and what is known of its training.
 
-The Hub shows this file as the model's page. A card that somebody has written or changed is never replaced.
+The Hub shows this file as the model's page. A card that somebody has written or changed is never replaced: a line in
+each of ours holds a checksum of the rest.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
+import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,13 +20,18 @@ from mome.registry import PARTS
 from mome.text_file import read_text
 
 CARD_FILE = "README.md"
-MARK = "<!-- Written by mome, and again whenever the model is saved here. Without this line the file stays. -->"
-_HEAD = f"""---
+MARK = re.compile(r"<!-- Written by mome, and again .* Checksum: (?P<checksum>[0-9a-f]{16}) -->\n")
+_MARK_TEXT = "<!-- Written by mome, and again whenever the model is saved here, until you change it. Checksum: {} -->\n"
+# Written as huggingface_hub writes it, so that a card that comes back from the Hub has the same checksum.
+_HEAD = """---
 library_name: mome
 pipeline_tag: image-segmentation
-tags: [medical-imaging, ct, segmentation, mixture-of-experts]
+tags:
+- medical-imaging
+- ct
+- segmentation
+- mixture-of-experts
 ---
-{MARK}
 """
 # The sentence in the empty card that transformers writes into a folder before it uploads it.
 _EMPTY = "This model card has been automatically generated"
@@ -44,9 +52,9 @@ def model_card(
     """
     trained = list(config.trained_labels)
     first = (trained or list(config.labels) or ["liver"])[0].replace("_", " ")
-    return "\n".join(
+    body = "\n".join(
         [
-            _HEAD,
+            "",
             f"# MoME for CT, {_count(len(trained), 'structure')}",
             "",
             f"A text-prompted segmenter for CT with {_millions(parameters)} parameters, made with `mome`. Research",
@@ -78,6 +86,7 @@ def model_card(
             "",
         ]
     )
+    return _HEAD + _MARK_TEXT.format(_checksum(_HEAD + body)) + body
 
 
 def write_card(folder: Path, before: Path, text: str) -> None:
@@ -88,12 +97,38 @@ def write_card(folder: Path, before: Path, text: str) -> None:
         before: The folder that it will replace; it may be the same.
         text: What `model_card` returns.
     """
-    for path in {folder / CARD_FILE, before / CARD_FILE}:
-        if path.exists():
-            there = path.read_bytes()[: 4 * _LONGEST].decode("utf-8", "replace")
-            if MARK not in there and _EMPTY not in there:
-                return
-    (folder / CARD_FILE).write_text(text, encoding="utf-8")
+    if not any(_is_somebodys(place / CARD_FILE) for place in (folder, before)):
+        (folder / CARD_FILE).write_text(text, encoding="utf-8")
+
+
+def keep_card(before: Path, folder: Path) -> None:
+    """Copies a card that somebody has written or changed into the folder that will replace the whole of its own.
+
+    Args:
+        before: The folder that will be replaced; it need not exist.
+        folder: The new folder.
+    """
+    if _is_somebodys(before / CARD_FILE):
+        shutil.copyfile(before / CARD_FILE, folder / CARD_FILE)
+
+
+def _is_somebodys(path: Path) -> bool:
+    """Says whether there is a card that somebody has written or changed."""
+    if not path.exists():
+        return False
+    card = path.read_bytes()[: 4 * _LONGEST].decode("utf-8", "replace")
+    return not _is_unchanged(card) and _EMPTY not in card
+
+
+def _is_unchanged(card: str) -> bool:
+    """Says whether a card is as `model_card` returned it."""
+    found = MARK.search(card)
+    return found is not None and found["checksum"] == _checksum(MARK.sub("", card, count=1))
+
+
+def _checksum(card: str) -> str:
+    """Returns a checksum of the words of a card; systems and editors end lines in other ways."""
+    return hashlib.sha256(" ".join(card.split()).encode()).hexdigest()[:16]
 
 
 def sections_of_loaded(name: str | None, folder: Path | None) -> tuple[str, ...]:
@@ -110,7 +145,7 @@ def sections_of_loaded(name: str | None, folder: Path | None) -> tuple[str, ...]
         return (text,)
     card = read_text(path, "the model card")
     found = re.search(rf"^{_TRAINING}$.*?(?=^## |\Z)", card, re.MULTILINE | re.DOTALL)
-    if MARK not in card or found is None:
+    if MARK.search(card) is None or found is None:
         return (text,)
     return (text, found[0].replace(_TRAINING, f"{_TRAINING} of the loaded model", 1).strip())
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from huggingface_hub import ModelCard
 from small_models import small
 from training_runs import NAMES, write_recipe
 from transformers.utils import PushToHubMixin
@@ -48,13 +49,28 @@ def test_words_of_ones_own_stay(tmp_path: Path) -> None:
     (tmp_path / CARD_FILE).write_text("# Ours\n")
     model.save_pretrained(tmp_path)
     assert card_of(tmp_path) == "# Ours\n"
-    (tmp_path / CARD_FILE).write_text(f"{MARK}\n# An earlier card\n")
+    (tmp_path / CARD_FILE).unlink()
     model.save_pretrained(tmp_path)
     assert "MoME for CT, 1 structure\n" in card_of(tmp_path)
-    (tmp_path / CARD_FILE).write_text(card_of(tmp_path).replace(MARK + "\n", "") + "\nWe add this.\n")
+    first = card_of(tmp_path)
     model.config.trained_labels = []
     model.save_pretrained(tmp_path)
-    assert "We add this." in card_of(tmp_path) and "masks mean nothing" not in card_of(tmp_path)
+    assert "MoME for CT, 0 structures\n" in card_of(tmp_path)
+    for old, new in (("\n---\n", "\nlicense: apache-2.0\n---\n"), ("## What is not", "We add this.\n\n## What is not")):
+        changed = first.replace(old, new, 1)
+        (tmp_path / CARD_FILE).write_text(changed)
+        model.save_pretrained(tmp_path)
+        assert card_of(tmp_path) == changed != first
+
+
+def test_a_card_that_comes_back_from_the_hub_is_not_a_changed_one(tmp_path: Path) -> None:
+    """transformers reads the card of the Hub and writes it again before it uploads."""
+    model = small(labels=["liver"], trained_labels=["liver"])
+    model.save_pretrained(tmp_path)
+    ModelCard.load(tmp_path / CARD_FILE).save(tmp_path / CARD_FILE)
+    model.config.trained_labels = []
+    model.save_pretrained(tmp_path)
+    assert "MoME for CT, 0 structures\n" in card_of(tmp_path)
 
 
 def test_loaded_weights_name_where_they_come_from_and_no_folder(tmp_path: Path) -> None:
@@ -69,7 +85,7 @@ def test_labels_cannot_write_markdown_or_code(tmp_path: Path) -> None:
     label = "x'`</td><script>|$(rm)\n# y"
     model = small(labels=[label], trained_labels=[label])
     model.save_pretrained(tmp_path)
-    shown = card_of(tmp_path).replace(MARK, "")
+    shown = MARK.sub("", card_of(tmp_path))
     assert "<" not in shown and "$(" not in shown and "\n# y" not in shown
     assert shown.count("`") % 2 == 0 and shown.count("'") == 5  # two prompts and a genitive
     assert plain("a|b") == "a b" and cell("a|b <i>\n c") == r"a\|b &lt;i> c"
@@ -86,6 +102,9 @@ def test_a_trained_model_says_what_it_was_trained_on(tmp_path: Path) -> None:
     assert counts == {name.replace("_", " "): "2" if name == "mandible" else "3" for name in NAMES}
     assert str(tmp_path) not in card and "c0" not in card
     assert "## Validation" not in card
+    (folder / CARD_FILE).write_text(card + "We add this.\n")  # the finished run is started again
+    train(load_run_config(recipe, settings))
+    assert card_of(folder) == card + "We add this.\n"
     best = tmp_path / "run" / "best"
     assert re.search(r"^Mean Dice 0\.\d{3} after [12] steps", card_of(best), re.MULTILINE)
     # The model goes on: its card tells of the training that it started from, and of the new one.

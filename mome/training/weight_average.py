@@ -15,6 +15,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from mome.atomic import atomic_write
+from mome.model_card import keep_card
 from mome.processing import MoMEProcessor
 from mome.training.adapters import Adapters
 from mome.training.moving_average import growing_average
@@ -70,7 +71,7 @@ def save_model(
         accelerator: Its main process writes.
         model: What `averaged_model` returns.
         processor: Its processor.
-        folder: Where; a folder that is there is replaced.
+        folder: Where; a folder that is there is replaced, except for a model card that somebody has changed.
         adapters: Are merged into the copy.
         record: Is written beside the model as `validation.json`, so that both always belong together.
 
@@ -87,7 +88,7 @@ def save_model(
         kept.card_sections = sections
         with atomic_write(folder, "the model") as part:
             kept.to(memory_format=torch.contiguous_format).save_pretrained(part)  # type: ignore[call-arg]
-            _save_beside(part, processor, record)
+            _save_beside(part, folder, processor, record)
     accelerator.wait_for_everyone()
 
 
@@ -109,12 +110,13 @@ def _save_spread(
         free_whole_parameters(model)
         model.save_pretrained(part)
         if accelerator.is_main_process:
-            _save_beside(part, processor, record)
+            _save_beside(part, folder, processor, record)
     model.card_sections = before
 
 
-def _save_beside(folder: Path, processor: MoMEProcessor, record: dict[str, Any] | None) -> None:
-    """Writes what belongs to a saved model beside its own files."""
-    processor.save_pretrained(folder)
+def _save_beside(part: Path, before: Path, processor: MoMEProcessor, record: dict[str, Any] | None) -> None:
+    """Writes what belongs to a saved model beside its own files, into the folder that will replace `before`."""
+    processor.save_pretrained(part)
+    keep_card(before, part)
     if record is not None:
-        (folder / RECORD).write_text(json.dumps(record) + "\n")
+        (part / RECORD).write_text(json.dumps(record) + "\n")
