@@ -176,6 +176,7 @@ def test_masks_may_have_other_words_for_their_structures(tmp_path: Path) -> None
         save(tmp_path / "s1" / "masks" / f"{name}.nii.gz", (liver_map() == 1).astype(np.uint8))
     (case,) = open_cases(tmp_path, "masks")
     assert sorted(case.annotated) == ["kidney_left", "liver", "urinary_bladder", "vertebrae_L1"]
+    save(tmp_path / "s1" / "masks" / "urinary_bladder.nii.gz", liver_map())  # twice, but not of this data set
     assert open_cases(tmp_path, "masks", "lits")[0].annotated == ("liver",)
     save(tmp_path / "s1" / "masks" / "liver.nii.gz", (liver_map() == 1).astype(np.uint8))
     with pytest.raises(InputError, match="two masks are of 'liver'"):

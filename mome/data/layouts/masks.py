@@ -89,8 +89,8 @@ def _structures(masks: dict[str, Path], dataset: LabelMap | None, own: Collectio
         }
         return {**of_own, **{name: paths for name, paths in matches.items() if paths}}
     allowed = set(dataset.annotated if dataset else load_table().names())
-    of_table = _by_structure(masks, _name_in_table)
-    return {**of_own, **{name: paths for name, paths in of_table.items() if name in allowed}}
+    files = {name: path for name, path in masks.items() if _name_in_table(name) in allowed}
+    return {**of_own, **_by_structure(files, _name_in_table)}
 
 
 def _by_structure(masks: dict[str, Path], find: Callable[[str], str | None]) -> dict[str, tuple[Path, ...]]:
