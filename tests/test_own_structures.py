@@ -335,8 +335,8 @@ def test_a_model_keeps_the_other_words_of_its_structures(tmp_path: Path) -> None
         assert prompt.name == name and prompt.number is not None
     entries = {entry["name"]: entry for entry in json.loads((tmp_path / "labels.json").read_text())["labels"]}
     assert entries["thymus"] == {"name": "thymus", "synonyms": ["thymic gland"]}
-    known = {"a": {"thymus": ["thymic gland"]}, "b": ["liver"]}
-    assert best_model(["thymic gland"], known, "model", "{} {}") == ("a", ["thymus"])
+    known = {"a": ["liver"], "b": {"thymus": ["thymic gland"]}, "c": {"thymus": []}}
+    assert best_model(["thymic gland"], known, "model", "{} {}") == ("b", ["thymus"])
     loaded.relabel(["liver", "plaque_left"])
     assert loaded.config.synonyms == {"plaque_left": ["left calcification"]}
     assert "synonyms" not in small(labels=["liver"]).config.to_dict()

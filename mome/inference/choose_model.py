@@ -71,9 +71,10 @@ def best_model(
             several models.
     """
     table = load_table()
-    words: dict[str, Sequence[str]] = {}
+    words: dict[str, list[str]] = {}
     for labels in known.values():
-        words |= labels if isinstance(labels, Mapping) else dict.fromkeys(labels, ())
+        for label in labels:
+            words.setdefault(label, []).extend(labels[label] if isinstance(labels, Mapping) else ())
     wanted: list[str] = []
     for prompt in [prompts] if isinstance(prompts, str) else list(prompts or ()):
         if isinstance(prompt, str):  # anything else is refused where prompts are understood
