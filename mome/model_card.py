@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,8 +32,11 @@ tags:
 - mixture-of-experts
 ---
 """
-# The sentence in the empty card that transformers writes into a folder before it uploads it.
-_EMPTY = "This model card has been automatically generated"
+# The sentences in the empty card that transformers writes into a folder before it uploads it.
+_EMPTY = (
+    "This is the model card of a 🤗 transformers model that has been pushed on the Hub. "
+    "This model card has been automatically generated."
+)
 _TRAINING = "## Training"
 _LONGEST = 200_000  # characters of a card that is read
 
@@ -97,27 +99,28 @@ def write_card(folder: Path, before: Path, text: str) -> None:
         before: The folder that it will replace; it may be the same.
         text: What `model_card` returns.
     """
-    if not any(_is_somebodys(place / CARD_FILE) for place in (folder, before)):
+    if own_card(folder) is None and own_card(before) is None:
         (folder / CARD_FILE).write_text(text, encoding="utf-8")
 
 
-def keep_card(before: Path, folder: Path) -> None:
-    """Copies a card that somebody has written or changed into the folder that will replace the whole of its own.
+def own_card(folder: Path) -> bytes | None:
+    """Returns the card of a folder if somebody has written or changed it; else None."""
+    path = folder / CARD_FILE
+    if not path.is_file():
+        return None
+    card = path.read_bytes()
+    start = card[: 4 * _LONGEST].decode("utf-8", "replace")
+    return None if _is_unchanged(start) or _is_empty(start) else card
 
-    Args:
-        before: The folder that will be replaced; it need not exist.
-        folder: The new folder.
-    """
-    if _is_somebodys(before / CARD_FILE):
-        shutil.copyfile(before / CARD_FILE, folder / CARD_FILE)
 
-
-def _is_somebodys(path: Path) -> bool:
-    """Says whether there is a card that somebody has written or changed."""
-    if not path.exists():
+def _is_empty(card: str) -> bool:
+    """Says whether a card is the form of transformers, in which nobody has filled in anything."""
+    if _EMPTY not in card:
         return False
-    card = path.read_bytes()[: 4 * _LONGEST].decode("utf-8", "replace")
-    return not _is_unchanged(card) and _EMPTY not in card
+    from huggingface_hub import ModelCard, ModelCardData
+
+    form = ModelCard.from_template(ModelCardData(tags=[], library_name="transformers"), model_description=_EMPTY)
+    return card.split() == str(form).split()
 
 
 def _is_unchanged(card: str) -> bool:

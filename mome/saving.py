@@ -37,7 +37,7 @@ from mome.loading import (
     stored_or_none,
     with_overrides,
 )
-from mome.model_card import model_card, sections_of_loaded, write_card
+from mome.model_card import CARD_FILE, model_card, own_card, sections_of_loaded, write_card
 from mome.model_size import check_memory
 from mome.processing import MoMEProcessor
 from mome.processor_settings import PROCESSOR_FILE
@@ -60,6 +60,7 @@ class SavedModel(PreTrainedModel):
     """What is odd about the checkpoint, one sentence each; results of segmentation repeat it."""
     card_sections: tuple[str, ...] = ()
     """What the saved README.md says of where the weights come from; see `mome.model_card`."""
+    _card_to_upload: bytes | None = None
 
     def relabel(self, labels: list[str], trained_labels: list[str] | None = None) -> list[str]:
         """Changes the list of labels; see `MoME.relabel`."""
@@ -238,6 +239,7 @@ class SavedModel(PreTrainedModel):
         check_output_folder(folder)
         self.config.auto_map = dict(AUTO_MAP)
         if kwargs.get("push_to_hub"):  # transformers uploads the folder that it writes to
+            self._card_to_upload = own_card(folder)
             super().save_pretrained(folder, *args, **kwargs)
             if writes_files(self):
                 self._save_extras(folder)
@@ -254,6 +256,9 @@ class SavedModel(PreTrainedModel):
 
     def _upload_modified_files(self, working_dir: Any, *args: Any, **kwargs: Any) -> Any:
         # With `push_to_hub=True` transformers uploads before its own `save_pretrained` returns.
+        if self._card_to_upload is not None:  # transformers has replaced it by that of the Hub, or by an empty one
+            (Path(working_dir) / CARD_FILE).write_bytes(self._card_to_upload)
+            self._card_to_upload = None
         self._save_extras(working_dir)
         return super()._upload_modified_files(working_dir, *args, **kwargs)
 

@@ -8,9 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import ModelCard
+from huggingface_hub.errors import LocalEntryNotFoundError
 from small_models import small
 from training_runs import NAMES, write_recipe
 from transformers.utils import PushToHubMixin
+from transformers.utils.hub import create_and_tag_model_card
 
 from mome import MoME, MoMEProcessor
 from mome.model_card import CARD_FILE, MARK, cell, model_card, plain, sections_of_loaded
@@ -114,23 +116,47 @@ def test_a_trained_model_says_what_it_was_trained_on(tmp_path: Path) -> None:
     assert second.count("Babier et al") == 2
 
 
-@pytest.mark.parametrize("there", ["empty", "own"])
-def test_the_hub_gets_the_card_and_not_an_empty_one(
-    there: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """transformers lays a card into the folder that it uploads: that of the Hub, or an empty one."""
-    own = "# A card of the Hub\n"
-    empty = "# Model Card for Model ID\nThis model card has been automatically generated.\n[More Information Needed]\n"
-    uploaded = {}
+OWN = "# A card of somebody's own\n"
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A Hub that holds the card `there`, or none, and receives the card `uploaded`."""
+    hub = SimpleNamespace(there=None, uploaded=None, create_repo=lambda repo_id, **_: SimpleNamespace(repo_id=repo_id))
+
+    def load(*_, **__):
+        if hub.there is None:
+            raise LocalEntryNotFoundError("no card")
+        return ModelCard(hub.there)
 
     def upload(self, working_dir, *args, **kwargs):
-        uploaded["card"] = card_of(Path(working_dir))
+        hub.uploaded = card_of(Path(working_dir))
 
-    made = SimpleNamespace(save=lambda path: Path(path).write_text(own if there == "own" else empty))
-    hub = SimpleNamespace(create_repo=lambda repo_id, **_: SimpleNamespace(repo_id=repo_id))
     monkeypatch.setattr("transformers.utils.hub.hf_api", lambda: hub, raising=False)
-    monkeypatch.setattr("transformers.utils.hub.create_repo", hub.create_repo, raising=False)  # of earlier releases
-    monkeypatch.setattr("transformers.utils.hub.create_and_tag_model_card", lambda *_, **__: made)
+    monkeypatch.setattr("transformers.modeling_utils.hf_api", lambda: hub, raising=False)
+    for module in ("transformers.utils.hub", "transformers.modeling_utils"):  # of earlier releases
+        monkeypatch.setattr(f"{module}.create_repo", hub.create_repo, raising=False)
+    monkeypatch.setattr(ModelCard, "load", load)
     monkeypatch.setattr(PushToHubMixin, "_upload_modified_files", upload)
-    small(labels=["liver"], trained_labels=["liver"]).push_to_hub("org/x")
-    assert (uploaded["card"] == own) if there == "own" else ("MoME for CT, 1 structure" in uploaded["card"])
+    return hub
+
+
+def test_the_hub_gets_the_card_and_not_an_empty_one(hub: SimpleNamespace) -> None:
+    """transformers lays a card into the folder that it uploads: that of the Hub, or an empty one."""
+    model = small(labels=["liver"], trained_labels=["liver"])
+    model.push_to_hub("org/x")
+    assert "MoME for CT, 1 structure" in hub.uploaded
+    filled = create_and_tag_model_card("org/x").content.replace("[More Information Needed]", "MIT", 1)
+    for hub.there in (f"---\nlicense: mit\n---\n{OWN}", filled):
+        model.push_to_hub("org/x")
+        assert hub.uploaded.split() == hub.there.split()
+
+
+def test_a_card_of_a_folder_is_uploaded_with_it(hub: SimpleNamespace, tmp_path: Path) -> None:
+    """Before, it was replaced on the disk by that of the Hub."""
+    model = small(labels=["liver"], trained_labels=["liver"])
+    (tmp_path / CARD_FILE).write_text(OWN)
+    model.save_pretrained(tmp_path, push_to_hub=True, repo_id="org/x")
+    assert hub.uploaded == card_of(tmp_path) == OWN
+    model.push_to_hub("org/x")
+    assert "MoME for CT, 1 structure" in hub.uploaded

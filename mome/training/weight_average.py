@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from mome.atomic import atomic_write
-from mome.model_card import keep_card
+from mome.model_card import CARD_FILE, own_card
 from mome.processing import MoMEProcessor
 from mome.training.adapters import Adapters
 from mome.training.moving_average import growing_average
@@ -117,6 +117,7 @@ def _save_spread(
 def _save_beside(part: Path, before: Path, processor: MoMEProcessor, record: dict[str, Any] | None) -> None:
     """Writes what belongs to a saved model beside its own files, into the folder that will replace `before`."""
     processor.save_pretrained(part)
-    keep_card(before, part)
+    if (card := own_card(before)) is not None:
+        (part / CARD_FILE).write_bytes(card)
     if record is not None:
         (part / RECORD).write_text(json.dumps(record) + "\n")
