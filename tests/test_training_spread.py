@@ -155,6 +155,8 @@ def test_sizes_that_do_not_fit_are_refused(sizes: dict[str, int], message: str) 
 
 def test_find_batch_measures_no_spread_model(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path)
-    run = load_run_config(recipe, ["distributed.fsdp_size=2"])
-    with pytest.raises(InputError, match="one process, which holds the whole model"):
-        find_batch_size(run)
+    sizes = ["distributed.fsdp_size=2", "distributed.dp_replicate_size=2"]
+    with pytest.raises(InputError, match="one process, which holds the whole model") as caught:
+        find_batch_size(load_run_config(recipe, sizes))
+    remedy = (caught.value.hint or "").partition(" finds")[0].split()
+    assert not load_run_config(recipe, [*sizes, *remedy]).distributed.spreads

@@ -59,10 +59,11 @@ def find_batch_size(run: RunConfig, device: torch.device | None = None) -> Found
         InputError: Not even one patch fits, or the run spreads its model over processes.
     """
     if run.distributed.spreads:
+        whole = " ".join(f"distributed.{key}=1" for key, size in run.distributed.arguments().items() if size > 1)
         raise InputError(
             "a batch is looked for in one process, which holds the whole model, and this run spreads it",
             where=f"distributed.fsdp_size={run.distributed.fsdp_size}",
-            hint="distributed.fsdp_size=1 distributed.ep_size=1 finds a batch that fits in any case",
+            hint=f"{whole} finds a batch that fits in any case",
         )
     if device is None:
         device = torch.device("cuda", 0) if torch.cuda.is_available() and not run.train.cpu else torch.device("cpu")
