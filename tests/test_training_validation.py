@@ -89,6 +89,18 @@ def test_processes_share_the_validation_cases(ready: tuple, monkeypatch) -> None
     assert len(seen) == 6 and shared == pytest.approx(alone)
 
 
+def test_processes_of_a_spread_model_return_the_scores_of_the_first(ready: tuple, monkeypatch) -> None:
+    """Otherwise one of them might save a best model, and wait for ever for the others."""
+    monkeypatch.setattr(validation, "stream_logits", find_bright)
+    monkeypatch.setattr(validation, "is_spread", lambda model: True)
+    first: list[list] = []
+    monkeypatch.setattr(validation, "broadcast_object_list", lambda mine: first or first.extend(mine) or mine)
+    scores = [validation.validate(*ready, SimpleNamespace(process_index=0, num_processes=2))]
+    monkeypatch.setattr(validation, "dice", lambda mask, truth: 0.5)
+    scores.append(validation.validate(*ready, SimpleNamespace(process_index=1, num_processes=2)))
+    assert scores[0] == scores[1] and scores[0]["dice/mean"] != 0.5
+
+
 def test_synonyms_are_a_function_of_the_step(tmp_path: Path, monkeypatch) -> None:
     from mome.registry import TEXT_ENCODERS
     from mome.zoo import create_model

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
 from mome.data.cache import CaseCache
@@ -37,7 +37,7 @@ def validate(
         run: Its labels and `train.validate_cases` are used.
         caches: The cases of every validation source, on the network grid.
         accelerator: Its processes share the cases; every process returns the scores of all. Of a model that is spread
-            over them, every process has all cases.
+            over them, every process has all cases, and returns the scores of the first one.
 
     Returns:
         `dice/<structure>` for every structure that a case annotates, and `dice/mean`. A structure that no case has and
@@ -72,6 +72,9 @@ def validate(
     if processes > 1:
         # Sorted as one process has them, so that sums are rounded alike.
         found = sorted(gather_object(found), key=lambda entry: entry[:2])
+    elif accelerator is not None and accelerator.num_processes > 1:
+        # GPUs round unalike. All processes must find the same best model, because they save it together.
+        (found,) = broadcast_object_list([found])
     scores = {
         name: [score for _, _, scored, score in found if scored == name and math.isfinite(score)] for name in names
     }
