@@ -37,7 +37,7 @@ _EMPTY = (
     "This is the model card of a 🤗 transformers model that has been pushed on the Hub. "
     "This model card has been automatically generated."
 )
-_TRAINING = "## Training"
+_ORIGIN, _TRAINING = "## Origin", "## Training"
 _LONGEST = 200_000  # characters of a card that is read
 
 
@@ -139,18 +139,20 @@ def sections_of_loaded(name: str | None, folder: Path | None) -> tuple[str, ...]
 
     Args:
         name: What the model is called for everyone, such as "mome-ct-tiny" or a Hub id; None for a folder of one's own.
-        folder: The folder that it was loaded from, whose card tells of its training; None for a model of the Hub.
+        folder: The folder that it was loaded from, whose card tells of its training and origin; None for a model of the
+            Hub.
     """
     origin = f"`{plain(name)}`" if name else "another model"
-    text = f"## Origin\nThe weights were loaded from {origin}. What was changed since is not recorded here."
+    text = f"{_ORIGIN}\nThe weights were loaded from {origin}. What was changed since is not recorded here."
     path = None if folder is None else folder / CARD_FILE
     if path is None or not path.is_file() or path.stat().st_size > _LONGEST:
         return (text,)
     card = read_text(path, "the model card")
-    found = re.search(rf"^{_TRAINING}$.*?(?=^## |\Z)", card, re.MULTILINE | re.DOTALL)
-    if MARK.search(card) is None or found is None:
+    told = [part for part in re.split(r"^(?=## )", card, flags=re.MULTILINE) if part.startswith((_TRAINING, _ORIGIN))]
+    if MARK.search(card) is None or not told:
         return (text,)
-    return (text, found[0].replace(_TRAINING, f"{_TRAINING} of the loaded model", 1).strip())
+    below = re.sub(r"^(#{2,5}) ", r"#\1 ", "".join(told), flags=re.MULTILINE)
+    return (f"{text}\nThe card of the loaded model says:\n\n{below.strip()}",)
 
 
 def training_section(lines: Sequence[str]) -> str:
