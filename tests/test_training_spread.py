@@ -113,6 +113,20 @@ def test_a_spread_run_goes_on_bit_for_bit(one: Path) -> None:
 
 
 @needs_dispatch
+@pytest.mark.wide
+def test_processes_whose_running_statistics_differ_agree_on_the_best_model(one: Path) -> None:
+    """Scores of a batch norm's own statistics had one process save a model, which waited for the other."""
+    norm = "model.encoder=monai(network='UNet', arguments={'channels': [4, 8], 'strides': [2], 'norm': 'batch'})"
+    often = ["train.validate_every=1", "train.checkpoint_every=0", "train.ema=0", "train.learning_rate=0.005"]
+    train(one, "norm", 2, "distributed.fsdp_size=2", "distributed.ep_size=2", norm, *often)
+    lines = [json.loads(line) for line in (one.parent / "norm" / "validation.jsonl").read_text().splitlines()]
+    best = max(lines, key=lambda line: line["dice/mean"])
+    assert best["dice/mean"] > 0.05
+    record = json.loads((one.parent / "norm" / "best" / "validation.json").read_text())
+    assert record["dice/mean"] == best["dice/mean"]
+
+
+@needs_dispatch
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

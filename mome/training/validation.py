@@ -73,7 +73,8 @@ def validate(
         # Sorted as one process has them, so that sums are rounded alike.
         found = sorted(gather_object(found), key=lambda entry: entry[:2])
     elif accelerator is not None and accelerator.num_processes > 1:
-        # GPUs round unalike. All processes must find the same best model, because they save it together.
+        # GPUs round unalike, and a batch norm has running statistics of its own in every process. All processes must
+        # find the same best model, because they save it together.
         (found,) = broadcast_object_list([found])
     scores = {
         name: [score for _, _, scored, score in found if scored == name and math.isfinite(score)] for name in names
