@@ -16,7 +16,6 @@ from mome.configuration import MoMEConfig
 from mome.printable import printable
 from mome.processing import MoMEProcessor
 from mome.registry import PARTS
-from mome.text_file import read_text
 
 CARD_FILE = "README.md"
 MARK = re.compile(r"<!-- Written by mome, and again .* Checksum: (?P<checksum>[0-9a-f]{16}) -->\n")
@@ -144,15 +143,21 @@ def sections_of_loaded(name: str | None, folder: Path | None) -> tuple[str, ...]
     """
     origin = f"`{plain(name)}`" if name else "another model"
     text = f"{_ORIGIN}\nThe weights were loaded from {origin}. What was changed since is not recorded here."
-    path = None if folder is None else folder / CARD_FILE
-    if path is None or not path.is_file() or path.stat().st_size > _LONGEST:
-        return (text,)
-    card = read_text(path, "the model card")
+    card = "" if folder is None else _read(folder / CARD_FILE)
     told = [part for part in re.split(r"^(?=## )", card, flags=re.MULTILINE) if part.startswith((_TRAINING, _ORIGIN))]
     if MARK.search(card) is None or not told:
         return (text,)
     below = re.sub(r"^(#{2,5}) ", r"#\1 ", "".join(told), flags=re.MULTILINE)
     return (f"{text}\nThe card of the loaded model says:\n\n{below.strip()}",)
+
+
+def _read(path: Path) -> str:
+    """Returns the text of a card, and an empty one where none can be read: a model loads whatever its card is."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return file.read(_LONGEST)
+    except OSError:
+        return ""
 
 
 def training_section(lines: Sequence[str]) -> str:
@@ -166,14 +171,14 @@ def plain(text: Any) -> str:
 
 
 def cell(text: Any) -> str:
-    """Returns a text for a cell of a table."""
-    return printable(re.sub(r"\s+", " ", str(text))).replace("|", r"\|").replace("<", "&lt;")
+    """Returns a text for a cell of a table, where it is no HTML, link or image."""
+    return re.sub(r"([|[])", r"\\\1", printable(re.sub(r"\s+", " ", str(text)))).replace("<", "&lt;")
 
 
 def _what_it_segments(config: MoMEConfig, trained: list[str]) -> list[str]:
     if not trained:
         return ["Nothing yet: its weights were trained on no structure, and its masks mean nothing."]
-    lines = [", ".join(plain(name.replace("_", " ")) for name in trained) + "."]
+    lines = [", ".join(cell(plain(name.replace("_", " "))) for name in trained) + "."]
     others = len(set(config.labels) - set(trained))
     if others:
         lines += ["", f"It has text rows of {_count(others, 'other structure')}, which it was not trained on: their",

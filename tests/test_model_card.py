@@ -75,6 +75,15 @@ def test_a_card_that_comes_back_from_the_hub_is_not_a_changed_one(tmp_path: Path
     assert "MoME for CT, 0 structures\n" in card_of(tmp_path)
 
 
+@pytest.mark.parametrize("words", ["Für uns".encode("latin-1"), "ours".encode("utf-16")])
+def test_words_of_ones_own_need_not_be_utf8(words: bytes, tmp_path: Path) -> None:
+    """A model loads whatever its card is: the card is no part of it."""
+    small(labels=["liver"], trained_labels=["liver"]).save_pretrained(tmp_path)
+    (tmp_path / CARD_FILE).write_bytes(words)
+    MoME.from_pretrained(tmp_path).save_pretrained(tmp_path)
+    assert (tmp_path / CARD_FILE).read_bytes() == words
+
+
 def test_loaded_weights_name_where_they_come_from_and_no_folder(tmp_path: Path) -> None:
     MoME.from_pretrained("mome-ct-tiny").save_pretrained(tmp_path / "patients-of-ward-7")
     assert "loaded from `mome-ct-tiny`" in card_of(tmp_path / "patients-of-ward-7")
@@ -96,6 +105,9 @@ def test_labels_cannot_write_markdown_or_code(tmp_path: Path) -> None:
     assert "<" not in shown and "$(" not in shown and "\n# y" not in shown
     assert shown.count("`") % 2 == 0 and shown.count("'") == 5  # two prompts and a genitive
     assert plain("a|b") == "a b" and cell("a|b <i>\n c") == r"a\|b &lt;i> c"
+    assert cell("![a](https://example.org/a.png)") == r"!\[a](https://example.org/a.png)"
+    model = small(labels=["[a](https://example.org)"], trained_labels=["[a](https://example.org)"])
+    assert "\n\\[a](https://example.org).\n" in model_card(model.config, None, 10)
 
 
 def test_a_trained_model_says_what_it_was_trained_on(tmp_path: Path) -> None:
