@@ -280,8 +280,9 @@ def test_all_stands_for_what_the_model_was_trained_on() -> None:
         assert sorted(prompt.name for prompt in found) == ["liver", "thymus"] and not any(p.warning for p in found)
     with pytest.raises(InputError, match="'all' asks for what the model was trained on, and its weights are random"):
         understand(["all"], small(labels=["liver"]))
-    for text in ("all, mandible", "everything and mandible", "mandible; all structures"):
-        with pytest.raises(InputError, match="names more than '(all|everything|all structures)'"):
+    several = ("all, mandible", "everything and mandible", "mandible; all structures", "all/mandible", "all\nmandible")
+    for text in (*several, "all - mandible", "All: mandible"):
+        with pytest.raises(InputError, match="names more than '(all|All|everything|all structures)'"):
             understand([text], model)
 
 

@@ -14,11 +14,11 @@ def asks_all(prompt: str) -> bool:
     """Says whether a prompt asks for every structure that the model was trained on.
 
     Raises:
-        InputError: It asks for these and for others in one prompt, as in "all, mandible".
+        InputError: It asks for these and for others in one prompt, as in "all, mandible", or takes some away.
     """
     if normalise(prompt) in _WORDS:
         return True
-    parts = [part.strip() for part in re.split(r"\band\b|[,;+&]", prompt[:1000], flags=re.IGNORECASE)]
+    parts = [part.strip() for part in re.split(r"\band\b|[^\w ]", prompt[:1000], flags=re.IGNORECASE)]
     found = next((part for part in parts if normalise(part) in _WORDS), None)
     if found is not None and len(parts) > 1:
         raise InputError(
