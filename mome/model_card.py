@@ -193,7 +193,7 @@ def _design(config: MoMEConfig, processor: MoMEProcessor | None) -> list[tuple[s
         spacing = " × ".join(f"{value:.4g}" for value in processor.spacing)
         low, high = processor.hu_window
         rows += [
-            ("voxels of the network", f"{spacing} mm, {processor.orientation}"),
+            ("voxel spacing of the network", f"{spacing} mm, {processor.orientation}"),
             ("HU window", f"{low:g} to {high:g}"),
         ]
     rows.append(("patch", " × ".join(map(str, config.patch_size)) + " voxels"))

@@ -36,7 +36,7 @@ def test_a_saved_model_has_a_card(tmp_path: Path) -> None:
     assert card.startswith("---\nlibrary_name: mome\n") and card.count("\n---\n") == 1
     assert "liver, spleen.\n" in card and "text rows of 1 other structure," in card
     assert "mome segment ct.nii.gz -m MODEL -p 'liver'" in card
-    assert "| voxels of the network | 2 × 2 × 3 mm, RAS |" in card and "| experts | `swiglu` |" in card
+    assert "| voxel spacing of the network | 2 × 2 × 3 mm, RAS |" in card and "| experts | `swiglu` |" in card
     assert headings(card) == ["What it segments", "Use", "Design", "What is not said here"]
     assert max(map(len, card.splitlines())) <= 120
 
@@ -115,7 +115,7 @@ def test_a_trained_model_says_what_it_was_trained_on(tmp_path: Path) -> None:
     settings = ["train.steps=2", "train.validate_every=1", "train.learning_rate=0.02", f"train.out={tmp_path / 'run'}"]
     folder = train(load_run_config(recipe, settings))
     card = card_of(folder)
-    assert "At most 2 steps of 4 patches, seed 0, precision no, loss `bce_dice`." in card
+    assert "At most 2 steps of 4 patches, seed 0, precision float32, loss `bce_dice`." in card
     assert re.search(r"^\| OpenKBP structures \| 3 \| MIT \| Babier et al", card, re.MULTILINE)
     counts = dict(re.findall(r"^\| ([a-z ]+) \| (\d) \|$", card, re.MULTILINE))
     assert counts == {name.replace("_", " "): "2" if name == "mandible" else "3" for name in NAMES}

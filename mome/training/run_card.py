@@ -26,8 +26,9 @@ def run_section(run: RunConfig, caches: Sequence[CaseCache], steps: int, per_ste
     """
     pairs = [(source, cache) for source, cache in zip(run.sources, caches, strict=True) if source.weight > 0]
     config = run.train
+    precision = "float32" if config.mixed_precision == "no" else f"mixed ({config.mixed_precision})"
     lines = [
-        f"At most {steps:,} steps of {per_step} patches, seed {config.seed}, precision {config.mixed_precision}, loss "
+        f"At most {steps:,} steps of {per_step} patches, seed {config.seed}, precision {precision}, loss "
         f"`{plain(run.loss if isinstance(run.loss, str) else run.loss.get('name', ''))}`.",
         "",
         "| data | cases | licence | source |",
