@@ -211,10 +211,13 @@ def _check_contents(contents: dict[str, Any], state: TrainingState, path: Path) 
 def _write_whole(
     accelerator: Accelerator, path: Path, tensors: dict[str, Tensor], values: dict[str, Any] | None = None
 ) -> None:
-    """Writes tensors in the main process; all processes gather those that are spread over them, one after the other."""
-    is_main = accelerator.is_main_process
-    kept = {name: value.cpu() for name, tensor in tensors.items() if (value := whole(tensor)) is not None and is_main}
-    if is_main:
+    """Writes tensors in the main process. Those that are spread are gathered one by one, by all processes."""
+    kept = {}
+    for name, tensor in tensors.items():
+        gathered = whole(tensor)  # waits for the other processes
+        if accelerator.is_main_process:
+            kept[name] = gathered.cpu()
+    if accelerator.is_main_process:
         write_tensors(path, kept, values)
 
 
