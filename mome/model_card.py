@@ -172,7 +172,7 @@ def plain(text: Any) -> str:
 
 def cell(text: Any) -> str:
     """Returns a text for a cell of a table, where it is no HTML, link or image."""
-    return re.sub(r"([|[])", r"\\\1", printable(re.sub(r"\s+", " ", str(text)))).replace("<", "&lt;")
+    return re.sub(r"([\\|[])", r"\\\1", printable(re.sub(r"\s+", " ", str(text)))).replace("<", "&lt;")
 
 
 def _what_it_segments(config: MoMEConfig, trained: list[str]) -> list[str]:

@@ -106,6 +106,7 @@ def test_labels_cannot_write_markdown_or_code(tmp_path: Path) -> None:
     assert shown.count("`") % 2 == 0 and shown.count("'") == 5  # two prompts and a genitive
     assert plain("a|b") == "a b" and cell("a|b <i>\n c") == r"a\|b &lt;i> c"
     assert cell("![a](https://example.org/a.png)") == r"!\[a](https://example.org/a.png)"
+    assert cell(r"\[a](https://example.org) \| b") == r"\\\[a](https://example.org) \\\| b"
     model = small(labels=["[a](https://example.org)"], trained_labels=["[a](https://example.org)"])
     assert "\n\\[a](https://example.org).\n" in model_card(model.config, None, 10)
 
