@@ -295,7 +295,8 @@ def _sections_of_card(name: str | Path | None, place: str | None) -> tuple[str, 
         return ()
     if not os.path.isdir(place):
         return sections_of_loaded(place, None)
-    return sections_of_loaded(None if os.path.isdir(str(name)) else str(name), Path(place))
+    is_own = os.path.isdir(str(name).removeprefix("local-dir:"))
+    return sections_of_loaded(None if is_own else str(name), Path(place))
 
 
 def _copy_mapped_tensors(model: PreTrainedModel) -> None:

@@ -87,9 +87,10 @@ def test_words_of_ones_own_need_not_be_utf8(words: bytes, tmp_path: Path) -> Non
 def test_loaded_weights_name_where_they_come_from_and_no_folder(tmp_path: Path) -> None:
     MoME.from_pretrained("mome-ct-tiny").save_pretrained(tmp_path / "patients-of-ward-7")
     assert "loaded from `mome-ct-tiny`" in card_of(tmp_path / "patients-of-ward-7")
-    MoME.from_pretrained(tmp_path / "patients-of-ward-7").save_pretrained(tmp_path / "again")
-    again = card_of(tmp_path / "again")
-    assert "loaded from another model" in again and "ward" not in again
+    for name in (f"local-dir:{tmp_path / 'patients-of-ward-7'}", tmp_path / "patients-of-ward-7"):
+        MoME.from_pretrained(name).save_pretrained(tmp_path / "again")
+        again = card_of(tmp_path / "again")
+        assert "loaded from another model" in again and "ward" not in again
     # Whatever the number of copies, the card says whose weights the first one had, and so whose terms hold.
     MoME.from_pretrained(tmp_path / "again").save_pretrained(tmp_path / "third")
     for card, depth in ((again, "###"), (card_of(tmp_path / "third"), "####")):
