@@ -72,6 +72,7 @@ def test_origins_are_written_as_browsers_write_them() -> None:
     given = ("https://Viewer.example:443", "http://a.example:80", "http://a.example:8080", "https://b.example:80")
     plain = ("https://viewer.example", "http://a.example", "http://a.example:8080", "https://b.example:80")
     assert ServerSettings(origins=given).origins == plain
+    assert ServerSettings(origins=("https://[::1]:443", "http://[::80]")).origins == ("https://[::1]", "http://[::80]")
 
 
 def test_durations() -> None:

@@ -84,7 +84,7 @@ class ServerSettings:
                 hint="--token-file FILE, the environment variable MOME_TOKEN, or --host 127.0.0.1",
             )
         # Browsers write an origin in small letters and without the port that belongs to its scheme.
-        plain = tuple(re.sub(r"^(http://[^:]+):80$|^(https://[^:]+):443$", r"\1\2", o.lower()) for o in self.origins)
+        plain = tuple(re.sub(r"^(http://.+):80$|^(https://.+):443$", r"\1\2", o.lower()) for o in self.origins)
         object.__setattr__(self, "origins", plain)
         for origin in self.origins:
             if not re.fullmatch(r"https?://[\w.\-\[\]:]+", origin):
