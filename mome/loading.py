@@ -173,7 +173,7 @@ def with_overrides(raw: dict[str, Any], overrides: dict[str, Any]) -> tuple[MoME
             if "labels" in labels and "trained_labels" not in labels:
                 labels["trained_labels"] = [name for name in raw.get("trained_labels", ()) if name in labels["labels"]]
             kept = labels.get("labels", raw.get("labels", ()))
-            words = {label: words for label, words in raw.get("synonyms", {}).items() if label in kept}
+            words = {label: words for label, words in (raw.get("synonyms") or {}).items() if label in kept}
             given = {**raw, "synonyms": words, "text_dim": None, **overrides, **labels}
             return MoMEConfig(**given), chosen, True
     return MoMEConfig(**{**raw, **overrides}), labels, False
