@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +105,17 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def compare_and_tabulate(
+    description: str | None, compare: Callable[[Path | None], dict[str, Any]], table: Callable[[dict[str, Any]], str]
+) -> None:
+    """Runs a comparison as a command with the option --out.
+
+    Args:
+        description: Of the command.
+        compare: Makes the report, and writes it to a file on the way.
+        table: The report as Markdown.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="write the results to this .json, and a table beside it as .md")
     args = parser.parse_args()
     report = compare(args.out)
@@ -115,4 +125,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    compare_and_tabulate(__doc__, compare, table)

@@ -8,7 +8,6 @@ voxel takes two, and four patches a step over all processes. The processes are j
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 import tempfile
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from processes import commit_of, machine, write_results
-from training_processes import REPOSITORY, TESTS, launched, losses_of
+from training_processes import REPOSITORY, TESTS, compare_and_tabulate, launched, losses_of
 
 PATCHES, STEPS = 4, 20
 MODEL = ["experts=swiglu(n=4, hidden=8)", "router=topk(k=2, balance_weight=0.01)", "head=plain"]
@@ -92,15 +91,5 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="write the results to this .json, and a table beside it as .md")
-    args = parser.parse_args()
-    report = compare(args.out)
-    if args.out is not None:
-        args.out.with_suffix(".md").write_text(table(report))
-    print(table(report))
-
-
 if __name__ == "__main__":
-    main()
+    compare_and_tabulate(__doc__, compare, table)
